@@ -1,0 +1,93 @@
+// The C interface of the kernel object: no torch header, no torch version, no Python version. Python allocates, checks and
+// plans; this launches. Mirrored by pyext/torch_unroll/engines/cuda.py; every function but the name and text getters
+// returns 0 or a cudaError_t.
+#include "platform/registry.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace {
+std::vector<KernelEntry>& table() {
+  static std::vector<KernelEntry> entries;  // a function's static: registrations run before this file's own globals
+  return entries;
+}
+
+struct Config {  // LaunchConfig of kernels/table.py
+  uint32_t grid[3], block[3], cluster[3], shared_bytes, cooperative;
+};
+
+struct Attributes {
+  cudaLaunchAttribute list[2];
+  cudaLaunchConfig_t config{};
+  Attributes(const Config& from, void* stream) {
+    config.gridDim = {from.grid[0], from.grid[1], from.grid[2]};
+    config.blockDim = {from.block[0], from.block[1], from.block[2]};
+    config.dynamicSmemBytes = from.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = list;
+    if (from.cluster[0] * from.cluster[1] * from.cluster[2] > 1) {
+      cudaLaunchAttribute& attribute = list[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {from.cluster[0], from.cluster[1], from.cluster[2]};
+    }
+    if (from.cooperative) {
+      cudaLaunchAttribute& attribute = list[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    }
+  }
+};
+
+cudaError_t allow(const KernelEntry& entry, const Config& config) {
+  if (config.shared_bytes > 48 << 10)
+    if (auto error = cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes)))
+      return error;
+  if (config.cluster[0] * config.cluster[1] * config.cluster[2] > 8)
+    return cudaFuncSetAttribute(entry.function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return cudaSuccess;
+}
+}  // namespace
+
+KernelRegistration::KernelRegistration(KernelEntry entry) { table().push_back(entry); }
+
+extern "C" {
+int torch_unroll_kernel_count() { return int(table().size()); }
+const char* torch_unroll_kernel_name(int kernel) { return table()[kernel].name; }
+uint64_t torch_unroll_parameter_bytes(int kernel) { return table()[kernel].parameter_bytes; }
+const char* torch_unroll_error_text(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
+
+// Loads a kernel on the current device now, so that a first call inside a graph capture does not have to.
+int torch_unroll_preload(int kernel) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, table()[kernel].function);
+  cudaGetLastError();  // a kernel without code for this device is not an error of the next launch
+  return error;
+}
+
+int torch_unroll_launch(int kernel, const Config* config, const void* parameters, void* stream) {
+  const KernelEntry& entry = table()[kernel];
+  if (auto error = allow(entry, *config)) return error;
+  Attributes attributes(*config, stream);
+  void* arguments[] = {const_cast<void*>(parameters)};
+  const cudaError_t error = cudaLaunchKernelExC(&attributes.config, entry.function, arguments);
+  cudaGetLastError();  // reported here, not by whatever is launched next
+  return error;
+}
+
+// How many blocks (or, with a cluster, clusters) of this launch the current device holds at once.
+int torch_unroll_resident(int kernel, const Config* config, int* count) {
+  const KernelEntry& entry = table()[kernel];
+  if (auto error = allow(entry, *config)) return error;
+  if (config->cluster[0] * config->cluster[1] * config->cluster[2] > 1) {
+    Attributes attributes(*config, nullptr);
+    return cudaOccupancyMaxActiveClusters(count, entry.function, &attributes.config);
+  }
+  int device, multiprocessors, blocks;
+  if (auto error = cudaGetDevice(&device)) return error;
+  if (auto error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) return error;
+  const int threads = int(config->block[0] * config->block[1] * config->block[2]);
+  if (auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, entry.function, threads, config->shared_bytes)) return error;
+  *count = blocks * multiprocessors;
+  return cudaSuccess;
+}
+}

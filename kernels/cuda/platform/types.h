@@ -1,0 +1,62 @@
+// Number types without a header of the toolkit, so that nvcc, NVRTC (which has no include path) and a host compiler
+// agree on them. Arithmetic is done in the accumulator type; the 16-bit types only store.
+#pragma once
+
+#ifdef __CUDACC_RTC__
+using int8_t = signed char;
+using uint8_t = unsigned char;
+using int16_t = short;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+#else
+#include <cstdint>
+#endif
+
+struct half {
+  uint16_t bits;
+};
+struct bfloat16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+// fp32 for every type but fp64.
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+__device__ inline float widen(float value) { return value; }
+__device__ inline double widen(double value) { return value; }
+__device__ inline float widen(half value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+}
+__device__ inline float widen(bfloat16 value) { return __uint_as_float(uint32_t(value.bits) << 16); }
+
+// Rounds to nearest even.
+template <class T>
+__device__ inline T narrow(Accumulator<T> value) {
+  return value;
+}
+template <>
+__device__ inline half narrow<half>(float value) {
+  half narrowed;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrowed.bits) : "f"(value));
+  return narrowed;
+}
+template <>
+__device__ inline bfloat16 narrow<bfloat16>(float value) {
+  bfloat16 narrowed;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrowed.bits) : "f"(value));
+  return narrowed;
+}

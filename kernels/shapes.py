@@ -1,0 +1,36 @@
+"""ctypes mirrors of `cuda/shapes.h`; a launch compares sizes, so the two cannot drift apart unseen."""
+
+from __future__ import annotations
+
+import ctypes
+
+_int32, _int64 = ctypes.c_int32, ctypes.c_int64
+
+
+class Conv2dShape(ctypes.Structure):
+    """Extents, geometry and element strides of one convolution; see `cuda/shapes.h`."""
+
+    _fields_ = [
+        *((name, _int32) for name in ("N", "C", "H", "W", "K", "R", "S", "P", "Q")),
+        *((name, _int32) for name in ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "groups")),
+        ("x_stride", _int64 * 4),
+        ("w_stride", _int64 * 4),
+        ("y_stride", _int64 * 4),
+    ]
+
+
+class MaxPool2dShape(ctypes.Structure):
+    """Extents, geometry and element strides of one pooling; see `cuda/shapes.h`."""
+
+    _fields_ = [
+        *((name, _int32) for name in ("N", "C", "H", "W", "R", "S", "P", "Q")),
+        *((name, _int32) for name in ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")),
+        ("x_stride", _int64 * 4),
+        ("y_stride", _int64 * 4),
+    ]
+
+
+class RnnShape(ctypes.Structure):
+    """Extents of one direction of one recurrent layer; see `cuda/shapes.h`."""
+
+    _fields_ = [(name, _int32) for name in ("T", "N", "I", "H")]
