@@ -45,9 +45,12 @@ class LaunchConfig:
     cooperative: bool = False  # every block resident at once, or the launch fails
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LaunchPlan:
-    """One kernel and how it is launched; computed from shape, dtype and GPU alone, never from data."""
+    """One kernel and how it is launched; computed from shape, dtype and GPU alone, never from data.
+
+    Plans are cached where they are made and compared by identity, so that a launcher can key what it prepared by them.
+    """
 
     kernel: Kernel
     config: LaunchConfig

@@ -1,0 +1,105 @@
+"""The engines, and which of them serves a call.
+
+`engine=None` takes the first that accepts the call, in the order of `NAMES`; a named engine never falls back: it raises with
+its reason. One predicate, `Engine.refuses`, selects and explains.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module
+
+import torch
+
+from torch_unroll.engines.interface import Engine
+
+#: Fastest first.
+NAMES = ("cuda", "cupy", "numba", "torch")
+_MODULES = {"cuda": "cuda", "cupy": "cupy", "numba": "numba", "torch": "reference"}
+
+#: What `engine=None` means. A plain global: a ContextVar breaks `fullgraph`, a thread-local goes stale under torch.compile.
+default = "auto"
+
+
+def check(name: str) -> str:
+    """The name, if it is an engine's."""
+    if name not in (*NAMES, "auto"):
+        raise ValueError(f"engine: expected one of {', '.join(NAMES)} or auto, got {name!r}")
+    return name
+
+
+default = check(os.environ.get("TORCH_UNROLL_ENGINE", "auto") or "auto")
+
+
+class use_engine:  # noqa: N801 (a context manager, named like torch.no_grad)
+    """Makes an engine the default within a `with` block: `with tu.use_engine("numba"): ...`.
+
+    The choice is global to the process, so that it holds under `torch.compile` and on autograd's threads.
+    """
+
+    def __init__(self, name: str):
+        self.name = check(name)
+
+    def __enter__(self) -> None:
+        global default
+        self.previous, default = default, self.name
+
+    def __exit__(self, *_: object) -> None:
+        global default
+        default = self.previous
+
+
+def resolve(engine: str | None) -> str:
+    """The `engine` argument of a public function as the string an op takes."""
+    return default if engine is None else check(engine)
+
+
+@cache
+def load(name: str) -> Engine:
+    """An engine, imported on first use; raises ImportError with the remedy where its packages are missing."""
+    return import_module(f"torch_unroll.engines.{_MODULES[name]}").ENGINE
+
+
+@cache
+def refusal(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why an engine does not take a call, and what would change that; None if it does."""
+    try:
+        return load(name).refuses(op, device, dtype)
+    except ImportError as error:
+        return str(error)
+
+
+@cache
+def select(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Engine:
+    """The engine for a call: the named one, or with "auto" the first that accepts."""
+    reasons = []
+    for candidate in NAMES if name == "auto" else (check(name),):
+        reason = refusal(candidate, op, device, dtype)
+        if reason is None:
+            return load(candidate)
+        reasons.append(f"{candidate}: {reason}")
+    raise RuntimeError(f"{op}: no engine takes {dtype} on {device}; " + "; ".join(reasons))
+
+
+def claims(engine: str, tensor: torch.Tensor) -> bool:
+    """Whether a call belongs to the engines at all; with "auto", what none of them is made for (CPU, integers, complex,
+    sparse) goes to torch's own operator."""
+    return engine != "auto" or (tensor.is_cuda and tensor.dtype in DTYPES and tensor.layout == torch.strided)
+
+
+#: The dtypes of the compiled kernels.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def resolve_precision(switch: str, dtype: torch.dtype) -> str:
+    """ "tf32" or "ieee": how a product is computed. `switch` is "conv" or "rnn": torch's switch that governs it; products
+    never inherit matmul's. Read when the op runs, as cuDNN's operators read it."""
+    if dtype != torch.float32:
+        return "ieee"
+    if switch in ("tf32", "ieee"):
+        return switch
+    precision = getattr(torch.backends.cudnn, switch).fp32_precision
+    if precision == "none":
+        precision = torch.backends.cudnn.fp32_precision
+    return "tf32" if precision == "tf32" else "ieee"

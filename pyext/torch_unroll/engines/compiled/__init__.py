@@ -1,0 +1,67 @@
+"""Host code of kernels/cuda, for the two engines that run it: `cuda` (built ahead of time) and `cupy` (built at run time).
+
+It allocates with torch, asks the op's `variants.py` for launch plans, fills parameter structs and hands them to a launcher.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+
+from torch_unroll.engines.interface import MODULES
+from torch_unroll.kernels.table import LaunchPlan
+
+
+@dataclass(frozen=True)
+class DeviceProperties:
+    """What launch plans depend on; bytes where it says bytes."""
+
+    multiprocessors: int
+    capability: tuple[int, int]
+    shared_bytes_per_block: int
+    l2_bytes: int
+
+
+class Launcher(Protocol):
+    """Puts a planned kernel on torch's current stream."""
+
+    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        """Raises RuntimeError when the launch fails; never passes silently."""
+
+    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
+        """How many blocks (with a cluster: clusters) of the plan the device holds at once."""
+
+    def properties(self, device: torch.device) -> DeviceProperties:
+        """The device's, cached."""
+
+
+class CompiledEngine:
+    """An engine made of the host functions of this package and a launcher."""
+
+    def __init__(self, name: str, launcher: Launcher, refuses: Callable[[str, torch.device, torch.dtype], str | None]):
+        self.name = name
+        self.launcher = launcher
+        self.refuses = refuses
+
+    def __getattr__(self, function: str) -> Callable[..., Any]:
+        if function not in MODULES:
+            raise AttributeError(f"engine {self.name} has no function {function!r}")
+        bound = partial(_host_function(function), self.launcher)
+        setattr(self, function, bound)  # looked up once
+        return bound
+
+    def plans(self, function: str, *inputs: Any) -> list[LaunchPlan]:
+        """The launches that a function would make for these inputs, without making them: `plan_<function>` beside it."""
+        plans: list[LaunchPlan] = _host_function(function, "plan_")(self.launcher, *inputs)
+        return plans
+
+
+def _host_function(function: str, prefix: str = "") -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(import_module(f"{__name__}.{MODULES[function]}"), prefix + function)
+    return found

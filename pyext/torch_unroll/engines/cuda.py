@@ -1,0 +1,159 @@
+"""Engine `cuda`: the kernels built ahead of time, called through the C interface of kernels/cuda/launch.cu.
+
+CUDA tensors go to `lib/libtorch_unroll_cuda.so`; CPU tensors to the emulated object that the tests build,
+`lib/libtorch_unroll_emulated.so`, which runs the same kernels on the host (environment variable TORCH_UNROLL_EMULATED names another).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from torch_unroll.engines import DTYPES
+from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
+from torch_unroll.kernels.table import LaunchPlan
+
+LIBRARIES = Path(__file__).resolve().parent.parent / "lib"
+BUILD_HINT = "build it with: pip install . (needs nvcc; python -m torch_unroll doctor says what is missing)"
+_NO_KERNEL_IMAGE = 209  # cudaErrorNoKernelImageForDevice
+
+
+class _Config(ctypes.Structure):
+    """`Config` of launch.cu."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint32 * 3) for name in ("grid", "block", "cluster")),
+        ("shared_bytes", ctypes.c_uint32),
+        ("cooperative", ctypes.c_uint32),
+    ]
+
+
+def library_path(device_type: str) -> Path:
+    """Where the kernel object for a kind of device is, or would be."""
+    if device_type == "cuda":
+        return LIBRARIES / "libtorch_unroll_cuda.so"
+    return Path(os.environ.get("TORCH_UNROLL_EMULATED") or LIBRARIES / "libtorch_unroll_emulated.so")
+
+
+class KernelObject:
+    """A loaded kernel object: the table of its kernels and the calls of its C interface."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.library = library = ctypes.CDLL(str(path))
+        library.torch_unroll_kernel_name.restype = ctypes.c_char_p
+        library.torch_unroll_error_text.restype = ctypes.c_char_p
+        library.torch_unroll_parameter_bytes.restype = ctypes.c_uint64
+        pointer = ctypes.c_void_p
+        library.torch_unroll_launch.argtypes = [ctypes.c_int, pointer, pointer, pointer]
+        library.torch_unroll_resident.argtypes = [ctypes.c_int, pointer, pointer]
+        names = [library.torch_unroll_kernel_name(i).decode() for i in range(library.torch_unroll_kernel_count())]
+        self.index = {name: i for i, name in enumerate(names)}
+        self._prepared: dict[LaunchPlan, tuple[int, _Config]] = {}
+
+    def prepare(self, plan: LaunchPlan) -> tuple[int, _Config]:
+        """The plan as the C interface takes it, made once per plan."""
+        prepared = self._prepared.get(plan)
+        if prepared is None:
+            config = plan.config
+            if plan.kernel.expression not in self.index:
+                raise RuntimeError(f"{plan.kernel.expression} is not in {self.path}, which is older than its sources; {BUILD_HINT}")
+            three = ctypes.c_uint32 * 3
+            c_config = _Config(three(*config.grid), three(*config.block), three(*config.cluster), config.shared_bytes, config.cooperative)
+            prepared = self._prepared[plan] = (self.index[plan.kernel.expression], c_config)
+        return prepared
+
+    def check(self, status: int, plan: LaunchPlan) -> None:
+        """Raises what a status means."""
+        if status:
+            text = self.library.torch_unroll_error_text(status).decode()
+            hint = f"; {self.path.name} holds no code for this GPU: rebuild on it" if status == _NO_KERNEL_IMAGE else ""
+            raise RuntimeError(f"{plan.kernel.expression} (grid {plan.config.grid}, block {plan.config.block}): {text}{hint}")
+
+    def preload(self) -> None:
+        """Loads every kernel on the current device: module loading under graph capture fails."""
+        for kernel in range(len(self.index)):
+            self.library.torch_unroll_preload(kernel)
+
+
+@cache
+def _object(device_type: str) -> KernelObject:
+    return KernelObject(library_path(device_type))
+
+
+@cache
+def _object_on(index: int) -> KernelObject:
+    """The CUDA object with its kernels loaded on a device."""
+    kernels = _object("cuda")
+    with torch.cuda.device(index):
+        kernels.preload()
+    return kernels
+
+
+class _Launcher:
+    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        if device.type != "cuda":
+            kernels = _object(device.type)
+            kernel, config = kernels.prepare(plan)
+            kernels.check(kernels.library.torch_unroll_launch(kernel, ctypes.byref(config), ctypes.byref(parameters), None), plan)
+            return
+        index = torch.cuda.current_device() if device.index is None else device.index
+        kernels = _object_on(index)
+        kernel, config = kernels.prepare(plan)
+        stream = torch._C._cuda_getCurrentRawStream(index)
+        previous = torch.cuda._exchange_device(index)
+        try:
+            status = kernels.library.torch_unroll_launch(kernel, ctypes.byref(config), ctypes.byref(parameters), stream)
+        finally:
+            torch.cuda._maybe_exchange_device(previous)
+        kernels.check(status, plan)
+
+    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
+        kernels = _object(device.type)
+        kernel, config = kernels.prepare(plan)
+        count = ctypes.c_int()
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                status = kernels.library.torch_unroll_resident(kernel, ctypes.byref(config), ctypes.byref(count))
+        else:
+            status = kernels.library.torch_unroll_resident(kernel, ctypes.byref(config), ctypes.byref(count))
+        kernels.check(status, plan)
+        return count.value
+
+    @cache  # noqa: B019 (one launcher per process)
+    def properties(self, device: torch.device) -> DeviceProperties:
+        if device.type != "cuda":
+            multiprocessors = int(_object(device.type).library.torch_unroll_emulator_multiprocessors())
+            return DeviceProperties(multiprocessors, (9, 0), 227 << 10, 50 << 20)
+        found = torch.cuda.get_device_properties(device)
+        return DeviceProperties(
+            found.multi_processor_count, (found.major, found.minor), found.shared_memory_per_block_optin, found.L2_cache_size
+        )
+
+
+def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if engine `cuda` takes the call; else why not, and the remedy."""
+    if device.type not in ("cuda", "cpu"):
+        return f"runs on CUDA tensors (and on CPU tensors through the emulator), not on {device.type}"
+    if dtype not in DTYPES:
+        return f"has no kernels for {dtype}"
+    path = library_path(device.type)
+    if not path.exists():
+        if device.type == "cpu":
+            return f"the tests' emulated kernels are not built ({path.name}); build them with: python kernels/build.py emulated"
+        return f"{path.name} was not built; {BUILD_HINT}"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"needs compute capability 8.0, {torch.cuda.get_device_name(device)} has {torch.cuda.get_device_capability(device)}"
+    try:
+        _object(device.type)
+    except OSError as error:
+        return f"{path.name} does not load: {error}; {BUILD_HINT}"
+    return None
+
+
+LAUNCHER = _Launcher()
+ENGINE = CompiledEngine("cuda", LAUNCHER, refuses)

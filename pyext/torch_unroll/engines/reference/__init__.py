@@ -1,0 +1,35 @@
+"""Engine `torch`: the formulas written out in plain torch, with an explicit backward. Everywhere right, nowhere fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from torch_unroll.engines.interface import MODULES
+
+
+class ReferenceEngine:
+    """Every function of `engines.interface.Engine`, from this package's modules."""
+
+    name = "torch"
+
+    def __getattr__(self, function: str) -> Callable[..., Any]:
+        if function not in MODULES:
+            raise AttributeError(f"engine torch has no function {function!r}")
+        found: Callable[..., Any] = getattr(import_module(f"{__name__}.{MODULES[function]}"), function)
+        setattr(self, function, found)  # looked up once
+        return found
+
+    def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """It takes every floating-point or complex tensor that torch can compute with."""
+        return None if dtype.is_floating_point or dtype.is_complex else f"has no formulas for {dtype}"
+
+    def plans(self, function: str, *inputs: Any) -> list[Any]:
+        """None: it launches torch's kernels, not ours."""
+        return []
+
+
+ENGINE = ReferenceEngine()

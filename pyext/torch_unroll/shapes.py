@@ -1,0 +1,73 @@
+"""Sizes, layouts and argument checks, shared by every op. Errors are of torch's types and name argument, expected and given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+def pair(value: int | Sequence[int], name: str) -> Pair:
+    """A torch-style size argument (an int, or one or two of them) as (height, width)."""
+    if isinstance(value, (int, torch.SymInt)):
+        return (value, value)  # type: ignore[return-value]
+    if not isinstance(value, (tuple, list)) or not all(isinstance(each, (int, torch.SymInt)) for each in value):
+        raise TypeError(f"{name}: expected an int or a tuple of ints, got {value!r}")
+    if len(value) == 1:
+        return (value[0], value[0])
+    if len(value) != 2:
+        raise RuntimeError(f"{name}: expected one int or two, got {len(value)}")
+    return (value[0], value[1])
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether torch takes a 4-D tensor for channels_last: by its strides, ambiguous ones counting as contiguous.
+
+    The same as c10's `is_channels_last_strides_2d`.
+    """
+    size, stride = tensor.shape, tensor.stride()
+    if stride[1] == 0:
+        return False
+    least = 0
+    for dim in (1, 3, 2, 0):
+        if size[dim] == 0 or stride[dim] < least or (dim == 0 and least == stride[1]):
+            return False
+        least = stride[dim] * max(size[dim], 1)
+    return True
+
+
+def output_memory_format(*tensors: Tensor) -> torch.memory_format:
+    """torch's rule for the layout of an output: channels_last if any of these is."""
+    return torch.channels_last if any(is_channels_last(tensor) for tensor in tensors) else torch.contiguous_format
+
+
+def convolved(extent: int, filter_extent: int, stride: int, padding: int, dilation: int) -> int:
+    """The output extent of a convolution; `padding` is both sides' together. 0 or less means the filter does not fit."""
+    return (extent + padding - dilation * (filter_extent - 1) - 1) // stride + 1
+
+
+def pooled(extent: int, window: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """The output extent of a pooling; `padding` is one side's. With ceil_mode the last window must start inside the input or
+    its left padding."""
+    reach = extent + 2 * padding - dilation * (window - 1) - 1
+    if not ceil_mode:
+        return reach // stride + 1
+    windows = -(-reach // stride) + 1
+    return windows - 1 if (windows - 1) * stride >= extent + padding else windows
+
+
+def require(condition: bool, message: str) -> None:
+    """torch's exception for a wrong shape."""
+    if not condition:
+        raise RuntimeError(message)
+
+
+def require_same(tensor: Tensor, name: str, other: Tensor | None, other_name: str) -> None:
+    """Two arguments of one dtype and one device."""
+    if other is None:
+        return
+    require(tensor.dtype == other.dtype, f"{other_name}: expected dtype {tensor.dtype} like {name}, got {other.dtype}")
+    require(tensor.device == other.device, f"{other_name}: expected device {tensor.device} like {name}, got {other.device}")
