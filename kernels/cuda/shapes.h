@@ -5,7 +5,7 @@
 //   recurrence             T steps, N batch, I input size, H hidden size
 // Gradients are dx, dw, dh, ... Extents are int32; strides, products and offsets are int64, in elements.
 #pragma once
-#include "platform/types.h"
+#include <platform/types.h>  // not by quotes: they would find the file beside this one before a stand-in for it
 
 struct Conv2dShape {
   int32_t N, C, H, W, K, R, S, P, Q;  // C and K of all groups together

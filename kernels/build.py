@@ -1,0 +1,302 @@
+"""Builds the kernel table into a shared object with the C interface of `cuda/launch.cu`: by nvcc for a GPU, or by g++ against
+the emulator's stand-in headers (`tests/emulator`) for a machine without one. Needs neither torch nor setuptools.
+
+    python kernels/build.py cuda|emulated [--mode plain|race|coverage] [--op conv2d] [--output PATH] [-j N]
+
+`MAX_JOBS`, `CUDA_HOME` and `TORCH_CUDA_ARCH_LIST` mean what they mean to torch's own extension builder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__:
+    from . import SOURCES
+    from .table import OPS, Kernel, instance_source, kernels
+else:  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from kernels import SOURCES
+    from kernels.table import OPS, Kernel, instance_source, kernels
+
+ROOT = SOURCES.parents[1]
+BUILD = ROOT / "build"
+LIBRARIES = ROOT / "pyext" / "torch_unroll" / "lib"
+EMULATOR = ROOT / "tests" / "emulator"
+MODES = ("plain", "race", "coverage")
+
+#: The first CUDA release whose nvcc knows an architecture. C++20 itself needs 12.0.
+_FIRST_RELEASE = {"100": (12, 8), "103": (12, 9), "110": (13, 0), "120": (12, 8), "121": (12, 9)}
+_DEFAULT_ARCHITECTURES = "8.0+PTX 9.0a"
+_CUDA_FLAGS = (
+    "-std=c++20 -O3 -lineinfo --compiler-options=-fPIC,-fvisibility=hidden --cudart=static "
+    "-ftz=true "  # CuPy compiles with it and cannot be told not to: both engines shall give the same bits
+    "--expt-relaxed-constexpr -Werror=cross-execution-space-call"
+).split()
+# Contraction is off, so that a product and a sum round as written on every host: kernels write fmaf where they mean it.
+_HOST_FLAGS = (
+    "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing -fno-exceptions -Wall -Wno-unknown-pragmas"
+).split()
+_MODE_FLAGS = {
+    "plain": [],
+    # Every access calls __tsan_read or __tsan_write, which are the emulator's own (runtime/race.cpp), not libtsan's.
+    "race": ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"],
+    "coverage": ["--coverage", "-O1", "-fprofile-abs-path"],
+}
+
+
+class BuildError(RuntimeError):
+    """What is missing or wrong, and what to do about it, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One compilation: a generated or written source, its object, and the command without both."""
+
+    source: Path
+    object: Path
+    command: tuple[str, ...]
+
+
+def library_path(toolchain: str, mode: str = "plain") -> Path:
+    """Where the object of every op is put: the two that engines load are package data, the others are for tests."""
+    name = f"libtorch_unroll_{toolchain}" + ("" if mode == "plain" else f"_{mode}")
+    return (LIBRARIES if mode == "plain" else BUILD) / f"{name}.so"
+
+
+def build(
+    toolchain: str,
+    rows: Iterable[Kernel],
+    output: Path,
+    *,
+    mode: str = "plain",
+    directory: Path | None = None,
+    include: Sequence[Path] = (),
+    jobs: int | None = None,
+) -> Path:
+    """Compiles rows of a kernel table into the shared object `output`, incrementally, in `directory`; returns `output`.
+
+    Args:
+        toolchain: "cuda" or "emulated".
+        mode: of "emulated": "plain"; "race", which sees every access; "coverage", which counts lines for gcov.
+        include: folders searched for the rows' sources before `kernels/cuda`.
+
+    Raises:
+        BuildError: a tool is missing or too old (the message says the remedy), or a source does not compile.
+    """
+    directory = directory or BUILD / f"{toolchain}-{mode}"
+    (directory / "generated").mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:  # two builds of one folder wait for each other
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instances = list(_write_instances(rows, directory / "generated"))
+        folders = [f"-I{folder}" for folder in (*include, SOURCES)]
+        if toolchain == "cuda":
+            steps, link = _cuda_steps(instances, directory, folders)
+        else:
+            steps, link = _emulated_steps(instances, directory, folders, mode)
+        _write_if_changed(directory / "build.ninja", _ninja_file(steps, link, output))
+        command = [_ninja(), "-C", str(directory), f"-j{jobs or int(os.environ.get('MAX_JOBS') or os.cpu_count() or 1)}", "--quiet"]
+        if subprocess.run(command).returncode:
+            raise BuildError(f"the {toolchain} kernels do not compile; the compiler's own message stands above")
+    return output
+
+
+def _write_instances(rows: Iterable[Kernel], directory: Path) -> Iterator[tuple[Path, str]]:
+    """One file for each source and architecture, rewritten only when it changes: (path, architecture)."""
+    groups: defaultdict[tuple[str, str], list[Kernel]] = defaultdict(list)
+    for row in rows:
+        groups[row.source, row.architecture].append(row)
+    for (source, architecture), group in groups.items():
+        path = directory / f"{source.removesuffix('.cuh').replace('/', '_')}_{architecture}.cu"
+        _write_if_changed(path, instance_source(group))
+        yield path, architecture
+
+
+def _cuda_steps(instances: list[tuple[Path, str]], directory: Path, folders: list[str]) -> tuple[list[Step], list[str]]:
+    nvcc = _nvcc()
+    targets = _targets(_nvcc_release(nvcc))
+    instances = [*instances, (SOURCES / "launch.cu", "80")]
+    steps = []
+    for source, architecture in instances:
+        codes = [flag for target in targets for flag in _gencode(target, architecture)]
+        if codes:
+            command = (nvcc, *_CUDA_FLAGS, *folders, *codes, "-c")
+            steps.append(Step(source, directory / f"{source.stem}.o", command))
+    # Without code for some GPU of its own the linker would add a default one.
+    return steps, [nvcc, "--shared", "--cudart=static", *_gencode(targets[0], "80")]
+
+
+def _emulated_steps(
+    instances: list[tuple[Path, str]], directory: Path, folders: list[str], mode: str
+) -> tuple[list[Step], list[str]]:
+    compiler = _host_compiler()
+    flags = [*_HOST_FLAGS, *_host_architecture()]
+    # Force-included, as nvcc does with its own cuda_runtime.h.
+    stand_ins = [f"-I{EMULATOR / 'include'}", *folders, "-include", "cuda_runtime.h"]
+    runtime = [f"-I{EMULATOR / 'include'}", *(["-DEMULATOR_RACE"] if mode == "race" else [])]
+    steps = [
+        Step(source, directory / f"{source.stem}.o", (compiler, *flags, *_MODE_FLAGS[mode], *stand_ins, "-x", "c++", "-c"))
+        for source, _ in instances
+    ]
+    steps += [
+        Step(source, directory / f"runtime_{source.stem}.o", (compiler, *flags, *runtime, "-c"))
+        for source in sorted((EMULATOR / "runtime").glob("*.cpp"))
+    ]
+    return steps, [compiler, "-shared", "-Wl,-Bsymbolic", *(["--coverage"] if mode == "coverage" else [])]
+
+
+def _ninja_file(steps: Iterable[Step], link: Sequence[str], output: Path) -> str:
+    def path(value: Path) -> str:
+        return str(value).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+    steps = list(steps)
+    lines = [
+        "ninja_required_version = 1.8",
+        "rule compile\n  command = $compiler -MD -MF $out.d $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = $in",
+        f"rule link\n  command = {shlex.join(link)} $in -o $out.new && mv -f $out.new $out\n  description = $out",
+    ]
+    for step in steps:
+        lines.append(f"build {path(step.object)}: compile {path(step.source)}\n  compiler = {shlex.join(step.command)}")
+    lines.append(f"build {path(output)}: link {' '.join(path(step.object) for step in steps)}\ndefault {path(output)}\n")
+    return "\n".join(lines)
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def _ninja() -> str:
+    beside = Path(sys.executable).parent / "ninja"
+    found = shutil.which("ninja") or (str(beside) if beside.exists() else None)
+    if not found and (spec := importlib.util.find_spec("ninja")) and spec.origin:
+        found = shutil.which("ninja", path=str(Path(spec.origin).parent / "data" / "bin"))
+    if not found:
+        raise BuildError("ninja is missing: `pip install ninja`")
+    return found
+
+
+def _host_compiler() -> str:
+    found = shutil.which(os.environ.get("CXX", "g++"))
+    if not found:
+        raise BuildError("g++ is missing: install it (`apt install g++`), or name a C++20 compiler in CXX")
+    text = subprocess.run([found, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=False).stdout
+    if int(text.split(".")[0] or 0) < 11:
+        raise BuildError(f"{found} is version {text.strip()}, C++20 needs g++ 11 or newer: name one in CXX")
+    return found
+
+
+def _host_architecture() -> list[str]:
+    """Fused multiply-add in hardware where there is one; the results are the same without, only slower."""
+    if platform.machine() == "x86_64":
+        flags = set(re.findall(r"\b(?:fma|avx2|f16c|bmi2)\b", Path("/proc/cpuinfo").read_text()))
+        return ["-march=x86-64-v3"] if len(flags) == 4 else []
+    return []
+
+
+def _nvcc() -> str:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
+    found = found or (None if home else shutil.which("nvcc", path="/usr/local/cuda/bin"))
+    if not found:
+        where = f"under CUDA_HOME={home}" if home else "on PATH or in /usr/local/cuda"
+        raise BuildError(f"nvcc is not found {where}: install the CUDA toolkit 12.0 or newer, or set CUDA_HOME to where it is")
+    return found
+
+
+def _nvcc_release(nvcc: str) -> tuple[int, int]:
+    match = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    if not match:
+        raise BuildError(f"`{nvcc} --version` names no release: set CUDA_HOME to a CUDA toolkit 12.0 or newer")
+    release = (int(match[1]), int(match[2]))
+    if release < (12, 0):
+        raise BuildError(f"nvcc {match[1]}.{match[2]} is too old, C++20 needs 12.0: install a newer CUDA toolkit, or set CUDA_HOME to one")
+    return release
+
+
+def _targets(release: tuple[int, int]) -> list[str]:
+    """Names such as "80", "80+PTX", "90a": TORCH_CUDA_ARCH_LIST, else the GPUs present, else sm_80, sm_90a and PTX."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or _present() or _DEFAULT_ARCHITECTURES
+    targets = []
+    for name in re.split(r"[\s;,]+", listed.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        if not match:
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST names {name!r}: expected entries such as 8.0, 9.0a or 10.0+PTX")
+        number = match[1] + match[2]
+        if int(number) < 80:
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST names {name}, and the kernels need compute capability 8.0 or newer: remove it")
+        first = _FIRST_RELEASE.get(number, (12, 0))
+        if release < first:
+            raise BuildError(
+                f"nvcc {release[0]}.{release[1]} cannot compile for {name}, which needs {first[0]}.{first[1]}: "
+                "install a newer CUDA toolkit, or leave the architecture out of TORCH_CUDA_ARCH_LIST"
+            )
+        # A GPU of capability 9.0 runs sm_90a, so the suffix need not be asked for.
+        targets.append("90a" if number == "90" else number + (match[4] or ""))
+    return targets
+
+
+def _present() -> str | None:
+    """Compute capabilities of this machine's GPUs as a list for TORCH_CUDA_ARCH_LIST."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False)
+    capabilities = sorted({line.strip() for line in found.stdout.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())})
+    return " ".join(capabilities) if found.returncode == 0 else None
+
+
+def _gencode(target: str, architecture: str) -> list[str]:
+    """Flags that compile a row of an architecture for one target; none if it does not run there."""
+    number, _, ptx = target.partition("+")
+    if architecture.endswith("a") and number != architecture:
+        return []
+    if int(number.rstrip("a")) < int(architecture.rstrip("a")):
+        return []
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}"]
+    return [*flags, f"-gencode=arch=compute_{number},code=compute_{number}"] if ptx else flags
+
+
+def ops_with_tables() -> list[str]:
+    """The ops that have a `variants.py`."""
+    return [op for op in OPS if (SOURCES / op / "variants.py").exists()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("toolchain", choices=("cuda", "emulated"))
+    parser.add_argument("--mode", choices=MODES, default="plain", help="of the emulated object")
+    parser.add_argument("--op", choices=OPS, help="only this op, in a folder of its own under build/")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("-j", "--jobs", type=int)
+    arguments = parser.parse_args()
+    toolchain, mode, op = arguments.toolchain, arguments.mode, arguments.op
+    output = library_path(toolchain, mode)
+    directory = BUILD / f"{toolchain}-{mode}"
+    if op:
+        directory = BUILD / f"{toolchain}-{mode}-{op}"
+        output = directory / output.name
+    output = (arguments.output or output).resolve()
+    try:
+        rows = [row for each in ([op] if op else ops_with_tables()) for row in kernels(each)]
+        build(toolchain, rows, output, mode=mode, directory=directory, jobs=arguments.jobs)
+    except BuildError as error:
+        sys.exit(f"torch-unroll: {error}")
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The emulated object from Python, for the emulator's own tests and tools: builds rows, launches kernels, reads reports."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from torch_unroll.kernels.build import BUILD, build
+from torch_unroll.kernels.table import Kernel, LaunchConfig
+
+KERNELS = Path(__file__).parent / "kernels"
+
+
+class LaunchError(RuntimeError):
+    """A launch that failed, with the emulator's report."""
+
+
+class _Config(ctypes.Structure):
+    _fields_ = [
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("cluster", ctypes.c_uint32 * 3),
+        ("shared_bytes", ctypes.c_uint32),
+        ("cooperative", ctypes.c_uint32),
+    ]
+
+
+class Emulator:
+    """One emulated object: its kernels by name expression, and the controls of `runtime/launch.cpp`."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.library.torch_unroll_kernel_name.restype = ctypes.c_char_p
+        self.library.torch_unroll_error_text.restype = ctypes.c_char_p
+        self.library.torch_unroll_parameter_bytes.restype = ctypes.c_uint64
+        self.library.torch_unroll_emulator_launches.restype = ctypes.c_uint64
+        count = self.library.torch_unroll_kernel_count()
+        self.kernels = {self.library.torch_unroll_kernel_name(i).decode(): i for i in range(count)}
+
+    def launch(self, kernel: str, config: LaunchConfig, parameters: ctypes.Structure) -> None:
+        """Runs a kernel to its end.
+
+        Raises:
+            LaunchError: the launch exceeds a limit, or its threads deadlock, race or leave their memory.
+        """
+        index = self.kernels[kernel]
+        expected = self.library.torch_unroll_parameter_bytes(index)
+        if ctypes.sizeof(parameters) != expected:
+            raise ValueError(f"parameters of {kernel}: expected {expected} bytes, given {ctypes.sizeof(parameters)}")
+        uint3 = ctypes.c_uint32 * 3
+        native = _Config(uint3(*config.grid), uint3(*config.block), uint3(*config.cluster), config.shared_bytes, config.cooperative)
+        status = self.library.torch_unroll_launch(index, ctypes.byref(native), ctypes.byref(parameters), None)
+        if status:
+            raise LaunchError(self.library.torch_unroll_error_text(status).decode())
+
+    def seed(self, seed: int) -> None:
+        """Sets the next launch's order of threads; those of the launches after it follow."""
+        self.library.torch_unroll_emulator_seed(ctypes.c_uint64(seed))
+
+    def multiprocessors(self, count: int) -> None:
+        """Sets the size of the virtual GPU."""
+        self.library.torch_unroll_emulator_multiprocessors(count)
+
+    def launches(self, kernel: str) -> int:
+        """How often a kernel has been launched."""
+        return self.library.torch_unroll_emulator_launches(self.kernels[kernel])
+
+
+@cache
+def test_kernels(rows: tuple[Kernel, ...], name: str, mode: str = "plain") -> Emulator:
+    """Builds rows whose sources lie in `tests/emulator/kernels` into an object of their own."""
+    directory = BUILD / f"emulator-tests-{name}-{mode}"
+    return Emulator(build("emulated", rows, directory / f"{name}.so", mode=mode, directory=directory, include=[KERNELS]))
+
+
+def instances(rows: Iterable[tuple[str, str]], source: str) -> tuple[Kernel, ...]:
+    """Rows of one test source: (template name, arguments separated by commas)."""
+    return tuple(Kernel(source, name, tuple(arguments.split(", "))) for name, arguments in rows)

@@ -1,0 +1,53 @@
+// CUDA's atomic built-ins: relaxed, and, since one host thread runs all, plain arithmetic at a point of preemption.
+#pragma once
+#include "emulator/runtime.h"
+
+namespace emulator {
+template <class T, class F>
+EMULATOR_UNSEEN T atomic(T* address, F&& change) {
+  preempt();
+  see(address, sizeof(T), Access::atomic);
+  const T old = *address;
+  *address = change(old);
+  progress();
+  return old;
+}
+}  // namespace emulator
+
+// The operand's type is not deduced: atomicAdd(unsigned*, 1) is fine in CUDA.
+template <class T>
+T atomicAdd(T* address, std::type_identity_t<T> value) {
+  return emulator::atomic(address, [value](T old) { return T(old + value); });
+}
+template <class T>
+T atomicSub(T* address, std::type_identity_t<T> value) {
+  return emulator::atomic(address, [value](T old) { return T(old - value); });
+}
+template <class T>
+T atomicExch(T* address, std::type_identity_t<T> value) {
+  return emulator::atomic(address, [value](T) { return value; });
+}
+template <class T>
+T atomicMin(T* address, std::type_identity_t<T> value) {
+  return emulator::atomic(address, [value](T old) { return value < old ? value : old; });
+}
+template <class T>
+T atomicMax(T* address, std::type_identity_t<T> value) {
+  return emulator::atomic(address, [value](T old) { return old < value ? value : old; });
+}
+template <class T>
+T atomicAnd(T* address, std::type_identity_t<T> value) {
+  return emulator::atomic(address, [value](T old) { return T(old & value); });
+}
+template <class T>
+T atomicOr(T* address, std::type_identity_t<T> value) {
+  return emulator::atomic(address, [value](T old) { return T(old | value); });
+}
+template <class T>
+T atomicXor(T* address, std::type_identity_t<T> value) {
+  return emulator::atomic(address, [value](T old) { return T(old ^ value); });
+}
+template <class T>
+T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  return emulator::atomic(address, [expected, value](T old) { return old == expected ? value : old; });
+}

@@ -1,0 +1,55 @@
+// Stands in for kernels/cuda/platform/types.h: the same names, the conversions in integer arithmetic.
+#pragma once
+#include <bit>
+#include <cstdint>
+
+struct half {
+  uint16_t bits;
+};
+struct bfloat16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+inline float widen(float value) { return value; }
+inline double widen(double value) { return value; }
+inline float widen(bfloat16 value) { return std::bit_cast<float>(uint32_t(value.bits) << 16); }
+inline float widen(half value) {
+  const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, rest = value.bits & 0x7fff;
+  if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | (rest & 0x3ff) << 13);  // infinity, NaN
+  // The half's bits as a float's are 2^-112 of its value, subnormals included; the product is exact.
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(std::bit_cast<float>(rest << 13) * 0x1p112f));
+}
+
+template <class T>
+inline T narrow(Accumulator<T> value) {
+  return value;
+}
+template <>
+inline bfloat16 narrow<bfloat16>(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fff};  // the GPU's one NaN
+  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+template <>
+inline half narrow<half>(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), rest = bits & 0x7fffffff;
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  if (rest > 0x7f800000) return {0x7fff};                           // the GPU's one NaN
+  if (rest >= 0x477ff000) return {uint16_t(sign | 0x7c00)};         // 65520 and above round to infinity
+  if (rest >= 0x38800000)                                           // normal: 2^-14 and above
+    return {uint16_t(sign | ((rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13))};
+  // Subnormal: adding 0.5 leaves a float whose last place is 2^-24, the half's own; the addition rounds.
+  const float shifted = std::bit_cast<float>(rest) + 0.5f;
+  return {uint16_t(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000))};
+}

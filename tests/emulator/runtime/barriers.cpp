@@ -1,0 +1,106 @@
+// Where threads meet: block barriers, named barriers, warp collectives.
+#include "scheduler.h"
+
+#include <bit>
+
+namespace emulator {
+namespace {
+bool same(const Where& a, const Where& b) {
+  return a.line() == b.line() && (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
+}
+
+void complete(Barrier& barrier) {
+  const Predicates answer{int(barrier.predicates), barrier.predicates == barrier.arrived, barrier.predicates != 0};
+  barrier.arrived = barrier.predicates = barrier.expected = 0;
+  std::vector<Thread*> waiting;
+  waiting.swap(barrier.waiting);
+  for (Thread* thread : waiting) {
+    thread->predicates = answer;
+    scheduler().make_ready(*thread);
+  }
+  waiting.clear();
+  barrier.waiting.swap(waiting);  // keeps its capacity
+  scheduler().current().predicates = answer;
+}
+
+// Runs the collective if all lanes of its mask that are still alive have arrived.
+bool complete(Block& block, unsigned warp_index, Collective& collective) {
+  Warp& warp = block.warps[warp_index];
+  if ((collective.mask & warp.alive) & ~collective.arrived) return false;
+  const Collective done = collective;
+  collective = warp.pending.back();
+  warp.pending.pop_back();
+  done.combine(done.operand, done.arrived);
+  for (uint32_t lanes = done.arrived; lanes; lanes &= lanes - 1) {
+    Thread& thread = block.threads[warp_index * 32 + unsigned(std::countr_zero(lanes))];
+    if (&thread != &scheduler().current()) scheduler().make_ready(thread);
+  }
+  return true;
+}
+}  // namespace
+
+Predicates block_barrier(bool predicate, const Where& where) {
+  Thread& self = scheduler().current();
+  Block& block = *self.block;
+  Barrier& barrier = block.barriers[0];
+  if (barrier.arrived && !same(barrier.where, where))
+    fail("threads of one block are at different barriers: lines %u and %u of %s", unsigned(barrier.where.line()),
+         unsigned(where.line()), where.file_name());
+  barrier.where = where;
+  barrier.predicates += predicate;
+  if (++barrier.arrived == block.alive) {
+    complete(barrier);
+  } else {
+    barrier.waiting.push_back(&self);
+    scheduler().wait("__syncthreads", where);
+  }
+  return self.predicates;
+}
+
+void named_barrier(unsigned id, unsigned count, bool wait, const Where& where) {
+  if (id >= 16 || count == 0 || count % 32) fail("barrier %u for %u threads: ids are 0...15, counts multiples of 32", id, count);
+  Thread& self = scheduler().current();
+  Barrier& barrier = self.block->barriers[id];
+  if (barrier.arrived && barrier.expected != count)
+    fail("barrier %u was told of %u threads, and now of %u (%s:%u)", id, barrier.expected, count, where.file_name(),
+         unsigned(where.line()));
+  barrier.expected = count;
+  if (++barrier.arrived == count) return complete(barrier);
+  if (!wait) return;
+  barrier.waiting.push_back(&self);
+  scheduler().wait("a named barrier", where);
+}
+
+void warp_collective(uint32_t mask, const char* what, void* operand, Combine* combine, const Where& where) {
+  Thread& self = scheduler().current();
+  const unsigned lane = self.linear % 32, warp_index = self.linear / 32;
+  Block& block = *self.block;
+  Warp& warp = block.warps[warp_index];
+  if (!(mask >> lane & 1)) fail("%s with mask %08x, which leaves out the calling lane %u", what, mask, lane);
+  Collective* mine = nullptr;
+  for (Collective& each : warp.pending) {
+    if (!(each.mask & mask)) continue;
+    if (each.mask != mask) fail("%s with mask %08x while other lanes wait in %s with mask %08x", what, mask, each.what, each.mask);
+    if (std::strcmp(each.what, what)) fail("lanes of one warp meet in different collectives: %s and %s", each.what, what);
+    mine = &each;
+  }
+  if (!mine) {
+    warp.pending.push_back({mask, 0, what, combine, {}});
+    mine = &warp.pending.back();
+  }
+  mine->arrived |= 1u << lane;
+  mine->operand[lane] = operand;
+  if (!complete(block, warp_index, *mine)) scheduler().wait(what, where);
+}
+
+void thread_exited(Thread& thread) {
+  Block& block = *thread.block;
+  Barrier& barrier = block.barriers[0];
+  if (barrier.arrived && barrier.expected == 0 && barrier.arrived == block.alive) complete(barrier);
+  std::vector<Collective>& pending = block.warps[thread.linear / 32].pending;
+  for (size_t i = 0; i < pending.size();)
+    if (!complete(block, thread.linear / 32, pending[i])) ++i;
+}
+
+unsigned lane() { return scheduler().current().linear % 32; }
+}  // namespace emulator

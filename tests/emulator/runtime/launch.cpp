@@ -1,0 +1,117 @@
+// The C interface of kernels/cuda/launch.cu on the virtual GPU, and controls for tests (torch_unroll_emulator_*).
+#include "platform/registry.h"
+#include "scheduler.h"
+
+#include <algorithm>
+#include <mutex>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+using namespace emulator;
+
+std::vector<KernelEntry>& table() {
+  static std::vector<KernelEntry> entries;  // a function's static: registrations run before this file's own globals
+  return entries;
+}
+
+struct Config {  // LaunchConfig of kernels/table.py
+  uint32_t grid[3], block[3], cluster[3], shared_bytes, cooperative;
+};
+
+struct State {
+  std::mutex mutex;  // a launch takes it: backward passes come from torch's own threads
+  Limits limits;
+  uint64_t seed = 1;
+  std::vector<uint64_t> launches;  // by kernel
+  std::string failure;             // of the last launch that failed
+};
+State& state() {
+  static State instance;
+  return instance;
+}
+
+enum Status { kSuccess = 0, kInvalidConfiguration = 9, kLaunchFailure = 719, kCooperativeTooLarge = 720 };  // cudaError_t's
+
+Status refuse(Status status, const char* name, std::string message) {
+  state().failure = std::string(name) + ": " + std::move(message);
+  return status;
+}
+
+unsigned volume(const uint32_t size[3]) { return size[0] * size[1] * size[2]; }
+
+// Null if the launch is within the limits of every GPU of compute capability 9.0, else what is not.
+std::string against_limits(const Config& config) {
+  const uint32_t *grid = config.grid, *block = config.block;
+  if (!grid[0] || !grid[1] || !grid[2] || grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535)
+    return "grid (" + std::to_string(grid[0]) + "," + std::to_string(grid[1]) + "," + std::to_string(grid[2]) +
+           "): extents are 1 to 2^31-1, 65535, 65535";
+  if (!volume(block) || block[0] > 1024 || block[1] > 1024 || block[2] > 64 || volume(block) > Limits::kThreadsPerBlock)
+    return "block (" + std::to_string(block[0]) + "," + std::to_string(block[1]) + "," + std::to_string(block[2]) +
+           "): at most 1024 threads, z at most 64";
+  if (config.shared_bytes > Limits::kSharedPerBlock)
+    return std::to_string(config.shared_bytes) + " bytes of shared memory: a block has at most 232448";
+  for (int i = 0; i < 3; ++i)
+    if (!config.cluster[i] || grid[i] % config.cluster[i]) return "the cluster's extents do not divide the grid's";
+  if (volume(config.cluster) > 16) return "a cluster has at most 16 blocks";
+  return {};
+}
+
+unsigned resident_per_multiprocessor(const Config& config) {
+  const unsigned threads = (volume(config.block) + 31) / 32 * 32;
+  return std::min({Limits::kThreadsPerMultiprocessor / threads, Limits::kBlocksPerMultiprocessor,
+                   Limits::kSharedPerMultiprocessor / (config.shared_bytes + Limits::kSharedReserved)});
+}
+dim3 extents(const uint32_t size[3]) { return {size[0], size[1], size[2]}; }
+}  // namespace
+
+KernelRegistration::KernelRegistration(KernelEntry entry) { table().push_back(entry); }
+
+EXPORT int torch_unroll_kernel_count() { return int(table().size()); }
+EXPORT const char* torch_unroll_kernel_name(int kernel) { return table()[kernel].name; }
+EXPORT uint64_t torch_unroll_parameter_bytes(int kernel) { return table()[kernel].parameter_bytes; }
+EXPORT const char* torch_unroll_error_text(int status) { return status ? state().failure.c_str() : "no error"; }
+EXPORT int torch_unroll_preload(int) { return kSuccess; }
+
+EXPORT int torch_unroll_resident(int kernel, const Config* config, int* count) {
+  const std::lock_guard guard(state().mutex);
+  if (std::string wrong = against_limits(*config); !wrong.empty())
+    return refuse(kInvalidConfiguration, table()[kernel].name, std::move(wrong));
+  const unsigned blocks = resident_per_multiprocessor(*config) * state().limits.multiprocessors;
+  *count = int(blocks / volume(config->cluster));
+  return kSuccess;
+}
+
+EXPORT int torch_unroll_launch(int kernel, const Config* config, const void* parameters, void*) {
+  const std::lock_guard guard(state().mutex);
+  State& all = state();
+  const KernelEntry& entry = table()[kernel];
+  if (std::string wrong = against_limits(*config); !wrong.empty()) return refuse(kInvalidConfiguration, entry.name, std::move(wrong));
+  const unsigned blocks = volume(config->grid);
+  unsigned resident = resident_per_multiprocessor(*config) * all.limits.multiprocessors;
+  if (config->cooperative && blocks > resident)
+    return refuse(kCooperativeTooLarge, entry.name,
+                  std::to_string(blocks) + " blocks in a cooperative launch: " + std::to_string(resident) + " are resident at once");
+  // Blocks that may not wait for each other need not be there together: few at a time keep memory small.
+  if (!config->cooperative) resident = std::min(resident, all.limits.multiprocessors);
+  all.launches.resize(table().size());
+  ++all.launches[kernel];
+  const uint64_t seed = all.seed;
+  all.seed = seed * 6364136223846793005 + 1442695040888963407;
+  const LaunchRequest request{entry.name,           entry.run,          parameters, extents(config->grid), extents(config->block),
+                              extents(config->cluster), config->shared_bytes, resident};
+  if (scheduler().launch(request, seed)) return kSuccess;
+  return refuse(kLaunchFailure, entry.name, scheduler().failure() + "  replay this launch with seed " + std::to_string(seed));
+}
+
+// The next launch's seed; the ones after follow from it.
+EXPORT void torch_unroll_emulator_seed(uint64_t seed) { state().seed = seed; }
+EXPORT void torch_unroll_emulator_multiprocessors(unsigned count) { state().limits.multiprocessors = count; }
+EXPORT uint64_t torch_unroll_emulator_launches(int kernel) {
+  return size_t(kernel) < state().launches.size() ? state().launches[kernel] : 0;
+}
+EXPORT void torch_unroll_emulator_forget_launches() { state().launches.clear(); }
+// Threads run and switches between them since the library was loaded.
+EXPORT void torch_unroll_emulator_statistics(uint64_t* threads, uint64_t* switches) {
+  *threads = scheduler().threads, *switches = scheduler().switches;
+}

@@ -1,0 +1,268 @@
+#include "scheduler.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <numeric>
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace emulator {
+namespace {
+constexpr unsigned kRedZone = 1024;            // bytes after the shared memory, which nobody may write
+constexpr unsigned kStayOneIn = 32;            // how often another resident block has a turn
+constexpr uint64_t kIdlePollsPerThread = 400;  // fruitless polls before the launch is called dead
+
+unsigned threads_of(const dim3& size) { return size.x * size.y * size.z; }
+const char* base_name(const char* path) {
+  const char* slash = std::strrchr(path, '/');
+  return slash ? slash + 1 : path;
+}
+}  // namespace
+
+Scheduler& scheduler() {
+  static Scheduler* instance = new Scheduler;  // never destroyed: a fiber may outlive main
+  return *instance;
+}
+
+Scheduler::Scheduler() : fibers_(fiber_body) {}
+
+unsigned char* map_shared_memory() {
+  const size_t bytes = (Limits::kSharedPerBlock + kRedZone + 4095) & ~size_t(4095);
+  void* memory = mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    std::perror("the emulator cannot map shared memory");
+    std::abort();
+  }
+  mprotect(static_cast<unsigned char*>(memory) + bytes, 4096, PROT_NONE);
+  return static_cast<unsigned char*>(memory);
+}
+
+bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
+  request_ = request;
+  random_.state = seed | 1;
+  failure_.clear();
+  idle_polls_ = 0;
+  gridDim = request.grid, blockDim = request.block;
+  order_.resize(threads_of(request.grid));
+  std::iota(order_.begin(), order_.end(), 0u);
+  for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[random_.below(unsigned(i))]);
+  while (active_.size() < request.resident && start_block()) {
+  }
+  if (Thread* first = next()) {
+    running_ = fibers_.take();
+    enter(*first);
+    switch_fiber(main_, *running_);
+  }
+  current_ = nullptr;
+  here_ = nullptr;
+  if (failure_.empty()) return true;
+  fibers_.abandon_all();
+  active_.clear();
+  unused_.clear();
+  blocks_.clear();
+  return false;
+}
+
+bool Scheduler::start_block() {
+  if (order_.empty()) return false;
+  if (unused_.empty()) {
+    blocks_.push_back(std::make_unique<Block>());
+    unused_.push_back(blocks_.back().get());
+    unused_.back()->shared = map_shared_memory();
+  }
+  Block& block = *unused_.back();
+  unused_.pop_back();
+  block.linear = order_.back();
+  order_.pop_back();
+  const dim3 grid = request_.grid, size = request_.block;
+  block.index = {block.linear % grid.x, block.linear / grid.x % grid.y, block.linear / grid.x / grid.y};
+  const unsigned count = threads_of(size);
+  block.alive = count;
+  block.threads.resize(count);
+  block.warps.assign((count + 31) / 32, {});
+  block.ready.resize(count);
+  for (unsigned i = 0; i < count; ++i) {
+    Thread& thread = block.threads[i];
+    thread.block = &block, thread.linear = i;
+    thread.index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
+    block.ready[i] = &thread;
+    block.warps[i / 32].alive |= 1u << i % 32;
+  }
+  std::memset(block.shared, 0xff, request_.shared_bytes + kRedZone);
+  active_.push_back(&block);
+  idle_polls_ = 0;
+  return true;
+}
+
+void Scheduler::retire(Block& block) {
+  const unsigned char* zone = block.shared + request_.shared_bytes;
+  for (unsigned i = 0; i < kRedZone; ++i)
+    if (zone[i] != 0xff)
+      fail("block (%u,%u,%u) wrote past its shared memory, at byte %u of %u", block.index.x, block.index.y, block.index.z,
+           request_.shared_bytes + i, request_.shared_bytes);
+  for (const Barrier& barrier : block.barriers)
+    if (barrier.arrived)
+      fail("block (%u,%u,%u) ended while barrier %d had %u of %u arrivals", block.index.x, block.index.y, block.index.z,
+           int(&barrier - block.barriers), barrier.arrived, barrier.expected);
+  active_.erase(std::find(active_.begin(), active_.end(), &block));
+  unused_.push_back(&block);
+  if (here_ == &block) here_ = nullptr;
+  start_block();
+}
+
+void Scheduler::enter(Thread& thread) {
+  current_ = &thread;
+  thread.waits_for = nullptr;
+  threadIdx = thread.index;
+  blockIdx = thread.block->index;
+}
+
+Thread* Scheduler::next() {
+  if (!here_ || here_->ready.empty() || random_.below(kStayOneIn) == 0) {
+    here_ = nullptr;
+    const unsigned count = unsigned(active_.size()), first = count ? random_.below(count) : 0;
+    for (unsigned i = 0; i < count && !here_; ++i) {
+      Block* block = active_[(first + i) % count];
+      if (!block->ready.empty()) here_ = block;
+    }
+    if (!here_) return nullptr;
+  }
+  std::vector<Thread*>& ready = here_->ready;
+  const unsigned pick = random_.below(unsigned(ready.size()));
+  Thread* thread = ready[pick];
+  ready[pick] = ready.back();
+  ready.pop_back();
+  return thread;
+}
+
+void Scheduler::fiber_body() { scheduler().run_threads(); }
+
+void Scheduler::run_threads() {
+  for (;;) {
+    request_.run(request_.parameters);
+    finish(*current_);
+    Thread* thread = next();
+    if (thread && !thread->fiber) {  // the next one begins on this stack: nothing is switched
+      enter(*thread);
+      continue;
+    }
+    if (!thread && !active_.empty()) stop("deadlock: no thread can run\n" + whereabouts());
+    Fiber* self = running_;
+    fibers_.give(self);
+    if (thread) {
+      enter(*thread);
+      running_ = thread->fiber;
+      thread->fiber = nullptr;
+      ++switches;
+      switch_fiber(*self, *running_);
+    } else {
+      switch_fiber(*self, main_);
+    }
+  }
+}
+
+void Scheduler::finish(Thread& thread) {
+  Block& block = *thread.block;
+  ++threads;
+  idle_polls_ = 0;
+  --block.alive;
+  block.warps[thread.linear / 32].alive &= ~(1u << thread.linear % 32);
+  thread_exited(thread);
+  if (block.alive == 0) retire(block);
+}
+
+void Scheduler::resume(Thread& thread) {
+  Thread& self = *current_;
+  if (&thread == &self) return enter(self);
+  self.fiber = running_;
+  Fiber* from = running_;
+  running_ = thread.fiber ? thread.fiber : fibers_.take();
+  thread.fiber = nullptr;
+  enter(thread);
+  ++switches;
+  switch_fiber(*from, *running_);
+}
+
+void Scheduler::wait(const char* what, const Where& where) {
+  current_->waits_for = what, current_->where = where;
+  Thread* thread = next();
+  if (!thread) stop("deadlock: no thread can run\n" + whereabouts());
+  resume(*thread);
+}
+
+void Scheduler::make_ready(Thread& thread) {
+  thread.waits_for = nullptr;
+  thread.block->ready.push_back(&thread);
+  idle_polls_ = 0;
+}
+
+void Scheduler::yield() {
+  current_->block->ready.push_back(current_);
+  resume(*next());
+}
+
+void Scheduler::poll(const Where& where) {
+  current_->waits_for = "a value it polls", current_->where = where;
+  if (++idle_polls_ > 100'000 + kIdlePollsPerThread * active_.size() * threads_of(request_.block))
+    stop("deadlock: threads poll for what nobody will write\n" + whereabouts());
+  if (random_.below(2)) here_ = nullptr;  // what it waits for is as likely another block's to write
+  current_->block->ready.push_back(current_);
+  resume(*next());
+}
+
+void Scheduler::stop(std::string message) {
+  failure_ = std::move(message);
+  Fiber* self = running_;
+  switch_fiber(*self, main_);
+  __builtin_unreachable();
+}
+
+std::string describe(const Thread& thread) {
+  char text[128];
+  const uint3 b = thread.block->index, t = thread.index;
+  std::snprintf(text, sizeof text, "thread (%u,%u,%u) of block (%u,%u,%u)", t.x, t.y, t.z, b.x, b.y, b.z);
+  return text;
+}
+
+// One line for each block and place where its threads wait, at most a dozen of them.
+std::string Scheduler::whereabouts() const {
+  std::string text;
+  int lines = 0;
+  for (const Block* block : active_) {
+    std::map<std::string, std::vector<unsigned>> places;
+    for (const Thread& thread : block->threads)
+      if (thread.waits_for) {
+        const std::string file = base_name(thread.where.file_name());
+        places[std::string("for ") + thread.waits_for + " at " + file + ":" + std::to_string(thread.where.line())].push_back(
+            thread.linear);
+      }
+    for (const auto& [place, who] : places) {
+      if (++lines > 12) return text + "  ...\n";
+      std::string list;
+      for (size_t i = 0; i < who.size() && i < 8; ++i) list += (i ? "," : "") + std::to_string(who[i]);
+      if (who.size() > 8) list += ",...";
+      char line[512];
+      std::snprintf(line, sizeof line, "  block (%u,%u,%u): %zu of %u threads left wait %s (threads %s)\n", block->index.x,
+                    block->index.y, block->index.z, who.size(), block->alive, place.c_str(), list.c_str());
+      text += line;
+    }
+  }
+  return text;
+}
+
+void fail(const char* format, ...) {
+  char text[1024];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  Scheduler& all = scheduler();
+  all.stop(all.running() ? std::string(text) + "\n  in " + describe(all.current()) + "\n" : text);
+}
+}  // namespace emulator

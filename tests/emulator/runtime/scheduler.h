@@ -1,0 +1,132 @@
+// Which thread runs next: threads are fibers, resumed in a seeded random order; blocks live while they are resident.
+#pragma once
+#include "emulator/runtime.h"
+#include "emulator/vector_types.h"
+#include "fiber.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace emulator {
+struct Block;
+
+struct Thread {
+  Block* block = nullptr;
+  uint3 index{};
+  unsigned linear = 0;
+  Fiber* fiber = nullptr;           // null before its first instruction and after its last
+  const char* waits_for = nullptr;  // null if it could run
+  Where where;
+  Predicates predicates{};  // the answer of the barrier it waited at
+};
+
+struct Barrier {
+  unsigned arrived = 0, expected = 0;
+  unsigned predicates = 0;
+  Where where;
+  std::vector<Thread*> waiting;
+};
+
+struct Collective {
+  uint32_t mask, arrived;
+  const char* what;
+  Combine* combine;
+  void* operand[32];
+};
+struct Warp {
+  uint32_t alive = 0;
+  std::vector<Collective> pending;  // more than one if parts of the warp meet apart
+};
+
+struct Block {
+  uint3 index{};
+  unsigned linear = 0;  // in the grid
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<Thread*> ready;  // not yet begun ones included
+  unsigned alive = 0;
+  Barrier barriers[16];
+  unsigned char* shared = nullptr;
+};
+
+// xorshift64*: one launch's choices follow from its seed.
+struct Random {
+  uint64_t state = 1;
+  uint64_t next() {
+    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+    return state * 0x2545f4914f6cdd1d;
+  }
+  unsigned below(unsigned bound) { return unsigned((next() >> 32) * bound >> 32); }
+};
+
+// The virtual GPU: an H200's limits on few multiprocessors.
+struct Limits {
+  unsigned multiprocessors = 4;
+  static constexpr unsigned kThreadsPerBlock = 1024, kThreadsPerMultiprocessor = 2048, kBlocksPerMultiprocessor = 32;
+  static constexpr unsigned kSharedPerBlock = 232448, kSharedPerMultiprocessor = 233472, kSharedReserved = 1024;
+};
+
+struct LaunchRequest {
+  const char* name;
+  void (*run)(const void* parameters);
+  const void* parameters;
+  dim3 grid, block, cluster;
+  unsigned shared_bytes;
+  unsigned resident;  // blocks at once
+};
+
+class Scheduler {
+ public:
+  Scheduler();
+  // Runs every thread of every block; false, and what happened in failure(), if that could not be.
+  bool launch(const LaunchRequest& request, uint64_t seed);
+  const std::string& failure() const { return failure_; }
+
+  Thread& current() { return *current_; }
+  bool running() const { return current_ != nullptr; }
+  Random& random() { return random_; }
+  const LaunchRequest& request() const { return request_; }
+  const FiberPool& fibers() const { return fibers_; }
+  const std::vector<Block*>& active() const { return active_; }
+
+  void wait(const char* what, const Where& where);  // until somebody says make_ready
+  void make_ready(Thread& thread);
+  void yield();  // stays ready
+  void poll(const Where& where);
+  void progress() { idle_polls_ = 0; }
+  [[noreturn]] void stop(std::string message);
+
+  uint64_t switches = 0, threads = 0;
+
+ private:
+  static void fiber_body();
+  void run_threads();
+  void finish(Thread& thread);
+  Thread* next();  // null when all is done; ends the launch when nothing can run
+  void resume(Thread& thread);
+  void enter(Thread& thread);
+  bool start_block();
+  void retire(Block& block);
+  std::string whereabouts() const;
+
+  FiberPool fibers_;
+  Fiber main_;
+  Fiber* running_ = nullptr;
+  Thread* current_ = nullptr;
+  Block* here_ = nullptr;  // the block that threads are preferably taken from
+  LaunchRequest request_{};
+  Random random_;
+  std::vector<unsigned> order_;  // of blocks yet to start, last first
+  std::vector<Block*> active_;
+  std::vector<std::unique_ptr<Block>> blocks_;  // all there are, and the unused ones
+  std::vector<Block*> unused_;
+  uint64_t idle_polls_ = 0;
+  std::string failure_;
+};
+Scheduler& scheduler();
+
+void thread_exited(Thread& thread);  // barriers.cpp: whoever waits for it need not
+std::string describe(const Thread& thread);
+unsigned char* map_shared_memory();
+}  // namespace emulator
