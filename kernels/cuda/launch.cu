@@ -50,6 +50,7 @@ cudaError_t allow(const KernelEntry& entry, const Config& config) {
 
 KernelRegistration::KernelRegistration(KernelEntry entry) { table().push_back(entry); }
 
+#pragma GCC visibility push(default)  // the rest of the object, the runtime it contains included, stays hidden
 extern "C" {
 int torch_unroll_kernel_count() { return int(table().size()); }
 const char* torch_unroll_kernel_name(int kernel) { return table()[kernel].name; }
@@ -91,3 +92,4 @@ int torch_unroll_resident(int kernel, const Config* config, int* count) {
   return cudaSuccess;
 }
 }
+#pragma GCC visibility pop

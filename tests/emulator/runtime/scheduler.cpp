@@ -87,10 +87,12 @@ bool Scheduler::start_block() {
   block.threads.resize(count);
   block.warps.assign((count + 31) / 32, {});
   block.ready.resize(count);
+  uint3 index{};
   for (unsigned i = 0; i < count; ++i) {
     Thread& thread = block.threads[i];
-    thread.block = &block, thread.linear = i;
-    thread.index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
+    thread.block = &block, thread.linear = i, thread.index = index;
+    if (++index.x == size.x) index.x = 0, ++index.y;
+    if (index.y == size.y) index.y = 0, ++index.z;
     block.ready[i] = &thread;
     block.warps[i / 32].alive |= 1u << i % 32;
   }
