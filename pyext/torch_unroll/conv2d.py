@@ -1,8 +1,4 @@
-"""Two-dimensional convolution: forward (fprop), gradient of the input (dgrad) and of the weight (wgrad).
-
-Convolution is bilinear, so the derivative of each of the three is again one of the three: the ops below name each other, which
-gives gradients of every order.
-"""
+"""Two-dimensional convolution and its transpose, as torch.nn.functional has them."""
 
 from __future__ import annotations
 
@@ -12,172 +8,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll import engines
-from torch_unroll.engines import resolve_precision, select
-from torch_unroll.registration import move_batch, operator, save
-from torch_unroll.shapes import convolved, output_memory_format, pair, require, require_same
-
-_GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine"
+from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
+from torch_unroll.shapes import pair, require, require_same
 
 
-def _fold_batch(x: Tensor, dim: int, size: int) -> Tensor:
-    """(B, N, ...) -> (B·N, ...): the batch of a vmap joins the batch of the op."""
-    return x.movedim(dim, 0).flatten(0, 1)
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
 
 
-def _into_channels(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """(B, N, C, ...) -> (N, B·C, ...): the batch of a vmap becomes groups."""
-    moved = move_batch(x, dim, size, to=1)
-    assert moved is not None
-    return moved.flatten(1, 2)
+def _steps(value: Any, name: str) -> tuple[int, int]:
+    """A stride or dilation: numbers above 0."""
+    height, width = pair(value, name)
+    require(height > 0 and width > 0, f"{name}: expected numbers above 0, got {(height, width)}")
+    return height, width
 
 
-def _into_filters(w: Tensor, dim: int | None, size: int) -> Tensor:
-    """(B, K, ...) -> (B·K, ...)."""
-    moved = move_batch(w, dim, size)
-    assert moved is not None
-    return moved.flatten(0, 1)
-
-
-def _sum(*terms: Tensor | None) -> Tensor | None:
-    present = [term for term in terms if term is not None]
-    return sum(present[1:], present[0]) if present else None
-
-
-@operator(f"conv2d_fprop(Tensor x, Tensor w, Tensor? bias, {_GEOMETRY}) -> Tensor")
-class conv2d_fprop:  # noqa: N801 (the op's own name)
-    """x (N, C, H, W), w (K, C/groups, R, S), bias (K) -> y (N, K, P, Q). `padding` is top, bottom, left, right."""
-
-    @staticmethod
-    def compute(x, w, bias, stride, padding, dilation, groups, precision, engine):
-        chosen = select(engine, "conv2d", x.device, x.dtype)
-        return chosen.conv2d_fprop(x, w, bias, stride, padding, dilation, groups, resolve_precision(precision, x.dtype))
-
-    @staticmethod
-    def fake(x, w, bias, stride, padding, dilation, groups, precision, engine):
-        P = convolved(x.shape[2], w.shape[2], stride[0], padding[0] + padding[1], dilation[0])
-        Q = convolved(x.shape[3], w.shape[3], stride[1], padding[2] + padding[3], dilation[1])
-        return x.new_empty(x.shape[0], w.shape[0], P, Q).to(memory_format=output_memory_format(x, w))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, w, bias, *ctx.geometry = inputs
-        ctx.has_bias = bias is not None
-        save(ctx, x, w)
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, w = ctx.saved_tensors
-        need_x, need_w, need_bias = ctx.needs_input_grad[:3]
-        dx = conv2d_dgrad(dy, w, x.shape[2:], *ctx.geometry) if need_x else None
-        dw = conv2d_wgrad(dy, x, w.shape[2:], *ctx.geometry) if need_w else None
-        return dx, dw, dy.sum((0, 2, 3)) if need_bias else None, *(None for _ in ctx.geometry)
-
-    @staticmethod
-    def jvp(ctx, dx, dw, dbias, *_):
-        x, w = ctx.saved_tensors
-        return _sum(
-            None if dx is None else conv2d_fprop(dx, w, None, *ctx.geometry),
-            None if dw is None else conv2d_fprop(x, dw, None, *ctx.geometry),
-            None if dbias is None else dbias.view(1, -1, 1, 1),
-        )
-
-    @staticmethod
-    def vmap(info, in_dims, x, w, bias, stride, padding, dilation, groups, precision, engine):
-        B, (x_dim, w_dim, bias_dim, *_) = info.batch_size, in_dims
-        if w_dim is None and bias_dim is None:
-            y = conv2d_fprop(_fold_batch(x, x_dim, B), w, bias, stride, padding, dilation, groups, precision, engine)
-            return y.unflatten(0, (B, -1)), 0
-        x, w = _into_channels(x, x_dim, B), _into_filters(w, w_dim, B)
-        bias = None if bias is None else _into_filters(bias, bias_dim, B)
-        y = conv2d_fprop(x, w, bias, stride, padding, dilation, B * groups, precision, engine)
-        return y.unflatten(1, (B, -1)), 1
-
-
-@operator(f"conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_size, {_GEOMETRY}) -> Tensor")
-class conv2d_dgrad:  # noqa: N801
-    """dy (N, K, P, Q), w (K, C/groups, R, S) -> dx (N, C, H, W); `x_size` is (H, W)."""
-
-    @staticmethod
-    def compute(dy, w, x_size, stride, padding, dilation, groups, precision, engine):
-        chosen = select(engine, "conv2d", dy.device, dy.dtype)
-        return chosen.conv2d_dgrad(dy, w, x_size, stride, padding, dilation, groups, resolve_precision(precision, dy.dtype))
-
-    @staticmethod
-    def fake(dy, w, x_size, stride, padding, dilation, groups, precision, engine):
-        return dy.new_empty(dy.shape[0], w.shape[1] * groups, *x_size).to(memory_format=output_memory_format(dy, w))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        dy, w, ctx.x_size, *ctx.geometry = inputs
-        save(ctx, dy, w)
-
-    @staticmethod
-    def backward(ctx, ddx):
-        dy, w = ctx.saved_tensors
-        need_dy, need_w = ctx.needs_input_grad[:2]
-        ddy = conv2d_fprop(ddx, w, None, *ctx.geometry) if need_dy else None
-        dw = conv2d_wgrad(dy, ddx, w.shape[2:], *ctx.geometry) if need_w else None
-        return ddy, dw, None, *(None for _ in ctx.geometry)
-
-    @staticmethod
-    def jvp(ctx, ddy, dw, *_):
-        dy, w = ctx.saved_tensors
-        return _sum(
-            None if ddy is None else conv2d_dgrad(ddy, w, ctx.x_size, *ctx.geometry),
-            None if dw is None else conv2d_dgrad(dy, dw, ctx.x_size, *ctx.geometry),
-        )
-
-    @staticmethod
-    def vmap(info, in_dims, dy, w, x_size, stride, padding, dilation, groups, precision, engine):
-        B, (dy_dim, w_dim, *_) = info.batch_size, in_dims
-        if w_dim is None:
-            dx = conv2d_dgrad(_fold_batch(dy, dy_dim, B), w, x_size, stride, padding, dilation, groups, precision, engine)
-            return dx.unflatten(0, (B, -1)), 0
-        dy, w = _into_channels(dy, dy_dim, B), _into_filters(w, w_dim, B)
-        dx = conv2d_dgrad(dy, w, x_size, stride, padding, dilation, B * groups, precision, engine)
-        return dx.unflatten(1, (B, -1)), 1
-
-
-@operator(f"conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, {_GEOMETRY}) -> Tensor")
-class conv2d_wgrad:  # noqa: N801
-    """dy (N, K, P, Q), x (N, C, H, W) -> dw (K, C/groups, R, S); `w_size` is (R, S)."""
-
-    @staticmethod
-    def compute(dy, x, w_size, stride, padding, dilation, groups, precision, engine):
-        chosen = select(engine, "conv2d", dy.device, dy.dtype)
-        return chosen.conv2d_wgrad(dy, x, w_size, stride, padding, dilation, groups, resolve_precision(precision, x.dtype))
-
-    @staticmethod
-    def fake(dy, x, w_size, stride, padding, dilation, groups, precision, engine):
-        return x.new_empty(dy.shape[1], x.shape[1] // groups, *w_size).to(memory_format=output_memory_format(dy, x))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        dy, x, ctx.w_size, *ctx.geometry = inputs
-        save(ctx, dy, x)
-
-    @staticmethod
-    def backward(ctx, ddw):
-        dy, x = ctx.saved_tensors
-        need_dy, need_x = ctx.needs_input_grad[:2]
-        ddy = conv2d_fprop(x, ddw, None, *ctx.geometry) if need_dy else None
-        dx = conv2d_dgrad(dy, ddw, x.shape[2:], *ctx.geometry) if need_x else None
-        return ddy, dx, None, *(None for _ in ctx.geometry)
-
-    @staticmethod
-    def jvp(ctx, ddy, dx, *_):
-        dy, x = ctx.saved_tensors
-        return _sum(
-            None if ddy is None else conv2d_wgrad(ddy, x, ctx.w_size, *ctx.geometry),
-            None if dx is None else conv2d_wgrad(dy, dx, ctx.w_size, *ctx.geometry),
-        )
-
-    @staticmethod
-    def vmap(info, in_dims, dy, x, w_size, stride, padding, dilation, groups, precision, engine):
-        B, (dy_dim, x_dim, *_) = info.batch_size, in_dims
-        dy, x = _into_channels(dy, dy_dim, B), _into_channels(x, x_dim, B)
-        dw = conv2d_wgrad(dy, x, w_size, stride, padding, dilation, B * groups, precision, engine)
-        return dw.unflatten(0, (B, -1)), 0
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    """What convolution and its transpose ask of their tensors alike."""
+    require(input.dim() in (3, 4), f"input: expected 3 or 4 dimensions, got shape {_shape(input)}")
+    require(weight.dim() == 4, f"weight: expected 4 dimensions, got shape {_shape(weight)}")
+    require(min(weight.shape) > 0, f"weight: expected extents above 0, got shape {_shape(weight)}")
+    require_same(input, "input", weight, "weight")
+    require_same(input, "input", bias, "bias")
+    require(groups > 0, f"groups: expected a number above 0, got {groups}")
+    require(weight.shape[0] % groups == 0, f"weight: expected a first extent that {groups} groups divide, got {weight.shape[0]}")
 
 
 def _four_sided(padding: Any, w: Tensor, stride: Any, dilation: Any) -> tuple[int, int, int, int]:
@@ -228,20 +82,13 @@ def conv2d(
     resolved = engines.resolve(engine)
     if not engines.claims(resolved, input):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    require(input.dim() in (3, 4), f"input: expected 3 or 4 dimensions, got shape {tuple(input.shape)}")
-    require(weight.dim() == 4, f"weight: expected 4 dimensions, got shape {tuple(weight.shape)}")
-    require_same(input, "input", weight, "weight")
-    require_same(input, "input", bias, "bias")
-    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
-    require(stride[0] > 0 and stride[1] > 0, f"stride: expected numbers above 0, got {stride}")
-    require(dilation[0] > 0 and dilation[1] > 0, f"dilation: expected numbers above 0, got {dilation}")
+    stride, dilation = _steps(stride, "stride"), _steps(dilation, "dilation")
+    _check_tensors(input, weight, bias, groups)
     sides = _four_sided(padding, weight, stride, dilation)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     K, channels, R, S = weight.shape
-    require(groups > 0, f"groups: expected a number above 0, got {groups}")
-    require(K % groups == 0, f"weight: expected a number of filters that {groups} groups divide, got {K}")
     require(batched.shape[1] == channels * groups, f"input: expected {channels * groups} channels, got {batched.shape[1]}")
-    require(bias is None or tuple(bias.shape) == (K,), f"bias: expected shape ({K},), got {None if bias is None else tuple(bias.shape)}")
+    require(bias is None or tuple(bias.shape) == (K,), f"bias: expected shape ({K},), got {_shape(bias)}")
     reach = (batched.shape[2] + sides[0] + sides[1], batched.shape[3] + sides[2] + sides[3])
     needed = (dilation[0] * (R - 1) + 1, dilation[1] * (S - 1) + 1)
     require(
@@ -252,3 +99,55 @@ def conv2d(
     return y if input.dim() == 4 else y.squeeze(0)
 
 
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+    *,
+    engine: str | None = None,
+    precision: str = "conv",
+) -> Tensor:
+    """Transposed convolution: the input gradient of `conv2d`, used as an op; the same as `torch.nn.functional.conv_transpose2d`.
+
+    Args:
+        input: (N, K, P, Q), or (K, P, Q) without a batch: what would be the output of the convolution it transposes.
+        weight: (K, C/groups, R, S), the weight of that convolution.
+        bias: (C), or None.
+        stride, padding, dilation, groups: those of that convolution.
+        output_padding: rows and columns added below and to the right; less than stride or dilation.
+        engine, precision: as in `conv2d`.
+
+    Returns:
+        (N, C, H, W) with H = (P − 1)·stride − 2·padding + dilation·(R − 1) + output_padding + 1.
+
+    Raises:
+        RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
+    """
+    resolved = engines.resolve(engine)
+    if not engines.claims(resolved, input):
+        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    stride, dilation = _steps(stride, "stride"), _steps(dilation, "dilation")
+    padding, extra = pair(padding, "padding"), pair(output_padding, "output_padding")
+    require(min(padding) >= 0, f"padding: expected numbers of 0 or more, got {padding}")
+    require(min(extra) >= 0, f"output_padding: expected numbers of 0 or more, got {extra}")
+    for each, step, spread in zip(extra, stride, dilation, strict=True):
+        require(each < max(step, spread), f"output_padding: expected less than stride {stride} or dilation {dilation}, got {extra}")
+    _check_tensors(input, weight, bias, groups)
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    (K, channels, *window), C = weight.shape, weight.shape[1] * groups
+    require(batched.shape[1] == K, f"input: expected {K} channels, got {batched.shape[1]}")
+    require(bias is None or tuple(bias.shape) == (C,), f"bias: expected shape ({C},), got {_shape(bias)}")
+    spans = [(batched.shape[2 + i] - 1) * stride[i] + dilation[i] * (window[i] - 1) + 1 for i in (0, 1)]
+    H, W = (spans[i] - 2 * padding[i] + extra[i] for i in (0, 1))
+    require(H > 0 and W > 0, f"input: expected one large enough for an output, got shape {_shape(input)}, which gives {(H, W)}")
+    # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
+    sides = (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
+    x = conv2d_dgrad(batched, weight, (H, W), stride, sides, dilation, groups, precision, resolved)
+    if bias is not None:
+        x = x + bias.to(x.dtype).view(1, -1, 1, 1)
+    return x if input.dim() == 4 else x.squeeze(0)

@@ -23,6 +23,9 @@ LIBRARY = torch.library.Library("torch_unroll", "DEF")
 class Operator(Protocol):
     """What describes an op. Arguments are the schema's, positionally; `vmap` and `jvp` follow `torch.autograd.Function`."""
 
+    #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operator of the same name.
+    autocast: bool = False
+
     @staticmethod
     def compute(*inputs: Any) -> Any:
         """The result, on real tensors; autograd is off here."""
@@ -67,7 +70,34 @@ def _is_plain(inputs: tuple[Any, ...]) -> bool:
         if isinstance(value, Tensor):
             if (type(value) is not Tensor and type(value) is not torch.nn.Parameter) or value.is_neg() or value.device.type == "meta":
                 return False
-    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._get_tracing_state() is None
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch._C._is_any_autocast_enabled()
+    )
+
+
+def _lower(inputs: tuple[Any, ...], device_type: str) -> tuple[Any, ...]:
+    """The inputs as autocast hands them on: every floating-point tensor but fp64 in its dtype."""
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        value.to(dtype)
+        if isinstance(value, Tensor) and value.device.type == device_type and value.is_floating_point() and value.dtype != torch.float64
+        else value
+        for value in inputs
+    )
+
+
+def _register_autocast(name: str, op: Any, device_type: str) -> None:
+    """Lowers the inputs of an op under autocast and runs it with autocast off, so that no product inside it is lowered again."""
+    key = f"Autocast{device_type.upper()}"
+    keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def autocast(*inputs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(keyset):
+            return op(*_lower(inputs, device_type))
+
+    LIBRARY.impl(name, autocast, key)
 
 
 def operator(schema: str) -> Callable[[type[Operator]], Callable[..., Any]]:
@@ -109,10 +139,15 @@ def operator(schema: str) -> Callable[[type[Operator]], Callable[..., Any]]:
                 return op(*inputs)
 
         LIBRARY.impl(name, autograd, "Autograd")
+        for device_type in ("cpu", "cuda") if getattr(definition, "autocast", False) else ():
+            _register_autocast(name, op, device_type)
         torch.library.register_vmap(f"torch_unroll::{name}", definition.vmap, lib=LIBRARY)
 
         def call(*inputs: Any) -> Any:
             if torch._C._are_functorch_transforms_active():
+                device_type = inputs[0].device.type
+                if getattr(definition, "autocast", False) and torch.is_autocast_enabled(device_type):
+                    inputs = _lower(inputs, device_type)
                 return transformed.apply(*inputs)
             if not torch.compiler.is_compiling() and _is_plain(inputs):
                 return plain.apply(*inputs) if _differentiates(inputs) else definition.compute(*inputs)

@@ -1,0 +1,166 @@
+"""Unrolling an image into columns (im2col) and summing columns back into an image (col2im), as ops of their own.
+
+Each is linear, and each is the other's transpose: so they are each other's derivative.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_unroll import engines
+from torch_unroll.engines import select
+from torch_unroll.registration import operator
+from torch_unroll.shapes import convolved, pair, require
+
+
+@operator(
+    "unfold(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, str engine) -> Tensor",
+)
+class unfold_op:  # noqa: N801 (the op's own name)
+    """x (N, C, H, W) -> columns (N, C·R·S, P·Q)."""
+
+    @staticmethod
+    def compute(x, kernel_size, stride, padding, dilation, engine):
+        return select(engine, "unfold", x.device, x.dtype).unfold(x, kernel_size, stride, padding, dilation)
+
+    @staticmethod
+    def fake(x, kernel_size, stride, padding, dilation, engine):
+        P, Q = (convolved(x.shape[2 + i], kernel_size[i], stride[i], 2 * padding[i], dilation[i]) for i in (0, 1))
+        return x.new_empty(x.shape[0], x.shape[1] * kernel_size[0] * kernel_size[1], P * Q)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *ctx.geometry = inputs
+        ctx.x_size = x.shape[2:]
+
+    @staticmethod
+    def backward(ctx, dcolumns):
+        return fold_op(dcolumns, ctx.x_size, *ctx.geometry), *(None for _ in ctx.geometry)
+
+    @staticmethod
+    def jvp(ctx, dx, *_):
+        return unfold_op(dx, *ctx.geometry)
+
+    @staticmethod
+    def vmap(info, in_dims, x, *geometry):
+        return unfold_op(x.movedim(in_dims[0], 0).flatten(0, 1), *geometry).unflatten(0, (info.batch_size, -1)), 0
+
+
+@operator(
+    "fold(Tensor columns, SymInt[] output_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation,"
+    " str engine) -> Tensor",
+)
+class fold_op:  # noqa: N801
+    """columns (N, C·R·S, P·Q) -> x (N, C, H, W), the sum of the cells that cover each pixel."""
+
+    @staticmethod
+    def compute(columns, output_size, kernel_size, stride, padding, dilation, engine):
+        chosen = select(engine, "fold", columns.device, columns.dtype)
+        return chosen.fold(columns, output_size, kernel_size, stride, padding, dilation)
+
+    @staticmethod
+    def fake(columns, output_size, kernel_size, stride, padding, dilation, engine):
+        return columns.new_empty(columns.shape[0], columns.shape[1] // (kernel_size[0] * kernel_size[1]), *output_size)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.output_size, *ctx.geometry = inputs
+
+    @staticmethod
+    def backward(ctx, dx):
+        return unfold_op(dx, *ctx.geometry), None, *(None for _ in ctx.geometry)
+
+    @staticmethod
+    def jvp(ctx, dcolumns, *_):
+        return fold_op(dcolumns, ctx.output_size, *ctx.geometry)
+
+    @staticmethod
+    def vmap(info, in_dims, columns, *geometry):
+        return fold_op(columns.movedim(in_dims[0], 0).flatten(0, 1), *geometry).unflatten(0, (info.batch_size, -1)), 0
+
+
+def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tuple[tuple[int, int], ...]:
+    pairs = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    for name, value in pairs.items():
+        least = 0 if name == "padding" else 1
+        pairs[name] = pair(value, name)
+        require(min(pairs[name]) >= least, f"{name}: expected numbers of {least} or more, got {pairs[name]}")
+    return tuple(pairs.values())
+
+
+def unfold(
+    input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1, *, engine: str | None = None
+) -> Tensor:
+    """im2col; the same as `torch.nn.functional.unfold`.
+
+    Args:
+        input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, of any strides.
+        kernel_size, dilation, padding, stride: an int or a pair each.
+        engine: one of `torch_unroll.engines()`; None takes the first that can.
+
+    Returns:
+        (N, C·R·S, P·Q): one column per position of the window.
+
+    Raises:
+        RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
+    """
+    resolved = engines.resolve(engine)
+    if not engines.claims(resolved, input):
+        return F.unfold(input, kernel_size, dilation, padding, stride)
+    geometry = _geometry(kernel_size, dilation, padding, stride)
+    (R, S), step, pad, spread = geometry
+    require(input.dim() in (3, 4), f"input: expected 3 or 4 dimensions, got shape {tuple(input.shape)}")
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    require(min(batched.shape[1:]) > 0, f"input: expected extents above 0 but for the batch, got shape {tuple(input.shape)}")
+    P = convolved(batched.shape[2], R, step[0], 2 * pad[0], spread[0])
+    Q = convolved(batched.shape[3], S, step[1], 2 * pad[1], spread[1])
+    require(P > 0 and Q > 0, f"kernel_size: expected one that fits the padded input, got {(R, S)} for shape {tuple(input.shape)}")
+    columns = unfold_op(batched, *geometry, resolved)
+    return columns if input.dim() == 4 else columns.squeeze(0)
+
+
+def fold(
+    input: Tensor,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+    *,
+    engine: str | None = None,
+) -> Tensor:
+    """col2im, a sum over overlapping windows; the same as `torch.nn.functional.fold`.
+
+    Args:
+        input: (N, C·R·S, P·Q), or without a batch.
+        output_size: (H, W) of the image; an int or a pair.
+        kernel_size, dilation, padding, stride: those of the `unfold` it undoes.
+        engine: one of `torch_unroll.engines()`; None takes the first that can.
+
+    Returns:
+        (N, C, H, W).
+
+    Raises:
+        RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
+    """
+    resolved = engines.resolve(engine)
+    if not engines.claims(resolved, input):
+        return F.fold(input, output_size, kernel_size, dilation, padding, stride)
+    geometry = _geometry(kernel_size, dilation, padding, stride)
+    (R, S), step, pad, spread = geometry
+    H, W = pair(output_size, "output_size")
+    require(H > 0 and W > 0, f"output_size: expected numbers above 0, got {(H, W)}")
+    require(input.dim() in (2, 3), f"input: expected 2 or 3 dimensions, got shape {tuple(input.shape)}")
+    batched = input if input.dim() == 3 else input.unsqueeze(0)
+    require(
+        batched.shape[1] > 0 and batched.shape[1] % (R * S) == 0,
+        f"input: expected rows that the {R}×{S} window divides, got shape {tuple(input.shape)}",
+    )
+    P, Q = convolved(H, R, step[0], 2 * pad[0], spread[0]), convolved(W, S, step[1], 2 * pad[1], spread[1])
+    require(P > 0 and Q > 0, f"output_size: expected one the window fits, got {(H, W)} for kernel_size {(R, S)}")
+    require(batched.shape[2] == P * Q, f"input: expected {P * Q} columns ({P}×{Q} windows), got {batched.shape[2]}")
+    x = fold_op(batched, (H, W), *geometry, resolved)
+    return x if input.dim() == 3 else x.squeeze(0)
