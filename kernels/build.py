@@ -1,7 +1,7 @@
 """Builds the kernel table into a shared object with the C interface of `cuda/launch.cu`: by nvcc for a GPU, or by g++ against
 the emulator's stand-in headers (`tests/emulator`) for a machine without one. Needs neither torch nor setuptools.
 
-    python kernels/build.py cuda|emulated [--mode plain|race|coverage] [--op conv2d] [--output PATH] [-j N]
+    python kernels/build.py cuda|emulated [--mode plain|race|coverage] [--op conv2d] [--output PATH] [--optional] [-j N]
 
 `MAX_JOBS`, `CUDA_HOME` and `TORCH_CUDA_ARCH_LIST` mean what they mean to torch's own extension builder.
 """
@@ -42,12 +42,13 @@ _FIRST_RELEASE = {"100": (12, 8), "103": (12, 9), "110": (13, 0), "120": (12, 8)
 _DEFAULT_ARCHITECTURES = "8.0+PTX 9.0a"
 _CUDA_FLAGS = (
     "-std=c++20 -O3 -lineinfo --compiler-options=-fPIC,-fvisibility=hidden --cudart=static "
-    "-ftz=true "  # CuPy compiles with it and cannot be told not to: both engines shall give the same bits
+    "-Xptxas=-v -ftz=true "  # CuPy compiles with it and cannot be told not to: both engines shall give the same bits
     "--expt-relaxed-constexpr -Werror=cross-execution-space-call"
 ).split()
 # Contraction is off, so that a product and a sum round as written on every host: kernels write fmaf where they mean it.
 _HOST_FLAGS = (
-    "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing -fno-exceptions -Wall -Wno-unknown-pragmas"
+    "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing -fno-exceptions "
+    "-Wall -Wno-unknown-pragmas"
 ).split()
 _MODE_FLAGS = {
     "plain": [],
@@ -76,6 +77,11 @@ def library_path(toolchain: str, mode: str = "plain") -> Path:
     return (LIBRARIES if mode == "plain" else BUILD) / f"{name}.so"
 
 
+def directory_name(toolchain: str, mode: str = "plain") -> str:
+    """Of the folder under build/ that holds the intermediate files; those of different GPU targets do not evict each other."""
+    return f"{toolchain}-{'_'.join(cuda_targets()) if toolchain == 'cuda' else mode}"
+
+
 def build(
     toolchain: str,
     rows: Iterable[Kernel],
@@ -96,7 +102,7 @@ def build(
     Raises:
         BuildError: a tool is missing or too old (the message says the remedy), or a source does not compile.
     """
-    directory = directory or BUILD / f"{toolchain}-{mode}"
+    directory = directory or BUILD / directory_name(toolchain, mode)
     (directory / "generated").mkdir(parents=True, exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:  # two builds of one folder wait for each other
@@ -107,8 +113,9 @@ def build(
             steps, link = _cuda_steps(instances, directory, folders)
         else:
             steps, link = _emulated_steps(instances, directory, folders, mode)
-        _write_if_changed(directory / "build.ninja", _ninja_file(steps, link, output))
-        command = [_ninja(), "-C", str(directory), f"-j{jobs or int(os.environ.get('MAX_JOBS') or os.cpu_count() or 1)}", "--quiet"]
+        _write_if_changed(directory / "build.ninja", _ninja_file(steps, link, output, remarks=toolchain == "cuda"))
+        jobs = jobs or int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        command = [find_ninja(), "-C", str(directory), f"-j{jobs}", "--quiet"]
         if subprocess.run(command).returncode:
             raise BuildError(f"the {toolchain} kernels do not compile; the compiler's own message stands above")
     return output
@@ -126,8 +133,8 @@ def _write_instances(rows: Iterable[Kernel], directory: Path) -> Iterator[tuple[
 
 
 def _cuda_steps(instances: list[tuple[Path, str]], directory: Path, folders: list[str]) -> tuple[list[Step], list[str]]:
-    nvcc = _nvcc()
-    targets = _targets(_nvcc_release(nvcc))
+    nvcc = find_nvcc()
+    targets = cuda_targets()
     instances = [*instances, (SOURCES / "launch.cu", "80")]
     steps = []
     for source, architecture in instances:
@@ -142,7 +149,7 @@ def _cuda_steps(instances: list[tuple[Path, str]], directory: Path, folders: lis
 def _emulated_steps(
     instances: list[tuple[Path, str]], directory: Path, folders: list[str], mode: str
 ) -> tuple[list[Step], list[str]]:
-    compiler = _host_compiler()
+    compiler = find_host_compiler()
     flags = [*_HOST_FLAGS, *_host_architecture()]
     # Force-included, as nvcc does with its own cuda_runtime.h.
     stand_ins = [f"-I{EMULATOR / 'include'}", *folders, "-include", "cuda_runtime.h"]
@@ -158,14 +165,18 @@ def _emulated_steps(
     return steps, [compiler, "-shared", "-Wl,-Bsymbolic", *(["--coverage"] if mode == "coverage" else [])]
 
 
-def _ninja_file(steps: Iterable[Step], link: Sequence[str], output: Path) -> str:
+def _ninja_file(steps: Iterable[Step], link: Sequence[str], output: Path, *, remarks: bool) -> str:
+    """With `remarks`, what the compiler says is kept beside each object (`.log`), for tests/compile to read."""
+
     def path(value: Path) -> str:
         return str(value).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
     steps = list(steps)
+    keep = " > $out.log 2>&1 || { cat $out.log; false; }" if remarks else ""
     lines = [
         "ninja_required_version = 1.8",
-        "rule compile\n  command = $compiler -MD -MF $out.d $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = $in",
+        f"rule compile\n  command = $compiler -MD -MF $out.d $in -o $out{keep}",
+        "  depfile = $out.d\n  deps = gcc\n  description = $in",
         f"rule link\n  command = {shlex.join(link)} $in -o $out.new && mv -f $out.new $out\n  description = $out",
     ]
     for step in steps:
@@ -179,7 +190,7 @@ def _write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def _ninja() -> str:
+def find_ninja() -> str:
     beside = Path(sys.executable).parent / "ninja"
     found = shutil.which("ninja") or (str(beside) if beside.exists() else None)
     if not found and (spec := importlib.util.find_spec("ninja")) and spec.origin:
@@ -189,7 +200,7 @@ def _ninja() -> str:
     return found
 
 
-def _host_compiler() -> str:
+def find_host_compiler() -> str:
     found = shutil.which(os.environ.get("CXX", "g++"))
     if not found:
         raise BuildError("g++ is missing: install it (`apt install g++`), or name a C++20 compiler in CXX")
@@ -207,7 +218,7 @@ def _host_architecture() -> list[str]:
     return []
 
 
-def _nvcc() -> str:
+def find_nvcc() -> str:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     found = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
     found = found or (None if home else shutil.which("nvcc", path="/usr/local/cuda/bin"))
@@ -217,18 +228,22 @@ def _nvcc() -> str:
     return found
 
 
-def _nvcc_release(nvcc: str) -> tuple[int, int]:
+def nvcc_release(nvcc: str) -> tuple[int, int]:
     match = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     if not match:
         raise BuildError(f"`{nvcc} --version` names no release: set CUDA_HOME to a CUDA toolkit 12.0 or newer")
     release = (int(match[1]), int(match[2]))
     if release < (12, 0):
-        raise BuildError(f"nvcc {match[1]}.{match[2]} is too old, C++20 needs 12.0: install a newer CUDA toolkit, or set CUDA_HOME to one")
+        raise BuildError(f"nvcc {match[1]}.{match[2]} is too old, C++20 needs 12.0: install a newer toolkit, or set CUDA_HOME to one")
     return release
 
 
-def _targets(release: tuple[int, int]) -> list[str]:
-    """Names such as "80", "80+PTX", "90a": TORCH_CUDA_ARCH_LIST, else the GPUs present, else sm_80, sm_90a and PTX."""
+def cuda_targets() -> list[str]:
+    """What the CUDA object is compiled for: TORCH_CUDA_ARCH_LIST, else the GPUs present, else sm_80, sm_90a and PTX.
+
+    Returns names such as "80", "80+PTX", "90a".
+    """
+    release = nvcc_release(find_nvcc())
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or _present() or _DEFAULT_ARCHITECTURES
     targets = []
     for name in re.split(r"[\s;,]+", listed.strip()):
@@ -237,7 +252,7 @@ def _targets(release: tuple[int, int]) -> list[str]:
             raise BuildError(f"TORCH_CUDA_ARCH_LIST names {name!r}: expected entries such as 8.0, 9.0a or 10.0+PTX")
         number = match[1] + match[2]
         if int(number) < 80:
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST names {name}, and the kernels need compute capability 8.0 or newer: remove it")
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST names {name}, and the kernels need 8.0 or newer: remove it")
         first = _FIRST_RELEASE.get(number, (12, 0))
         if release < first:
             raise BuildError(
@@ -270,9 +285,20 @@ def _gencode(target: str, architecture: str) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{number},code=compute_{number}"] if ptx else flags
 
 
-def ops_with_tables() -> list[str]:
-    """The ops that have a `variants.py`."""
-    return [op for op in OPS if (SOURCES / op / "variants.py").exists()]
+def cuda_lack() -> str | None:
+    """What keeps the CUDA kernels from being built here, with the remedy; None if nothing does."""
+    try:
+        find_nvcc()
+        find_host_compiler()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def table_rows(op: str | None = None) -> list[Kernel]:
+    """The kernels of an op, or of every op that has a table."""
+    ops = [op] if op else [each for each in OPS if (SOURCES / each / "variants.py").exists()]
+    return [row for each in ops for row in kernels(each)]
 
 
 def main() -> None:
@@ -281,18 +307,21 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, default="plain", help="of the emulated object")
     parser.add_argument("--op", choices=OPS, help="only this op, in a folder of its own under build/")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--optional", action="store_true", help="without nvcc or g++, say so and succeed")
     parser.add_argument("-j", "--jobs", type=int)
     arguments = parser.parse_args()
     toolchain, mode, op = arguments.toolchain, arguments.mode, arguments.op
-    output = library_path(toolchain, mode)
-    directory = BUILD / f"{toolchain}-{mode}"
-    if op:
-        directory = BUILD / f"{toolchain}-{mode}-{op}"
-        output = directory / output.name
-    output = (arguments.output or output).resolve()
     try:
-        rows = [row for each in ([op] if op else ops_with_tables()) for row in kernels(each)]
-        build(toolchain, rows, output, mode=mode, directory=directory, jobs=arguments.jobs)
+        if arguments.optional and toolchain == "cuda" and (lack := cuda_lack()):
+            print(f"torch-unroll: no compiled CUDA kernels: {lack}")
+            return
+        output = library_path(toolchain, mode)
+        directory = BUILD / directory_name(toolchain, mode)
+        if op:
+            directory = directory.with_name(f"{directory.name}-{op}")
+            output = directory / output.name
+        output = (arguments.output or output).resolve()
+        build(toolchain, table_rows(op), output, mode=mode, directory=directory, jobs=arguments.jobs)
     except BuildError as error:
         sys.exit(f"torch-unroll: {error}")
     print(output)

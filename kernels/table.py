@@ -77,5 +77,6 @@ def instance_source(rows: Iterable[Kernel]) -> str:
     rows = list(rows)
     (source,) = {row.source for row in rows}
     lines = [f'#include "{source}"', '#include "platform/registry.h"', "namespace {"]
-    lines += [f'const KernelRegistration kernel_{i}(kernel_entry<&{row.expression}>("{row.expression}"));' for i, row in enumerate(rows)]
+    for i, row in enumerate(rows):
+        lines.append(f'const KernelRegistration kernel_{i}(kernel_entry<&{row.expression}>("{row.expression}"));')
     return "\n".join([*lines, "}  // namespace", ""])
