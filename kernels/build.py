@@ -234,7 +234,7 @@ def nvcc_release(nvcc: str) -> tuple[int, int]:
         raise BuildError(f"`{nvcc} --version` names no release: set CUDA_HOME to a CUDA toolkit 12.0 or newer")
     release = (int(match[1]), int(match[2]))
     if release < (12, 0):
-        raise BuildError(f"nvcc {match[1]}.{match[2]} is too old, C++20 needs 12.0: install a newer toolkit, or set CUDA_HOME to one")
+        raise BuildError(f"nvcc {match[1]}.{match[2]} is too old, C++20 needs 12.0: install a newer one, or set CUDA_HOME to it")
     return release
 
 
