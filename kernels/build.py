@@ -37,8 +37,6 @@ LIBRARIES = ROOT / "pyext" / "torch_unroll" / "lib"
 EMULATOR = ROOT / "tests" / "emulator"
 MODES = ("plain", "race", "coverage")
 
-#: The first CUDA release whose nvcc knows an architecture. C++20 itself needs 12.0.
-_FIRST_RELEASE = {"100": (12, 8), "103": (12, 9), "110": (13, 0), "120": (12, 8), "121": (12, 9)}
 _DEFAULT_ARCHITECTURES = "8.0+PTX 9.0a"
 _CUDA_FLAGS = (
     "-std=c++20 -O3 -lineinfo --compiler-options=-fPIC,-fvisibility=hidden --cudart=static "
@@ -243,7 +241,9 @@ def cuda_targets() -> list[str]:
 
     Returns names such as "80", "80+PTX", "90a".
     """
-    release = nvcc_release(find_nvcc())
+    nvcc = find_nvcc()
+    release = nvcc_release(nvcc)
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout.split()
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or _present() or _DEFAULT_ARCHITECTURES
     targets = []
     for name in re.split(r"[\s;,]+", listed.strip()):
@@ -253,25 +253,24 @@ def cuda_targets() -> list[str]:
         number = match[1] + match[2]
         if int(number) < 80:
             raise BuildError(f"TORCH_CUDA_ARCH_LIST names {name}, and the kernels need 8.0 or newer: remove it")
-        first = _FIRST_RELEASE.get(number, (12, 0))
-        if release < first:
+        if f"compute_{number}" not in known:
             raise BuildError(
-                f"nvcc {release[0]}.{release[1]} cannot compile for {name}, which needs {first[0]}.{first[1]}: "
-                "install a newer CUDA toolkit, or leave the architecture out of TORCH_CUDA_ARCH_LIST"
+                f"nvcc {release[0]}.{release[1]} ({nvcc}) cannot compile for {name}: install a newer CUDA toolkit, "
+                "or name an older architecture with +PTX in TORCH_CUDA_ARCH_LIST"
             )
         # A GPU of capability 9.0 runs sm_90a, so the suffix need not be asked for.
-        targets.append("90a" if number == "90" else number + (match[4] or ""))
+        targets.append(("90a" if number == "90" else number) + (match[4] or ""))
     return targets
 
 
-def _present() -> str | None:
-    """Compute capabilities of this machine's GPUs as a list for TORCH_CUDA_ARCH_LIST."""
+def _present() -> str:
+    """Compute capabilities of this machine's GPUs that the kernels support, as a list for TORCH_CUDA_ARCH_LIST."""
     if not shutil.which("nvidia-smi"):
-        return None
+        return ""
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     found = subprocess.run(query, capture_output=True, text=True, check=False)
-    capabilities = sorted({line.strip() for line in found.stdout.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())})
-    return " ".join(capabilities) if found.returncode == 0 else None
+    capabilities = {line.strip() for line in found.stdout.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())}
+    return " ".join(sorted(each for each in capabilities if float(each) >= 8))
 
 
 def _gencode(target: str, architecture: str) -> list[str]:
@@ -282,7 +281,10 @@ def _gencode(target: str, architecture: str) -> list[str]:
     if int(number.rstrip("a")) < int(architecture.rstrip("a")):
         return []
     flags = [f"-gencode=arch=compute_{number},code=sm_{number}"]
-    return [*flags, f"-gencode=arch=compute_{number},code=compute_{number}"] if ptx else flags
+    if ptx and not architecture.endswith("a"):  # what an "a" adds is of that architecture alone, so its PTX serves no other
+        virtual = f"compute_{number.rstrip('a')}"
+        flags.append(f"-gencode=arch={virtual},code={virtual}")
+    return flags
 
 
 def cuda_lack() -> str | None:
