@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_unroll import engines
 from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
+from torch_unroll.engines import claims, resolve
 from torch_unroll.shapes import pair, require, require_same
 
 
@@ -79,8 +79,8 @@ def conv2d(
     Raises:
         RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
     """
-    resolved = engines.resolve(engine)
-    if not engines.claims(resolved, input):
+    resolved = resolve(engine)
+    if not claims(resolved, input):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     stride, dilation = _steps(stride, "stride"), _steps(dilation, "dilation")
     _check_tensors(input, weight, bias, groups)
@@ -128,8 +128,8 @@ def conv_transpose2d(
     Raises:
         RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
     """
-    resolved = engines.resolve(engine)
-    if not engines.claims(resolved, input):
+    resolved = resolve(engine)
+    if not claims(resolved, input):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     stride, dilation = _steps(stride, "stride"), _steps(dilation, "dilation")
     padding, extra = pair(padding, "padding"), pair(output_padding, "output_padding")

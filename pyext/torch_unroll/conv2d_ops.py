@@ -48,7 +48,7 @@ class conv2d_fprop:  # noqa: N801 (the op's own name)
     @staticmethod
     def compute(x, w, bias, stride, padding, dilation, groups, precision, engine):
         chosen = select(engine, "conv2d", x.device, x.dtype)
-        return chosen.conv2d_fprop(x, w, bias, stride, padding, dilation, groups, resolve_precision(precision, x.dtype))
+        return chosen.conv2d_fprop(x, w, bias, stride, padding, dilation, groups, resolve_precision(precision, x))
 
     @staticmethod
     def fake(x, w, bias, stride, padding, dilation, groups, precision, engine):
@@ -100,7 +100,7 @@ class conv2d_dgrad:  # noqa: N801
     @staticmethod
     def compute(dy, w, x_size, stride, padding, dilation, groups, precision, engine):
         chosen = select(engine, "conv2d", dy.device, dy.dtype)
-        return chosen.conv2d_dgrad(dy, w, x_size, stride, padding, dilation, groups, resolve_precision(precision, dy.dtype))
+        return chosen.conv2d_dgrad(dy, w, x_size, stride, padding, dilation, groups, resolve_precision(precision, dy))
 
     @staticmethod
     def fake(dy, w, x_size, stride, padding, dilation, groups, precision, engine):
@@ -147,7 +147,7 @@ class conv2d_wgrad:  # noqa: N801
     @staticmethod
     def compute(dy, x, w_size, stride, padding, dilation, groups, precision, engine):
         chosen = select(engine, "conv2d", dy.device, dy.dtype)
-        return chosen.conv2d_wgrad(dy, x, w_size, stride, padding, dilation, groups, resolve_precision(precision, x.dtype))
+        return chosen.conv2d_wgrad(dy, x, w_size, stride, padding, dilation, groups, resolve_precision(precision, x))
 
     @staticmethod
     def fake(dy, x, w_size, stride, padding, dilation, groups, precision, engine):

@@ -10,8 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_unroll import engines
-from torch_unroll.engines import select
+from torch_unroll.engines import claims, resolve, select
 from torch_unroll.registration import operator
 from torch_unroll.shapes import convolved, pair, require
 
@@ -107,8 +106,8 @@ def unfold(
     Raises:
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
-    resolved = engines.resolve(engine)
-    if not engines.claims(resolved, input):
+    resolved = resolve(engine)
+    if not claims(resolved, input):
         return F.unfold(input, kernel_size, dilation, padding, stride)
     geometry = _geometry(kernel_size, dilation, padding, stride)
     (R, S), step, pad, spread = geometry
@@ -146,8 +145,8 @@ def fold(
     Raises:
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
-    resolved = engines.resolve(engine)
-    if not engines.claims(resolved, input):
+    resolved = resolve(engine)
+    if not claims(resolved, input):
         return F.fold(input, output_size, kernel_size, dilation, padding, stride)
     geometry = _geometry(kernel_size, dilation, padding, stride)
     (R, S), step, pad, spread = geometry

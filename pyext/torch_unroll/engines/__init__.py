@@ -92,13 +92,17 @@ def claims(engine: str, tensor: torch.Tensor) -> bool:
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def resolve_precision(switch: str, dtype: torch.dtype) -> str:
-    """ "tf32" or "ieee": how a product is computed. `switch` is "conv" or "rnn": torch's switch that governs it; products
-    never inherit matmul's. Read when the op runs, as cuDNN's operators read it."""
-    if dtype != torch.float32:
+def resolve_precision(switch: str, tensor: torch.Tensor) -> str:
+    """ "tf32" or "ieee": how a product is computed. `switch` is "conv" or "rnn", torch's switch that governs it, or the answer itself.
+
+    Products never inherit matmul's switch. Read when the op runs, as cuDNN's operators read it; on the CPU the switches say nothing.
+    """
+    if tensor.dtype != torch.float32:
         return "ieee"
     if switch in ("tf32", "ieee"):
         return switch
+    if not tensor.is_cuda:
+        return "ieee"
     precision = getattr(torch.backends.cudnn, switch).fp32_precision
     if precision == "none":
         precision = torch.backends.cudnn.fp32_precision

@@ -45,11 +45,11 @@ def _col2im(columns: Tensor, x_size: Pair, stride: Pair, padding: Padding, dilat
 def conv2d_fprop(
     x: Tensor, w: Tensor, bias: Tensor | None, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
 ) -> Tensor:
-    (N, _, H, W), (K, _, R, S) = x.shape, w.shape
+    (N, _, H, W), (K, channels, R, S) = x.shape, w.shape
     P = convolved(H, R, stride[0], padding[0] + padding[1], dilation[0])
     Q = convolved(W, S, stride[1], padding[2] + padding[3], dilation[1])
-    columns = _im2col(x, (R, S), (P, Q), stride, padding, dilation).reshape(N, groups, -1, P * Q)
-    y = product(w.reshape(groups, K // groups, -1), columns, precision).reshape(N, K, P, Q)
+    columns = _im2col(x, (R, S), (P, Q), stride, padding, dilation).reshape(N, groups, channels * R * S, P * Q)
+    y = product(w.reshape(groups, K // groups, channels * R * S), columns, precision).reshape(N, K, P, Q)
     if bias is not None:
         y = y + bias.to(y.dtype).view(1, K, 1, 1)
     return y.to(x.dtype).contiguous(memory_format=output_memory_format(x, w))
@@ -59,7 +59,7 @@ def conv2d_dgrad(
     dy: Tensor, w: Tensor, x_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
 ) -> Tensor:
     (N, K, P, Q), (_, channels, R, S) = dy.shape, w.shape
-    weights = w.reshape(groups, K // groups, -1).transpose(1, 2)
+    weights = w.reshape(groups, K // groups, channels * R * S).transpose(1, 2)
     columns = product(weights, dy.reshape(N, groups, K // groups, P * Q), precision)
     dx = _col2im(columns.reshape(N, groups * channels, R, S, P, Q), x_size, stride, padding, dilation)
     return dx.to(dy.dtype).contiguous(memory_format=output_memory_format(dy, w))
@@ -69,7 +69,8 @@ def conv2d_wgrad(
     dy: Tensor, x: Tensor, w_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
 ) -> Tensor:
     (N, K, P, Q), C = dy.shape, x.shape[1]
-    columns = _im2col(x, w_size, (P, Q), stride, padding, dilation).reshape(N, groups, -1, P * Q)
+    rows = C // groups * w_size[0] * w_size[1]
+    columns = _im2col(x, w_size, (P, Q), stride, padding, dilation).reshape(N, groups, rows, P * Q)
     dw = product(dy.reshape(N, groups, K // groups, P * Q), columns.transpose(2, 3), precision).sum(0)
     dw = dw.reshape(K, C // groups, *w_size).to(x.dtype)
     return dw.contiguous(memory_format=output_memory_format(dy, x))

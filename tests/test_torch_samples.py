@@ -1,0 +1,77 @@
+"""torch's own sample and error inputs (op_db) through torch_unroll: values, gradients and exception types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.utils._pytree import tree_flatten, tree_map
+
+from torch_unroll.conv2d import conv2d, conv_transpose2d
+from torch_unroll.testing import Target, assert_as_accurate, targets
+from torch_unroll.unfold import unfold
+
+OPS = {
+    "nn.functional.conv2d": (conv2d, F.conv2d),
+    "nn.functional.conv_transpose2d": (conv_transpose2d, F.conv_transpose2d),
+    "nn.functional.unfold": (unfold, F.unfold),
+}
+INFO = {info.name: info for info in op_db if info.name in OPS and not info.variant_test_name}
+
+
+def _leaves(arguments: Any, dtype: torch.dtype | None = None) -> tuple[Any, list[torch.Tensor]]:
+    """The arguments with fresh leaves (in another dtype) for their floating-point tensors, and the leaves that want a gradient."""
+
+    def renew(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        return value.detach().to(dtype or value.dtype).requires_grad_(value.requires_grad)
+
+    renewed = tree_map(renew, arguments)
+    return renewed, [leaf for leaf in tree_flatten(renewed)[0] if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+
+
+def _run(function: Any, sample: Any, dtype: torch.dtype | None = None, **options: Any) -> list[torch.Tensor]:
+    """The output and the gradients under a fixed, uneven weighting of the output."""
+    (input, args, kwargs), leaves = _leaves((sample.input, sample.args, sample.kwargs), dtype)
+    output = function(input, *args, **kwargs, **options)
+    weighting = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=output.device).view(output.shape).to(output.dtype)
+    return [output.detach(), *torch.autograd.grad(output, leaves, weighting)] if leaves else [output]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("target", targets("conv2d"), ids=str)
+@pytest.mark.parametrize("name", OPS)
+def test_samples(name: str, target: Target, dtype: torch.dtype) -> None:
+    ours, theirs = OPS[name]
+    samples = list(INFO[name].sample_inputs(target.device, dtype, requires_grad=True))
+    assert samples
+    for sample in samples:
+        exact = _run(theirs, sample, torch.float64)
+        for result, torchs, truth in zip(_run(ours, sample, engine=target.engine), _run(theirs, sample), exact, strict=True):
+            assert_as_accurate(result, torchs, truth, f"{name}{tuple(sample.input.shape)} {sample.args} {sample.kwargs}")
+
+
+@pytest.mark.parametrize("target", targets("conv2d"), ids=str)
+@pytest.mark.parametrize("name", [name for name in OPS if INFO[name].error_inputs_func is not None])
+def test_errors(name: str, target: Target) -> None:
+    errors = list(INFO[name].error_inputs(target.device))
+    assert errors
+    for error in errors:
+        sample = error.sample_input
+        with pytest.raises(error.error_type):
+            OPS[name][0](sample.input, *sample.args, **sample.kwargs, engine=target.engine)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64], ids=str)
+def test_what_no_engine_claims_is_torchs(name: str, dtype: torch.dtype) -> None:
+    if not INFO[name].supports_dtype(dtype, "cpu"):
+        pytest.skip(f"torch's operator has no {dtype} either")
+    ours, theirs = OPS[name]
+    for sample in INFO[name].sample_inputs("cpu", dtype):
+        expected = theirs(sample.input, *sample.args, **sample.kwargs)
+        torch.testing.assert_close(ours(sample.input, *sample.args, **sample.kwargs), expected)
