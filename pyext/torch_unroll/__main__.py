@@ -1,0 +1,45 @@
+"""`python -m torch_unroll COMMAND ...`: each command is a module with a `main(arguments)`, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+#: Command -> its module, and what it answers.
+COMMANDS = {
+    "doctor": ("torch_unroll.doctor", "what can run here, what would make the rest run, and why it is not faster"),
+}
+
+
+def usage() -> str:
+    """The text of `--help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m torch_unroll COMMAND [OPTION...]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`python -m torch_unroll COMMAND --help` explains a command and shows how it is used.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command; returns the exit status: 2 for a command line that means nothing."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"torch_unroll: no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    status: int = import_module(COMMANDS[name][0]).main(rest)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
