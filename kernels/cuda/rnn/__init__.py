@@ -1,0 +1,1 @@
+"""Recurrence: device code, its kernel table and its launch plans."""

@@ -1,0 +1,161 @@
+// A warp's tile of a matrix product, in one form for every dtype: 16 rows (units) x 8 columns (samples), summed over K in chunks
+// of 64 bytes per row.
+//
+// With g = lane / 4 and t = lane % 4, a lane holds 16 bytes of each operand per chunk: of rows g and g + 8 of A and of column g
+// of B, at bytes 16 t of the chunk. Both operands are read along K by the widest load, straight from wherever they are: no
+// ldmatrix. The instructions want other k's in that lane, but a sum over K does not care which k is called which, as long as A
+// and B agree. Each chunk is two instructions in 16 bits (K = 32) and TF32 (K = 16), four in fp64 (K = 8), and
+// fused multiply-adds in IEEE fp32.
+//
+// The finished tile: value i of a lane is row g + 8 (i >> 1), column 2 t + (i & 1).
+#pragma once
+#include "platform/mma.h"
+#include "platform/vector.h"
+
+struct tfloat32 {};  // fp32 in memory, multiplied as TF32; the name of an arithmetic, like the four storage types
+
+__device__ inline void mma(half, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_m16n8k16<half>(d, a, b); }
+__device__ inline void mma(bfloat16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma_m16n8k16<bfloat16>(d, a, b);
+}
+__device__ inline void mma(tfloat32, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_m16n8k8_tf32(d, a, b); }
+
+template <class Math>
+struct StorageOf {
+  using type = Math;
+};
+template <>
+struct StorageOf<tfloat32> {
+  using type = float;
+};
+template <class Math>
+using Storage = typename StorageOf<Math>::type;
+
+constexpr int kTileRows = 16, kTileColumns = 8, kChunkBytes = 64, kLaneBytes = 16;
+static_assert(kTileRows * kTileColumns == 32 * 4, "four results per lane");
+
+template <class Math>
+constexpr int kChunk = kChunkBytes / int(sizeof(Storage<Math>));  // elements of K
+
+__device__ inline int lane_group() { return int(threadIdx.x) % 32 / 4; }  // g
+__device__ inline int lane_in_group() { return int(threadIdx.x) % 4; }    // t
+
+// 16 bytes of a row: as many elements as fit.
+template <class Math>
+struct Fragment {
+  static constexpr int size = kLaneBytes / int(sizeof(Storage<Math>));
+  union {
+    uint32_t word[4];
+    Storage<Math> element[size];
+    uint4 bits;
+  };
+};
+
+// Elements k .. k + size of a row of K elements; 0 beyond it. The row starts on 16 bytes and K is a whole number of fragments.
+template <class Math>
+__device__ inline Fragment<Math> load_fragment(const Storage<Math>* row, int k, int K) {
+  Fragment<Math> fragment;
+  fragment.bits = k < K ? *reinterpret_cast<const uint4*>(row + k) : uint4{0, 0, 0, 0};
+  return fragment;
+}
+// The same from anywhere, one element at a time.
+template <class Math>
+__device__ inline Fragment<Math> gather_fragment(const Storage<Math>* row, int k, int K, int64_t stride = 1) {
+  Fragment<Math> fragment;
+  fragment.bits = uint4{0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < Fragment<Math>::size; ++i)
+    if (k + i < K) fragment.element[i] = row[(k + i) * stride];
+  return fragment;
+}
+
+// What an operand goes through once, before it is multiplied any number of times.
+template <class Math>
+__device__ inline void prepare(Fragment<Math>&) {}
+template <>
+__device__ inline void prepare<tfloat32>(Fragment<tfloat32>& fragment) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) fragment.word[i] = round_tf32(fragment.element[i]);
+}
+
+// One row tile and chunk: low and high are A's rows g and g + 8, b is B's column g.
+template <class Math>
+__device__ inline void multiply_chunk(float (&sum)[4], const Fragment<Math>& low, const Fragment<Math>& high,
+                                      const Fragment<Math>& b) {
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t a[4] = {low.word[i], high.word[i], low.word[i + 1], high.word[i + 1]};
+    const uint32_t column[2] = {b.word[i], b.word[i + 1]};
+    mma(Math{}, sum, a, column);
+  }
+}
+__device__ inline void multiply_chunk(double (&sum)[4], const Fragment<double>& low, const Fragment<double>& high,
+                                      const Fragment<double>& b) {
+  double upper[2] = {sum[0], sum[1]}, lower[2] = {sum[2], sum[3]};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    mma_m8n8k4_f64(upper, low.element[i], b.element[i]);
+    mma_m8n8k4_f64(lower, high.element[i], b.element[i]);
+  }
+  sum[0] = upper[0], sum[1] = upper[1], sum[2] = lower[0], sum[3] = lower[1];
+}
+
+// kRowTiles tiles, one below the other, that share their columns.
+template <class Math, int kRowTiles>
+struct WarpTile {
+  Accumulator<Storage<Math>> sum[kRowTiles][4] = {};
+
+  __device__ void multiply(const Fragment<Math> (&a)[kRowTiles][2], const Fragment<Math>& b) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) multiply_chunk(sum[r], a[r][0], a[r][1], b);
+  }
+  // After the last chunk, before `sum` is read.
+  __device__ void finish() {}
+};
+
+// IEEE fp32 has no instruction for it: a lane sums its own k's for all eight columns, fetching each column's from the lane that
+// holds it, and the four lanes of a group add up at the end. A chunk costs 32 shuffles and 64 multiply-adds for each row tile.
+template <int kRowTiles>
+struct WarpTile<float, kRowTiles> {
+  float sum[kRowTiles][4];
+  float partial[kRowTiles][2][kTileColumns] = {};
+
+  __device__ void multiply(const Fragment<float> (&a)[kRowTiles][2], const Fragment<float>& b) {
+#pragma unroll
+    for (int column = 0; column < kTileColumns; ++column)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float value = __shfl_sync(~0u, b.element[i], 4 * column + lane_in_group());
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            partial[r][half][column] = fmaf(a[r][half].element[i], value, partial[r][half][column]);
+      }
+  }
+
+  // Each exchange halves the columns a lane is left with, until lane t has columns 2 t and 2 t + 1.
+  __device__ void finish() {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float four[4], two[2];
+        halve(partial[r][half], four, 2);
+        halve(four, two, 1);
+        sum[r][2 * half] = two[0], sum[r][2 * half + 1] = two[1];
+      }
+  }
+
+ private:
+  // Keeps the half of `from` that belongs to this lane, and adds what the lane that differs in `bit` has for it.
+  template <int kCount>
+  static __device__ void halve(const float (&from)[2 * kCount], float (&to)[kCount], int bit) {
+    const bool upper = lane_in_group() & bit;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const float kept = upper ? from[kCount + i] : from[i], given = upper ? from[i] : from[kCount + i];
+      to[i] = kept + __shfl_xor_sync(~0u, given, bit);
+    }
+  }
+};
