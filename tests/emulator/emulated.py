@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from torch_unroll.kernels.build import BUILD, build
 from torch_unroll.kernels.table import Kernel, LaunchConfig
@@ -25,6 +27,13 @@ class _Config(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint32),
         ("cooperative", ctypes.c_uint32),
     ]
+
+
+class Statistics(NamedTuple):
+    """Since the object was loaded."""
+
+    threads: int
+    switches: int
 
 
 class Emulator:
@@ -50,7 +59,9 @@ class Emulator:
         if ctypes.sizeof(parameters) != expected:
             raise ValueError(f"parameters of {kernel}: expected {expected} bytes, given {ctypes.sizeof(parameters)}")
         uint3 = ctypes.c_uint32 * 3
-        native = _Config(uint3(*config.grid), uint3(*config.block), uint3(*config.cluster), config.shared_bytes, config.cooperative)
+        native = _Config(
+            uint3(*config.grid), uint3(*config.block), uint3(*config.cluster), config.shared_bytes, config.cooperative
+        )
         status = self.library.torch_unroll_launch(index, ctypes.byref(native), ctypes.byref(parameters), None)
         if status:
             raise LaunchError(self.library.torch_unroll_error_text(status).decode())
@@ -63,18 +74,52 @@ class Emulator:
         """Sets the size of the virtual GPU."""
         self.library.torch_unroll_emulator_multiprocessors(count)
 
+    def statistics(self) -> Statistics:
+        """Threads run, and switches between them."""
+        counts = (ctypes.c_uint64(), ctypes.c_uint64())
+        self.library.torch_unroll_emulator_statistics(*map(ctypes.byref, counts))
+        return Statistics(*(count.value for count in counts))
+
     def launches(self, kernel: str) -> int:
         """How often a kernel has been launched."""
         return self.library.torch_unroll_emulator_launches(self.kernels[kernel])
 
 
 @cache
-def test_kernels(rows: tuple[Kernel, ...], name: str, mode: str = "plain") -> Emulator:
+def emulate(rows: tuple[Kernel, ...], name: str, mode: str = "plain") -> Emulator:
     """Builds rows whose sources lie in `tests/emulator/kernels` into an object of their own."""
     directory = BUILD / f"emulator-tests-{name}-{mode}"
     return Emulator(build("emulated", rows, directory / f"{name}.so", mode=mode, directory=directory, include=[KERNELS]))
 
 
-def instances(rows: Iterable[tuple[str, str]], source: str) -> tuple[Kernel, ...]:
+def instances(source: str, *rows: tuple[str, str]) -> tuple[Kernel, ...]:
     """Rows of one test source: (template name, arguments separated by commas)."""
     return tuple(Kernel(source, name, tuple(arguments.split(", "))) for name, arguments in rows)
+
+
+def launch_config(
+    grid: int | tuple[int, int, int],
+    block: int | tuple[int, int, int],
+    *,
+    shared_bytes: int = 0,
+    cluster: int = 1,
+    cooperative: bool = False,
+) -> LaunchConfig:
+    """A LaunchConfig in which an extent may be one number."""
+    three = [(each, 1, 1) if isinstance(each, int) else each for each in (grid, block)]
+    return LaunchConfig(three[0], three[1], shared_bytes, (cluster, 1, 1), cooperative)
+
+
+_Structure = TypeVar("_Structure", bound=ctypes.Structure)
+
+
+def fill(structure: type[_Structure], *values: Any) -> _Structure:
+    """Parameters of a kernel, pointers given as arrays, which they keep alive."""
+    filled = structure(*(value.ctypes.data if isinstance(value, np.ndarray) else value for value in values))
+    filled.kept = values  # type: ignore[attr-defined]
+    return filled
+
+
+def arrays(dtype: str, *shape: int) -> np.ndarray:
+    """Standard normal values, the same every time."""
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)

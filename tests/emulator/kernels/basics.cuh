@@ -1,7 +1,9 @@
 // Kernels for the emulator's own tests: each does one thing.
 #pragma once
+#include "platform/memory.h"
 #include "platform/shared_memory.h"
 #include "platform/types.h"
+#include "platform/vector.h"
 
 template <class T>
 struct BasicParameters {
@@ -40,6 +42,71 @@ __global__ void warp_sum_kernel(const __grid_constant__ BasicParameters<T> param
 template <class T>
 __global__ void deadlock_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   __syncthreads();
-  if (threadIdx.x == 0) __shfl_sync(3u, 0, 0);
-  else __syncthreads();
+  if (threadIdx.x == 0)
+    __shfl_sync(3u, 0, 0);
+  else
+    __syncthreads();
+}
+
+// Two barriers where one is meant.
+template <class T>
+__global__ void divergent_kernel(const __grid_constant__ BasicParameters<T> parameters) {
+  if (threadIdx.x < 32)
+    __syncthreads();
+  else
+    __syncthreads();
+}
+
+// Writes one element past the shared memory.
+template <class T>
+__global__ void overrun_kernel(const __grid_constant__ BasicParameters<T> parameters) {
+  shared_memory<T>()[threadIdx.x + 1] = 0;
+}
+
+// y = count, and, or of x < count over the block.
+template <class T>
+__global__ void predicate_kernel(const __grid_constant__ BasicParameters<T> parameters) {
+  const bool predicate = parameters.x[threadIdx.x] < parameters.count;
+  const int count = __syncthreads_count(predicate), all = __syncthreads_and(predicate), any = __syncthreads_or(predicate);
+  if (threadIdx.x == 7) parameters.y[0] = count, parameters.y[1] = all, parameters.y[2] = any;
+}
+
+template <class T>
+__global__ void vote_kernel(const __grid_constant__ BasicParameters<T> parameters) {
+  const T x = parameters.x[threadIdx.x];
+  const unsigned ballot = __ballot_sync(0xffffffff, x), any = __any_sync(0xffffffff, x), all = __all_sync(0xffffffff, x);
+  if (threadIdx.x == 31) parameters.y[0] = T(ballot), parameters.y[1] = T(any), parameters.y[2] = T(all);
+}
+
+// Counts threads, and checks the indices' bounds.
+template <class T>
+__global__ void atomic_kernel(const __grid_constant__ BasicParameters<T> parameters) {
+  const bool in_block = threadIdx.x < blockDim.x && threadIdx.y < blockDim.y && threadIdx.z < blockDim.z;
+  const bool in_grid = blockIdx.x < gridDim.x && blockIdx.y < gridDim.y && blockIdx.z < gridDim.z;
+  atomicAdd(parameters.y, in_block && in_grid ? 1 : 1 << 20);
+}
+
+template <class T>
+struct ConvertParameters {
+  const float* x;
+  T* y;
+  float* back;
+  int32_t count;
+};
+template <class T>
+__global__ void convert_kernel(const __grid_constant__ ConvertParameters<T> parameters) {
+  for (int i = 0; i < parameters.count; ++i) {
+    parameters.y[i] = narrow<T>(parameters.x[i]);
+    parameters.back[i] = widen(parameters.y[i]);
+  }
+}
+
+template <class T>
+__global__ void poll_kernel(const __grid_constant__ BasicParameters<T> parameters) {
+  while (load_relaxed(reinterpret_cast<const uint32_t*>(parameters.x)) == 0) spin_wait();
+}
+
+template <class T>
+__global__ void misaligned_kernel(const __grid_constant__ BasicParameters<T> parameters) {
+  store_vector(shared_memory<T>() + 1, Vector<T, 4>{});
 }

@@ -80,7 +80,8 @@ void warp_collective(uint32_t mask, const char* what, void* operand, Combine* co
   Collective* mine = nullptr;
   for (Collective& each : warp.pending) {
     if (!(each.mask & mask)) continue;
-    if (each.mask != mask) fail("%s with mask %08x while other lanes wait in %s with mask %08x", what, mask, each.what, each.mask);
+    if (each.mask != mask)
+      fail("%s with mask %08x while other lanes wait in %s with mask %08x", what, mask, each.what, each.mask);
     if (std::strcmp(each.what, what)) fail("lanes of one warp meet in different collectives: %s and %s", each.what, what);
     mine = &each;
   }

@@ -86,20 +86,23 @@ EXPORT int torch_unroll_launch(int kernel, const Config* config, const void* par
   const std::lock_guard guard(state().mutex);
   State& all = state();
   const KernelEntry& entry = table()[kernel];
-  if (std::string wrong = against_limits(*config); !wrong.empty()) return refuse(kInvalidConfiguration, entry.name, std::move(wrong));
+  if (std::string wrong = against_limits(*config); !wrong.empty())
+    return refuse(kInvalidConfiguration, entry.name, std::move(wrong));
   const unsigned blocks = volume(config->grid);
   unsigned resident = resident_per_multiprocessor(*config) * all.limits.multiprocessors;
   if (config->cooperative && blocks > resident)
-    return refuse(kCooperativeTooLarge, entry.name,
-                  std::to_string(blocks) + " blocks in a cooperative launch: " + std::to_string(resident) + " are resident at once");
+    return refuse(
+        kCooperativeTooLarge, entry.name,
+        std::to_string(blocks) + " blocks in a cooperative launch: " + std::to_string(resident) + " are resident at once");
   // Blocks that may not wait for each other need not be there together: few at a time keep memory small.
   if (!config->cooperative) resident = std::min(resident, all.limits.multiprocessors);
   all.launches.resize(table().size());
   ++all.launches[kernel];
   const uint64_t seed = all.seed;
   all.seed = seed * 6364136223846793005 + 1442695040888963407;
-  const LaunchRequest request{entry.name,           entry.run,          parameters, extents(config->grid), extents(config->block),
-                              extents(config->cluster), config->shared_bytes, resident};
+  const LaunchRequest request{
+      entry.name,           entry.run, parameters, extents(config->grid), extents(config->block), extents(config->cluster),
+      config->shared_bytes, resident};
   if (scheduler().launch(request, seed)) return kSuccess;
   return refuse(kLaunchFailure, entry.name, scheduler().failure() + "  replay this launch with seed " + std::to_string(seed));
 }

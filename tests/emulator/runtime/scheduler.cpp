@@ -173,6 +173,7 @@ void Scheduler::finish(Thread& thread) {
   Block& block = *thread.block;
   ++threads;
   idle_polls_ = 0;
+  if (!thread.copies.empty()) finish_copies(thread);
   --block.alive;
   block.warps[thread.linear / 32].alive &= ~(1u << thread.linear % 32);
   thread_exited(thread);

@@ -11,6 +11,13 @@
 namespace emulator {
 struct Block;
 
+struct Copy {  // a cp.async that is under way
+  unsigned char* to;
+  const unsigned char* from;
+  int bytes, source_bytes;
+  unsigned group;
+};
+
 struct Thread {
   Block* block = nullptr;
   uint3 index{};
@@ -18,7 +25,9 @@ struct Thread {
   Fiber* fiber = nullptr;           // null before its first instruction and after its last
   const char* waits_for = nullptr;  // null if it could run
   Where where;
-  Predicates predicates{};  // the answer of the barrier it waited at
+  Predicates predicates{};   // the answer of the barrier it waited at
+  std::vector<Copy> copies;  // oldest first
+  unsigned copy_group = 0;   // the one that is open
 };
 
 struct Barrier {
@@ -127,6 +136,7 @@ class Scheduler {
 Scheduler& scheduler();
 
 void thread_exited(Thread& thread);  // barriers.cpp: whoever waits for it need not
+void finish_copies(Thread& thread);  // copies.cpp
 std::string describe(const Thread& thread);
 unsigned char* map_shared_memory();
 }  // namespace emulator

@@ -1,6 +1,7 @@
 // The small things that stand-in headers ask for.
 #include "emulator/runtime.h"
 #include "emulator/thread.h"
+#include "platform/memory.h"
 #include "scheduler.h"
 
 #include <chrono>
@@ -32,5 +33,7 @@ void check_aligned(const void* address, size_t alignment, const char* what, cons
 
 #ifndef EMULATOR_RACE
 void see(const void*, size_t, Access) {}
+void synchronise(const void*, size_t, bool, Order, const Where&) {}
+void fence() {}
 #endif
 }  // namespace emulator

@@ -9,7 +9,9 @@
 #include <cstdlib>
 
 template <class To, class From>
-To emulator_bits(From value) { return std::bit_cast<To>(value); }
+To emulator_bits(From value) {
+  return std::bit_cast<To>(value);
+}
 
 inline int __float_as_int(float value) { return emulator_bits<int>(value); }
 inline unsigned __float_as_uint(float value) { return emulator_bits<unsigned>(value); }
@@ -60,8 +62,8 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return unsigned((uint64_t(high) << 32 | low) >> (shift & 31));
 }
 
-#define EMULATOR_MIN_MAX(type)                                     \
-  constexpr type min(type x, type y) { return y < x ? y : x; }     \
+#define EMULATOR_MIN_MAX(type)                                 \
+  constexpr type min(type x, type y) { return y < x ? y : x; } \
   constexpr type max(type x, type y) { return x < y ? y : x; }
 EMULATOR_MIN_MAX(int)
 EMULATOR_MIN_MAX(unsigned)

@@ -22,12 +22,22 @@ long long clock64();
 inline void __nanosleep(unsigned, emulator::Where where = emulator::Where::current()) { emulator::poll(where); }
 
 template <class T>
-T __ldg(const T* from) { return *from; }
+T __ldg(const T* from) {
+  return *from;
+}
 template <class T>
-T __ldcg(const T* from) { return *from; }
+T __ldcg(const T* from) {
+  return *from;
+}
 template <class T>
-T __ldcs(const T* from) { return *from; }
+T __ldcs(const T* from) {
+  return *from;
+}
 template <class T>
-void __stcg(T* to, T value) { *to = value; }
+void __stcg(T* to, T value) {
+  *to = value;
+}
 template <class T>
-void __stcs(T* to, T value) { *to = value; }
+void __stcs(T* to, T value) {
+  *to = value;
+}

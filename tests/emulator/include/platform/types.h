@@ -45,9 +45,9 @@ template <>
 inline half narrow<half>(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value), rest = bits & 0x7fffffff;
   const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
-  if (rest > 0x7f800000) return {0x7fff};                           // the GPU's one NaN
-  if (rest >= 0x477ff000) return {uint16_t(sign | 0x7c00)};         // 65520 and above round to infinity
-  if (rest >= 0x38800000)                                           // normal: 2^-14 and above
+  if (rest > 0x7f800000) return {0x7fff};                    // the GPU's one NaN
+  if (rest >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // 65520 and above round to infinity
+  if (rest >= 0x38800000)                                    // normal: 2^-14 and above
     return {uint16_t(sign | ((rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13))};
   // Subnormal: adding 0.5 leaves a float whose last place is 2^-24, the half's own; the addition rounds.
   const float shifted = std::bit_cast<float>(rest) + 0.5f;
