@@ -66,7 +66,7 @@ def _object_advice(found: Survey) -> list[Advice]:
     if kernel_object.stale:
         conclusions.append(
             Advice(
-                f"the kernel object lacks {len(kernel_object.stale)} kernels of this version, such as {kernel_object.stale[0]}",
+                f"the kernel object lacks {len(kernel_object.stale)} of this version's kernels, such as {kernel_object.stale[0]}",
                 "build it again, for this GPU: `pip install .` (or `make cuda` in the source tree)",
             )
         )
@@ -93,7 +93,7 @@ def _machine_advice(found: Survey) -> list[Advice]:
                 Advice(f"GPU {index} is already {gpu.busy_percent}% busy", "`nvidia-smi` names the processes that use it")
             )
         if gpu.mig:
-            conclusions.append(Advice(f"GPU {index} is split (MIG)", "launch plans are made for the multiprocessors of one slice"))
+            conclusions.append(Advice(f"GPU {index} is split (MIG)", "a slice has fewer multiprocessors, and less bandwidth"))
     ieee = [op for op, precision in found.precision.items() if precision == "ieee"]
     if ieee:
         conclusions.append(
