@@ -42,7 +42,8 @@ def _cells(
     """For each cell of the window: its place in it, the outputs that have it, and the pixels they find there."""
     whole = (slice(None), slice(None))
     rows, columns = (
-        [_overlap(x_size[i], y_size[i], cell, stride[i], padding[i], dilation[i]) for cell in range(kernel_size[i])] for i in (0, 1)
+        [_overlap(x_size[i], y_size[i], cell, stride[i], padding[i], dilation[i]) for cell in range(kernel_size[i])]
+        for i in (0, 1)
     )
     for r, (outputs_h, pixels_h) in enumerate(rows):
         for s, (outputs_w, pixels_w) in enumerate(columns):
@@ -95,9 +96,7 @@ def max_pool2d_gather(x: Tensor, offsets: Tensor, kernel_size: Pair, stride: Pai
     return gathered
 
 
-def max_pool2d_indices(
-    offsets: Tensor, x_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Tensor:
+def max_pool2d_indices(offsets: Tensor, x_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     numbers = _numbers(offsets)
     places = []
     for i, cell in ((0, numbers // kernel_size[1]), (1, numbers % kernel_size[1])):
