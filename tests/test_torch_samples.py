@@ -23,7 +23,7 @@ INFO = {info.name: info for info in op_db if info.name in OPS and not info.varia
 
 
 def _leaves(arguments: Any, dtype: torch.dtype | None = None) -> tuple[Any, list[torch.Tensor]]:
-    """The arguments with fresh leaves (in another dtype) for their floating-point tensors, and the leaves that want a gradient."""
+    """The arguments with fresh leaves (in another dtype) for their floating-point tensors, and those that want a gradient."""
 
     def renew(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
@@ -38,7 +38,9 @@ def _run(function: Any, sample: Any, dtype: torch.dtype | None = None, **options
     """The output and the gradients under a fixed, uneven weighting of the output."""
     (input, args, kwargs), leaves = _leaves((sample.input, sample.args, sample.kwargs), dtype)
     output = function(input, *args, **kwargs, **options)
-    weighting = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=output.device).view(output.shape).to(output.dtype)
+    weighting = (
+        torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=output.device).view(output.shape).to(output.dtype)
+    )
     return [output.detach(), *torch.autograd.grad(output, leaves, weighting)] if leaves else [output]
 
 

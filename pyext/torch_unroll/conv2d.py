@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
 from torch_unroll.engines import claims, resolve
-from torch_unroll.shapes import pair, require, require_same
+from torch_unroll.shapes import pair, require, require_same, require_tensors
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
@@ -40,7 +40,7 @@ def _four_sided(padding: Any, w: Tensor, stride: Any, dilation: Any) -> tuple[in
         require(padding in ("same", "valid"), f"padding: expected 'same', 'valid' or numbers, got {padding!r}")
         if padding == "valid":
             return (0, 0, 0, 0)
-        require(tuple(stride) == (1, 1), f"padding: 'same' expects stride 1, got {tuple(stride)}")
+        require(tuple(stride) == (1, 1), f"padding: expected a stride of 1 with 'same', got {tuple(stride)}")
         total_h, total_w = dilation[0] * (w.shape[2] - 1), dilation[1] * (w.shape[3] - 1)
         return (total_h // 2, total_h - total_h // 2, total_w // 2, total_w - total_w // 2)
     height, width = pair(padding, "padding")
@@ -79,6 +79,7 @@ def conv2d(
     Raises:
         RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
     """
+    require_tensors(input=input, weight=weight, bias=bias)
     resolved = resolve(engine)
     if not claims(resolved, input):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
@@ -128,6 +129,7 @@ def conv_transpose2d(
     Raises:
         RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
     """
+    require_tensors(input=input, weight=weight, bias=bias)
     resolved = resolve(engine)
     if not claims(resolved, input):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -136,10 +138,12 @@ def conv_transpose2d(
     require(min(padding) >= 0, f"padding: expected numbers of 0 or more, got {padding}")
     require(min(extra) >= 0, f"output_padding: expected numbers of 0 or more, got {extra}")
     for each, step, spread in zip(extra, stride, dilation, strict=True):
-        require(each < max(step, spread), f"output_padding: expected less than stride {stride} or dilation {dilation}, got {extra}")
+        require(
+            each < max(step, spread), f"output_padding: expected less than stride {stride} or dilation {dilation}, got {extra}"
+        )
     _check_tensors(input, weight, bias, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    (K, channels, *window), C = weight.shape, weight.shape[1] * groups
+    K, window, C = weight.shape[0], weight.shape[2:], weight.shape[1] * groups
     require(batched.shape[1] == K, f"input: expected {K} channels, got {batched.shape[1]}")
     require(bias is None or tuple(bias.shape) == (C,), f"bias: expected shape ({C},), got {_shape(bias)}")
     spans = [(batched.shape[2 + i] - 1) * stride[i] + dilation[i] * (window[i] - 1) + 1 for i in (0, 1)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from torch_unroll.engines import resolve_precision, select
-from torch_unroll.registration import move_batch, operator, save
+from torch_unroll.registration import Operator, move_batch, operator, save
 from torch_unroll.shapes import convolved, output_memory_format
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine"
@@ -39,8 +39,7 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
     return sum(present[1:], present[0]) if present else None
 
 
-@operator(f"conv2d_fprop(Tensor x, Tensor w, Tensor? bias, {_GEOMETRY}) -> Tensor")
-class conv2d_fprop:  # noqa: N801 (the op's own name)
+class Conv2dFprop(Operator):
     """x (N, C, H, W), w (K, C/groups, R, S), bias (K) -> y (N, K, P, Q). `padding` is top, bottom, left, right."""
 
     autocast = True
@@ -91,8 +90,7 @@ class conv2d_fprop:  # noqa: N801 (the op's own name)
         return y.unflatten(1, (B, -1)), 1
 
 
-@operator(f"conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_size, {_GEOMETRY}) -> Tensor")
-class conv2d_dgrad:  # noqa: N801
+class Conv2dDgrad(Operator):
     """dy (N, K, P, Q), w (K, C/groups, R, S) -> dx (N, C, H, W); `x_size` is (H, W)."""
 
     autocast = True
@@ -138,8 +136,7 @@ class conv2d_dgrad:  # noqa: N801
         return dx.unflatten(1, (B, -1)), 1
 
 
-@operator(f"conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, {_GEOMETRY}) -> Tensor")
-class conv2d_wgrad:  # noqa: N801
+class Conv2dWgrad(Operator):
     """dy (N, K, P, Q), x (N, C, H, W) -> dw (K, C/groups, R, S); `w_size` is (R, S)."""
 
     autocast = True
@@ -180,3 +177,8 @@ class conv2d_wgrad:  # noqa: N801
         dy, x = _into_channels(dy, dy_dim, B), _into_channels(x, x_dim, B)
         dw = conv2d_wgrad(dy, x, w_size, stride, padding, dilation, B * groups, precision, engine)
         return dw.unflatten(0, (B, -1)), 0
+
+
+conv2d_fprop = operator(f"conv2d_fprop(Tensor x, Tensor w, Tensor? bias, {_GEOMETRY}) -> Tensor", Conv2dFprop)
+conv2d_dgrad = operator(f"conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_size, {_GEOMETRY}) -> Tensor", Conv2dDgrad)
+conv2d_wgrad = operator(f"conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, {_GEOMETRY}) -> Tensor", Conv2dWgrad)

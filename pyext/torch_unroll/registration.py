@@ -11,7 +11,7 @@ An op is described once, by a class of static methods (see `Operator`). From it 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.autograd import Function, forward_ad
 LIBRARY = torch.library.Library("torch_unroll", "DEF")
 
 
-class Operator(Protocol):
+class Operator:
     """What describes an op. Arguments are the schema's, positionally; `vmap` and `jvp` follow `torch.autograd.Function`."""
 
     #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operator of the same name.
@@ -29,26 +29,32 @@ class Operator(Protocol):
     @staticmethod
     def compute(*inputs: Any) -> Any:
         """The result, on real tensors; autograd is off here."""
+        raise NotImplementedError
 
     @staticmethod
     def fake(*inputs: Any) -> Any:
         """Empty results of the right shape, dtype, strides and device."""
+        raise NotImplementedError
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Saves what `backward` and `jvp` need."""
+        raise NotImplementedError
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """The gradient of every input, made of ops that are themselves differentiable."""
+        raise NotImplementedError
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """The tangent of the result."""
+        raise NotImplementedError
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
         """The result for a batch of inputs, and where its batch dimension is."""
+        raise NotImplementedError
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -64,12 +70,14 @@ def _differentiates(inputs: tuple[Any, ...]) -> bool:
     return forward_ad._current_level >= 0
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def _is_plain(inputs: tuple[Any, ...]) -> bool:
     """Whether nothing but autograd would see this call in the dispatcher, so that it can be left out."""
     for value in inputs:
-        if isinstance(value, Tensor):
-            if (type(value) is not Tensor and type(value) is not torch.nn.Parameter) or value.is_neg() or value.device.type == "meta":
-                return False
+        if isinstance(value, Tensor) and (type(value) not in _PLAIN or value.is_neg() or value.is_meta):
+            return False
     return (
         torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
@@ -82,7 +90,10 @@ def _lower(inputs: tuple[Any, ...], device_type: str) -> tuple[Any, ...]:
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(
         value.to(dtype)
-        if isinstance(value, Tensor) and value.device.type == device_type and value.is_floating_point() and value.dtype != torch.float64
+        if isinstance(value, Tensor)
+        and value.device.type == device_type
+        and value.is_floating_point()
+        and value.dtype != torch.float64
         else value
         for value in inputs
     )
@@ -100,64 +111,61 @@ def _register_autocast(name: str, op: Any, device_type: str) -> None:
     LIBRARY.impl(name, autocast, key)
 
 
-def operator(schema: str) -> Callable[[type[Operator]], Callable[..., Any]]:
-    """Registers a class that follows `Operator` under a schema; yields the function to call, the same in eager mode, under
-    `torch.compile` and under torch.func's transforms."""
+def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
+    """Registers an op under its schema; yields the function to call, the same in eager mode, under `torch.compile` and under
+    torch.func's transforms."""
     name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, definition.compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"torch_unroll::{name}", definition.fake, lib=LIBRARY)
+    op = getattr(torch.ops.torch_unroll, name).default
 
-    def register(definition: type[Operator]) -> Callable[..., Any]:
-        LIBRARY.define(schema)
-        LIBRARY.impl(name, definition.compute, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"torch_unroll::{name}", definition.fake, lib=LIBRARY)
-        op = getattr(torch.ops.torch_unroll, name).default
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*inputs)
+        definition.setup_context(ctx, inputs, output)
+        return output
 
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = op(*inputs)
-            definition.setup_context(ctx, inputs, output)
-            return output
+    def forward_plain(ctx: Any, *inputs: Any) -> Any:
+        output = definition.compute(*inputs)
+        definition.setup_context(ctx, inputs, output)
+        return output
 
-        def forward_plain(ctx: Any, *inputs: Any) -> Any:
-            output = definition.compute(*inputs)
-            definition.setup_context(ctx, inputs, output)
-            return output
+    def forward_transformed(*inputs: Any) -> Any:
+        return op(*inputs)  # a Function's forward runs without gradients: a guard would only stop torch.compile
 
-        def forward_transformed(*inputs: Any) -> Any:
-            return op(*inputs)  # a Function's forward runs without gradients: a guard would only stop torch.compile
+    derivatives = {"backward": staticmethod(definition.backward), "jvp": staticmethod(definition.jvp)}
+    transforms = {"setup_context": staticmethod(definition.setup_context), "vmap": staticmethod(definition.vmap)}
 
-        derivatives = {"backward": staticmethod(definition.backward), "jvp": staticmethod(definition.jvp)}
-        transforms = {"setup_context": staticmethod(definition.setup_context), "vmap": staticmethod(definition.vmap)}
-        title = definition.__name__
-        dispatched = type(title, (Function,), {"forward": staticmethod(forward), **derivatives})
-        plain = type(title, (Function,), {"forward": staticmethod(forward_plain), **derivatives})
-        transformed = type(title, (Function,), {"forward": staticmethod(forward_transformed), **derivatives, **transforms})
+    def function(forward: Callable[..., Any], **methods: Any) -> type[Function]:
+        return type(definition.__name__, (Function,), {"forward": staticmethod(forward), **derivatives, **methods})
 
-        def autograd(*inputs: Any) -> Any:
-            if _differentiates(inputs):
-                return dispatched.apply(*inputs)
-            with torch._C._AutoDispatchBelowAutograd():
-                return op(*inputs)
+    dispatched, plain, transformed = function(forward), function(forward_plain), function(forward_transformed, **transforms)
 
-        LIBRARY.impl(name, autograd, "Autograd")
-        for device_type in ("cpu", "cuda") if getattr(definition, "autocast", False) else ():
-            _register_autocast(name, op, device_type)
-        torch.library.register_vmap(f"torch_unroll::{name}", definition.vmap, lib=LIBRARY)
-
-        def call(*inputs: Any) -> Any:
-            if torch._C._are_functorch_transforms_active():
-                device_type = inputs[0].device.type
-                if getattr(definition, "autocast", False) and torch.is_autocast_enabled(device_type):
-                    inputs = _lower(inputs, device_type)
-                return transformed.apply(*inputs)
-            if not torch.compiler.is_compiling() and _is_plain(inputs):
-                return plain.apply(*inputs) if _differentiates(inputs) else definition.compute(*inputs)
+    def autograd(*inputs: Any) -> Any:
+        if _differentiates(inputs):
+            return dispatched.apply(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 
-        call.__name__ = call.__qualname__ = name
-        call.__doc__ = definition.__doc__
-        return call
+    LIBRARY.impl(name, autograd, "Autograd")
+    for device_type in ("cpu", "cuda") if definition.autocast else ():
+        _register_autocast(name, op, device_type)
+    torch.library.register_vmap(f"torch_unroll::{name}", definition.vmap, lib=LIBRARY)
 
-    return register
+    def call(*inputs: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            device_type = inputs[0].device.type
+            if definition.autocast and torch.is_autocast_enabled(device_type):
+                inputs = _lower(inputs, device_type)
+            return transformed.apply(*inputs)
+        if not torch.compiler.is_compiling() and _is_plain(inputs):
+            return plain.apply(*inputs) if _differentiates(inputs) else definition.compute(*inputs)
+        return op(*inputs)
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = definition.__doc__
+    return call
 
 
 def move_batch(tensor: Tensor | None, dim: int | None, size: int, to: int = 0) -> Tensor | None:

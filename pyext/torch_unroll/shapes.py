@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 def pair(value: int | Sequence[int], name: str) -> Pair:
     """A torch-style size argument (an int, or one or two of them) as (height, width)."""
     if isinstance(value, (int, torch.SymInt)):
-        return (value, value)  # type: ignore[return-value]
+        return (value, value)
     if not isinstance(value, (tuple, list)) or not all(isinstance(each, (int, torch.SymInt)) for each in value):
         raise TypeError(f"{name}: expected an int or a tuple of ints, got {value!r}")
     if len(value) == 1:
@@ -65,9 +65,21 @@ def require(condition: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
+def require_tensors(**arguments: Tensor | None) -> None:
+    """torch's exception for an argument that is no tensor; None stands for an optional one left out."""
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+
+
 def require_same(tensor: Tensor, name: str, other: Tensor | None, other_name: str) -> None:
     """Two arguments of one dtype and one device."""
     if other is None:
         return
     require(tensor.dtype == other.dtype, f"{other_name}: expected dtype {tensor.dtype} like {name}, got {other.dtype}")
     require(tensor.device == other.device, f"{other_name}: expected device {tensor.device} like {name}, got {other.device}")
+
+
+def pooling_offset_dtype(cells: int) -> torch.dtype:
+    """What holds a cell's place in a window of so many cells: 255 in a byte, -1 in the wider ones says that there is no cell."""
+    return torch.uint8 if cells <= 255 else torch.int16 if cells <= 32767 else torch.int32

@@ -11,14 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.engines import claims, resolve, select
-from torch_unroll.registration import operator
-from torch_unroll.shapes import convolved, pair, require
+from torch_unroll.registration import Operator, operator
+from torch_unroll.shapes import convolved, pair, require, require_tensors
 
 
-@operator(
-    "unfold(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, str engine) -> Tensor",
-)
-class unfold_op:  # noqa: N801 (the op's own name)
+class Unfold(Operator):
     """x (N, C, H, W) -> columns (N, C·R·S, P·Q)."""
 
     @staticmethod
@@ -48,11 +45,7 @@ class unfold_op:  # noqa: N801 (the op's own name)
         return unfold_op(x.movedim(in_dims[0], 0).flatten(0, 1), *geometry).unflatten(0, (info.batch_size, -1)), 0
 
 
-@operator(
-    "fold(Tensor columns, SymInt[] output_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation,"
-    " str engine) -> Tensor",
-)
-class fold_op:  # noqa: N801
+class Fold(Operator):
     """columns (N, C·R·S, P·Q) -> x (N, C, H, W), the sum of the cells that cover each pixel."""
 
     @staticmethod
@@ -81,6 +74,16 @@ class fold_op:  # noqa: N801
         return fold_op(columns.movedim(in_dims[0], 0).flatten(0, 1), *geometry).unflatten(0, (info.batch_size, -1)), 0
 
 
+unfold_op = operator(
+    "unfold(Tensor x, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, str engine) -> Tensor", Unfold
+)
+fold_op = operator(
+    "fold(Tensor columns, SymInt[] output_size, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation,"
+    " str engine) -> Tensor",
+    Fold,
+)
+
+
 def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tuple[tuple[int, int], ...]:
     pairs = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
     for name, value in pairs.items():
@@ -106,12 +109,15 @@ def unfold(
     Raises:
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
+    require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
         return F.unfold(input, kernel_size, dilation, padding, stride)
     geometry = _geometry(kernel_size, dilation, padding, stride)
     (R, S), step, pad, spread = geometry
-    require(input.dim() in (3, 4), f"input: expected 3 or 4 dimensions, got shape {tuple(input.shape)}")
+    if input.dim() < 3:  # the type that torch's operator raises here
+        raise IndexError(f"input: expected 3 or 4 dimensions, got shape {tuple(input.shape)}")
+    require(input.dim() <= 4, f"input: expected 3 or 4 dimensions, got shape {tuple(input.shape)}")
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     require(min(batched.shape[1:]) > 0, f"input: expected extents above 0 but for the batch, got shape {tuple(input.shape)}")
     P = convolved(batched.shape[2], R, step[0], 2 * pad[0], spread[0])
@@ -145,6 +151,7 @@ def fold(
     Raises:
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
+    require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
         return F.fold(input, output_size, kernel_size, dilation, padding, stride)

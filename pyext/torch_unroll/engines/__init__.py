@@ -93,9 +93,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def resolve_precision(switch: str, tensor: torch.Tensor) -> str:
-    """ "tf32" or "ieee": how a product is computed. `switch` is "conv" or "rnn", torch's switch that governs it, or the answer itself.
+    """ "tf32" or "ieee": how a product is computed. `switch` is "conv" or "rnn", torch's switch that governs it, or the
+    answer itself.
 
-    Products never inherit matmul's switch. Read when the op runs, as cuDNN's operators read it; on the CPU the switches say nothing.
+    Products never inherit matmul's switch. Read when the op runs, as cuDNN's operators read it; on the CPU it says nothing.
     """
     if tensor.dtype != torch.float32:
         return "ieee"

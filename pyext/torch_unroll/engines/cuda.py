@@ -1,7 +1,8 @@
 """Engine `cuda`: the kernels built ahead of time, called through the C interface of kernels/cuda/launch.cu.
 
 CUDA tensors go to `lib/libtorch_unroll_cuda.so`; CPU tensors to the emulated object that the tests build,
-`lib/libtorch_unroll_emulated.so`, which runs the same kernels on the host (environment variable TORCH_UNROLL_EMULATED names another).
+`lib/libtorch_unroll_emulated.so`, which runs the same kernels on the host
+(environment variable TORCH_UNROLL_EMULATED names another).
 """
 
 from __future__ import annotations
@@ -61,9 +62,13 @@ class KernelObject:
         if prepared is None:
             config = plan.config
             if plan.kernel.expression not in self.index:
-                raise RuntimeError(f"{plan.kernel.expression} is not in {self.path}, which is older than its sources; {BUILD_HINT}")
+                raise RuntimeError(
+                    f"{plan.kernel.expression} is not in {self.path}, which is older than its sources; {BUILD_HINT}"
+                )
             three = ctypes.c_uint32 * 3
-            c_config = _Config(three(*config.grid), three(*config.block), three(*config.cluster), config.shared_bytes, config.cooperative)
+            c_config = _Config(
+                three(*config.grid), three(*config.block), three(*config.cluster), config.shared_bytes, config.cooperative
+            )
             prepared = self._prepared[plan] = (self.index[plan.kernel.expression], c_config)
         return prepared
 
@@ -147,7 +152,9 @@ def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
             return f"the tests' emulated kernels are not built ({path.name}); build them with: python kernels/build.py emulated"
         return f"{path.name} was not built; {BUILD_HINT}"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return f"needs compute capability 8.0, {torch.cuda.get_device_name(device)} has {torch.cuda.get_device_capability(device)}"
+        return (
+            f"needs compute capability 8.0, {torch.cuda.get_device_name(device)} has {torch.cuda.get_device_capability(device)}"
+        )
     try:
         _object(device.type)
     except OSError as error:

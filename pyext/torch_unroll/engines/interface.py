@@ -6,7 +6,7 @@ Pairs are (height, width). `precision` is "tf32" or "ieee" and matters for float
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,11 +32,16 @@ class Engine(Protocol):
     def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """None if it takes the call; else why not, and what would make it."""
 
-    def plans(self, function: str, *inputs: Any) -> list[Any]:
-        """The launches that a function would make (kernels.table.LaunchPlan), for `explain`; empty if it launches nothing of ours."""
-
     def conv2d_fprop(
-        self, x: Tensor, w: Tensor, bias: Tensor | None, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
+        self,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Padding,
+        dilation: Pair,
+        groups: int,
+        precision: str,
     ) -> Tensor:
         """x (N, C, H, W), w (K, C/groups, R, S), bias (K) -> y (N, K, P, Q)."""
 
@@ -67,7 +72,9 @@ class Engine(Protocol):
     ) -> Tensor:
         """dy -> dx: each pixel is the sum of the windows that chose it."""
 
-    def max_pool2d_gather(self, x: Tensor, offsets: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    def max_pool2d_gather(
+        self, x: Tensor, offsets: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
+    ) -> Tensor:
         """x (N, C, H, W) -> (N, C, P, Q): the cell each window chose; 0 where it chose none."""
 
     def max_pool2d_indices(

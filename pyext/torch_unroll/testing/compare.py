@@ -1,7 +1,7 @@
 """When two results count as equal.
 
-A result is judged beside torch's own in the same dtype, both against float64: it may be twice as far off, plus a few units in the last
-place for the different order of the sums.
+A result is judged beside torch's own in the same dtype, both against float64: it may be twice as far off, plus a few
+roundings for the different order of the sums.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _distance(result: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def assert_as_accurate(result: Tensor, torchs: Tensor, exact: Tensor, what: str = "result") -> None:
-    """`result` is no more than twice as far from `exact` (float64) as torch's own result in the same dtype, plus four roundings."""
+    """`result` is at most twice as far from `exact` (float64) as torch's own result in the same dtype, plus four roundings."""
     assert result.shape == exact.shape, f"{what}: expected shape {tuple(exact.shape)}, got {tuple(result.shape)}"
     assert result.dtype == torchs.dtype, f"{what}: expected {torchs.dtype}, got {result.dtype}"
     if exact.numel() == 0:

@@ -22,7 +22,7 @@ class Target:
 
 
 def targets(op: str, dtype: torch.dtype = torch.float32) -> list[Target]:
-    """Every engine that takes an op here: engine `torch` on the CPU, `cuda` through the emulator where that is built, `numba` where its
-    simulator was asked for, and all of them on a GPU."""
+    """Every engine that takes an op here: engine `torch` on the CPU, `cuda` through the emulator where that is built, `numba`
+    where its simulator was asked for, and all of them on a GPU."""
     devices = [torch.device("cpu")] + ([torch.device("cuda", 0)] if torch.cuda.is_available() else [])
     return [Target(engine, device) for device in devices for engine in NAMES if refusal(engine, op, device, dtype) is None]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from torch_unroll.engines.compiled.recording import note_launch
 from torch_unroll.engines.interface import MODULES
 from torch_unroll.kernels.table import LaunchPlan
 
@@ -41,12 +42,24 @@ class Launcher(Protocol):
         """The device's, cached."""
 
 
+class _Recorded:
+    """A launcher that tells `recording` of each launch."""
+
+    def __init__(self, engine: str, launcher: Launcher):
+        self._engine, self._launch = engine, launcher.launch
+        self.resident, self.properties = launcher.resident, launcher.properties
+
+    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        note_launch(self._engine, plan)
+        self._launch(plan, parameters, device)
+
+
 class CompiledEngine:
     """An engine made of the host functions of this package and a launcher."""
 
     def __init__(self, name: str, launcher: Launcher, refuses: Callable[[str, torch.device, torch.dtype], str | None]):
         self.name = name
-        self.launcher = launcher
+        self.launcher: Launcher = _Recorded(name, launcher)
         self.refuses = refuses
 
     def __getattr__(self, function: str) -> Callable[..., Any]:
@@ -56,12 +69,7 @@ class CompiledEngine:
         setattr(self, function, bound)  # looked up once
         return bound
 
-    def plans(self, function: str, *inputs: Any) -> list[LaunchPlan]:
-        """The launches that a function would make for these inputs, without making them: `plan_<function>` beside it."""
-        plans: list[LaunchPlan] = _host_function(function, "plan_")(self.launcher, *inputs)
-        return plans
 
-
-def _host_function(function: str, prefix: str = "") -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(import_module(f"{__name__}.{MODULES[function]}"), prefix + function)
+def _host_function(function: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(import_module(f"{__name__}.{MODULES[function]}"), function)
     return found

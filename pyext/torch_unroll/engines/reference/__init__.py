@@ -27,9 +27,5 @@ class ReferenceEngine:
         """It takes every floating-point or complex tensor that torch can compute with."""
         return None if dtype.is_floating_point or dtype.is_complex else f"has no formulas for {dtype}"
 
-    def plans(self, function: str, *inputs: Any) -> list[Any]:
-        """None: it launches torch's kernels, not ours."""
-        return []
-
 
 ENGINE = ReferenceEngine()

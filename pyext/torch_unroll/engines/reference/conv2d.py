@@ -5,7 +5,6 @@ y = w · im2col(x);  dx = col2im(wᵀ · dy);  dw = dy · im2col(x)ᵀ  (Chellap
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -90,5 +89,3 @@ def fold(columns: Tensor, output_size: Pair, kernel_size: Pair, stride: Pair, pa
     Q = convolved(output_size[1], S, stride[1], 2 * padding[1], dilation[1])
     both = (padding[0], padding[0], padding[1], padding[1])
     return _col2im(columns.reshape(N, rows // (R * S), R, S, P, Q), output_size, stride, both, dilation).contiguous()
-
-

@@ -1,0 +1,50 @@
+"""What a call launches, noted while it runs: `explain` and the tests that assert a variant read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch_unroll.kernels.table import LaunchPlan
+
+
+@dataclass
+class Recording:
+    """The launches of a stretch of code, in order; bytes of workspace beside inputs and outputs; variants passed over."""
+
+    launches: list[tuple[str, LaunchPlan]] = field(default_factory=list)  # engine, plan
+    workspace_bytes: int = 0
+    passed_over: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # function -> (variant, reason)
+
+
+_active: Recording | None = None
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Notes every launch made within, by any thread."""
+    global _active
+    previous, _active = _active, Recording()
+    try:
+        yield _active
+    finally:
+        _active = previous
+
+
+def note_launch(engine: str, plan: LaunchPlan) -> None:
+    """Called for each launch."""
+    if _active is not None:
+        _active.launches.append((engine, plan))
+
+
+def note_workspace(bytes_: int) -> None:
+    """Called where host code allocates what is neither input nor output; the peak is at most the sum."""
+    if _active is not None:
+        _active.workspace_bytes += bytes_
+
+
+def note_choice(function: str, passed_over: tuple[tuple[str, str], ...]) -> None:
+    """Called where a variant is chosen, with those tried before it and why each was refused."""
+    if _active is not None and passed_over:
+        _active.passed_over[function] = passed_over
