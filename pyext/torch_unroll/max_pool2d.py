@@ -1,0 +1,124 @@
+"""Max pooling over windows of an image, as torch.nn.functional has it, and over the steps of a sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torch_unroll import engines
+from torch_unroll.max_pool2d_ops import max_over_time_forward, max_pool2d_forward, max_pool2d_indices
+from torch_unroll.shapes import Pair, pair, pooled, require, require_tensors
+
+_LARGEST = 2**31 - 1  # of a size argument, as in torch
+
+
+def _wants_gradient(x: Tensor) -> bool:
+    """Whether a derivative of this call may be asked for: only then are its choices written down."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0
+
+
+def _sizes(value: Any, name: str, least: int) -> Pair:
+    height, width = pair(value, name)
+    within = min(height, width) >= least and max(height, width) <= _LARGEST
+    require(within, f"{name}: expected numbers from {least} to {_LARGEST}, got {(height, width)}")
+    return height, width
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    *,
+    engine: str | None = None,
+) -> Any:
+    """Max pooling of an image batch; the same as `torch.nn.functional.max_pool2d`, to the last bit and index.
+
+    The first of equal cells is chosen, and the last NaN. A window that holds no cell of the plane yields -inf and passes its
+    gradient to nobody.
+
+    Args:
+        input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, of any strides.
+        kernel_size: R and S, an int or a pair.
+        stride: an int or a pair; None is kernel_size.
+        padding: an int or a pair, at most half of the window's dilated extent; padded cells are never chosen.
+        dilation: an int or a pair.
+        ceil_mode: rounds the output's extents up; every window still starts inside the input or its left padding.
+        return_indices: also returns where in its plane each maximum lies, int64, row · W + column.
+        engine: one of `torch_unroll.engines()`; None takes the first that can.
+
+    Returns:
+        (N, C, P, Q) with P = (H + 2 · padding − dilation · (R − 1) − 1) / stride + 1; channels_last if the input is. With
+        `return_indices` a pair of it and the indices.
+
+    Raises:
+        RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
+    """
+    require_tensors(input=input)
+    resolved = engines.resolve(engine)
+    if not engines.claims(resolved, input):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    window = _sizes(kernel_size, "kernel_size", 1)
+    strides = window if stride is None or stride in ((), []) else _sizes(stride, "stride", 1)
+    pads, steps = _sizes(padding, "padding", 0), _sizes(dilation, "dilation", 1)
+    spans = [steps[i] * (window[i] - 1) + 1 for i in (0, 1)]
+    require(
+        all(2 * pads[i] <= spans[i] for i in (0, 1)),
+        f"padding: expected at most half of the window, which spans {tuple(spans)}, got {pads}",
+    )
+    require(window[0] * window[1] <= _LARGEST, f"kernel_size: expected a window of at most {_LARGEST} cells, got {window}")
+    require(
+        input.dim() in (3, 4) and 0 not in input.shape[-3:],
+        f"input: expected (N, C, H, W) or (C, H, W), with no extent but N of 0, got shape {tuple(input.shape)}",
+    )
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    size = [pooled(x.shape[i + 2], window[i], strides[i], pads[i], steps[i], ceil_mode) for i in (0, 1)]
+    require(min(size) > 0, f"kernel_size: expected a window within the padded input, got one that spans {tuple(spans)}")
+
+    with_offsets = return_indices or _wants_gradient(x)
+    y, offsets = max_pool2d_forward(x, window, strides, pads, steps, ceil_mode, with_offsets, resolved)
+    if not return_indices:
+        return y if input.dim() == 4 else y.squeeze(0)
+    indices = max_pool2d_indices(offsets, x.shape[2:], window, strides, pads, steps, resolved)
+    return (y, indices) if input.dim() == 4 else (y.squeeze(0), indices.squeeze(0))
+
+
+def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | None = None) -> Tensor:
+    """The largest value of each channel over the steps of a sequence: max pooling with one window over all of time.
+
+    As `torch.where(steps < lengths, x, -inf).amax(0)`, with pooling's gradient: all of it goes to the first of equals (or to the
+    last NaN). A sequence of length 0 yields -inf and passes its gradient to nobody.
+
+    Args:
+        x: (T, N, C), T > 0; fp16, bf16, fp32 or fp64, of any strides.
+        lengths: (N), of an integer dtype, on x's device: how many steps of each sequence count, clamped to [0, T]. Never read
+            by the host. None counts all.
+        engine: one of `torch_unroll.engines()`; None takes the first that can.
+
+    Returns:
+        (N, C).
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit; or the named engine's reason for refusing.
+    """
+    require_tensors(x=x, lengths=lengths)
+    require(x.dim() == 3 and x.shape[0] > 0, f"x: expected (T, N, C) with T above 0, got shape {tuple(x.shape)}")
+    require(x.is_floating_point(), f"x: expected a floating-point dtype, got {x.dtype}")
+    if lengths is not None:
+        require(tuple(lengths.shape) == (x.shape[1],), f"lengths: expected shape ({x.shape[1]},), got {tuple(lengths.shape)}")
+        integer = not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool)
+        require(integer, f"lengths: expected an integer dtype, got {lengths.dtype}")
+        require(lengths.device == x.device, f"lengths: expected device {x.device} like x, got {lengths.device}")
+    resolved = engines.resolve(engine)
+    if not engines.claims(resolved, x):
+        resolved = "torch"  # torch has no such operator
+    return max_over_time_forward(x, lengths, _wants_gradient(x), resolved)[0]
