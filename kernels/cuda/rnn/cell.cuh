@@ -14,7 +14,7 @@
 #include "rnn/parameters.h"
 
 template <class Math, int kColumnTiles>
-__global__ void __launch_bounds__(kProductWarps * 32)
+__global__ void __launch_bounds__(kProductWarps * 32, 1)
     rnn_cell_forward_kernel(const __grid_constant__ RnnCellParameters<Storage<Math>> p) {
   using T = Storage<Math>;
   const int H = p.shape.H, N = p.shape.N;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kProductWarps * 32)
 }
 
 template <class Math, int kColumnTiles>
-__global__ void __launch_bounds__(kProductWarps * 32)
+__global__ void __launch_bounds__(kProductWarps * 32, 1)
     rnn_cell_backward_kernel(const __grid_constant__ RnnCellParameters<Storage<Math>> p) {
   using T = Storage<Math>;
   const int H = p.shape.H, N = p.shape.N, I = p.shape.I;

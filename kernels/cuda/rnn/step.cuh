@@ -15,7 +15,7 @@
 #include "rnn/sequence.cuh"
 
 template <class Math, class Pass, int kColumnTiles>
-__global__ void __launch_bounds__(kProductWarps * 32) rnn_step_kernel(const __grid_constant__ RnnParameters<Storage<Math>> p) {
+__global__ void __launch_bounds__(kProductWarps * 32, 1) rnn_step_kernel(const __grid_constant__ RnnParameters<Storage<Math>> p) {
   using T = Storage<Math>;
   const int H = p.shape.H, N = p.shape.N, direction = int(blockIdx.z);
   const int first_unit = int(blockIdx.x) * kTileRows, first = int(blockIdx.y) * kTileColumns * kColumnTiles;

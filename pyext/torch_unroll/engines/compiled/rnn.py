@@ -51,7 +51,7 @@ def rnn_forward(
         return h
     h0 = h0.contiguous()
     layer = _Layer(launcher, w_hh, h0, batch_sizes, steps=z.shape[0], precision=precision)
-    parameters, keep = layer.parameters(w_hh, lengths, nonlinearity)
+    parameters, _keep = layer.parameters(w_hh, lengths, nonlinearity)
     parameters.z, parameters.z_stride = z.data_ptr(), _step_stride(z)
     parameters.h, parameters.h_stride = h.data_ptr(), _step_stride(h)
     parameters.h0 = h0.data_ptr()
@@ -96,7 +96,7 @@ def rnn_backward(
         return dz, torch.zeros_like(h0)
     dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
     layer = _Layer(launcher, w_hh, h0, batch_sizes, steps=h.shape[0], precision=precision)
-    parameters, keep = layer.parameters(w_hh.mT, lengths, nonlinearity)
+    parameters, _keep = layer.parameters(w_hh.mT, lengths, nonlinearity)
     parameters.dh, parameters.dh_stride = dh.data_ptr(), _step_stride(dh)
     parameters.h, parameters.h_stride = h.data_ptr(), _step_stride(h)
     parameters.dz, parameters.dz_stride = dz.data_ptr(), _step_stride(dz)
@@ -192,7 +192,7 @@ def rnn_cell_forward(
 ) -> Tensor:
     """x (N, I), h (N, H) -> the next h (N, H)."""
     h_next = h.new_empty(h.shape)
-    parameters, keep = _cell_parameters(
+    parameters, _keep = _cell_parameters(
         nonlinearity, x=x, h=h, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, h_next=h_next, extents=(h, w_ih)
     )
     for plan in _cell_plans(False, h, w_ih, precision):
@@ -213,7 +213,7 @@ def rnn_cell_backward(
     """-> dz (N, H), dx (N, I), dh (N, H)."""
     dz, dh = h_next.new_empty(h_next.shape), h_next.new_empty(h_next.shape)
     dx = h_next.new_empty(h_next.shape[0], w_ih.shape[1])
-    parameters, keep = _cell_parameters(
+    parameters, _keep = _cell_parameters(
         nonlinearity, dh_next=dh_next, h_next=h_next, w_ih=w_ih, w_hh=w_hh, dz=dz, dx=dx, dh=dh, extents=(h_next, w_ih)
     )
     for plan in _cell_plans(True, h_next, w_ih, precision):
@@ -231,7 +231,7 @@ def _cell_parameters(
     nonlinearity: str, *, extents: tuple[Tensor, Tensor], **tensors: Tensor | None
 ) -> tuple[RnnCellParameters, list[Tensor]]:
     parameters = RnnCellParameters()
-    strided = {name.removesuffix("_stride") for name, _ in RnnCellParameters._fields_ if name.endswith("_stride")}
+    strided = {field[0].removesuffix("_stride") for field in RnnCellParameters._fields_ if field[0].endswith("_stride")}
     keep = []
     aligned = True
     for name, tensor in tensors.items():
@@ -284,7 +284,7 @@ def _rows_aligned(length: int, *tensors: Tensor) -> bool:
 
 def _padded_rows(w: Tensor) -> Tensor:
     """w (D, H, H) with contiguous rows of whole 16 bytes, filled up with zeros; itself where it is so already."""
-    D, H, _ = w.shape
+    H = w.shape[-1]
     per_fragment = variants.FRAGMENT_BYTES // w.element_size()
     if H % per_fragment == 0 and w.is_contiguous() and w.data_ptr() % 16 == 0:
         return w
