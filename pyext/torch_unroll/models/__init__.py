@@ -1,0 +1,25 @@
+"""The lecture's networks, each on the modules of a namespace: `torch_unroll.nn` by default, `torch.nn` for the peer."""
+
+from torch_unroll.models.alexnet import AlexNet, alexnet
+from torch_unroll.models.densenet import DenseNet, densenet121, densenet_bc_100_12
+from torch_unroll.models.googlenet import GoogLeNet, googlenet
+from torch_unroll.models.lenet import LeNet5, lenet5
+from torch_unroll.models.resnet import CifarResNet, ResNet, cifar_resnet, resnet18, resnet34, resnet50
+
+__all__ = [
+    "AlexNet",
+    "CifarResNet",
+    "DenseNet",
+    "GoogLeNet",
+    "LeNet5",
+    "ResNet",
+    "alexnet",
+    "cifar_resnet",
+    "densenet121",
+    "densenet_bc_100_12",
+    "googlenet",
+    "lenet5",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+]

@@ -1,0 +1,119 @@
+"""GoogLeNet (Szegedy et al. 2014): Inception modules, several filter sizes at each layer; with batch normalisation, as torchvision's.
+
+Names and shapes are torchvision's, so its weights load; like it, the "5×5" branch has 3×3 filters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import torch_unroll.nn as unrolled
+
+
+class BasicConv2d(torch.nn.Module):
+    """Convolution without bias, batch normalisation, ReLU."""
+
+    def __init__(self, channels: int, filters: int, *, nn: Any, **geometry: Any):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, filters, bias=False, **geometry)
+        self.bn = nn.BatchNorm2d(filters, eps=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.conv(x)))
+
+
+class Inception(torch.nn.Module):
+    """(N, C, H, W) -> (N, one + three + five + pool, H, W): 1×1, 3×3, "5×5" and pooled branches, 1×1 reductions before each."""
+
+    def __init__(
+        self, channels: int, one: int, reduce_three: int, three: int, reduce_five: int, five: int, pool: int, *, nn: Any
+    ):
+        super().__init__()
+        self.branch1 = BasicConv2d(channels, one, kernel_size=1, nn=nn)
+        self.branch2 = nn.Sequential(
+            BasicConv2d(channels, reduce_three, kernel_size=1, nn=nn),
+            BasicConv2d(reduce_three, three, kernel_size=3, padding=1, nn=nn),
+        )
+        self.branch3 = nn.Sequential(
+            BasicConv2d(channels, reduce_five, kernel_size=1, nn=nn),
+            BasicConv2d(reduce_five, five, kernel_size=3, padding=1, nn=nn),
+        )
+        self.branch4 = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1, ceil_mode=True), BasicConv2d(channels, pool, kernel_size=1, nn=nn)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
+
+
+class AuxiliaryHead(torch.nn.Module):
+    """A classifier half way up, whose loss reaches the lower layers sooner."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float, *, nn: Any):
+        super().__init__()
+        self.conv = BasicConv2d(channels, 128, kernel_size=1, nn=nn)
+        self.fc1 = nn.Linear(2048, 1024)
+        self.fc2 = nn.Linear(1024, num_classes)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(torch.nn.functional.adaptive_avg_pool2d(x, (4, 4)))
+        return self.fc2(self.dropout(torch.relu(self.fc1(x.flatten(1)))))
+
+
+# channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5, pool projection
+_INCEPTIONS = {
+    "inception3a": (192, 64, 96, 128, 16, 32, 32),
+    "inception3b": (256, 128, 128, 192, 32, 96, 64),
+    "inception4a": (480, 192, 96, 208, 16, 48, 64),
+    "inception4b": (512, 160, 112, 224, 24, 64, 64),
+    "inception4c": (512, 128, 128, 256, 24, 64, 64),
+    "inception4d": (512, 112, 144, 288, 32, 64, 64),
+    "inception4e": (528, 256, 160, 320, 32, 128, 128),
+    "inception5a": (832, 256, 160, 320, 32, 128, 128),
+    "inception5b": (832, 384, 192, 384, 48, 128, 128),
+}
+
+
+class GoogLeNet(torch.nn.Module):
+    """(N, 3, 224, 224) -> (N, classes), and in training with heads (output, lower head, upper head); 6,624,904 parameters without.
+
+    Args:
+        num_classes: of the output.
+        heads: whether it has the two auxiliary classifiers.
+        nn: the namespace of the modules.
+    """
+
+    def __init__(self, num_classes: int = 1000, heads: bool = False, *, nn: Any = unrolled):
+        super().__init__()
+        self.conv1 = BasicConv2d(3, 64, kernel_size=7, stride=2, padding=3, nn=nn)
+        self.maxpool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.conv2 = BasicConv2d(64, 64, kernel_size=1, nn=nn)
+        self.conv3 = BasicConv2d(64, 192, kernel_size=3, padding=1, nn=nn)
+        self.maxpool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        for name, widths in _INCEPTIONS.items():
+            setattr(self, name, Inception(*widths, nn=nn))
+        self.maxpool3 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.maxpool4 = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+        self.aux1 = AuxiliaryHead(512, num_classes, 0.7, nn=nn) if heads else None
+        self.aux2 = AuxiliaryHead(528, num_classes, 0.7, nn=nn) if heads else None
+        self.dropout = nn.Dropout(0.2)
+        self.fc = nn.Linear(1024, num_classes)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.maxpool2(self.conv3(self.conv2(self.maxpool1(self.conv1(x)))))
+        x = self.inception4a(self.maxpool3(self.inception3b(self.inception3a(x))))
+        lower = self.aux1(x) if self.aux1 is not None and self.training else None
+        x = self.inception4d(self.inception4c(self.inception4b(x)))
+        upper = self.aux2(x) if self.aux2 is not None and self.training else None
+        x = self.inception5b(self.inception5a(self.maxpool4(self.inception4e(x))))
+        logits = self.fc(self.dropout(x.mean((2, 3))))
+        return logits if lower is None else (logits, lower, upper)
+
+
+def googlenet(num_classes: int = 1000, heads: bool = False, *, nn: Any = unrolled) -> GoogLeNet:
+    """GoogLeNet for 224×224 images."""
+    return GoogLeNet(num_classes, heads, nn=nn)

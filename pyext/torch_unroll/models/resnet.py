@@ -1,0 +1,163 @@
+"""Residual networks (He, Zhang, Ren & Sun 2015): blocks that add their input to their output, and the plain ones that do not.
+
+The ImageNet form has torchvision's names and shapes; the CIFAR form is the paper's §4.2: three stages of 16, 32 and 64 filters, and
+shortcuts without parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import torch_unroll.nn as unrolled
+
+
+class BasicBlock(torch.nn.Module):
+    """Two 3×3 convolutions; (N, C, H, W) -> (N, filters, H/stride, W/stride)."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, filters: int, stride: int, downsample: torch.nn.Module | None, *, nn: Any):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, filters, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(filters)
+        self.conv2 = nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(filters)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class Bottleneck(torch.nn.Module):
+    """1×1, 3×3, 1×1 convolutions; (N, C, H, W) -> (N, 4·filters, H/stride, W/stride). The stride is the 3×3's, as torchvision's."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, filters: int, stride: int, downsample: torch.nn.Module | None, *, nn: Any):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, filters, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(filters)
+        self.conv2 = nn.Conv2d(filters, filters, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(filters)
+        self.conv3 = nn.Conv2d(filters, 4 * filters, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * filters)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return torch.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+def _initialise(model: torch.nn.Module) -> None:
+    """He et al. 2015: normal, with the variance that keeps a ReLU network's activations in scale."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ResNet(torch.nn.Module):
+    """(N, 3, 224, 224) -> (N, classes)."""
+
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], num_classes: int, *, nn: Any):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        channels = 64
+        for stage, depth in enumerate(depths):
+            blocks, filters = [], 64 << stage
+            for index in range(depth):
+                stride = 2 if stage and not index else 1
+                wider = filters * block.expansion
+                downsample = None
+                if stride != 1 or channels != wider:
+                    downsample = nn.Sequential(nn.Conv2d(channels, wider, 1, stride, bias=False), nn.BatchNorm2d(wider))
+                blocks.append(block(channels, filters, stride, downsample, nn=nn))
+                channels = wider
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+class CifarBlock(torch.nn.Module):
+    """Two 3×3 convolutions; the shortcut, if any, is the input subsampled and padded with zero channels (option A)."""
+
+    def __init__(self, channels: int, filters: int, stride: int, residual: bool, *, nn: Any):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, filters, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(filters)
+        self.conv2 = nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(filters)
+        self.stride, self.more, self.residual = stride, filters - channels, residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self.residual:
+            y = y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
+        return torch.relu(y)
+
+
+class CifarResNet(torch.nn.Module):
+    """(N, 3, 32, 32) -> (N, classes), with 6n + 2 layers, of which 6n are in blocks.
+
+    Args:
+        depth: 20, 32, 44, 56, 110, ...: 6n + 2.
+        residual: whether blocks add their input; the plain network is the same without.
+        num_classes, channels: of the output and of the input.
+        nn: the namespace of the modules.
+    """
+
+    def __init__(self, depth: int, residual: bool = True, num_classes: int = 10, channels: int = 3, *, nn: Any = unrolled):
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth: expected 6n + 2, such as 20 or 56, got {depth}")
+        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        blocks, width = [], 16
+        for stage in range(3):
+            for index in range((depth - 2) // 6):
+                filters = 16 << stage
+                blocks.append(CifarBlock(width, filters, 2 if stage and not index else 1, residual, nn=nn))
+                width = filters
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(width, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.blocks(x).mean((2, 3)))
+
+
+def resnet18(num_classes: int = 1000, *, nn: Any = unrolled) -> ResNet:
+    """18 layers, basic blocks; 11,689,512 parameters."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, nn=nn)
+
+
+def resnet34(num_classes: int = 1000, *, nn: Any = unrolled) -> ResNet:
+    """34 layers, basic blocks; 21,797,672 parameters."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, nn=nn)
+
+
+def resnet50(num_classes: int = 1000, *, nn: Any = unrolled) -> ResNet:
+    """50 layers, bottlenecks; 25,557,032 parameters."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, nn=nn)
+
+
+def cifar_resnet(
+    depth: int, residual: bool = True, num_classes: int = 10, channels: int = 3, *, nn: Any = unrolled
+) -> CifarResNet:
+    """The CIFAR pair: residual-20/56 and, with `residual=False`, plain-20/56."""
+    return CifarResNet(depth, residual, num_classes, channels, nn=nn)
