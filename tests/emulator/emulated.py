@@ -74,6 +74,12 @@ class Emulator:
         """Sets the size of the virtual GPU."""
         self.library.torch_unroll_emulator_multiprocessors(count)
 
+    def allow_memory(self, *buffers: np.ndarray) -> None:
+        """In race mode: kernels may touch these arrays and nothing else."""
+        self.library.torch_unroll_emulator_forget_memory()
+        for buffer in buffers:
+            self.library.torch_unroll_emulator_allow_memory(ctypes.c_void_p(buffer.ctypes.data), ctypes.c_uint64(buffer.nbytes))
+
     def statistics(self) -> Statistics:
         """Threads run, and switches between them."""
         counts = (ctypes.c_uint64(), ctypes.c_uint64())
@@ -116,7 +122,7 @@ _Structure = TypeVar("_Structure", bound=ctypes.Structure)
 def fill(structure: type[_Structure], *values: Any) -> _Structure:
     """Parameters of a kernel, pointers given as arrays, which they keep alive."""
     filled = structure(*(value.ctypes.data if isinstance(value, np.ndarray) else value for value in values))
-    filled.kept = values  # type: ignore[attr-defined]
+    filled.kept = values
     return filled
 
 

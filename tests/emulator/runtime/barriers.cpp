@@ -9,18 +9,32 @@ bool same(const Where& a, const Where& b) {
   return a.line() == b.line() && (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
 }
 
-void complete(Barrier& barrier) {
-  const Predicates answer{int(barrier.predicates), barrier.predicates == barrier.arrived, barrier.predicates != 0};
+// Everybody who waits goes on; returns what they come to know.
+SharedClock complete(Barrier& barrier, Predicates& answer) {
+  answer = {int(barrier.predicates), barrier.predicates == barrier.arrived, barrier.predicates != 0};
   barrier.arrived = barrier.predicates = barrier.expected = 0;
+  const SharedClock clock = join(barrier.arrivals);
+  barrier.arrivals.clear();
   std::vector<Thread*> waiting;
   waiting.swap(barrier.waiting);
   for (Thread* thread : waiting) {
     thread->predicates = answer;
+    acquire(*thread, clock);
     scheduler().make_ready(*thread);
   }
   waiting.clear();
   barrier.waiting.swap(waiting);  // keeps its capacity
-  scheduler().current().predicates = answer;
+  return clock;
+}
+
+// __syncwarp: each lane comes to know what the others did.
+void order(Block& block, unsigned warp_index, uint32_t lanes) {
+  std::vector<Moment> moments;
+  for (uint32_t left = lanes; left; left &= left - 1)
+    moments.push_back(release(block.threads[warp_index * 32 + unsigned(std::countr_zero(left))]));
+  const SharedClock clock = join(moments);
+  for (uint32_t left = lanes; left; left &= left - 1)
+    acquire(block.threads[warp_index * 32 + unsigned(std::countr_zero(left))], clock);
 }
 
 // Runs the collective if all lanes of its mask that are still alive have arrived.
@@ -31,6 +45,7 @@ bool complete(Block& block, unsigned warp_index, Collective& collective) {
   collective = warp.pending.back();
   warp.pending.pop_back();
   done.combine(done.operand, done.arrived);
+  if (kRace && done.orders_memory) order(block, warp_index, done.arrived);
   for (uint32_t lanes = done.arrived; lanes; lanes &= lanes - 1) {
     Thread& thread = block.threads[warp_index * 32 + unsigned(std::countr_zero(lanes))];
     if (&thread != &scheduler().current()) scheduler().make_ready(thread);
@@ -45,11 +60,12 @@ Predicates block_barrier(bool predicate, const Where& where) {
   Barrier& barrier = block.barriers[0];
   if (barrier.arrived && !same(barrier.where, where))
     fail("threads of one block are at different barriers: lines %u and %u of %s", unsigned(barrier.where.line()),
-         unsigned(where.line()), where.file_name());
+         unsigned(where.line()), base_name(where.file_name()));
   barrier.where = where;
   barrier.predicates += predicate;
+  if constexpr (kRace) barrier.arrivals.push_back(release(self));
   if (++barrier.arrived == block.alive) {
-    complete(barrier);
+    acquire(self, complete(barrier, self.predicates));
   } else {
     barrier.waiting.push_back(&self);
     scheduler().wait("__syncthreads", where);
@@ -65,7 +81,12 @@ void named_barrier(unsigned id, unsigned count, bool wait, const Where& where) {
     fail("barrier %u was told of %u threads, and now of %u (%s:%u)", id, barrier.expected, count, where.file_name(),
          unsigned(where.line()));
   barrier.expected = count;
-  if (++barrier.arrived == count) return complete(barrier);
+  if constexpr (kRace) barrier.arrivals.push_back(release(self));
+  if (++barrier.arrived == count) {
+    const SharedClock clock = complete(barrier, self.predicates);
+    if (wait) acquire(self, clock);
+    return;
+  }
   if (!wait) return;
   barrier.waiting.push_back(&self);
   scheduler().wait("a named barrier", where);
@@ -86,7 +107,7 @@ void warp_collective(uint32_t mask, const char* what, void* operand, Combine* co
     mine = &each;
   }
   if (!mine) {
-    warp.pending.push_back({mask, 0, what, combine, {}});
+    warp.pending.push_back({mask, 0, what, combine, !std::strcmp(what, "__syncwarp"), {}});
     mine = &warp.pending.back();
   }
   mine->arrived |= 1u << lane;
@@ -97,7 +118,8 @@ void warp_collective(uint32_t mask, const char* what, void* operand, Combine* co
 void thread_exited(Thread& thread) {
   Block& block = *thread.block;
   Barrier& barrier = block.barriers[0];
-  if (barrier.arrived && barrier.expected == 0 && barrier.arrived == block.alive) complete(barrier);
+  if constexpr (kRace) barrier.arrivals.push_back(release(thread));  // its accesses are over, to whoever meets from now on
+  if (barrier.arrived && barrier.expected == 0 && barrier.arrived == block.alive) complete(barrier, thread.predicates);
   std::vector<Collective>& pending = block.warps[thread.linear / 32].pending;
   for (size_t i = 0; i < pending.size();)
     if (!complete(block, thread.linear / 32, pending[i])) ++i;

@@ -1,6 +1,7 @@
 // The C interface of kernels/cuda/launch.cu on the virtual GPU, and controls for tests (torch_unroll_emulator_*).
 #include "platform/registry.h"
 #include "scheduler.h"
+#include "shadow.h"
 
 #include <algorithm>
 #include <mutex>
@@ -100,9 +101,15 @@ EXPORT int torch_unroll_launch(int kernel, const Config* config, const void* par
   ++all.launches[kernel];
   const uint64_t seed = all.seed;
   all.seed = seed * 6364136223846793005 + 1442695040888963407;
-  const LaunchRequest request{
-      entry.name,           entry.run, parameters, extents(config->grid), extents(config->block), extents(config->cluster),
-      config->shared_bytes, resident};
+  const LaunchRequest request{entry.name,
+                              entry.run,
+                              parameters,
+                              entry.parameter_bytes,
+                              extents(config->grid),
+                              extents(config->block),
+                              extents(config->cluster),
+                              config->shared_bytes,
+                              resident};
   if (scheduler().launch(request, seed)) return kSuccess;
   return refuse(kLaunchFailure, entry.name, scheduler().failure() + "  replay this launch with seed " + std::to_string(seed));
 }
@@ -118,3 +125,9 @@ EXPORT void torch_unroll_emulator_forget_launches() { state().launches.clear(); 
 EXPORT void torch_unroll_emulator_statistics(uint64_t* threads, uint64_t* switches) {
   *threads = scheduler().threads, *switches = scheduler().switches;
 }
+
+#ifdef EMULATOR_RACE
+// Memory that kernels may touch. While none is named, all of it.
+EXPORT void torch_unroll_emulator_allow_memory(const void* address, uint64_t bytes) { allow_memory(address, bytes); }
+EXPORT void torch_unroll_emulator_forget_memory() { forget_memory(); }
+#endif

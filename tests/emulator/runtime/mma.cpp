@@ -57,7 +57,8 @@ uint16_t& element_at(void* const operand[32], int matrix, int row, int column) {
 }
 void check_row(const void* row, const char* what, const Where& where) {
   check_aligned(row, 16, what, where);
-  if (!is_shared(row, 16)) fail("%s at %s:%u: the row is not in shared memory", what, where.file_name(), unsigned(where.line()));
+  if (!is_shared(row, 16))
+    fail("%s at %s:%u: the row is not in shared memory", what, base_name(where.file_name()), unsigned(where.line()));
 }
 
 template <bool transposed>

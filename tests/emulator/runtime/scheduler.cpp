@@ -14,14 +14,21 @@ dim3 blockDim, gridDim;
 
 namespace emulator {
 namespace {
-constexpr unsigned kRedZone = 1024;            // bytes after the shared memory, which nobody may write
+constexpr unsigned kRedZone = 1024;  // bytes after the shared memory, which nobody may write
+constexpr size_t kSharedBytes = (Limits::kSharedPerBlock + kRedZone + 4095) & ~size_t(4095);
 constexpr unsigned kStayOneIn = 32;            // how often another resident block has a turn
 constexpr uint64_t kIdlePollsPerThread = 400;  // fruitless polls before the launch is called dead
 
 unsigned threads_of(const dim3& size) { return size.x * size.y * size.z; }
-const char* base_name(const char* path) {
-  const char* slash = std::strrchr(path, '/');
-  return slash ? slash + 1 : path;
+// As much as a block can have, a zone that nobody may write, and a page that nobody can.
+unsigned char* map_shared_memory() {
+  void* memory = mmap(nullptr, kSharedBytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    std::perror("the emulator cannot map shared memory");
+    std::abort();
+  }
+  mprotect(static_cast<unsigned char*>(memory) + kSharedBytes, 4096, PROT_NONE);
+  return static_cast<unsigned char*>(memory);
 }
 }  // namespace
 
@@ -32,23 +39,13 @@ Scheduler& scheduler() {
 
 Scheduler::Scheduler() : fibers_(fiber_body) {}
 
-unsigned char* map_shared_memory() {
-  const size_t bytes = (Limits::kSharedPerBlock + kRedZone + 4095) & ~size_t(4095);
-  void* memory = mmap(nullptr, bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
-    std::perror("the emulator cannot map shared memory");
-    std::abort();
-  }
-  mprotect(static_cast<unsigned char*>(memory) + bytes, 4096, PROT_NONE);
-  return static_cast<unsigned char*>(memory);
-}
-
 bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   request_ = request;
   random_.state = seed | 1;
   failure_.clear();
   idle_polls_ = 0;
   gridDim = request.grid, blockDim = request.block;
+  race_launch_started(request.parameters, request.parameter_bytes);
   order_.resize(threads_of(request.grid));
   std::iota(order_.begin(), order_.end(), 0u);
   for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[random_.below(unsigned(i))]);
@@ -97,9 +94,17 @@ bool Scheduler::start_block() {
     block.warps[i / 32].alive |= 1u << i % 32;
   }
   std::memset(block.shared, 0xff, request_.shared_bytes + kRedZone);
+  if constexpr (kRace) race_block_started(block);
   active_.push_back(&block);
   idle_polls_ = 0;
   return true;
+}
+
+bool owns_shared_memory_at(const void* address) {
+  const auto* byte = static_cast<const unsigned char*>(address);
+  for (const auto& block : scheduler().blocks())
+    if (byte >= block->shared - 4096 && byte < block->shared + kSharedBytes + 4096) return true;
+  return false;
 }
 
 void Scheduler::retire(Block& block) {
@@ -257,6 +262,11 @@ std::string Scheduler::whereabouts() const {
     }
   }
   return text;
+}
+
+const char* base_name(const char* path) {
+  const char* slash = std::strrchr(path, '/');
+  return slash ? slash + 1 : path;
 }
 
 void fail(const char* format, ...) {

@@ -3,6 +3,7 @@
 #include "emulator/runtime.h"
 #include "emulator/vector_types.h"
 #include "fiber.h"
+#include "race.h"
 
 #include <memory>
 #include <string>
@@ -28,6 +29,7 @@ struct Thread {
   Predicates predicates{};   // the answer of the barrier it waited at
   std::vector<Copy> copies;  // oldest first
   unsigned copy_group = 0;   // the one that is open
+  Knowledge knowledge;       // of other threads' accesses
 };
 
 struct Barrier {
@@ -35,12 +37,14 @@ struct Barrier {
   unsigned predicates = 0;
   Where where;
   std::vector<Thread*> waiting;
+  std::vector<Moment> arrivals;
 };
 
 struct Collective {
   uint32_t mask, arrived;
   const char* what;
   Combine* combine;
+  bool orders_memory;  // only __syncwarp does
   void* operand[32];
 };
 struct Warp {
@@ -80,6 +84,7 @@ struct LaunchRequest {
   const char* name;
   void (*run)(const void* parameters);
   const void* parameters;
+  size_t parameter_bytes;
   dim3 grid, block, cluster;
   unsigned shared_bytes;
   unsigned resident;  // blocks at once
@@ -98,6 +103,7 @@ class Scheduler {
   const LaunchRequest& request() const { return request_; }
   const FiberPool& fibers() const { return fibers_; }
   const std::vector<Block*>& active() const { return active_; }
+  const std::vector<std::unique_ptr<Block>>& blocks() const { return blocks_; }
 
   void wait(const char* what, const Where& where);  // until somebody says make_ready
   void make_ready(Thread& thread);
@@ -135,8 +141,8 @@ class Scheduler {
 };
 Scheduler& scheduler();
 
-void thread_exited(Thread& thread);  // barriers.cpp: whoever waits for it need not
-void finish_copies(Thread& thread);  // copies.cpp
+bool owns_shared_memory_at(const void* address);  // any block's, and what lies around it
+void thread_exited(Thread& thread);               // barriers.cpp: whoever waits for it need not
+void finish_copies(Thread& thread);               // copies.cpp
 std::string describe(const Thread& thread);
-unsigned char* map_shared_memory();
 }  // namespace emulator

@@ -1,7 +1,6 @@
 // The small things that stand-in headers ask for.
 #include "emulator/runtime.h"
 #include "emulator/thread.h"
-#include "platform/memory.h"
 #include "scheduler.h"
 
 #include <chrono>
@@ -28,7 +27,8 @@ bool is_shared(const void* address, size_t bytes) {
 
 void check_aligned(const void* address, size_t alignment, const char* what, const Where& where) {
   if (reinterpret_cast<uintptr_t>(address) % alignment)
-    fail("%s at %s:%u: address %p is not a multiple of %zu", what, where.file_name(), unsigned(where.line()), address, alignment);
+    fail("%s at %s:%u: address %p is not a multiple of %zu", what, base_name(where.file_name()), unsigned(where.line()), address,
+         alignment);
 }
 
 #ifndef EMULATOR_RACE

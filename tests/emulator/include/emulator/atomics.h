@@ -6,7 +6,7 @@ namespace emulator {
 template <class T, class F>
 EMULATOR_UNSEEN T atomic(T* address, F&& change) {
   preempt();
-  see(address, sizeof(T), Access::atomic);
+  synchronise(address, sizeof(T), true, Order::relaxed, Where::current());
   const T old = *address;
   *address = change(old);
   progress();

@@ -10,6 +10,8 @@ using Where = std::source_location;
 // Ends the launch with this message: no thread runs on.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
+const char* base_name(const char* path);  // what reports call a file
+
 // A point at which another thread may run instead: now and then one does.
 void preempt();
 // The thread polls: it goes on when others have had their turn.
@@ -37,8 +39,13 @@ bool is_shared(const void* address, size_t bytes);
 void check_aligned(const void* address, size_t alignment, const char* what, const Where& where);
 
 // An access that the emulator makes for a thread, told to the race checker (nothing happens in the other modes).
-enum class Access { read, write, atomic };
+enum class Access { read, write, atomic, atomic_read };
 void see(const void* address, size_t bytes, Access access);
+
+enum class Order { relaxed, acquire, release, acquire_release };
+// Tells the race checker of an access that synchronises.
+void synchronise(const void* address, size_t bytes, bool writes, Order order, const Where& where);
+void fence();
 
 // Stand-in functions touch a kernel's memory for it and say so through see(): their own instructions are not watched.
 #define EMULATOR_UNSEEN __attribute__((no_sanitize("thread"), noinline))

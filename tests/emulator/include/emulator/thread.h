@@ -18,6 +18,9 @@ inline int __syncthreads_or(int predicate, emulator::Where where = emulator::Whe
   return emulator::block_barrier(predicate != 0, where).any;
 }
 
+inline void __threadfence() { emulator::fence(); }
+inline void __threadfence_block() { emulator::fence(); }
+
 long long clock64();
 inline void __nanosleep(unsigned, emulator::Where where = emulator::Where::current()) { emulator::poll(where); }
 

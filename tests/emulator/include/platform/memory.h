@@ -10,11 +10,6 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, c
 void copy_async_commit();
 void copy_async_wait(int pending);
 
-enum class Order { relaxed, acquire, release, acquire_release };
-// Tells the race checker of an access that synchronises.
-void synchronise(const void* address, size_t bytes, bool writes, Order order, const Where& where);
-void fence();
-
 template <class T>
 EMULATOR_UNSEEN T load(const T* from, Order order, const Where& where) {
   preempt();

@@ -1,0 +1,115 @@
+// Kernels with one mistake each, or, by a template argument, without it.
+#pragma once
+#include "platform/memory.h"
+#include "platform/shared_memory.h"
+#include "platform/vector.h"
+
+struct RaceParameters {
+  const float* x;
+  float* y;
+  uint32_t* flag;
+  int32_t count;
+};
+
+// A tree of sums in shared memory, with or without the barrier between its levels.
+template <bool kCorrect>
+__global__ void block_sum_kernel(const __grid_constant__ RaceParameters p) {
+  float* shared = shared_memory<float>();
+  shared[threadIdx.x] = p.x[blockIdx.x * blockDim.x + threadIdx.x];
+  __syncthreads();
+  for (unsigned half = blockDim.x / 2; half; half /= 2) {
+    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+    if constexpr (kCorrect) __syncthreads();
+  }
+  if (threadIdx.x == 0) p.y[blockIdx.x] = shared[0];
+}
+
+// Write after read: every thread reads its neighbour's value and writes its own.
+template <bool kCorrect>
+__global__ void rotate_kernel(const __grid_constant__ RaceParameters p) {
+  float* shared = shared_memory<float>();
+  shared[threadIdx.x] = p.x[threadIdx.x];
+  __syncthreads();
+  for (int turn = 0; turn < 3; ++turn) {
+    const float value = shared[(threadIdx.x + 1) % blockDim.x];
+    if constexpr (kCorrect) __syncthreads();
+    shared[threadIdx.x] = value;
+    __syncthreads();
+  }
+  p.y[threadIdx.x] = shared[threadIdx.x];
+}
+
+// A warp exchanges through shared memory; a shuffle does not order it.
+template <bool kCorrect>
+__global__ void warp_exchange_kernel(const __grid_constant__ RaceParameters p) {
+  float* shared = shared_memory<float>();
+  shared[threadIdx.x] = p.x[threadIdx.x];
+  if constexpr (kCorrect)
+    __syncwarp();
+  else
+    __shfl_sync(0xffffffff, 0, 0);
+  p.y[threadIdx.x] = shared[threadIdx.x ^ 1];
+}
+
+// Two blocks write the same element, or neighbouring halves of a word.
+template <bool kCorrect>
+__global__ void overlap_kernel(const __grid_constant__ RaceParameters p) {
+  auto* bytes = reinterpret_cast<uint8_t*>(p.y);
+  if (threadIdx.x == 0) bytes[kCorrect ? blockIdx.x : 0] = 1;
+}
+
+// The second block reads what the first one wrote, behind a flag.
+template <bool kCorrect>
+__global__ void hand_over_kernel(const __grid_constant__ RaceParameters p) {
+  if (blockIdx.x == 0) {
+    p.y[threadIdx.x] = p.x[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      if constexpr (kCorrect)
+        store_release(p.flag, 1);
+      else
+        store_relaxed(p.flag, 1);
+    }
+  } else {
+    if (threadIdx.x == 0) {
+      while (load_relaxed(p.flag) == 0) spin_wait();
+      fence_acquire_release();
+    }
+    __syncthreads();
+    p.y[blockDim.x + threadIdx.x] = p.y[threadIdx.x];
+  }
+}
+
+// The same by __threadfence and atomics.
+template <bool kCorrect>
+__global__ void last_block_kernel(const __grid_constant__ RaceParameters p) {
+  if (threadIdx.x) return;
+  p.y[1 + blockIdx.x] = float(blockIdx.x);
+  if constexpr (kCorrect) __threadfence();
+  const bool last = atomicAdd(p.flag, 1) == gridDim.x - 1;
+  __threadfence();
+  if (!last) return;
+  float sum = 0;
+  for (unsigned i = 0; i < gridDim.x; ++i) sum += p.y[1 + i];
+  p.y[0] = sum;
+}
+
+// A copy that is waited for by its own thread only.
+template <bool kCorrect>
+__global__ void copied_kernel(const __grid_constant__ RaceParameters p) {
+  float* shared = shared_memory<float>();
+  copy_async<4>(shared + threadIdx.x, p.x + threadIdx.x);
+  copy_async_commit();
+  if constexpr (kCorrect) copy_async_wait<0>();
+  __syncthreads();
+  p.y[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+// Reads one element past x, alone or as part of a vector; or past shared memory.
+template <int kWhere>
+__global__ void outside_kernel(const __grid_constant__ RaceParameters p) {
+  if constexpr (kWhere == 0) p.y[0] = p.x[p.count];
+  if constexpr (kWhere == 1) p.y[0] = load_vector<2>(p.x + p.count).element[0];
+  if constexpr (kWhere == 2) p.y[0] = shared_memory<float>()[p.count];
+  if constexpr (kWhere == 3) p.y[p.count] = 0;
+}

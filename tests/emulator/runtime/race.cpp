@@ -1,0 +1,112 @@
+// Happens-before, by vector clocks: barriers, __syncwarp, releases and acquires carry one thread's knowledge to others.
+// Shuffles, votes and matrix instructions order no memory, and carry none.
+#ifdef EMULATOR_RACE
+#include "race.h"
+
+#include "emulator/thread.h"
+#include "scheduler.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+namespace emulator {
+namespace {
+std::unordered_map<uintptr_t, SharedClock>& locations() {  // that synchronise, and what the last release there carried
+  static std::unordered_map<uintptr_t, SharedClock> instance;
+  return instance;
+}
+
+Clock::Part join_parts(const Clock::Part& a, const Clock::Part& b) {
+  if (a == b || !b) return a;
+  if (!a) return b;
+  auto joined = std::make_shared<std::vector<uint32_t>>(*a);
+  for (size_t i = 0; i < b->size(); ++i) (*joined)[i] = std::max((*joined)[i], (*b)[i]);
+  return joined;
+}
+
+SharedClock join(const SharedClock& a, const SharedClock& b) {
+  if (a == b || !b) return a;
+  if (!a) return b;
+  auto joined = std::make_shared<Clock>();
+  auto i = a->parts.begin(), j = b->parts.begin();
+  while (i != a->parts.end() || j != b->parts.end()) {
+    if (j == b->parts.end() || (i != a->parts.end() && i->first < j->first))
+      joined->parts.push_back(*i++);
+    else if (i == a->parts.end() || j->first < i->first)
+      joined->parts.push_back(*j++);
+    else
+      joined->parts.emplace_back(i->first, join_parts(i->second, j->second)), ++i, ++j;
+  }
+  return joined;
+}
+}  // namespace
+
+uint32_t Clock::at(uint32_t block, uint32_t thread) const {
+  const auto found =
+      std::lower_bound(parts.begin(), parts.end(), block, [](const auto& part, uint32_t b) { return part.first < b; });
+  return found != parts.end() && found->first == block ? (*found->second)[thread] : 0;
+}
+
+Moment release(Thread& thread) {
+  Knowledge& self = thread.knowledge;
+  return {self.known, thread.block->linear, thread.linear, self.clock++};
+}
+
+SharedClock join(const std::vector<Moment>& moments) {
+  SharedClock known;
+  const Clock* last = nullptr;
+  for (const Moment& moment : moments) {
+    if (moment.known.get() == last) continue;  // after a barrier all hold the same
+    known = join(known, moment.known);
+    last = moment.known.get();
+  }
+  auto joined = std::make_shared<Clock>(known ? *known : Clock{});
+  std::shared_ptr<std::vector<uint32_t>> part;
+  uint32_t block = ~0u;
+  const size_t threads = size_t(blockDim.x) * blockDim.y * blockDim.z;
+  for (const Moment& moment : moments) {
+    if (moment.block != block) {
+      block = moment.block;
+      auto place = std::lower_bound(joined->parts.begin(), joined->parts.end(), block,
+                                    [](const auto& each, uint32_t b) { return each.first < b; });
+      if (place == joined->parts.end() || place->first != block)
+        place = joined->parts.emplace(place, block, std::make_shared<std::vector<uint32_t>>(threads));
+      part = std::make_shared<std::vector<uint32_t>>(*place->second);
+      place->second = part;
+    }
+    uint32_t& entry = (*part)[moment.thread];
+    entry = std::max(entry, moment.clock);
+  }
+  return joined;
+}
+
+void acquire(Thread& thread, const SharedClock& clock) { thread.knowledge.known = join(thread.knowledge.known, clock); }
+
+void synchronise(const void* address, size_t bytes, bool writes, Order order, const Where&) {
+  see(address, bytes, writes ? Access::atomic : Access::atomic_read);
+  Thread& self = scheduler().current();
+  Knowledge& mine = self.knowledge;
+  SharedClock& location = locations()[reinterpret_cast<uintptr_t>(address)];
+  if (location && order != Order::release) {
+    if (order == Order::relaxed)
+      mine.offered = join(mine.offered, location);
+    else
+      acquire(self, location);
+  }
+  if (!writes) return;
+  // What another thread's read-modify-write released stays released by the ones that follow it.
+  if (order == Order::release || order == Order::acquire_release)
+    location = join(location, join({release(self)}));
+  else if (mine.fenced)
+    location = join(location, mine.fenced);
+}
+
+void fence() {
+  Thread& self = scheduler().current();
+  acquire(self, self.knowledge.offered);
+  self.knowledge.fenced = join({release(self)});
+}
+
+void forget_locations() { locations().clear(); }
+}  // namespace emulator
+#endif
