@@ -1,0 +1,74 @@
+"""nvcc compiles every row of the kernel table for every target, without spills, local memory, or a remark of ptxas."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.compile.remarks import Compiled, compiled, demangled, remarks
+from torch_unroll.kernels import build
+from torch_unroll.kernels.table import OPS, Kernel, kernels
+
+#: TORCH_CUDA_ARCH_LIST of the check; .ci/run builds the object of its tests with the same, so that nothing is compiled twice.
+ARCHITECTURES = "8.0+PTX 9.0a 10.0"
+TARGETS = ("sm_80", "sm_90a", "sm_100")
+
+pytestmark = pytest.mark.compile
+
+
+@pytest.fixture(scope="session")
+def logs() -> dict[str, str]:
+    """What nvcc said of each source file of the table, all of it compiled."""
+    if lack := build.cuda_lack():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"nvcc must be there in CI: {lack}")
+        pytest.skip(lack)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        directory = build.BUILD / build.directory_name("cuda")
+        build.build("cuda", build.table_rows(), directory / "check.so", directory=directory)
+    instances = {path.stem for path in (directory / "generated").glob("*.cu")}
+    return {path.name: path.read_text() for path in directory.glob("*.log") if path.name.removesuffix(".o.log") in instances}
+
+
+@pytest.fixture(scope="session")
+def entries(logs: dict[str, str]) -> list[Compiled]:
+    return [entry for log in logs.values() for entry in compiled(log)]
+
+
+def runs_on(row: Kernel, target: str) -> bool:
+    """Whether a row has code for a target: one of an architecture with an "a" is for that one alone."""
+    number = target.removeprefix("sm_")
+    if row.architecture.endswith("a"):
+        return row.architecture == number
+    return int(row.architecture) <= int(number.rstrip("a"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("op", OPS)
+def test_every_row_is_compiled(entries: list[Compiled], op: str, target: str) -> None:
+    rows = Counter(row.name for row in kernels(op) if runs_on(row, target))
+    assert rows, f"{op} has no kernel for {target}"
+    found = Counter(entry.template for entry in entries if entry.target == target)
+    assert {name: found[name] for name in rows} == rows
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("op", OPS)
+def test_no_kernel_spills_or_uses_local_memory(entries: list[Compiled], op: str, target: str) -> None:
+    names = {row.name for row in kernels(op)}
+    mine = [entry for entry in entries if entry.target == target and entry.template in names]
+    spilling = [entry for entry in mine if entry.stack_bytes or entry.spill_bytes]
+    report = [
+        f"{name}: {entry.stack_bytes} bytes of stack, {entry.spill_bytes} spilled, {entry.registers} registers"
+        for entry, name in zip(spilling, demangled(entry.symbol for entry in spilling), strict=True)
+    ]
+    assert not report, "\n".join(report)
+
+
+def test_the_compilers_have_nothing_to_remark(logs: dict[str, str]) -> None:
+    said = [f"{Path(name).stem}: {remark}" for name, log in logs.items() for remark in remarks(log)]
+    assert not said, "\n".join(said)
