@@ -37,8 +37,8 @@ class AlexNet(torch.nn.Module):
 
     Args:
         num_classes: of the output.
-        form: "grouped" is the paper's: two groups, local response normalisation (60,965,224 parameters); "torchvision" is the one-GPU
-            form of Krizhevsky 2014, whose weights torchvision publishes (61,100,840).
+        form: "grouped" is the paper's: two groups, local response normalisation (60,965,224 parameters); "torchvision" is the
+            one-GPU form of Krizhevsky 2014, whose weights torchvision publishes (61,100,840).
         without: layers to leave out, of conv3, conv4, fc6, fc7: the lecture's ablations.
         dropout: probability, before each hidden fully connected layer.
         nn: the namespace of the modules.

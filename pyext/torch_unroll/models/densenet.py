@@ -1,9 +1,9 @@
 """Densely connected networks (Huang, Liu, van der Maaten & Weinberger 2016): each layer sees the outputs of all before it.
 
-A dense block comes in two forms that give the same numbers. The concatenating one builds each layer's input anew: memory quadratic in
-depth. The buffered one owns a single buffer that every layer appends to, and recomputes a layer's inside in backward: memory linear in
-depth (the idea of Pleiss et al. 2017, here as one autograd Function for the whole block, so that nothing that autograd saved is
-overwritten behind its back).
+A dense block comes in two forms that give the same numbers. The concatenating one builds each layer's input anew: memory
+quadratic in depth. The buffered one owns a single buffer that every layer appends to, and recomputes a layer's inside in backward:
+memory linear in depth (the idea of Pleiss et al. 2017, here as one autograd Function for the whole block, so that nothing that
+autograd saved is overwritten behind its back).
 """
 
 from __future__ import annotations

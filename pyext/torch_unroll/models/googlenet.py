@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al. 2014): Inception modules, several filter sizes at each layer; with batch normalisation, as torchvision's.
+"""GoogLeNet (Szegedy et al. 2014): Inception modules, several filter sizes at each layer; with batch normalisation.
 
 Names and shapes are torchvision's, so its weights load; like it, the "5×5" branch has 3×3 filters.
 """
@@ -79,7 +79,7 @@ _INCEPTIONS = {
 
 
 class GoogLeNet(torch.nn.Module):
-    """(N, 3, 224, 224) -> (N, classes), and in training with heads (output, lower head, upper head); 6,624,904 parameters without.
+    """(N, 3, 224, 224) -> (N, classes), in training with heads (output, lower head, upper head); 6,624,904 parameters without.
 
     Args:
         num_classes: of the output.

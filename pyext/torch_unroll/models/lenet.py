@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998), as it is taught today: every map connected, max pooling, a linear last layer."""
+"""LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998) as taught today: every map connected, max pooling, a linear last layer."""
 
 from __future__ import annotations
 

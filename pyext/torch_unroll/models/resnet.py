@@ -1,7 +1,7 @@
 """Residual networks (He, Zhang, Ren & Sun 2015): blocks that add their input to their output, and the plain ones that do not.
 
-The ImageNet form has torchvision's names and shapes; the CIFAR form is the paper's §4.2: three stages of 16, 32 and 64 filters, and
-shortcuts without parameters.
+The ImageNet form has torchvision's names and shapes; the CIFAR form is the paper's §4.2: three stages of 16, 32 and 64 filters,
+and shortcuts without parameters.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BasicBlock(torch.nn.Module):
 
 
 class Bottleneck(torch.nn.Module):
-    """1×1, 3×3, 1×1 convolutions; (N, C, H, W) -> (N, 4·filters, H/stride, W/stride). The stride is the 3×3's, as torchvision's."""
+    """1×1, 3×3, 1×1 convolutions; (N, C, H, W) -> (N, 4·filters, H/stride, W/stride). The 3×3 has the stride."""
 
     expansion = 4
 

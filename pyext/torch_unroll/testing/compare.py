@@ -23,14 +23,15 @@ def _distance(result: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def assert_as_accurate(result: Tensor, torchs: Tensor, exact: Tensor, what: str = "result") -> None:
-    """`result` is at most twice as far from `exact` (float64) as torch's own result in the same dtype, plus four roundings."""
+    """`result` is at most twice as far from `exact` (float64) as torch's own result in the same dtype, plus a few roundings."""
     assert result.shape == exact.shape, f"{what}: expected shape {tuple(exact.shape)}, got {tuple(result.shape)}"
     assert result.dtype == torchs.dtype, f"{what}: expected {torchs.dtype}, got {result.dtype}"
     if exact.numel() == 0:
         return
     result, torchs, exact = result.cpu(), torchs.cpu(), exact.cpu()
     assert bool(torch.isfinite(result).all()) == bool(torch.isfinite(exact).all()), f"{what}: not finite where it should be"
-    slack = 4 * ROUNDING[result.dtype]
+    # In float64 torch's result is the reference itself, so the roundings of both sides' sums are ours to allow for.
+    slack = (64 if result.dtype == torch.float64 else 4) * ROUNDING[result.dtype]
     for kind, ours, theirs in zip(("norm", "elementwise"), _distance(result, exact), _distance(torchs, exact), strict=True):
         assert ours <= 2 * theirs + slack, f"{what}: {kind} error {ours:.3g}, torch's own {theirs:.3g}"
 
