@@ -50,7 +50,7 @@ def max_pool2d(
         input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, of any strides.
         kernel_size: R and S, an int or a pair.
         stride: an int or a pair; None is kernel_size.
-        padding: an int or a pair, at most half of the window's dilated extent; padded cells are never chosen.
+        padding: an int or a pair, at most half of kernel_size; padded cells are never chosen.
         dilation: an int or a pair.
         ceil_mode: rounds the output's extents up; every window still starts inside the input or its left padding.
         return_indices: also returns where in its plane each maximum lies, int64, row · W + column.
@@ -66,14 +66,15 @@ def max_pool2d(
     require_tensors(input=input)
     resolved = engines.resolve(engine)
     if not engines.claims(resolved, input):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        theirs: Any = F.max_pool2d
+        return theirs(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     window = _sizes(kernel_size, "kernel_size", 1)
     strides = window if stride is None or stride in ((), []) else _sizes(stride, "stride", 1)
     pads, steps = _sizes(padding, "padding", 0), _sizes(dilation, "dilation", 1)
     spans = [steps[i] * (window[i] - 1) + 1 for i in (0, 1)]
     require(
-        all(2 * pads[i] <= spans[i] for i in (0, 1)),
-        f"padding: expected at most half of the window, which spans {tuple(spans)}, got {pads}",
+        all(2 * pads[i] <= window[i] for i in (0, 1)),
+        f"padding: expected at most half of kernel_size {window}, got {pads}",
     )
     require(window[0] * window[1] <= _LARGEST, f"kernel_size: expected a window of at most {_LARGEST} cells, got {window}")
     require(

@@ -6,6 +6,8 @@ the ops below name each other, which gives gradients of every order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,14 +38,14 @@ def _split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offse
     return (y.unflatten(dim, (size, -1)), offsets.unflatten(dim, (size, -1))), (dim, dim)
 
 
-def _save_choice(ctx, output: tuple[Tensor, Tensor]) -> None:
+def _save_choice(ctx: Any, output: tuple[Tensor, Tensor]) -> None:
     offsets = output[1]
     ctx.mark_non_differentiable(offsets)
     ctx.set_materialize_grads(False)
     save(ctx, offsets)
 
 
-def _choice(ctx) -> Tensor:
+def _choice(ctx: Any) -> Tensor:
     (offsets,) = ctx.saved_tensors
     if offsets.dim() == 1:
         raise RuntimeError("with_offsets: expected True for a forward whose derivative is wanted, got False")

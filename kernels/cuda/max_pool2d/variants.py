@@ -132,11 +132,12 @@ class Device(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A launch, and the structs of its parameters."""
+    """A launch, the structs of its parameters, and the variants tried before it with the reason against each."""
 
     plan: LaunchPlan
     shape: MaxPool2dShape
     dense: Dense
+    passed_over: tuple[tuple[str, str], ...] = ()
 
 
 class _Share(NamedTuple):
@@ -151,28 +152,34 @@ class _Share(NamedTuple):
 @lru_cache(maxsize=4096)
 def forward_plan(pooling: Pooling, dtype: str, x_strides: Strides, aligned: bool, device: Device) -> Planned:
     """`aligned`: x, y and offsets start at multiples of 16 bytes."""
-    if _in_pieces(pooling, dtype, x_strides, aligned):
+    no_channels = refuses_channels(pooling, dtype, x_strides, aligned)
+    if no_channels is None:
         return _channels("forward", pooling, dtype, x_strides, pooling.Q, pooling.P)
-    own = zip(x_strides, pooling.x_strides, _x_size(pooling), strict=True)
-    dense = all(stride == expected or extent == 1 for stride, expected, extent in own)
-    share = _forward_share(pooling, ITEM_BYTES[dtype], device) if dense and pooling.offset != "int32_t" else None
+    no_staged, share = refuses_staged(pooling, x_strides), None
+    if no_staged is None:
+        share = _forward_share(pooling, ITEM_BYTES[dtype], device)
     if share:
-        return _staged("forward", pooling, dtype, share, pooling.P)
+        return _staged("forward", pooling, dtype, share, pooling.P)._replace(passed_over=(("channels", no_channels),))
     outputs = pooling.N * pooling.C * pooling.P * pooling.Q
-    return _per_element("forward_strided", "strided", pooling, (CPP_TYPES[dtype], pooling.offset), x_strides, outputs)
+    planned = _per_element("forward_strided", "strided", pooling, (CPP_TYPES[dtype], pooling.offset), x_strides, outputs)
+    return planned._replace(passed_over=(("channels", no_channels), ("staged", no_staged or _TOO_LONG)))
 
 
 @lru_cache(maxsize=4096)
 def backward_plan(pooling: Pooling, dtype: str, aligned: bool, device: Device) -> Planned:
     """Every tensor is dense; `aligned`: all start at multiples of 16 bytes."""
     rows, columns = pooling.pixel_blocks(pooling.H, 0), pooling.pixel_blocks(pooling.W, 1)
-    if _in_pieces(pooling, dtype, pooling.x_strides, aligned):
+    no_channels = refuses_channels(pooling, dtype, pooling.x_strides, aligned)
+    if no_channels is None:
         return _channels("backward", pooling, dtype, pooling.x_strides, columns, rows)
-    share = _backward_share(pooling, ITEM_BYTES[dtype], device) if pooling.offset != "int32_t" else None
+    no_staged, share = refuses_staged(pooling, pooling.x_strides), None
+    if no_staged is None:
+        share = _backward_share(pooling, ITEM_BYTES[dtype], device)
     if share:
-        return _staged("backward", pooling, dtype, share, rows)
+        return _staged("backward", pooling, dtype, share, rows)._replace(passed_over=(("channels", no_channels),))
     pixels = pooling.N * pooling.C * pooling.H * pooling.W
-    return _per_element("backward_flat", "flat", pooling, (CPP_TYPES[dtype], pooling.offset), pooling.x_strides, pixels)
+    planned = _per_element("backward_flat", "flat", pooling, (CPP_TYPES[dtype], pooling.offset), pooling.x_strides, pixels)
+    return planned._replace(passed_over=(("channels", no_channels), ("staged", no_staged or _TOO_LONG)))
 
 
 @lru_cache(maxsize=4096)
@@ -194,17 +201,32 @@ def _x_size(pooling: Pooling) -> tuple[int, int, int, int]:
     return (pooling.N, pooling.C, pooling.H, pooling.W)
 
 
-def _in_pieces(pooling: Pooling, dtype: str, x_strides: Strides, aligned: bool) -> bool:
-    """Whether every pixel's channels lie side by side in whole 16-byte pieces."""
+_TOO_LONG = "a strip of its rows exceeds a block's shared memory"
+_TOO_LARGE = "a window has more than 32767 cells"
+
+
+def refuses_channels(pooling: Pooling, dtype: str, x_strides: Strides, aligned: bool) -> str | None:
+    """None if every pixel's channels lie side by side in whole 16-byte pieces; else why not."""
     width = 16 // ITEM_BYTES[dtype]
-    return (
-        aligned
-        and pooling.channels_last
-        and pooling.offset != "int32_t"
-        and pooling.C % width == 0
-        and x_strides[1] == 1
-        and all(x_strides[axis] % width == 0 for axis in (0, 2, 3))
-    )
+    if pooling.offset == "int32_t":
+        return _TOO_LARGE
+    if not pooling.channels_last or x_strides[1] != 1:
+        return "the layout is not channels_last"
+    if pooling.C % width:
+        return f"{pooling.C} channels are no whole number of 16-byte pieces"
+    if not aligned or any(x_strides[axis] % width for axis in (0, 2, 3)):
+        return "a tensor, or its pixels, start off 16-byte boundaries"
+    return None
+
+
+def refuses_staged(pooling: Pooling, x_strides: Strides) -> str | None:
+    """None if x is dense in its memory format; else why not."""
+    if pooling.offset == "int32_t":
+        return _TOO_LARGE
+    sides = zip(x_strides, pooling.x_strides, _x_size(pooling), strict=True)
+    if any(stride != expected and extent != 1 for stride, expected, extent in sides):
+        return "the input is not dense"
+    return None
 
 
 def _planned(

@@ -20,7 +20,7 @@ MODULES = {
     **dict.fromkeys(("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "unfold", "fold"), "conv2d"),
     **dict.fromkeys(("max_pool2d_forward", "max_pool2d_backward", "max_pool2d_gather", "max_pool2d_indices"), "max_pool2d"),
     **dict.fromkeys(("max_over_time_forward", "max_over_time_backward", "max_over_time_gather"), "max_pool2d"),
-    **dict.fromkeys(("rnn_forward", "rnn_backward", "rnn_cell_forward", "rnn_cell_backward"), "rnn"),
+    **dict.fromkeys(("rnn_forward", "rnn_backward", "rnn_tangent", "rnn_cell_forward", "rnn_cell_backward"), "rnn"),
 }
 
 
@@ -64,8 +64,8 @@ class Engine(Protocol):
     def max_pool2d_forward(
         self, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool, with_offsets: bool
     ) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W) -> y (N, C, P, Q) and each window's choice, one byte (two beyond 255 cells), laid out like y;
-        empty without `with_offsets`."""
+        """x (N, C, H, W) -> y (N, C, P, Q) and each window's choice, laid out like y, or empty without `with_offsets`: one byte,
+        two beyond 255 cells, four beyond 32767."""
 
     def max_pool2d_backward(
         self, dy: Tensor, offsets: Tensor, x_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
@@ -81,6 +81,15 @@ class Engine(Protocol):
         self, offsets: Tensor, x_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
     ) -> Tensor:
         """offsets -> torch's int64 indices into the plane."""
+
+    def max_over_time_forward(self, x: Tensor, lengths: Tensor | None, with_offsets: bool) -> tuple[Tensor, Tensor]:
+        """x (T, N, C), integer lengths (N) -> y (N, C) and the step each value came from, in the offsets of a T x 1 window."""
+
+    def max_over_time_backward(self, dy: Tensor, offsets: Tensor, steps: int) -> Tensor:
+        """dy (N, C) -> dx (T, N, C)."""
+
+    def max_over_time_gather(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """x (T, N, C) -> (N, C): the step each sequence chose; 0 where it chose none."""
 
     def rnn_forward(
         self,
@@ -106,6 +115,19 @@ class Engine(Protocol):
         precision: str,
     ) -> tuple[Tensor, Tensor]:
         """BPTT: dh like h -> dz like z, dh0 like h0."""
+
+    def rnn_tangent(
+        self,
+        p: Tensor,
+        h: Tensor,
+        w_hh: Tensor,
+        u0: Tensor,
+        lengths: Tensor | None,
+        batch_sizes: tuple[int, ...] | None,
+        nonlinearity: str,
+        precision: str,
+    ) -> Tensor:
+        """How h moves where z moves by p and h0 by u0: u like h. Engine `torch` alone has it, and serves every engine's."""
 
     def rnn_cell_forward(
         self,

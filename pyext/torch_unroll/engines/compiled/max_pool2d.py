@@ -1,4 +1,4 @@
-"""Host code of kernels/cuda/max_pool2d. For each function of an engine, `plan_<function>` tells the launches it would make."""
+"""Host code of kernels/cuda/max_pool2d."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher
+from torch_unroll.engines.compiled.recording import note_choice
 from torch_unroll.engines.interface import Pair
 from torch_unroll.kernels.cuda.max_pool2d import variants
 from torch_unroll.kernels.cuda.max_pool2d.variants import Device, Planned, Pooling, Strides
-from torch_unroll.kernels.table import LaunchPlan
 from torch_unroll.shapes import is_channels_last, pooled, pooling_offset_dtype
 
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
@@ -66,8 +66,14 @@ def _launch(
     launcher.launch(planned.plan, parameters(*pointers, planned.shape, planned.dense), device)
 
 
-def _plan_forward(launcher: Launcher, pooling: Pooling, x: Tensor, x_strides: Strides) -> Planned:
-    return variants.forward_plan(pooling, _NAMES[x.dtype], x_strides, _aligned(x), _device(launcher, x))
+def _forward(
+    launcher: Launcher, pooling: Pooling, x: Tensor, x_strides: Strides, y: Tensor, offsets: Tensor | None, lengths: Tensor | None
+) -> None:
+    """Fills y, and offsets where there are any."""
+    if y.numel():
+        planned = variants.forward_plan(pooling, _NAMES[x.dtype], x_strides, _aligned(x), _device(launcher, x))
+        note_choice("max_pool2d_forward", planned.passed_over)
+        _launch(launcher, planned, variants.ForwardParameters, x.device, x, y, offsets, lengths)
 
 
 def _strides(x: Tensor) -> Strides:
@@ -89,30 +95,15 @@ def max_pool2d_forward(
     offset_dtype = pooling_offset_dtype(kernel_size[0] * kernel_size[1])
     y = _empty(pooling, pooling.P, pooling.Q, x.dtype, x.device)
     offsets = _empty(pooling, pooling.P, pooling.Q, offset_dtype, x.device) if with_offsets else None
-    if y.numel():
-        planned = _plan_forward(launcher, pooling, x, _strides(x))
-        _launch(launcher, planned, variants.ForwardParameters, x.device, x, y, offsets, None)
+    _forward(launcher, pooling, x, _strides(x), y, offsets, None)
     return y, x.new_empty(0, dtype=offset_dtype) if offsets is None else offsets
-
-
-def plan_max_pool2d_forward(
-    launcher: Launcher,
-    x: Tensor,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    ceil_mode: bool,
-    with_offsets: bool = True,
-) -> list[LaunchPlan]:
-    pooling = _pooling_of_input(x, kernel_size, stride, padding, dilation, ceil_mode)
-    return [_plan_forward(launcher, pooling, x, _strides(x)).plan] if pooling.N else []
 
 
 def _backward(launcher: Launcher, pooling: Pooling, dy: Tensor, offsets: Tensor, dx: Tensor) -> None:
     """Fills dx; all three are dense in the pooling's memory format."""
     if dx.numel():
         planned = variants.backward_plan(pooling, _NAMES[dy.dtype], _aligned(dy, offsets), _device(launcher, dy))
+        note_choice("max_pool2d_backward", planned.passed_over)
         _launch(launcher, planned, variants.BackwardParameters, dy.device, dy, offsets, dx)
 
 
@@ -131,22 +122,6 @@ def max_pool2d_backward(
     dx = _empty(pooling, pooling.H, pooling.W, dy.dtype, dy.device)
     _backward(launcher, pooling, dy.contiguous(memory_format=memory_format), offsets.contiguous(memory_format=memory_format), dx)
     return dx
-
-
-def plan_max_pool2d_backward(
-    launcher: Launcher,
-    dy: Tensor,
-    offsets: Tensor,
-    x_size: Pair,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-) -> list[LaunchPlan]:
-    pooling = _pooling_of_offsets(offsets, x_size, kernel_size, stride, padding, dilation)
-    if not pooling.N:
-        return []
-    return [variants.backward_plan(pooling, _NAMES[dy.dtype], _aligned(dy, offsets), _device(launcher, dy)).plan]
 
 
 def _aligned_copy(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -184,14 +159,11 @@ def max_over_time_forward(launcher: Launcher, x: Tensor, lengths: Tensor | None,
     y = torch.empty((N, C), dtype=x.dtype, device=x.device)
     offset_dtype = pooling_offset_dtype(T)
     offsets = torch.empty((N, C), dtype=offset_dtype, device=x.device) if with_offsets else None
-    if y.numel():
-        step, image, channel = x.stride()
-        if lengths is None and image == C * channel:  # whole pieces of channels more often, and no rows to end early
-            N, C, image = 1, N * C, 0
-        else:
-            lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-        planned = _plan_forward(launcher, _pooling_of_time(T, N, C), x, (image, channel, step, 0))
-        _launch(launcher, planned, variants.ForwardParameters, x.device, x, y, offsets, lengths)
+    step, image, channel = x.stride()
+    if lengths is None and image == C * channel:  # no row of time ends early: more often whole pieces of channels
+        N, C, image = 1, N * C, 0
+    rows = None if lengths is None else lengths.to(torch.int64).contiguous()
+    _forward(launcher, _pooling_of_time(T, N, C), x, (image, channel, step, 0), y, offsets, rows)
     return y, x.new_empty(0, dtype=offset_dtype) if offsets is None else offsets
 
 

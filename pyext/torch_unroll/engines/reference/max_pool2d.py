@@ -105,7 +105,7 @@ def max_pool2d_indices(offsets: Tensor, x_size: Pair, kernel_size: Pair, stride:
         # Where a window has no cell, torch reports the first place at which one would not lie above or left of the plane.
         first = -(start.clamp(max=0) // dilation[i])
         places.append(start + cell.where(numbers >= 0, first) * dilation[i])
-    return places[0] * x_size[1] + places[1]
+    return torch.empty_like(offsets, dtype=torch.int64).copy_(places[0] * x_size[1] + places[1])
 
 
 def max_over_time_forward(x: Tensor, lengths: Tensor | None, with_offsets: bool) -> tuple[Tensor, Tensor]:
