@@ -1,0 +1,80 @@
+// The column matrix in memory, and back: unfold, fold, and the explicit variant of convolution.
+//
+// The ladder
+//   gather     im2col_kernel: a thread owns one (n, c, p, q) and copies its R*S cells; neighbouring threads write
+//              neighbouring columns. Predicted: the write of R*S times x bounds it. Measured: not yet.
+//   gather     col2im_kernel: a thread owns one pixel of x and sums the cells that cover it, in the order of the filter.
+//              The scatter that the lecture draws would need atomics, whose order, and so whose rounding, is nobody's.
+// Outputs are overwritten. Index is int32_t where every count fits, for the divisions: they bound the gathers otherwise.
+#pragma once
+#include "shapes.h"
+
+// shape's y stands for the columns: (N, C*R*S, P*Q) contiguous, y_stride unused; K and groups too.
+template <class T>
+struct Im2colParameters {
+  const T* x;  // (N, C, H, W)
+  T* columns;  // (N, C*R*S, P*Q) contiguous
+  Conv2dShape shape;
+};
+
+template <class T>
+struct Col2imParameters {
+  const T* columns;  // (N, C*R*S, P*Q) contiguous
+  T* x;              // (N, C, H, W)
+  Conv2dShape shape;
+};
+
+constexpr int kIm2colThreads = 256;
+
+template <class Index>
+__device__ inline Index first_index() {
+  return Index(blockIdx.x) * kIm2colThreads + Index(threadIdx.x);
+}
+template <class Index>
+__device__ inline Index index_stride() {
+  return Index(gridDim.x) * kIm2colThreads;
+}
+
+template <class T, class Index>
+__global__ void __launch_bounds__(kIm2colThreads) im2col_kernel(const __grid_constant__ Im2colParameters<T> parameters) {
+  const Conv2dShape& shape = parameters.shape;
+  const Index pixels = Index(shape.P) * shape.Q;
+  const Index count = Index(shape.N * pixels * shape.C);
+  for (Index index = first_index<Index>(); index < count; index += index_stride<Index>()) {
+    const int32_t q = int32_t(index % shape.Q), p = int32_t(index / shape.Q % shape.P);
+    const int32_t c = int32_t(index / pixels % shape.C), n = int32_t(index / pixels / shape.C);
+    const T* x = parameters.x + n * shape.x_stride[0] + c * shape.x_stride[1];
+    T* column = parameters.columns + (int64_t(n) * shape.C + c) * shape.R * shape.S * int64_t(pixels) + int64_t(p) * shape.Q + q;
+    for (int32_t r = 0; r < shape.R; ++r) {
+      const int32_t h = p * shape.stride_h - shape.pad_h + r * shape.dilation_h;
+      for (int32_t s = 0; s < shape.S; ++s, column += pixels) {
+        const int32_t w = q * shape.stride_w - shape.pad_w + s * shape.dilation_w;
+        const bool inside = uint32_t(h) < uint32_t(shape.H) && uint32_t(w) < uint32_t(shape.W);
+        *column = inside ? x[h * shape.x_stride[2] + w * shape.x_stride[3]] : T{};
+      }
+    }
+  }
+}
+
+template <class T, class Index>
+__global__ void __launch_bounds__(kIm2colThreads) col2im_kernel(const __grid_constant__ Col2imParameters<T> parameters) {
+  const Conv2dShape& shape = parameters.shape;
+  const Index pixels = Index(shape.P) * shape.Q, plane = Index(shape.H) * shape.W;
+  const Index count = Index(shape.N * plane * shape.C);
+  for (Index index = first_index<Index>(); index < count; index += index_stride<Index>()) {
+    const int32_t w = int32_t(index % shape.W), h = int32_t(index / shape.W % shape.H);
+    const int32_t c = int32_t(index / plane % shape.C), n = int32_t(index / plane / shape.C);
+    const T* columns = parameters.columns + (int64_t(n) * shape.C + c) * shape.R * shape.S * int64_t(pixels);
+    Accumulator<T> sum = 0;
+    for (int32_t r = 0; r < shape.R; ++r) {
+      const int32_t down = h + shape.pad_h - r * shape.dilation_h, p = down / shape.stride_h;
+      if (down < 0 || down % shape.stride_h || p >= shape.P) continue;
+      for (int32_t s = 0; s < shape.S; ++s) {
+        const int32_t across = w + shape.pad_w - s * shape.dilation_w, q = across / shape.stride_w;
+        if (across < 0 || across % shape.stride_w || q >= shape.Q) continue;
+        sum += widen(columns[(int64_t(r) * shape.S + s) * pixels + int64_t(p) * shape.Q + q]);
+      }
+    }
+    parameters.x[n * shape.x_stride[0] + c * shape.x_stride[1] + h * shape.x_stride[2] + w * shape.x_stride[3]] = narrow<T>(sum);
+  }
+}

@@ -1,0 +1,245 @@
+// The three directions as products that a tiled kernel can run: parameters as the host passes them, and for each direction
+// which matrices a block multiplies and where its result goes. The kernels know nothing else of convolution.
+//
+// One dimension of blocks holds everything (a grid's y and z end at 65,535): column tiles run fastest, so that blocks
+// running side by side share rows of the larger operand through L2; then row tiles, groups, and last residues or splits.
+#pragma once
+#include "conv2d/epilogue.cuh"
+#include "conv2d/geometry.cuh"
+
+// Which index of a matrix is walked first by consecutive threads, and whether element by element or in aligned pieces that
+// are contiguous in memory and exist or not as a whole.
+enum class Walk : int32_t { rows, row_pieces, columns, column_pieces };
+
+struct Walks {
+  Walk a, b, c;            // of the left operand, of the right one, of the result
+  int32_t channels_inner;  // the order of taps, see geometry.cuh
+};
+
+template <class T, class Epilogue>
+struct Conv2dFpropParameters {
+  const T* x;  // (N, C, H, W)
+  const T* w;  // (K, C/groups, R, S)
+  T* y;        // (N, K, P, Q), overwritten
+  Conv2dShape shape;
+  Walks walks;
+  Epilogue epilogue;
+};
+
+template <class T, class Epilogue>
+struct Conv2dDgradParameters {
+  const T* dy;  // (N, K, P, Q)
+  const T* w;   // (K, C/groups, R, S)
+  T* dx;        // (N, C, H, W), overwritten
+  Conv2dShape shape;
+  Walks walks;
+  Epilogue epilogue;
+};
+
+template <class T>
+struct Conv2dWgradParameters {
+  const T* dy;           // (N, K, P, Q)
+  const T* x;            // (N, C, H, W)
+  Accumulator<T>* sums;  // (splits, K, taps), overwritten, or added to
+  Conv2dShape shape;
+  Walks walks;
+  int32_t splits, pixels_per_split, accumulate;
+};
+
+// Which tile a block owns.
+struct BlockTile {
+  int32_t row, column, group, part;
+
+  __device__ BlockTile(int32_t rows, int32_t columns, int32_t groups, int32_t tile_rows, int32_t tile_columns) {
+    const int32_t across = (columns + tile_columns - 1) / tile_columns, down = (rows + tile_rows - 1) / tile_rows;
+    int32_t rest = int32_t(blockIdx.x);
+    column = rest % across * tile_columns;
+    rest /= across;
+    row = rest % down * tile_rows;
+    rest /= down;
+    group = rest % groups;
+    part = rest / groups;
+  }
+};
+
+// ---- results: where element (row, column) goes and what is stored there ------------------------------------------------
+
+template <class T, class Epilogue>
+struct ImageResult {
+  using Stored = T;
+  T* data;
+  int64_t stride_n, stride_c, stride_h, stride_w;
+  int32_t rows, columns, first_channel;
+  int32_t step_h, step_w, residue_h, residue_w;  // pixel i of a residue is line i * step + residue
+  Divisor plane, line;
+  Epilogue epilogue;
+
+  __device__ ImageResult(T* image, const int64_t (&stride)[4], int32_t N, int32_t channels, int32_t group, int32_t height,
+                         int32_t width, int32_t step_h, int32_t step_w, int32_t residue_h, int32_t residue_w,
+                         const Epilogue& epilogue)
+      : data(image + int64_t(group) * channels * stride[1]),
+        stride_n(stride[0]),
+        stride_c(stride[1]),
+        stride_h(stride[2]),
+        stride_w(stride[3]),
+        rows(N * height * width),
+        columns(channels),
+        first_channel(group * channels),
+        step_h(step_h),
+        step_w(step_w),
+        residue_h(residue_h),
+        residue_w(residue_w),
+        plane(height * width),
+        line(width),
+        epilogue(epilogue) {}
+
+  __device__ int64_t row(int32_t pixel) const {
+    int32_t n, i, j, rest;
+    plane.split(pixel, n, rest);
+    line.split(rest, i, j);
+    return n * stride_n + (i * step_h + residue_h) * stride_h + (j * step_w + residue_w) * stride_w;
+  }
+  __device__ int64_t column(int32_t channel) const { return channel * stride_c; }
+  __device__ T value(Accumulator<T> sum, int32_t column, int64_t) const { return epilogue(sum, first_channel + column); }
+};
+
+template <class T>
+struct SumResult {
+  using Stored = T;
+  T* data;
+  int32_t rows, columns;
+  bool accumulate;
+
+  __device__ int64_t row(int32_t index) const { return int64_t(index) * columns; }
+  __device__ int64_t column(int32_t index) const { return index; }
+  __device__ T value(T sum, int32_t, int64_t offset) const { return accumulate ? data[offset] + sum : sum; }
+};
+
+// ---- directions: what a block multiplies. One thread computes it and it stays in shared memory: in registers, where every
+// thread would compute it, it costs more of them than the sums do. ------------------------------------------------------
+
+constexpr int kProblemBytes = 512;  // what a plan reserves for any direction
+
+__device__ inline int32_t ceil_divide(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+__device__ inline Axis fprop_vertical(const Conv2dShape& of) {
+  return fprop_axis(of.H, of.P, of.R, of.stride_h, of.pad_h, of.dilation_h);
+}
+__device__ inline Axis fprop_horizontal(const Conv2dShape& of) {
+  return fprop_axis(of.W, of.Q, of.S, of.stride_w, of.pad_w, of.dilation_w);
+}
+
+template <class T, class Epilogue, int kTileRows, int kTileColumns>
+struct Conv2dFprop {
+  using Type = T;
+  int32_t C, K;  // of a group
+  BlockTile tile;
+  ColumnMatrix<T> a;
+  FilterMatrix<T> b;
+  int32_t rows, depth_begin, depth_end;
+
+  __device__ explicit Conv2dFprop(const Conv2dFpropParameters<T, Epilogue>& of)
+      : Conv2dFprop(of, of.shape, fprop_vertical(of.shape), fprop_horizontal(of.shape)) {}
+
+  __device__ ImageResult<T, Epilogue> result(const Conv2dFpropParameters<T, Epilogue>& of) const {
+    const Conv2dShape& shape = of.shape;
+    return {of.y, shape.y_stride, shape.N, K, tile.group, shape.P, shape.Q, 1, 1, 0, 0, of.epilogue};
+  }
+
+ private:
+  __device__ Conv2dFprop(const Conv2dFpropParameters<T, Epilogue>& of, const Conv2dShape& shape, const Axis& vertical,
+                         const Axis& horizontal)
+      : C(shape.C / shape.groups),
+        K(shape.K / shape.groups),
+        tile(shape.N * shape.P * shape.Q, K, shape.groups, kTileRows, kTileColumns),
+        a(of.x + int64_t(tile.group) * C * shape.x_stride[1], shape.x_stride, shape.N, vertical, horizontal, C,
+          of.walks.channels_inner),
+        b(of.w + int64_t(tile.group) * K * shape.w_stride[0], shape.w_stride[0], shape.w_stride[1], shape.w_stride[2],
+          shape.w_stride[3], K, vertical, horizontal, C, of.walks.channels_inner),
+        rows(a.rows),
+        depth_begin(0),
+        depth_end(a.taps.count) {}
+};
+
+// One residue of input positions modulo the stride is a convolution over dy (see dgrad_axis); together they cover dx. Rows
+// are laid out for the first residue, which has most; the others may leave a block without any.
+template <class T, class Epilogue, int kTileRows, int kTileColumns>
+struct Conv2dDgrad {
+  using Type = T;
+  int32_t C, K;  // of a group
+  BlockTile tile;
+  int32_t residue_h, residue_w;
+  ColumnMatrix<T> a;
+  FilterMatrix<T> b;
+  int32_t rows, depth_begin, depth_end;
+
+  __device__ explicit Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of)
+      : Conv2dDgrad(
+            of, of.shape, of.shape.C / of.shape.groups,
+            BlockTile(of.shape.N * ceil_divide(of.shape.H, of.shape.stride_h) * ceil_divide(of.shape.W, of.shape.stride_w),
+                      of.shape.C / of.shape.groups, of.shape.groups, kTileRows, kTileColumns)) {}
+
+  __device__ ImageResult<T, Epilogue> result(const Conv2dDgradParameters<T, Epilogue>& of) const {
+    const Conv2dShape& shape = of.shape;
+    return {of.dx,          shape.x_stride, shape.N,   C,         tile.group, a.vertical.pixels, a.horizontal.pixels,
+            shape.stride_h, shape.stride_w, residue_h, residue_w, of.epilogue};
+  }
+
+ private:
+  __device__ Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of, const Conv2dShape& shape, int32_t C, const BlockTile& tile)
+      : Conv2dDgrad(
+            of, shape, C, tile,
+            dgrad_axis(shape.P, shape.H, shape.R, shape.stride_h, shape.pad_h, shape.dilation_h, tile.part / shape.stride_w),
+            dgrad_axis(shape.Q, shape.W, shape.S, shape.stride_w, shape.pad_w, shape.dilation_w, tile.part % shape.stride_w)) {}
+
+  __device__ Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of, const Conv2dShape& shape, int32_t C, const BlockTile& tile,
+                         const Axis& vertical, const Axis& horizontal)
+      : C(C),
+        K(shape.K / shape.groups),
+        tile(tile),
+        residue_h(tile.part / shape.stride_w),
+        residue_w(tile.part % shape.stride_w),
+        a(of.dy + int64_t(tile.group) * K * shape.y_stride[1], shape.y_stride, shape.N, vertical, horizontal, K,
+          of.walks.channels_inner),
+        b(of.w + int64_t(tile.group) * K * shape.w_stride[0], shape.w_stride[1], shape.w_stride[0], shape.w_stride[2],
+          shape.w_stride[3], C, vertical, horizontal, K, of.walks.channels_inner),
+        rows(a.rows),
+        depth_begin(0),
+        depth_end(a.taps.count) {}
+};
+
+// The depth is the pixels, of which a block takes one split; its sums go to the split's own plane of the workspace.
+template <class T, int kTileRows, int kTileColumns>
+struct Conv2dWgrad {
+  using Type = T;
+  int32_t C, K;  // of a group
+  BlockTile tile;
+  Transposed<ImageMatrix<T>> a;
+  Transposed<ColumnMatrix<T>> b;
+  int32_t rows, depth_begin, depth_end;
+
+  __device__ explicit Conv2dWgrad(const Conv2dWgradParameters<T>& of) : Conv2dWgrad(of, of.shape) {}
+
+  __device__ SumResult<Accumulator<T>> result(const Conv2dWgradParameters<T>& of) const {
+    const int32_t taps = b.taps.count;
+    return {of.sums + (int64_t(tile.part) * of.shape.K + tile.group * K) * taps, K, taps, of.accumulate != 0};
+  }
+
+ private:
+  __device__ Conv2dWgrad(const Conv2dWgradParameters<T>& of, const Conv2dShape& shape)
+      : C(shape.C / shape.groups),
+        K(shape.K / shape.groups),
+        tile(K, shape.R * shape.S * C, shape.groups, kTileRows, kTileColumns),
+        a(ImageMatrix<T>(of.dy + int64_t(tile.group) * K * shape.y_stride[1], shape.y_stride, split_end(of), K, shape.P,
+                         shape.Q)),
+        b(ColumnMatrix<T>(of.x + int64_t(tile.group) * C * shape.x_stride[1], shape.x_stride, shape.N, fprop_vertical(shape),
+                          fprop_horizontal(shape), C, of.walks.channels_inner)),
+        rows(K),
+        depth_begin(tile.part * of.pixels_per_split),
+        depth_end(a.rows) {}
+
+  __device__ int32_t split_end(const Conv2dWgradParameters<T>& of) const {
+    const int32_t pixels = of.shape.N * of.shape.P * of.shape.Q, begin = tile.part * of.pixels_per_split;
+    return pixels - begin < of.pixels_per_split ? pixels : begin + of.pixels_per_split;
+  }
+};
