@@ -1,0 +1,36 @@
+"""Hand-written GPU kernels for convolution, max pooling and recurrence, as drop-in PyTorch ops.
+
+    import torch_unroll as tu
+
+Functions take what torch's functions of the same name take, and `engine=`; `tu.nn` has torch.nn's modules on these kernels.
+"""
+
+from torch_unroll import models, nn
+from torch_unroll.conv2d import conv2d, conv_transpose2d
+from torch_unroll.engines import use_engine
+from torch_unroll.explain import engines, explain
+from torch_unroll.max_pool2d import max_over_time, max_pool2d
+from torch_unroll.override import override
+from torch_unroll.replace import replace
+from torch_unroll.rnn import rnn, rnn_cell
+from torch_unroll.unfold import fold, unfold
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "conv2d",
+    "conv_transpose2d",
+    "engines",
+    "explain",
+    "fold",
+    "max_over_time",
+    "max_pool2d",
+    "models",
+    "nn",
+    "override",
+    "replace",
+    "rnn",
+    "rnn_cell",
+    "unfold",
+    "use_engine",
+]

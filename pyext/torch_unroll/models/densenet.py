@@ -1,7 +1,7 @@
 """Densely connected networks (Huang, Liu, van der Maaten & Weinberger 2016): each layer sees the outputs of all before it.
 
 A dense block comes in two forms that give the same numbers. The concatenating one builds each layer's input anew: memory
-quadratic in depth. The buffered one owns a single buffer that every layer appends to, and recomputes a layer's inside in backward:
+quadratic in depth. The buffered one owns one buffer that every layer appends to, and recomputes a layer's inside in backward:
 memory linear in depth (the idea of Pleiss et al. 2017, here as one autograd Function for the whole block, so that nothing that
 autograd saved is overwritten behind its back).
 """
@@ -52,6 +52,8 @@ class _BufferedBlock(torch.autograd.Function):
             end = width + growth * index
             buffer[:, end : end + growth] = layer(buffer[:, :end])
         ctx.layers, ctx.width, ctx.growth = layers, width, growth
+        kind = x.device.type  # the second run has to round as the first did
+        ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
         ctx.save_for_backward(buffer)
         return buffer
 
@@ -65,9 +67,10 @@ class _BufferedBlock(torch.autograd.Function):
             layer, end = ctx.layers[index], ctx.width + ctx.growth * index
             seen = buffer[:, :end].detach().requires_grad_()
             parameters = [p for p in layer.parameters() if p.requires_grad]
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 grown = layer(seen, again=True)
-            dseen, *dparameters = torch.autograd.grad(grown, [seen, *parameters], dbuffer[:, end : end + ctx.growth])
+            dgrown = dbuffer[:, end : end + ctx.growth].to(grown.dtype)
+            dseen, *dparameters = torch.autograd.grad(grown, [seen, *parameters], dgrown)
             dbuffer[:, :end] += dseen
             found = iter(dparameters)
             gradients[:0] = [next(found) if p.requires_grad else None for p in layer.parameters()]
