@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import rnn
+from torch_unroll.engines.compiled import DeviceProperties, Launcher, rnn
 from torch_unroll.kernels.cuda.rnn import variants
+from torch_unroll.kernels.table import LaunchPlan
 
 pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 
@@ -72,9 +75,27 @@ def assert_close(actual: Tensor, double: Tensor, same_dtype: Tensor, precision: 
     ulp = 2**-11 if precision == "tf32" and actual.dtype == torch.float32 else ULP[actual.dtype]
     scale = double.norm() + 1e-30
     error, theirs = (actual.double() - double).norm() / scale, (same_dtype.double() - double).norm() / scale
-    assert error <= 2 * theirs + 4 * ulp, (error, theirs)
+    assert error <= 2 * theirs + 8 * ulp, (error, theirs)
     worst = (same_dtype.double() - double).abs().max()
     torch.testing.assert_close(actual.double(), double, rtol=8 * ulp, atol=float(2 * worst + 16 * ulp * double.abs().max()))
+
+
+class Resized:
+    """The launcher, on a GPU that says it has more or fewer multiprocessors; blocks share those that there are."""
+
+    def __init__(self, multiprocessors: int):
+        self.multiprocessors = multiprocessors
+        self.plans: list[LaunchPlan] = []
+
+    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        self.plans.append(plan)
+        LAUNCHER.launch(plan, parameters, device)
+
+    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
+        return LAUNCHER.resident(plan, device)
+
+    def properties(self, device: torch.device) -> DeviceProperties:
+        return replace(LAUNCHER.properties(device), multiprocessors=self.multiprocessors)
 
 
 class Case:
@@ -105,17 +126,21 @@ class Case:
             padded[t, :batch] = part
         return padded
 
-    def check(self, nonlinearity: str, precision: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Both passes against both references; returns the kernels' h, dz and dh0."""
-        arguments = (self.lengths_tensor, self.batch_sizes, nonlinearity, precision)
-        h = rnn.rnn_forward(LAUNCHER, self.to_kernel(self.z), self.w, self.h0, *arguments)
+    def run(self, nonlinearity: str, precision: str, launcher: Launcher = LAUNCHER) -> tuple[Tensor, Tensor, Tensor]:
+        """The kernels' h, dz and dh0."""
+        arguments = (self.w, self.h0, self.lengths_tensor, self.batch_sizes, nonlinearity, precision)
+        h = rnn.rnn_forward(launcher, self.to_kernel(self.z), *arguments)
+        return h, *rnn.rnn_backward(launcher, self.to_kernel(self.dh), h, *arguments)
+
+    def check(self, nonlinearity: str, precision: str, launcher: Launcher = LAUNCHER) -> None:
+        """Both passes against both references."""
+        h, dz, dh0 = self.run(nonlinearity, precision, launcher)
         doubles = [x.double() for x in (self.z, self.w, self.h0)]
         expected = reference_forward(*doubles, self.lengths, nonlinearity)
         plain = reference_forward(self.z, self.w, self.h0, self.lengths, nonlinearity)
         assert_close(self.from_kernel(h), expected, plain, precision)
 
         # Its derivatives are functions of the h that was stored: the references are given the same.
-        dz, dh0 = rnn.rnn_backward(LAUNCHER, self.to_kernel(self.dh), h, self.w, self.h0, *arguments)
         stored = self.from_kernel(h)
         doubles = [x.double() for x in (self.dh, stored, self.w, self.h0)]
         expected = reference_backward(*doubles, self.lengths, nonlinearity)
@@ -125,7 +150,6 @@ class Case:
         for t, n in ((t, n) for n, length in enumerate(self.lengths) for t in range(length, self.z.shape[0])):
             assert not self.from_kernel(h)[t, n].any()
             assert not self.from_kernel(dz)[t, n].any()
-        return h, dz, dh0
 
 
 VARIANTS = tuple(v.name for v in variants.VARIANTS)
@@ -257,3 +281,82 @@ def test_a_cell_step_is_a_step_of_the_layer(nonlinearity: str) -> None:
     z = (x @ w_ih.T + b)[None]
     other = rnn.rnn_forward(LAUNCHER, z, w_hh[None], h[None], None, None, nonlinearity, "ieee")[0]
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("multiprocessors", "row_tiles", "groups"), [(1, "4", 1), (2, "2", 1), (4, "1", 1), (12, "1", 3)])
+def test_grid_flags_cuts(variant: None, multiprocessors: int, row_tiles: str, groups: int) -> None:
+    rnn.forced = "grid_flags"
+    launcher = Resized(multiprocessors)
+    Case(3, 20, 64, 1, torch.bfloat16).check("tanh", "ieee", launcher)
+    for plan in launcher.plans:
+        assert plan.kernel.arguments[-1] == row_tiles
+        assert plan.config.grid == (64 // (16 * int(row_tiles)), groups, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "H", "dtype", "precision"),
+    [
+        ("single_block", 160, torch.float32, "tf32"),
+        ("single_block", 112, torch.float32, "ieee"),
+        ("single_block", 80, torch.float64, "ieee"),
+        ("grid_flags", 320, torch.float32, "ieee"),
+        ("grid_flags", 320, torch.float64, "ieee"),
+    ],
+)
+def test_w_overflows_registers(variant: None, name: str, H: int, dtype: torch.dtype, precision: str) -> None:
+    rnn.forced = name
+    launcher = Resized(5)
+    Case(2, 2, H, 1, dtype).check("tanh", precision, launcher)
+    sizes = {plan.config.shared_bytes for plan in launcher.plans}
+    small = Resized(5)
+    Case(2, 2, 16, 1, dtype).run("tanh", precision, small)
+    assert min(sizes) > 1.5 * max(plan.config.shared_bytes for plan in small.plans)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("seeds", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_same_bits_under_any_schedule(variant: None, name: str, seeds: int) -> None:
+    rnn.forced = name
+    case = Case(4, 17, 48, 2, torch.bfloat16, [4, 1, 0, 3, 2, 4, 4, 1, 2, 3, 4, 4, 4, 4, 4, 4, 2])
+    library = cuda._object("cpu").library
+    results = []
+    for seed in range(seeds):
+        library.torch_unroll_emulator_seed(ctypes.c_uint64(seed))
+        results.append(case.run("tanh", "ieee", Resized(6)))
+    for result in results[1:]:
+        for one, other in zip(result, results[0], strict=True):
+            assert torch.equal(one.view(torch.int16), other.view(torch.int16))
+
+
+def test_the_table_chooses_and_explains(variant: None) -> None:
+    def recurrence(H: int, N: int, dtype: str, aligned: bool = True) -> variants.Recurrence:
+        return variants.Recurrence(False, 100, N, H, 1, dtype, "tf32", aligned, 132, (9, 0), 227 << 10)
+
+    def chosen(*arguments: object) -> str:
+        return variants.candidates(recurrence(*arguments))[0].variant  # type: ignore[arg-type]
+
+    assert chosen(256, 64, "bfloat16") == "single_block"
+    assert chosen(1024, 32, "bfloat16") == "grid_flags"
+    assert chosen(2560, 64, "float32") == "grid_flags"
+    assert chosen(1022, 32, "bfloat16", False) == "step"
+    assert chosen(8192, 32, "float32") == "step"
+    reasons = variants.refusals(recurrence(8192, 32, "float32"))
+    assert "256 hidden units" in str(reasons["single_block"])
+    assert "does not fit" in str(reasons["grid_flags"])
+    assert reasons["step"] is None
+
+
+def test_a_grid_that_is_not_resident_takes_another_variant(variant: None) -> None:
+    class Crowded(Resized):
+        def resident(self, plan: LaunchPlan, device: torch.device) -> int:
+            return 1
+
+    rnn._residency.clear()
+    launcher = Crowded(8)
+    case = Case(2, 9, 320, 1, torch.float32)
+    case.check("tanh", "ieee", launcher)
+    assert {plan.variant for plan in launcher.plans} == {"step"}
+    rnn.forced = "grid_flags"
+    with pytest.raises(RuntimeError, match="do not fit"):
+        case.run("tanh", "ieee", launcher)
+    rnn._residency.clear()

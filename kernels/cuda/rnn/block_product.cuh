@@ -2,7 +2,7 @@
 // chunk by chunk, their sums added in rank order.
 #pragma once
 #include "platform/shared_memory.h"
-#include "rnn/tile.cuh"
+#include "rnn/warp_sums.cuh"
 
 constexpr int kProductWarps = 8;
 
@@ -26,27 +26,19 @@ __device__ inline void accumulate(WarpTile<Math, 1> (&tile)[kColumnTiles], int K
   }
 }
 
-// Bytes of shared memory: kProductWarps * 16 * 8 * kColumnTiles accumulators. Calls result(row, column, sum) once for each.
+template <class Math, int kColumnTiles>
+using ProductSums = WarpSums<Accumulator<Storage<Math>>, kProductWarps, kTileRows, kTileColumns * kColumnTiles>;
+
+// Takes ProductSums::size accumulators of shared memory. Calls result(row, column, sum) once for each.
 template <class Math, int kColumnTiles, class Result>
 __device__ inline void add_warps(WarpTile<Math, 1> (&tile)[kColumnTiles], Result result) {
-  using A = Accumulator<Storage<Math>>;
-  constexpr int size = kTileRows * kTileColumns * kColumnTiles;
-  A* partial = shared_memory<A>();
-  A* mine = partial + int(threadIdx.x) / 32 * size;
+  const ProductSums<Math, kColumnTiles> sums{shared_memory<Accumulator<Storage<Math>>>()};
 #pragma unroll
   for (int i = 0; i < kColumnTiles; ++i) {
     tile[i].finish();
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int row = lane_group() + 8 * (j >> 1), column = i * kTileColumns + 2 * lane_in_group() + (j & 1);
-      mine[column * kTileRows + row] = tile[i].sum[0][j];
-    }
+    sums.put(tile[i], i * kTileColumns);
   }
   __syncthreads();
-  for (int i = int(threadIdx.x); i < size; i += kProductWarps * 32) {
-    A sum = partial[i];
-#pragma unroll
-    for (int warp = 1; warp < kProductWarps; ++warp) sum += partial[warp * size + i];
-    result(i % kTileRows, i / kTileRows, sum);
-  }
+  for (int i = int(threadIdx.x); i < kTileRows * kTileColumns * kColumnTiles; i += kProductWarps * 32)
+    result(i % kTileRows, i / kTileRows, sums.total(i % kTileRows, i / kTileRows));
 }

@@ -19,6 +19,18 @@ TILE_ROWS, TILE_COLUMNS, CHUNK_BYTES, FRAGMENT_BYTES = 16, 8, 64, 16
 PRODUCT_WARPS = 8
 COLUMN_TILES = (1, 4)  # of the kernels that read W anew at each launch
 SINGLE_BLOCK_ROWS, SINGLE_BLOCK_MAX_H = 32, 256
+GRID_FLAGS_WARPS = 8
+GRID_FLAGS_ROW_TILES = (1, 2, 3, 4)
+
+# What the predictions below are made of, in clocks of an SM of sm_90. Arithmetic and published figures, none measured yet.
+_MMA_CLOCKS = {"half": 6.5, "bfloat16": 6.5, "tfloat32": 6.5, "float": 64, "double": 16}  # per instruction of a scheduler
+_MMA_PER_CHUNK = {"half": 2, "bfloat16": 2, "tfloat32": 2, "float": 1, "double": 4}  # and row tile; IEEE fp32: 64 multiply-adds
+_SCHEDULERS = 4
+_SHARED_BYTES_PER_CLOCK = 128
+_L2_BYTES_PER_CLOCK = 24  # of one SM while all read
+_POINTWISE_CLOCKS = 150  # sums, nonlinearity, stores, one barrier
+_L2_EXCHANGE_CLOCKS = 700  # from a store to its being seen by another SM
+_LAUNCH_CLOCKS = 4500  # 2.5 us
 
 MATHS = ("half", "bfloat16", "tfloat32", "float", "double")
 PASSES = ("ForwardPass<ElmanCell>", "BackwardPass<ElmanCell>")
@@ -31,6 +43,7 @@ def _rows() -> list[Kernel]:
     rows += instantiate("rnn/cell.cuh", "rnn_cell_forward_kernel", MATHS, columns)
     rows += instantiate("rnn/cell.cuh", "rnn_cell_backward_kernel", MATHS, columns)
     rows += instantiate("rnn/single_block.cuh", "rnn_single_block_kernel", MATHS, PASSES)
+    rows += instantiate("rnn/grid_flags.cuh", "rnn_grid_flags_kernel", MATHS, PASSES, tuple(map(str, GRID_FLAGS_ROW_TILES)))
     return rows
 
 
@@ -106,24 +119,33 @@ class Recurrence:
     def batch_tiles(self) -> int:
         return -(-self.N // TILE_COLUMNS)
 
+    def product_clocks(self, row_tiles: float, chunks: float) -> float:
+        """What a scheduler takes for so many row tiles of one column tile, each over so many chunks."""
+        return row_tiles * chunks * _MMA_PER_CHUNK[self.math] * _MMA_CLOCKS[self.math]
+
     def kernel(self, name: str, *arguments: str) -> Kernel:
         return _BY_NAME[name, (self.math, PASSES[self.backward], *arguments)]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a pass: a predicate that both selects and explains, and its launch."""
+    """One way to run a pass: a predicate that both selects and explains, its launch, and its predicted clocks per step."""
 
     name: str
     refuses: Callable[[Recurrence], str | None]  # None: it takes the pass; else why not
     plan: Callable[[Recurrence], LaunchPlan]
+    predict: Callable[[Recurrence], float]
+
+
+def _single_block_overflow(r: Recurrence) -> int:
+    """Bytes of W that do not fit into registers."""
+    warps = -(-r.H // SINGLE_BLOCK_ROWS)
+    in_registers = 6 if r.math == "float" else 8
+    return max(0, r.chunks - in_registers) * warps * SINGLE_BLOCK_ROWS * CHUNK_BYTES
 
 
 def _single_block_shared(r: Recurrence) -> int:
-    warps = -(-r.H // SINGLE_BLOCK_ROWS)
-    carry = 2 * TILE_COLUMNS * (-(-r.H * r.item // 128) * 128)
-    in_registers = 6 if r.math == "float" else 8
-    return carry + max(0, r.chunks - in_registers) * warps * SINGLE_BLOCK_ROWS * CHUNK_BYTES
+    return 2 * TILE_COLUMNS * (-(-r.H * r.item // 128) * 128) + _single_block_overflow(r)
 
 
 def _refuses_single_block(r: Recurrence) -> str | None:
@@ -141,8 +163,78 @@ def _plan_single_block(r: Recurrence) -> LaunchPlan:
     return LaunchPlan(r.kernel("rnn_single_block_kernel"), config, "single_block")
 
 
+def _predict_single_block(r: Recurrence) -> float:
+    warps = -(-r.H // SINGLE_BLOCK_ROWS)
+    product = r.product_clocks(SINGLE_BLOCK_ROWS / TILE_ROWS * -(-warps // _SCHEDULERS), r.chunks)
+    shared = (_single_block_overflow(r) + warps * TILE_COLUMNS * r.H * r.item) / _SHARED_BYTES_PER_CLOCK
+    waves = -(-r.batch_tiles * r.D // r.multiprocessors)
+    return waves * (max(product, shared) + _POINTWISE_CLOCKS)
+
+
+def _sums_bytes(warps: int, rows: int, columns: int, item: int) -> int:
+    """`WarpSums::size` accumulators of warp_sums.cuh."""
+    return warps * columns * (rows + 4) * max(4, item)
+
+
+@dataclass(frozen=True)
+class _GridFlags:
+    """How H and the batch are cut: blocks per group and direction, groups, and what each block holds."""
+
+    row_tiles: int
+    slices: int
+    groups: int
+    shared_bytes: int
+    clocks: float
+
+
+@lru_cache(maxsize=4096)
+def _cut_grid_flags(r: Recurrence) -> _GridFlags | None:
+    """The cut with the least predicted step; None if W does not fit on chip."""
+    best = None
+    for row_tiles in GRID_FLAGS_ROW_TILES:
+        slices = -(-r.H // (TILE_ROWS * row_tiles))
+        chunks = -(-r.chunks // GRID_FLAGS_WARPS)  # per warp
+        in_registers = 16 // row_tiles if r.math != "float" else 7 if row_tiles == 2 else 8 // row_tiles
+        overflow = max(0, chunks - in_registers) * GRID_FLAGS_WARPS * row_tiles * TILE_ROWS * CHUNK_BYTES
+        sums = 2 * _sums_bytes(GRID_FLAGS_WARPS, row_tiles * TILE_ROWS, TILE_COLUMNS, r.item)
+        if overflow + sums > r.shared_bytes or slices * r.D > r.multiprocessors:
+            continue
+        groups = min(r.batch_tiles, r.multiprocessors // (slices * r.D))
+        tiles = -(-r.batch_tiles // groups)
+        groups = -(-r.batch_tiles // tiles)
+        product = r.product_clocks(row_tiles * GRID_FLAGS_WARPS / _SCHEDULERS, chunks)
+        state = r.H * TILE_COLUMNS * r.item / _L2_BYTES_PER_CLOCK
+        tile = max(product, overflow / _SHARED_BYTES_PER_CLOCK, state) + _POINTWISE_CLOCKS
+        # With several tiles, one's exchange passes while the others are computed.
+        clocks = max(tiles * tile, tile + _L2_EXCHANGE_CLOCKS)
+        if best is None or clocks < best.clocks:
+            best = _GridFlags(row_tiles, slices, groups, overflow + sums, clocks)
+    return best
+
+
+def _refuses_grid_flags(r: Recurrence) -> str | None:
+    if not r.aligned:
+        return "blocks exchange 16 bytes at a time, and rows of the state do not start on 16 bytes"
+    if _cut_grid_flags(r) is None:
+        memories = f"the registers and shared memory of {r.multiprocessors} multiprocessors"
+        return f"W_hh ({r.D} x {r.H} x {r.H}) does not fit into {memories}"
+    return None
+
+
+def _plan_grid_flags(r: Recurrence) -> LaunchPlan:
+    cut = _cut_grid_flags(r)
+    assert cut is not None  # what the predicate says
+    config = LaunchConfig((cut.slices, cut.groups, r.D), (32 * GRID_FLAGS_WARPS, 1, 1), cut.shared_bytes, cooperative=True)
+    return LaunchPlan(r.kernel("rnn_grid_flags_kernel", str(cut.row_tiles)), config, "grid_flags")
+
+
+def _predict_grid_flags(r: Recurrence) -> float:
+    cut = _cut_grid_flags(r)
+    return cut.clocks if cut else float("inf")
+
+
 def _product_shared(dtype: str, column_tiles: int) -> int:
-    return PRODUCT_WARPS * TILE_ROWS * TILE_COLUMNS * column_tiles * max(4, ITEM_BYTES[dtype])
+    return _sums_bytes(PRODUCT_WARPS, TILE_ROWS, TILE_COLUMNS * column_tiles, ITEM_BYTES[dtype])
 
 
 def _column_tiles(N: int) -> int:
@@ -156,11 +248,22 @@ def _plan_step(r: Recurrence) -> LaunchPlan:
     return LaunchPlan(r.kernel("rnn_step_kernel", str(tiles)), config, "step")
 
 
-#: Fastest first; the last takes everything.
+def _predict_step(r: Recurrence) -> float:
+    columns = TILE_COLUMNS * _column_tiles(r.N)
+    blocks = r.D * -(-r.H // TILE_ROWS) * -(-r.N // columns)
+    read = blocks * (TILE_ROWS + columns) * r.H * r.item
+    return _LAUNCH_CLOCKS + read / (_L2_BYTES_PER_CLOCK * min(blocks, r.multiprocessors))
+
+
 VARIANTS = (
-    Variant("single_block", _refuses_single_block, _plan_single_block),
-    Variant("step", lambda r: None, _plan_step),
+    Variant("single_block", _refuses_single_block, _plan_single_block, _predict_single_block),
+    Variant("grid_flags", _refuses_grid_flags, _plan_grid_flags, _predict_grid_flags),
+    Variant("step", lambda r: None, _plan_step, _predict_step),
 )
+
+
+#: Variants whose output must be filled with the sentinel beforehand.
+EXCHANGED_THROUGH_OUTPUT = {"grid_flags"}
 
 
 def refusals(r: Recurrence) -> dict[str, str | None]:
@@ -170,7 +273,8 @@ def refusals(r: Recurrence) -> dict[str, str | None]:
 
 @lru_cache(maxsize=4096)
 def candidates(r: Recurrence, forced: str | None = None) -> tuple[LaunchPlan, ...]:
-    """The plans that can run a pass, the preferred first. A cooperative one may still not fit a GPU that others share.
+    """The plans that can run a pass, the one with the least predicted time first. Blocks of a cooperative one may still not be
+    resident together, on a GPU that others share.
 
     Raises:
         RuntimeError: the forced variant refuses.
@@ -180,7 +284,8 @@ def candidates(r: Recurrence, forced: str | None = None) -> tuple[LaunchPlan, ..
         if reason := variant.refuses(r):
             raise RuntimeError(f"rnn variant {forced}: {reason}")
         return (variant.plan(r),)
-    return tuple(variant.plan(r) for variant in VARIANTS if variant.refuses(r) is None)
+    willing = [variant for variant in VARIANTS if variant.refuses(r) is None]
+    return tuple(variant.plan(r) for variant in sorted(willing, key=lambda variant: variant.predict(r)))
 
 
 @lru_cache(maxsize=4096)

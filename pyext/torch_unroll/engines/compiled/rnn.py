@@ -16,6 +16,8 @@ from torch_unroll.kernels.table import LaunchPlan
 #: The name of the variant that passes must run, or raise; None: the table chooses. For tests and measurements.
 forced: str | None = None
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def plan_rnn_forward(
     launcher: Launcher,
@@ -56,7 +58,7 @@ def rnn_forward(
     parameters.h, parameters.h_stride = h.data_ptr(), _step_stride(h)
     parameters.h0 = h0.data_ptr()
     parameters.aligned_carry = _rows_aligned(layer.H, h, h0)
-    layer.run(False, parameters)
+    layer.run(False, parameters, h)
     return h
 
 
@@ -102,7 +104,7 @@ def rnn_backward(
     parameters.dz, parameters.dz_stride = dz.data_ptr(), _step_stride(dz)
     parameters.dh0 = dh0.data_ptr()
     parameters.aligned_carry = _rows_aligned(layer.H, dz)
-    layer.run(True, parameters)
+    layer.run(True, parameters, dz)
     return dz, dh0
 
 
@@ -154,8 +156,11 @@ class _Layer:
         parameters.nonlinearity = variants.NONLINEARITIES.index(nonlinearity)
         return parameters, keep
 
-    def run(self, backward: bool, parameters: RnnParameters) -> None:
+    def run(self, backward: bool, parameters: RnnParameters, carried: Tensor) -> None:
+        """Launches a pass; `carried` is the tensor it writes its state to."""
         plan = self.choose(backward, bool(parameters.aligned_carry))
+        if plan.variant in variants.EXCHANGED_THROUGH_OUTPUT:
+            carried.view(_INTEGERS[carried.element_size()]).fill_(-1)  # the sentinel: all bits set
         if plan.variant != "step":
             self.launcher.launch(plan, parameters, self.device)
             return

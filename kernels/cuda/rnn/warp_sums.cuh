@@ -1,0 +1,26 @@
+// Where the warps of a block that split K put their sums, for each to be added up in rank order.
+#pragma once
+#include "rnn/tile.cuh"
+
+// kWarps tiles of kRows x kColumns. The padding sends a warp's 4 x 8 stores to 32 banks.
+template <class A, int kWarps, int kRows, int kColumns>
+struct WarpSums {
+  static constexpr int pitch = kRows + 4, size = kWarps * kColumns * pitch;
+  A* sums;
+
+  // The calling warp's row tiles, all of them, for the column tile that starts at `column`.
+  template <class Math, int kRowTiles>
+  __device__ void put(const WarpTile<Math, kRowTiles>& tile, int column) const {
+    A* mine = sums + (int(threadIdx.x) / 32 * kColumns + column + 2 * lane_in_group()) * pitch + lane_group();
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) mine[(i & 1) * pitch + r * kTileRows + (i >> 1) * 8] = tile.sum[r][i];
+  }
+  __device__ A total(int row, int column) const {
+    A total = sums[column * pitch + row];
+#pragma unroll
+    for (int warp = 1; warp < kWarps; ++warp) total += sums[(warp * kColumns + column) * pitch + row];
+    return total;
+  }
+};
