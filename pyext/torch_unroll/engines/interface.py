@@ -32,6 +32,9 @@ class Engine(Protocol):
     def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """None if it takes the call; else why not, and what would make it."""
 
+    def warmup(self, op: str, dtype: torch.dtype, device: torch.device) -> None:
+        """Compiles and loads whatever calls of an op (one of `kernels.table.OPS`) would on first use."""
+
     def conv2d_fprop(
         self,
         x: Tensor,

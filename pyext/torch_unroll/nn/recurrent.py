@@ -1,0 +1,130 @@
+"""Recurrent modules: torch.nn's, computed by torch_unroll."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNBase
+from torch.nn.utils.rnn import PackedSequence
+
+from torch_unroll.rnn import NONLINEARITIES, rnn, rnn_cell
+
+
+class RNN(RNNBase):
+    """`torch.nn.RNN` computed by `torch_unroll.rnn`: same constructor, parameters, state_dict, repr and pickling.
+
+    It derives from nn.RNN's base class: torch.compile refuses every subclass of nn.RNN itself.
+
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.engines()`, None for the first that can.
+    """
+
+    engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`
+
+    def __init__(self, *args: Any, engine: str | None = None, **kwargs: Any):
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if len(args) > 3:
+            nonlinearity, args = args[3], args[:3] + args[4:]
+        else:
+            nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if nonlinearity not in NONLINEARITIES:
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from {', '.join(map(repr, NONLINEARITIES))}.")
+        super().__init__("RNN_TANH", *args, **kwargs)
+        self.mode = f"RNN_{nonlinearity.upper()}"
+        self.nonlinearity = nonlinearity
+        self.engine = engine
+
+    def flatten_parameters(self) -> None:
+        """Nothing: it moves weights to where cuDNN likes them."""
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """As torch's, but for the weights that forward reads (functional_call and parametrizations replace them)."""
+        dtype = getattr(self, self._flat_weights_names[0]).dtype
+        if input.dtype != dtype and not torch.is_autocast_enabled(input.device.type):
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        rank = 3 if batch_sizes is None else 2
+        if input.dim() != rank:
+            raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}")
+
+    def forward(self, input: Any, hx: Tensor | None = None, *, lengths: Tensor | None = None) -> tuple[Any, Tensor]:
+        """As `torch.nn.RNN`; `lengths` (N), on input's device, says how many steps of each padded sample count."""
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, sorted_indices, unsorted_indices = input
+            hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
+            self.check_input(data, batch_sizes)
+            if hx is not None and not torch.compiler.is_compiling():  # else the operator compares the numbers when it runs
+                self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
+            output, h_n = self._run(data, hx, batch_sizes=batch_sizes, lengths=lengths)
+            packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+            return packed, self.permute_hidden(h_n, unsorted_indices)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
+        if hx is not None and hx.dim() != input.dim():
+            kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+        if input.dim() == 2:
+            batch_dim = 0 if self.batch_first else 1
+            output, h_n = self.forward(input.unsqueeze(batch_dim), None if hx is None else hx.unsqueeze(1), lengths=lengths)
+            return output.squeeze(batch_dim), h_n.squeeze(1)
+        self.check_input(input, None)
+        if hx is not None:
+            self.check_hidden_size(hx, self.get_expected_hidden_size(input, None))
+        return self._run(input, hx, batch_first=self.batch_first, lengths=lengths)
+
+    def _run(self, input: Tensor, hx: Tensor | None, **layout: Any) -> tuple[Tensor, Tensor]:
+        return rnn(
+            input,
+            hx,
+            [getattr(self, name) for name in self._flat_weights_names],
+            nonlinearity=self.nonlinearity,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            training=self.training,
+            engine=self.engine,
+            **layout,
+        )
+
+
+class RNNCell(torch.nn.RNNCell):
+    """`torch.nn.RNNCell` computed by `torch_unroll.rnn_cell`: same constructor, parameters, state_dict, repr and pickling.
+
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.engines()`, None for the first that can.
+    """
+
+    engine: str | None = None
+
+    def __init__(self, *args: Any, engine: str | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.engine = engine
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if input.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        if self.nonlinearity not in NONLINEARITIES:
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        x = input if input.dim() == 2 else input.unsqueeze(0)
+        if hx is None:
+            state = x.new_zeros(len(x), self.hidden_size)
+        else:
+            state = hx if input.dim() == 2 else hx.unsqueeze(0)
+        h_next = rnn_cell(
+            x,
+            state,
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            nonlinearity=self.nonlinearity,
+            engine=self.engine,
+        )
+        return h_next if input.dim() == 2 else h_next.squeeze(0)

@@ -1,0 +1,302 @@
+"""The operators of recurrence over a sequence: forward, backward (BPTT) and tangent.
+
+Backward is linear in dh, tangent is linear in (p, u0), and each is the other's transpose; so the derivative of each of the three is
+made of them and of matrix products, which gives derivatives of every order in both directions.
+
+With q = backward(g), u = tangent(p, u0), and for every step t, t⁻ the one walked before it and t⁺ the one after it:
+
+    s_t = p_t + W u_t⁻      u_t = f'(h_t) s_t
+    a_t = g_t + Wᵀ q_t⁺     q_t = f'(h_t) a_t
+    Σ g_t u_t = Σ q_t p_t + dh0 u0,   of which ∂/∂h_t = f''(h_t) s_t a_t   and   ∂/∂W = Σ q_t u_t⁻ᵀ
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_unroll.engines import load, resolve_precision, select
+from torch_unroll.engines.reference.rnn import curvature
+from torch_unroll.linear import add, linear, outer
+from torch_unroll.registration import Operator, move_batch, operator, save
+from torch_unroll.rnn_steps import Steps
+from torch_unroll.shapes import require
+
+_OPTIONS = "Tensor? lengths, Tensor? batch_sizes, str nonlinearity, str precision, str engine"
+
+
+class _Options(NamedTuple):
+    """What the three ops take after their tensors."""
+
+    nonlinearity: str
+    precision: str
+    engine: str
+
+
+def _sizes(batch_sizes: Tensor | None, rows: Tensor, start: Tensor) -> tuple[int, ...] | None:
+    """batch_sizes as numbers, checked: they address memory."""
+    if batch_sizes is None:
+        return None
+    sizes = tuple(batch_sizes.tolist())
+    require(
+        len(sizes) > 0 and sizes[0] == start.shape[1], f"batch_sizes: expected {start.shape[1]} first, as h0 has, got {sizes[:1]}"
+    )
+    ordered = sizes[-1] > 0 and all(earlier >= later for earlier, later in pairwise(sizes))
+    require(ordered, "batch_sizes: expected numbers above 0 that do not grow")
+    require(sum(sizes) == len(rows), f"batch_sizes: expected a sum of {len(rows)}, the rows of the input, got {sum(sizes)}")
+    return sizes
+
+
+def _like(rows: Tensor) -> Tensor:
+    """Laid out like `rows`, with its last dimension contiguous."""
+    return torch.empty_like(rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous())
+
+
+def _part(sequence: Tensor, direction: int, H: int) -> Tensor:
+    return sequence[..., direction * H : (direction + 1) * H]
+
+
+def _by_direction(start: Tensor, function: Callable[[int], Tensor], dim: int = -1) -> Tensor:
+    """One tensor per direction, side by side."""
+    parts = [function(direction) for direction in range(start.shape[0])]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _through(
+    shift: Callable[[Tensor, Tensor, int], Tensor],
+    sequence: Tensor,
+    start: Tensor,
+    w: Tensor,
+    options: _Options,
+    transposed: bool,
+) -> Tensor:
+    """For each step the product of W_hh, or its transpose, with its neighbour in `sequence`."""
+    H = w.shape[-1]
+
+    def direction(d: int) -> Tensor:
+        matrix = w[d].mT if transposed else w[d]
+        return linear(shift(_part(sequence, d, H), start[d], d), matrix, None, options.precision, options.engine)
+
+    return _by_direction(start, direction)
+
+
+def _weight_gradient(q: Tensor, u: Tensor, u0: Tensor, steps: Steps, options: _Options) -> Tensor:
+    """Σ q_t u_t⁻ᵀ, (D, H, H)."""
+    H = u0.shape[-1]
+    return torch.stack(
+        [
+            outer(_part(q, d, H), steps.previous(_part(u, d, H), u0[d], d), options.precision, options.engine)
+            for d in range(u0.shape[0])
+        ]
+    )
+
+
+def _bend(h: Tensor, s: Tensor, a: Tensor, steps: Steps, options: _Options) -> Tensor | None:
+    """f''(h) s a, 0 past a sample's length; None where f' is constant."""
+    bend = curvature(options.nonlinearity, h)
+    if bend is None:
+        return None
+    product, running = bend * s * a, steps.running(h)
+    return product if running is None else torch.where(running, product, torch.zeros_like(product))
+
+
+def _vmap(
+    function: Callable[..., Any], kinds: str, results: str, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]
+) -> Any:
+    """A batch joins N where W_hh is common to it; else one call per entry. `kinds` and `results` say what each tensor is:
+    r(ows of a sequence), s(tate, (D, N, H)), w(eights), l(engths), b(atch_sizes)."""
+    B, tensors, options = info.batch_size, inputs[: len(kinds)], inputs[len(kinds) :]
+    dims = dict(zip(kinds, in_dims, strict=False))
+    if dims["w"] is not None or dims["b"] is not None:
+        calls = [
+            function(
+                *(tensor if dim is None else tensor.select(dim, i) for tensor, dim in zip(tensors, in_dims, strict=False)),
+                *options,
+            )
+            for i in range(B)
+        ]
+        if len(results) == 1:
+            return torch.stack(calls), 0
+        return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(results)
+    folded = []
+    for kind, tensor, dim in zip(kinds, tensors, in_dims, strict=False):
+        if tensor is None or kind == "w":
+            folded.append(tensor)
+        elif kind == "b":
+            folded.append(tensor * B)
+        else:  # beside N, behind it: the samples of a packed step stay in the order of their lengths
+            at = 1 if kind == "l" else tensor.dim() - (1 if dim is None else 2)
+            folded.append(move_batch(tensor, dim, B, to=at).flatten(at - 1, at))
+    outputs = function(*folded, *options)
+    unfolded = tuple(
+        each.unflatten(-2, (each.shape[-2] // B, B)) for each in (outputs if isinstance(outputs, tuple) else (outputs,))
+    )
+    out_dims = tuple(each.dim() - 2 for each in unfolded)
+    return (unfolded[0], out_dims[0]) if len(results) == 1 else (unfolded, out_dims)
+
+
+class RnnForward(Operator):
+    """z (T, N, D·H) or packed (total, D·H), w_hh (D, H, H), h0 (D, N, H) -> h like z; 0 past a sample's length."""
+
+    autocast = True
+
+    @staticmethod
+    def compute(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
+        chosen, sizes = select(engine, "rnn", z.device, z.dtype), _sizes(batch_sizes, z, h0)
+        return chosen.rnn_forward(z, w_hh, h0, lengths, sizes, nonlinearity, resolve_precision(precision, z))
+
+    @staticmethod
+    def fake(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
+        return _like(z)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, w_hh, h0, lengths, batch_sizes, *options = inputs
+        ctx.options = _Options(*options)
+        save(ctx, output, w_hh, h0, lengths, batch_sizes)
+
+    @staticmethod
+    def backward(ctx, dh):
+        h, w_hh, h0, *layout = ctx.saved_tensors
+        dz, dh0 = rnn_backward(dh, h, w_hh, h0, *layout, *ctx.options)
+        dw = _weight_gradient(dz, h, h0, Steps(*layout), ctx.options) if ctx.needs_input_grad[1] else None
+        return dz, dw, dh0, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, dz, dw, dh0, *_):
+        h, w_hh, h0, *layout = ctx.saved_tensors
+        moved = None if dw is None else _through(Steps(*layout).previous, h, h0, dw, ctx.options, transposed=False)
+        p, u0 = add(dz, moved), torch.zeros_like(h0) if dh0 is None else dh0
+        return rnn_tangent(torch.zeros_like(h) if p is None else p, h, w_hh, u0, *layout, *ctx.options)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return _vmap(rnn_forward, "rwslb", "r", info, in_dims, inputs)
+
+
+class RnnBackward(Operator):
+    """BPTT: dh like h -> dz like h, 0 past a sample's length, and dh0 like h0, of which only the shape counts."""
+
+    autocast = True
+
+    @staticmethod
+    def compute(dh, h, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
+        chosen, sizes = select(engine, "rnn", h.device, h.dtype), _sizes(batch_sizes, h, h0)
+        return chosen.rnn_backward(dh, h, w_hh, h0, lengths, sizes, nonlinearity, resolve_precision(precision, h))
+
+    @staticmethod
+    def fake(dh, h, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
+        return _like(h), torch.empty_like(h0, memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        dh, h, w_hh, h0, lengths, batch_sizes, *options = inputs
+        ctx.options = _Options(*options)
+        save(ctx, dh, h, w_hh, h0, lengths, batch_sizes, output[0])
+
+    @staticmethod
+    def backward(ctx, p, u0):
+        dh, h, w_hh, h0, *layout, dz = ctx.saved_tensors
+        steps, (_, need_h, need_w) = Steps(*layout), ctx.needs_input_grad[:3]
+        u = rnn_tangent(p, h, w_hh, u0, *layout, *ctx.options)
+        grad_h = grad_w = None
+        if need_h:
+            s = p + _through(steps.previous, u, u0, w_hh, ctx.options, transposed=False)
+            a = dh + _through(steps.following, dz, h0, w_hh, ctx.options, transposed=True)
+            grad_h = _bend(h, s, a, steps, ctx.options)
+        if need_w:
+            grad_w = _weight_gradient(dz, u, u0, steps, ctx.options)
+        return u, grad_h, grad_w, None, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, ddh, moved_h, moved_w, *_):
+        dh, h, w_hh, h0, *layout, dz = ctx.saved_tensors
+        steps, options, H = Steps(*layout), ctx.options, h0.shape[-1]
+
+        def arriving(sequence: Tensor, w: Tensor) -> Tensor:  # Wᵀ of the first step walked: what reaches h0
+            return _by_direction(
+                h0,
+                lambda d: linear(steps.first(_part(sequence, d, H), h0[d], d), w[d].mT, None, *options[1:]).unsqueeze(0),
+                dim=0,
+            )
+
+        # dz_t moves by bend_t directly and by q_t through the recurrence.
+        bend = None
+        if moved_h is not None:
+            bend = _bend(h, moved_h, dh + _through(steps.following, dz, h0, w_hh, options, transposed=True), steps, options)
+        g = add(
+            ddh,
+            None if moved_w is None else _through(steps.following, dz, h0, moved_w, options, transposed=True),
+            None if bend is None else _through(steps.following, bend, h0, w_hh, options, transposed=True),
+        )
+        q, q0 = rnn_backward(torch.zeros_like(h) if g is None else g, h, w_hh, h0, *layout, *options)
+        moved_start = add(q0, None if bend is None else arriving(bend, w_hh), None if moved_w is None else arriving(dz, moved_w))
+        return add(q, bend), moved_start
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return _vmap(rnn_backward, "rrwslb", "rs", info, in_dims, inputs)
+
+
+class RnnTangent(Operator):
+    """p like h, u0 (D, N, H) -> u like h: how h moves where z moves by p and h0 by u0. The formulas of engine `torch` compute it for
+    every engine: it serves forward-mode and second derivatives only."""
+
+    autocast = True
+
+    @staticmethod
+    def compute(p, h, w_hh, u0, lengths, batch_sizes, nonlinearity, precision, engine):
+        sizes = _sizes(batch_sizes, h, u0)
+        return load("torch").rnn_tangent(p, h, w_hh, u0, lengths, sizes, nonlinearity, resolve_precision(precision, h))
+
+    @staticmethod
+    def fake(p, h, w_hh, u0, lengths, batch_sizes, nonlinearity, precision, engine):
+        return _like(h)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        p, h, w_hh, u0, lengths, batch_sizes, *options = inputs
+        ctx.options = _Options(*options)
+        save(ctx, p, h, w_hh, u0, lengths, batch_sizes, output)
+
+    @staticmethod
+    def backward(ctx, g):
+        p, h, w_hh, u0, *layout, u = ctx.saved_tensors
+        steps, (_, need_h, need_w) = Steps(*layout), ctx.needs_input_grad[:3]
+        q, q0 = rnn_backward(g, h, w_hh, u0, *layout, *ctx.options)
+        grad_h = grad_w = None
+        if need_h:
+            s = p + _through(steps.previous, u, u0, w_hh, ctx.options, transposed=False)
+            a = g + _through(steps.following, q, u0, w_hh, ctx.options, transposed=True)
+            grad_h = _bend(h, s, a, steps, ctx.options)
+        if need_w:
+            grad_w = _weight_gradient(q, u, u0, steps, ctx.options)
+        return q, grad_h, grad_w, q0, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, moved_p, moved_h, moved_w, moved_u0, *_):
+        p, h, w_hh, u0, *layout, u = ctx.saved_tensors
+        steps, options = Steps(*layout), ctx.options
+        bend = None
+        if moved_h is not None:
+            bend = _bend(h, moved_h, p + _through(steps.previous, u, u0, w_hh, options, transposed=False), steps, options)
+        moved = add(
+            moved_p,
+            None if moved_w is None else _through(steps.previous, u, u0, moved_w, options, transposed=False),
+            None if bend is None else _through(steps.previous, bend, torch.zeros_like(u0), w_hh, options, transposed=False),
+        )
+        start = torch.zeros_like(u0) if moved_u0 is None else moved_u0
+        return add(rnn_tangent(torch.zeros_like(h) if moved is None else moved, h, w_hh, start, *layout, *options), bend)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return _vmap(rnn_tangent, "rrwslb", "r", info, in_dims, inputs)
+
+
+rnn_forward = operator(f"rnn_forward(Tensor z, Tensor w_hh, Tensor h0, {_OPTIONS}) -> Tensor", RnnForward)
+rnn_backward = operator(f"rnn_backward(Tensor dh, Tensor h, Tensor w_hh, Tensor h0, {_OPTIONS}) -> (Tensor, Tensor)", RnnBackward)
+rnn_tangent = operator(f"rnn_tangent(Tensor p, Tensor h, Tensor w_hh, Tensor u0, {_OPTIONS}) -> Tensor", RnnTangent)
