@@ -19,6 +19,9 @@ from torch.autograd import Function, forward_ad
 
 LIBRARY = torch.library.Library("torch_unroll", "DEF")
 
+#: The vmap that `torch.autograd.grad(..., is_grads_batched=True)` runs a backward in; its tensors look like any other.
+_LEGACY_VMAP = torch._C._parse_dispatch_key("VmapMode")
+
 
 class Operator:
     """What describes an op. Arguments are the schema's, positionally; `vmap` and `jvp` follow `torch.autograd.Function`."""
@@ -82,6 +85,7 @@ def _is_plain(inputs: tuple[Any, ...]) -> bool:
         torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
         and not torch._C._is_any_autocast_enabled()
+        and not torch._C._dispatch_tls_is_dispatch_key_included(_LEGACY_VMAP)
     )
 
 
