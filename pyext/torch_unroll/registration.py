@@ -20,7 +20,7 @@ from torch.autograd import Function, forward_ad
 LIBRARY = torch.library.Library("torch_unroll", "DEF")
 
 #: The vmap that `torch.autograd.grad(..., is_grads_batched=True)` runs a backward in; its tensors look like any other.
-_LEGACY_VMAP = torch._C._parse_dispatch_key("VmapMode")
+_LEGACY_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 class Operator:
