@@ -117,8 +117,26 @@ WgradParameters = _parameters(
     *((name, ctypes.c_int32) for name in ("splits", "pixels_per_split", "accumulate")),
 )
 SumSplitsParameters = _parameters(
-    "Conv2dSumSplitsParameters", ("sums", "dw"), ("splits", ctypes.c_int32), ("channels_inner", ctypes.c_int32)
+    "Conv2dSumSplitsParameters",
+    ("sums", "dw"),
+    *((name, ctypes.c_int32) for name in ("splits", "channels_inner", "channels", "outputs")),
 )
+
+
+class PackChannelsParameters(ctypes.Structure):
+    """Mirror of PackChannelsParameters in transpose.cuh."""
+
+    _fields_ = [
+        ("from_", ctypes.c_void_p),
+        ("to", ctypes.c_void_p),
+        ("stride", ctypes.c_int64 * 4),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("channels", "padded", "images", "padded_images", "H", "W", "groups", "pixels_first")
+        ),
+    ]
+
+
 Im2colParameters = _parameters("Im2colParameters", ("x", "columns"))
 Col2imParameters = _parameters("Col2imParameters", ("columns", "x"))
 
@@ -183,6 +201,13 @@ def _taps_contiguous(problem: Conv2dProblem) -> bool:
 def _group_offsets_even(problem: Conv2dProblem, strides: Four, channels: int, piece: int, dim: int = 1) -> bool:
     """Whether every group's first element is aligned when the first group's is."""
     return problem.groups == 1 or channels * strides[dim] % piece == 0
+
+
+def whole_pieces(strides: Four, sizes: Four, aligned: bool, groups: int, piece: int) -> bool:
+    """Whether every group's channels are contiguous whole pieces; `sizes` are of the whole tensor."""
+    N, channels, H, W = sizes
+    image = _Image((N, channels // groups, H, W), strides, aligned, piece)
+    return image.channel_pieces()
 
 
 def fprop_walks(problem: Conv2dProblem, piece: int) -> Walks:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...table import CPP_TYPES, DTYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
-from .problem import Conv2dProblem, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
+from .problem import ITEM_BYTES, Conv2dProblem, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
 
 #: Bytes of workspace that one call may take, in chunks of the batch where it would need more. Never less than one image's.
 workspace_limit = 256 << 20
@@ -50,24 +50,70 @@ class Tile:
         return _PROBLEM_BYTES * (1 + _ceil_divide(used, _PROBLEM_BYTES))
 
 
+@dataclass(frozen=True)
+class MmaTile:
+    """`MmaTile` of implicit_gemm_mma.cuh: rows and columns of the result per block, warps down and across."""
+
+    rows: int
+    columns: int
+    warps_down: int
+    warps_across: int
+
+    @property
+    def threads(self) -> int:
+        """Per block."""
+        return 32 * self.warps_down * self.warps_across
+
+    @property
+    def text(self) -> str:
+        """As C++."""
+        return f"MmaTile<{self.rows}, {self.columns}, {self.warps_down}, {self.warps_across}>"
+
+    def depth(self, dtype: str) -> int:
+        """Per step: four pieces of 16 bytes."""
+        return 4 * mma_piece(dtype)
+
+    def shared_bytes(self, dtype: str) -> int:
+        """sizeof(MmaMemory): the problem; coordinates; four stages of 64 bytes a line, or the sums, padded."""
+        stages = 4 * 64 * (self.rows + self.columns)
+        sums = 4 * max(self.rows * (self.columns + 8), self.columns * (self.rows + 4))
+        used = 16 * (self.rows + self.columns)
+        used = _ceil_divide(used, 128) * 128 + max(stages, sums)
+        return _PROBLEM_BYTES * (1 + _ceil_divide(used, _PROBLEM_BYTES))
+
+
 _LARGE, _SMALL, _DOUBLE = Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4), Tile(64, 64, 8, 4, 4)
 #: Large first. 16-bit types have one: tensor cores are their first choice.
 _TILES = {"float16": (_SMALL,), "bfloat16": (_SMALL,), "float32": (_LARGE, _SMALL), "float64": (_DOUBLE,)}
-#: Elements of a piece: what a thread moves of one operand in one step, at most 16 bytes.
-_PIECE = {"float16": 4, "bfloat16": 4, "float32": 4, "float64": 2}
-_GEMM = "conv2d/implicit_gemm.cuh"
+_MMA_TILES = (MmaTile(128, 128, 2, 4), MmaTile(64, 64, 2, 2))
+_MMA_DTYPES = ("float16", "bfloat16", "float32")
 _IM2COL_THREADS = 256
 
 
-def _gemm_kernel(name: str, dtype: str, tile: Tile) -> Kernel:
+def piece(dtype: str) -> int:
+    """Elements that a thread of `implicit` moves of one operand in one step: at most 16 bytes."""
+    return 2 if dtype == "float64" else 4
+
+
+def mma_piece(dtype: str) -> int:
+    """Elements of 16 bytes."""
+    return 16 // ITEM_BYTES[dtype]
+
+
+def _gemm_kernel(direction: str, dtype: str, tile: Tile | MmaTile) -> Kernel:
     cpp = CPP_TYPES[dtype]
-    epilogue = {"fprop": (f"BiasEpilogue<{cpp}>",), "dgrad": (f"NoEpilogue<{cpp}>",), "wgrad": ()}[name]
-    return Kernel(_GEMM, f"conv2d_{name}_kernel", (cpp, tile.text, *epilogue))
+    epilogue = {"fprop": (f"BiasEpilogue<{cpp}>",), "dgrad": (f"NoEpilogue<{cpp}>",), "wgrad": ()}[direction]
+    mma = "_mma" if isinstance(tile, MmaTile) else ""
+    return Kernel(f"conv2d/implicit_gemm{mma}.cuh", f"conv2d_{direction}{mma}_kernel", (cpp, tile.text, *epilogue))
 
 
+DIRECTIONS = ("fprop", "dgrad", "wgrad")
 _types = tuple(CPP_TYPES.values())
+_mma_types = tuple(CPP_TYPES[dtype] for dtype in _MMA_DTYPES)
 KERNELS = (
-    *(_gemm_kernel(name, dtype, tile) for dtype in DTYPES for tile in _TILES[dtype] for name in ("fprop", "dgrad", "wgrad")),
+    *(_gemm_kernel(direction, dtype, tile) for dtype in DTYPES for tile in _TILES[dtype] for direction in DIRECTIONS),
+    *(_gemm_kernel(direction, dtype, tile) for dtype in _MMA_DTYPES for tile in _MMA_TILES for direction in DIRECTIONS),
+    *instantiate("conv2d/transpose.cuh", "pack_channels_kernel", _mma_types),
     *instantiate("conv2d/split_k.cuh", "conv2d_sum_splits_kernel", _types),
     *instantiate("conv2d/im2col.cuh", "im2col_kernel", _types, ("int32_t", "int64_t")),
     *instantiate("conv2d/im2col.cuh", "col2im_kernel", _types, ("int32_t", "int64_t")),
@@ -84,62 +130,75 @@ class GemmPlan:
     pixels_per_split: int = 0
 
 
-def _choose_tile(dtype: str, rows: int, columns: int, parts: int, multiprocessors: int) -> Tile:
-    """The largest that still gives every multiprocessor a block and is at least half used."""
-    for tile in _TILES[dtype]:
+def _choose_tile(dtype: str, tensor: bool, rows: int, columns: int, parts: int, multiprocessors: int) -> Tile | MmaTile:
+    """The largest that still gives every multiprocessor a block and is more than half used."""
+    tiles: tuple[Tile | MmaTile, ...] = _MMA_TILES if tensor else _TILES[dtype]
+    for tile in tiles:
         blocks = _ceil_divide(rows, tile.rows) * _ceil_divide(columns, tile.columns) * parts
         if blocks >= multiprocessors and columns * 2 > tile.columns and rows * 2 > tile.rows:
             return tile
-    return _TILES[dtype][-1]
+    return tiles[-1]
 
 
-def _gemm_launch(name: str, dtype: str, tile: Tile, rows: int, columns: int, parts: int) -> LaunchPlan:
+def _gemm_launch(direction: str, dtype: str, tile: Tile | MmaTile, rows: int, columns: int, parts: int) -> LaunchPlan:
     blocks = _ceil_divide(rows, tile.rows) * _ceil_divide(columns, tile.columns) * parts
     config = LaunchConfig((blocks, 1, 1), (tile.threads, 1, 1), tile.shared_bytes(dtype))
-    return LaunchPlan(_gemm_kernel(name, dtype, tile), config, "implicit")
+    return LaunchPlan(_gemm_kernel(direction, dtype, tile), config, "tensor" if isinstance(tile, MmaTile) else "implicit")
+
+
+def _piece(dtype: str, tensor: bool) -> int:
+    return mma_piece(dtype) if tensor else piece(dtype)
 
 
 @lru_cache(maxsize=4096)
-def plan_fprop(problem: Conv2dProblem, multiprocessors: int) -> GemmPlan:
+def plan_fprop(problem: Conv2dProblem, tensor: bool, multiprocessors: int) -> GemmPlan:
     """y(pixel, K) = columns of x(pixel, tap) · filter(K, tap)."""
     K = problem.group_channels[1]
     rows = problem.N * problem.P * problem.Q
-    tile = _choose_tile(problem.dtype, rows, K, problem.groups, multiprocessors)
+    tile = _choose_tile(problem.dtype, tensor, rows, K, problem.groups, multiprocessors)
     launch = _gemm_launch("fprop", problem.dtype, tile, rows, K, problem.groups)
-    return GemmPlan(launch, fprop_walks(problem, _PIECE[problem.dtype]))
+    return GemmPlan(launch, fprop_walks(problem, _piece(problem.dtype, tensor)))
 
 
 @lru_cache(maxsize=4096)
-def plan_dgrad(problem: Conv2dProblem, multiprocessors: int) -> GemmPlan:
+def plan_dgrad(problem: Conv2dProblem, tensor: bool, multiprocessors: int) -> GemmPlan:
     """dx(pixel, C) = columns of dy(pixel, tap) · filter(C, tap), once for each residue of the pixels modulo the stride."""
     C = problem.group_channels[0]
     (stride_h, stride_w), residues = problem.stride, problem.stride[0] * problem.stride[1]
     rows = problem.N * _ceil_divide(problem.H, stride_h) * _ceil_divide(problem.W, stride_w)
-    tile = _choose_tile(problem.dtype, rows, C, problem.groups * residues, multiprocessors)
+    tile = _choose_tile(problem.dtype, tensor, rows, C, problem.groups * residues, multiprocessors)
     launch = _gemm_launch("dgrad", problem.dtype, tile, rows, C, problem.groups * residues)
-    return GemmPlan(launch, dgrad_walks(problem, _PIECE[problem.dtype]))
+    return GemmPlan(launch, dgrad_walks(problem, _piece(problem.dtype, tensor)))
 
 
 @lru_cache(maxsize=4096)
-def plan_wgrad(problem: Conv2dProblem, multiprocessors: int, limit: int, most_splits: int) -> GemmPlan:
+def plan_wgrad(problem: Conv2dProblem, tensor: bool, multiprocessors: int, limit: int, most_splits: int) -> GemmPlan:
     """Sums (splits, K, taps) of dy(K, pixel) · columns of x(tap, pixel), each over its own pixels.
 
     There are as many splits as give each multiprocessor two blocks, as long as a split has 16 steps and all fit `limit` bytes.
     """
-    K, pixels = problem.group_channels[1], problem.N * problem.P * problem.Q
-    tile = _choose_tile(problem.dtype, K, problem.taps, problem.groups * _ceil_divide(pixels, 1024), multiprocessors)
+    dtype, K, pixels = problem.dtype, problem.group_channels[1], problem.N * problem.P * problem.Q
+    tile = _choose_tile(dtype, tensor, K, problem.taps, problem.groups * _ceil_divide(pixels, 1024), multiprocessors)
+    depth = tile.depth(dtype) if isinstance(tile, MmaTile) else tile.depth
     blocks = _ceil_divide(K, tile.rows) * _ceil_divide(problem.taps, tile.columns) * problem.groups
     splits = min(
         _ceil_divide(2 * multiprocessors, blocks),
-        _ceil_divide(pixels, 16 * tile.depth),
-        max(1, limit // (problem.K * problem.taps * sum_bytes(problem.dtype))),
+        _ceil_divide(pixels, 16 * depth),
+        max(1, limit // (problem.K * problem.taps * sum_bytes(dtype))),
         most_splits,
     )
-    pixels_per_split = _ceil_divide(_ceil_divide(pixels, splits), tile.depth) * tile.depth
+    pixels_per_split = _ceil_divide(_ceil_divide(pixels, splits), depth) * depth
     splits = _ceil_divide(pixels, pixels_per_split)
-    launch = _gemm_launch("wgrad", problem.dtype, tile, K, problem.taps, problem.groups * splits)
-    walks = wgrad_walks(problem, _PIECE[problem.dtype], 16 // sum_bytes(problem.dtype))
-    return GemmPlan(launch, walks, splits, pixels_per_split)
+    launch = _gemm_launch("wgrad", dtype, tile, K, problem.taps, problem.groups * splits)
+    return GemmPlan(launch, wgrad_walks(problem, _piece(dtype, tensor), 16 // sum_bytes(dtype)), splits, pixels_per_split)
+
+
+@lru_cache(maxsize=4096)
+def plan_pack_channels(dtype: str, images: int, pixels: int, padded: int, groups: int) -> LaunchPlan:
+    """`images` already padded; a block turns 32 pixels by 32 channels."""
+    kernel = Kernel("conv2d/transpose.cuh", "pack_channels_kernel", (CPP_TYPES[dtype],))
+    blocks = images * groups * _ceil_divide(pixels, 32) * _ceil_divide(padded, 32)
+    return LaunchPlan(kernel, LaunchConfig((blocks, 1, 1), (256, 1, 1), 32 * 33 * ITEM_BYTES[dtype]), "pack_channels")
 
 
 @lru_cache(maxsize=4096)
@@ -175,10 +234,22 @@ def _index_limits(problem: Conv2dProblem) -> str | None:
     return None if largest < 2**30 else f"one plane, or one filter, has {largest} elements; positions are counted in 30 bits"
 
 
+def _tensor_cores(problem: Conv2dProblem) -> str | None:
+    if problem.dtype == "float64":
+        return "tensor cores multiply fp16, bf16 and TF32, not float64"
+    if problem.dtype == "float32" and problem.precision != "tf32":
+        return "float32 products are to be IEEE: torch.backends.cudnn.conv.fp32_precision = 'tf32' allows tensor cores"
+    C, K = problem.group_channels
+    if problem.groups > 1 and min(C, K) < 4:
+        return f"groups of {C} and {K} channels would leave tensor cores multiplying padding"
+    return _index_limits(problem)
+
+
+TENSOR = Variant("tensor", _tensor_cores)
 IMPLICIT = Variant("implicit", _index_limits)
 EXPLICIT = Variant("explicit", _index_limits)
 #: By direction, the preferred first.
-VARIANTS: dict[str, tuple[Variant, ...]] = dict.fromkeys(("fprop", "dgrad", "wgrad"), (IMPLICIT, EXPLICIT))
+VARIANTS: dict[str, tuple[Variant, ...]] = dict.fromkeys(DIRECTIONS, (TENSOR, IMPLICIT, EXPLICIT))
 
 
 @lru_cache(maxsize=4096)

@@ -107,15 +107,15 @@ class _Call:
         """A 1×1 convolution of other tensors with the same groups."""
         return _Call(self.launcher, x, w, y, ((1, 1), (0, 0, 0, 0), (1, 1), self.problem.groups), self.precision)
 
-    def fprop(self, bias: Tensor | None) -> None:
-        plan = variants.plan_fprop(self.problem, self.multiprocessors)
+    def fprop(self, bias: Tensor | None, tensor: bool = False) -> None:
+        plan = variants.plan_fprop(self.problem, tensor, self.multiprocessors)
         pointers = (self.x.data_ptr(), self.w.data_ptr(), self.y.data_ptr())
         bias_pointer = None if bias is None else bias.data_ptr()
         struct = parameters.FpropParameters(*pointers, self.problem.shape(), plan.walks.struct(), bias_pointer)
         self.launcher.launch(plan.launch, struct, self.x.device)
 
-    def dgrad(self) -> None:
-        plan = variants.plan_dgrad(self.problem, self.multiprocessors)
+    def dgrad(self, tensor: bool = False) -> None:
+        plan = variants.plan_dgrad(self.problem, tensor, self.multiprocessors)
         pointers = (self.y.data_ptr(), self.w.data_ptr(), self.x.data_ptr())
         struct = parameters.DgradParameters(*pointers, self.problem.shape(), plan.walks.struct())
         self.launcher.launch(plan.launch, struct, self.x.device)
@@ -127,15 +127,15 @@ class _Call:
         )
         self.launcher.launch(plan.launch, struct, self.x.device)
 
-    def wgrad_plan(self, most_splits: int = 2**31) -> variants.GemmPlan:
+    def wgrad_plan(self, most_splits: int = 2**31, tensor: bool = False) -> variants.GemmPlan:
         """The plan of wgrad; a later chunk adds to the splits of the first, so it has no more."""
-        return variants.plan_wgrad(self.problem, self.multiprocessors, variants.workspace_limit, most_splits)
+        return variants.plan_wgrad(self.problem, tensor, self.multiprocessors, variants.workspace_limit, most_splits)
 
-    def sum_splits(self, sums: Tensor, channels_inner: bool) -> None:
-        """Adds the splits in `sums` into w's place."""
-        plan = variants.plan_sum_splits(self.problem.dtype, self.problem.K, self.problem.taps)
+    def sum_splits(self, sums: Tensor, channels_inner: bool, channels: int, outputs: int) -> None:
+        """Adds the splits in `sums`, (splits, groups · outputs, taps of `channels`), into w's place."""
+        plan = variants.plan_sum_splits(self.problem.dtype, self.problem.K, sums.shape[2])
         struct = parameters.SumSplitsParameters(
-            sums.data_ptr(), self.w.data_ptr(), self.problem.shape(), sums.shape[0], channels_inner
+            sums.data_ptr(), self.w.data_ptr(), self.problem.shape(), sums.shape[0], channels_inner, channels, outputs
         )
         self.launcher.launch(plan, struct, self.w.device)
 
@@ -203,7 +203,7 @@ def _implicit_wgrad(call: _Call) -> None:
     sums = _sums(call, plan)
     for i, chunk in enumerate(chunks):
         chunk.wgrad(sums, chunk.wgrad_plan(plan.splits), accumulate=i > 0)
-    call.sum_splits(sums, plan.walks.channels_inner)
+    call.sum_splits(sums, plan.walks.channels_inner, *call.problem.group_channels)
 
 
 def _explicit_wgrad(call: _Call) -> None:
@@ -216,12 +216,79 @@ def _explicit_wgrad(call: _Call) -> None:
     for i, (chunk, product) in enumerate(zip(chunks, products, strict=True)):
         chunk.im2col(columns)
         product.wgrad(sums, product.wgrad_plan(plan.splits), accumulate=i > 0)
-    call.sum_splits(sums, channels_inner=False)
+    call.sum_splits(sums, False, *call.problem.group_channels)
 
 
-_FPROP: dict[str, Callable[[_Call, Tensor | None], None]] = {"implicit": _implicit_fprop, "explicit": _explicit_fprop}
-_DGRAD: dict[str, Callable[[_Call], None]] = {"implicit": _implicit_dgrad, "explicit": _explicit_dgrad}
-_WGRAD: dict[str, Callable[[_Call], None]] = {"implicit": _implicit_wgrad, "explicit": _explicit_wgrad}
+def _pack(launcher: Launcher, tensor: Tensor, groups: int, images: int = 0, padded_images: int = 0) -> Tensor:
+    """A tensor (N, groups · channels, H, W) as tensor cores take it: channels innermost, each group's padded with zeros to whole
+    pieces of 16 bytes; itself, if it is. With `images`, N are groups of so many, each padded to `padded_images`."""
+    N, C, H, W = tensor.shape
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    piece = 16 // tensor.element_size()
+    images, padded_images = images or N, padded_images or N
+    if images == padded_images and parameters.whole_pieces(
+        _four(tensor.stride()), (N, C, H, W), tensor.data_ptr() % 16 == 0, groups, piece
+    ):
+        return tensor
+    N, channels = N // images * padded_images, C // groups
+    padded = -(-channels // piece) * piece
+    packed = _workspace(launcher, (N, H, W, groups * padded), tensor)
+    pixels_first = abs(tensor.stride(3)) < tensor.stride(1)
+    struct = parameters.PackChannelsParameters(
+        tensor.data_ptr(),
+        packed.data_ptr(),
+        (ctypes.c_int64 * 4)(*tensor.stride()),
+        *(channels, padded, images, padded_images, H, W, groups, pixels_first),
+    )
+    launcher.launch(variants.plan_pack_channels(dtype, N, H * W, padded, groups), struct, tensor.device)
+    return packed.permute(0, 3, 1, 2)
+
+
+def _packed_bytes(*tensors: Tensor) -> int:
+    """At most what packing one image of each takes; groups of few channels are not packed."""
+    return sum(tensor[0].numel() * tensor.element_size() * 2 for tensor in tensors if tensor.shape[0])
+
+
+def _tensor_fprop(call: _Call, bias: Tensor | None) -> None:
+    w = _pack(call.launcher, call.w, 1)
+    for chunk in call.chunks(_packed_bytes(call.x)):
+        x = _pack(call.launcher, chunk.x, call.problem.groups)
+        _Call(call.launcher, x, w, chunk.y, call.geometry, call.precision).fprop(bias, tensor=True)
+
+
+def _tensor_dgrad(call: _Call) -> None:
+    groups, K = call.problem.groups, call.problem.group_channels[1]
+    piece = 16 // call.x.element_size()
+    w = _pack(call.launcher, call.w, 1, K, -(-K // piece) * piece)
+    for chunk in call.chunks(_packed_bytes(call.y)):
+        dy = _pack(call.launcher, chunk.y, groups)
+        _Call(call.launcher, chunk.x, w, dy, call.geometry, call.precision).dgrad(tensor=True)
+
+
+def _tensor_wgrad(call: _Call) -> None:
+    groups, plan, sums = call.problem.groups, None, None
+    channels = outputs = 0
+    for chunk in call.chunks(_packed_bytes(call.x, call.y)):
+        x, dy = _pack(call.launcher, chunk.x, groups), _pack(call.launcher, chunk.y, groups)
+        channels, outputs = x.shape[1] // groups, dy.shape[1] // groups
+        shape_of_w = torch.empty((dy.shape[1], channels, *call.w.shape[2:]), device="meta")
+        packed = _Call(call.launcher, x, shape_of_w, dy, call.geometry, call.precision)
+        first = plan is None
+        plan = packed.wgrad_plan(tensor=True) if plan is None else packed.wgrad_plan(plan.splits, tensor=True)
+        sums = _sums(packed, plan) if sums is None else sums
+        packed.wgrad(sums, plan, accumulate=not first)
+    assert sums is not None
+    assert plan is not None
+    call.sum_splits(sums, plan.walks.channels_inner, channels, outputs)
+
+
+_FPROP: dict[str, Callable[[_Call, Tensor | None], None]] = {
+    "tensor": _tensor_fprop,
+    "implicit": _implicit_fprop,
+    "explicit": _explicit_fprop,
+}
+_DGRAD: dict[str, Callable[[_Call], None]] = {"tensor": _tensor_dgrad, "implicit": _implicit_dgrad, "explicit": _explicit_dgrad}
+_WGRAD: dict[str, Callable[[_Call], None]] = {"tensor": _tensor_wgrad, "implicit": _implicit_wgrad, "explicit": _explicit_wgrad}
 
 
 def _variant(direction: str, problem: Conv2dProblem) -> str:
