@@ -72,7 +72,7 @@ class Emulator:
 
     def multiprocessors(self, count: int) -> None:
         """Sets the size of the virtual GPU."""
-        self.library.torch_unroll_emulator_multiprocessors(count)
+        self.library.torch_unroll_emulator_set_multiprocessors(count)
 
     def allow_memory(self, *buffers: np.ndarray) -> None:
         """In race mode: kernels may touch these arrays and nothing else."""

@@ -163,7 +163,7 @@ def test_a_misaligned_vector_is_reported(emulator: Emulator) -> None:
         (launch_config((1, 65536, 1), 32), "extents are 1 to"),
         (launch_config(0, 32), "extents are 1 to"),
         (launch_config(3, 32, cluster=2), "do not divide"),
-        (launch_config(64, 32, shared_bytes=200000, cooperative=True), "64 blocks in a cooperative launch: 4 are resident"),
+        (launch_config(64, 32, shared_bytes=200000, cooperative=True), "64 blocks in a cooperative launch: 16 are resident"),
     ],
 )
 def test_limits_are_a_gpus(emulator: Emulator, config: object, message: str) -> None:

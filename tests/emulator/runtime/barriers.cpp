@@ -117,6 +117,7 @@ void warp_collective(uint32_t mask, const char* what, void* operand, Combine* co
 
 void thread_exited(Thread& thread) {
   Block& block = *thread.block;
+  cluster_barrier_check(*block.cluster);
   Barrier& barrier = block.barriers[0];
   if constexpr (kRace) barrier.arrivals.push_back(release(thread));  // its accesses are over, to whoever meets from now on
   if (barrier.arrived && barrier.expected == 0 && barrier.arrived == block.alive) complete(barrier, thread.predicates);

@@ -8,15 +8,30 @@
 namespace emulator {
 namespace {
 void land(const Copy& copy) {
-  see(copy.to, size_t(copy.bytes), Access::write);
-  if (copy.source_bytes) see(copy.from, size_t(copy.source_bytes), Access::read);
   std::memcpy(copy.to, copy.from, size_t(copy.source_bytes));
   std::memset(copy.to + copy.source_bytes, 0, size_t(copy.bytes - copy.source_bytes));
 }
 
+// By the wait of its own thread, which is when the race checker hears of it: heard of earlier, a copy that nobody waited for
+// could seem to be over at a barrier.
+void land_at_wait(const Copy& copy) {
+  see(copy.to, size_t(copy.bytes), Access::write);
+  land(copy);
+}
+
+void arrive_where_all_landed(Thread& thread) {
+  auto landed = [&](const CopyArrival& arrival) {
+    return std::none_of(thread.copies.begin(), thread.copies.end(),
+                        [&](const Copy& copy) { return copy.serial <= arrival.serial; });
+  };
+  std::vector<CopyArrival> due;
+  std::copy_if(thread.copy_arrivals.begin(), thread.copy_arrivals.end(), std::back_inserter(due), landed);
+  std::erase_if(thread.copy_arrivals, landed);
+  for (const CopyArrival& arrival : due) mbarrier_arrive_late(arrival.barrier, arrival.moment, arrival.where);
+}
+
 // One in four times one of them, whichever.
 void land_some(std::vector<Copy>& copies) {
-  // The race checker hears of a copy at its last moment: earlier, chance could hide that nobody waited.
   if (kRace || copies.empty() || scheduler().random().below(4)) return;
   const auto chosen = copies.begin() + scheduler().random().below(unsigned(copies.size()));
   land(*chosen);
@@ -30,12 +45,15 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, c
     fail("copy_async at %s:%u: the destination is not in shared memory", base_name(where.file_name()), unsigned(where.line()));
   if (source_bytes < 0 || source_bytes > bytes)
     fail("copy_async at %s:%u: %d of %d bytes", base_name(where.file_name()), unsigned(where.line()), source_bytes, bytes);
-  if (source_bytes) check_aligned(global, size_t(bytes), "copy_async, from", where);
+  if (source_bytes) {
+    check_aligned(global, size_t(bytes), "copy_async, from", where);
+    see(global, size_t(source_bytes), Access::read);
+  }
   Thread& self = scheduler().current();
   see(shared, size_t(bytes), Access::write);
   std::memset(shared, 0xff, size_t(bytes));
-  self.copies.push_back(
-      {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, source_bytes, self.copy_group});
+  self.copies.push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, source_bytes,
+                         self.copy_group, ++scheduler().copy_serial});
   land_some(self.copies);
 }
 
@@ -49,12 +67,22 @@ void copy_async_wait(int pending) {
   Thread& self = scheduler().current();
   auto must_land = [&](const Copy& copy) { return int(self.copy_group - copy.group) > pending; };
   for (const Copy& copy : self.copies)
-    if (must_land(copy)) land(copy);
+    if (must_land(copy)) land_at_wait(copy);
   std::erase_if(self.copies, must_land);
+  arrive_where_all_landed(self);
+}
+
+void land_copies(Thread& thread, uint64_t up_to_serial) {
+  auto must_land = [&](const Copy& copy) { return copy.serial <= up_to_serial; };
+  for (const Copy& copy : thread.copies)
+    if (must_land(copy)) land(copy);
+  std::erase_if(thread.copies, must_land);
+  arrive_where_all_landed(thread);
 }
 
 void finish_copies(Thread& thread) {
-  for (const Copy& copy : thread.copies) land(copy);
+  for (const Copy& copy : thread.copies) land_at_wait(copy);
   thread.copies.clear();
+  arrive_where_all_landed(thread);
 }
 }  // namespace emulator

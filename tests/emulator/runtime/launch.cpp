@@ -32,6 +32,8 @@ State& state() {
   return instance;
 }
 
+constexpr unsigned kBlocksAtATime = 4;
+
 enum Status { kSuccess = 0, kInvalidConfiguration = 9, kLaunchFailure = 719, kCooperativeTooLarge = 720 };  // cudaError_t's
 
 Status refuse(Status status, const char* name, std::string message) {
@@ -78,8 +80,7 @@ EXPORT int torch_unroll_resident(int kernel, const Config* config, int* count) {
   const std::lock_guard guard(state().mutex);
   if (std::string wrong = against_limits(*config); !wrong.empty())
     return refuse(kInvalidConfiguration, table()[kernel].name, std::move(wrong));
-  const unsigned blocks = resident_per_multiprocessor(*config) * state().limits.multiprocessors;
-  *count = int(blocks / volume(config->cluster));
+  *count = int(resident_per_multiprocessor(*config) * state().limits.multiprocessors / volume(config->cluster));
   return kSuccess;
 }
 
@@ -95,8 +96,13 @@ EXPORT int torch_unroll_launch(int kernel, const Config* config, const void* par
     return refuse(
         kCooperativeTooLarge, entry.name,
         std::to_string(blocks) + " blocks in a cooperative launch: " + std::to_string(resident) + " are resident at once");
+  const unsigned cluster = volume(config->cluster);
+  if (cluster > resident)
+    return refuse(
+        kInvalidConfiguration, entry.name,
+        "clusters of " + std::to_string(cluster) + " blocks: " + std::to_string(resident) + " blocks are resident at once");
   // Blocks that may not wait for each other need not be there together: few at a time keep memory small.
-  if (!config->cooperative) resident = std::min(resident, all.limits.multiprocessors);
+  if (!config->cooperative) resident = std::min(resident, std::max(kBlocksAtATime, cluster));
   all.launches.resize(table().size());
   ++all.launches[kernel];
   const uint64_t seed = all.seed;
@@ -116,7 +122,8 @@ EXPORT int torch_unroll_launch(int kernel, const Config* config, const void* par
 
 // The next launch's seed; the ones after follow from it.
 EXPORT void torch_unroll_emulator_seed(uint64_t seed) { state().seed = seed; }
-EXPORT void torch_unroll_emulator_multiprocessors(unsigned count) { state().limits.multiprocessors = count; }
+EXPORT unsigned torch_unroll_emulator_multiprocessors() { return state().limits.multiprocessors; }
+EXPORT void torch_unroll_emulator_set_multiprocessors(unsigned count) { state().limits.multiprocessors = count; }
 EXPORT uint64_t torch_unroll_emulator_launches(int kernel) {
   return size_t(kernel) < state().launches.size() ? state().launches[kernel] : 0;
 }

@@ -30,6 +30,18 @@ unsigned char* map_shared_memory() {
   mprotect(static_cast<unsigned char*>(memory) + kSharedBytes, 4096, PROT_NONE);
   return static_cast<unsigned char*>(memory);
 }
+
+// An unused one, or a new one.
+template <class T>
+T* take(std::vector<std::unique_ptr<T>>& all, std::vector<T*>& unused) {
+  if (unused.empty()) {
+    all.push_back(std::make_unique<T>());
+    return all.back().get();
+  }
+  T* taken = unused.back();
+  unused.pop_back();
+  return taken;
+}
 }  // namespace
 
 Scheduler& scheduler() {
@@ -46,10 +58,10 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   idle_polls_ = 0;
   gridDim = request.grid, blockDim = request.block;
   race_launch_started(request.parameters, request.parameter_bytes);
-  order_.resize(threads_of(request.grid));
+  order_.resize(threads_of(request.grid) / threads_of(request.cluster));
   std::iota(order_.begin(), order_.end(), 0u);
   for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[random_.below(unsigned(i))]);
-  while (active_.size() < request.resident && start_block()) {
+  while (active_.size() + threads_of(request.cluster) <= request.resident && start_cluster()) {
   }
   if (Thread* first = next()) {
     running_ = fibers_.take();
@@ -63,22 +75,40 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   active_.clear();
   unused_.clear();
   blocks_.clear();
+  clusters_.clear();
+  unused_clusters_.clear();
+  mbarriers_.clear();
+  operations_.clear();
+  asynchronous_ = false;
   return false;
 }
 
-bool Scheduler::start_block() {
+bool Scheduler::start_cluster() {
   if (order_.empty()) return false;
-  if (unused_.empty()) {
-    blocks_.push_back(std::make_unique<Block>());
-    unused_.push_back(blocks_.back().get());
-    unused_.back()->shared = map_shared_memory();
-  }
-  Block& block = *unused_.back();
-  unused_.pop_back();
-  block.linear = order_.back();
+  const unsigned linear = order_.back();
   order_.pop_back();
-  const dim3 grid = request_.grid, size = request_.block;
-  block.index = {block.linear % grid.x, block.linear / grid.x % grid.y, block.linear / grid.x / grid.y};
+  Cluster& cluster = *take(clusters_, unused_clusters_);
+  const dim3 grid = request_.grid, size = request_.cluster;
+  const unsigned across = grid.x / size.x, down = grid.y / size.y;
+  const uint3 first{linear % across * size.x, linear / across % down * size.y, linear / across / down * size.z};
+  cluster.blocks.clear();
+  cluster.unfinished = threads_of(size);
+  cluster.arrived = 0;
+  for (unsigned rank = 0; rank < threads_of(size); ++rank) {
+    Block& block = *take(blocks_, unused_);
+    block.index = {first.x + rank % size.x, first.y + rank / size.x % size.y, first.z + rank / size.x / size.y};
+    block.cluster = &cluster, block.rank = rank;
+    cluster.blocks.push_back(&block);
+    start_block(block, block.index.x + grid.x * (block.index.y + grid.y * block.index.z));
+  }
+  return true;
+}
+
+void Scheduler::start_block(Block& block, unsigned linear) {
+  if (!block.shared) block.shared = map_shared_memory();
+  block.linear = linear;
+  block.started = false;
+  const dim3 size = request_.block;
   const unsigned count = threads_of(size);
   block.alive = count;
   block.threads.resize(count);
@@ -97,7 +127,6 @@ bool Scheduler::start_block() {
   if constexpr (kRace) race_block_started(block);
   active_.push_back(&block);
   idle_polls_ = 0;
-  return true;
 }
 
 bool owns_shared_memory_at(const void* address) {
@@ -118,25 +147,47 @@ void Scheduler::retire(Block& block) {
       fail("block (%u,%u,%u) ended while barrier %d had %u of %u arrivals", block.index.x, block.index.y, block.index.z,
            int(&barrier - block.barriers), barrier.arrived, barrier.expected);
   active_.erase(std::find(active_.begin(), active_.end(), &block));
-  unused_.push_back(&block);
   if (here_ == &block) here_ = nullptr;
-  start_block();
+  Cluster& cluster = *block.cluster;
+  if (--cluster.unfinished) return;
+  while (cluster.blocks.size() > 1 && !operations_.empty()) run_one_operation();  // what still flies to an ended block says so
+  std::erase_if(mbarriers_, [&](const auto& each) { return each.second.owner->cluster == &cluster; });
+  unused_.insert(unused_.end(), cluster.blocks.begin(), cluster.blocks.end());
+  unused_clusters_.push_back(&cluster);
+  start_cluster();
+}
+
+void Scheduler::later(std::function<void()> operation) { operations_.push_back(std::move(operation)); }
+
+void Scheduler::run_one_operation() {
+  std::swap(operations_[random_.below(unsigned(operations_.size()))], operations_.back());
+  const std::function<void()> operation = std::move(operations_.back());
+  operations_.pop_back();
+  asynchronous_ = true;
+  operation();
+  asynchronous_ = false;
 }
 
 void Scheduler::enter(Thread& thread) {
   current_ = &thread;
   thread.waits_for = nullptr;
+  thread.block->started = true;
   threadIdx = thread.index;
   blockIdx = thread.block->index;
 }
 
 Thread* Scheduler::next() {
+  if (!operations_.empty() && random_.below(8) == 0) run_one_operation();
   if (!here_ || here_->ready.empty() || random_.below(kStayOneIn) == 0) {
     here_ = nullptr;
     const unsigned count = unsigned(active_.size()), first = count ? random_.below(count) : 0;
     for (unsigned i = 0; i < count && !here_; ++i) {
       Block* block = active_[(first + i) % count];
       if (!block->ready.empty()) here_ = block;
+    }
+    if (!here_ && !operations_.empty()) {
+      run_one_operation();
+      return next();
     }
     if (!here_) return nullptr;
   }
@@ -178,9 +229,10 @@ void Scheduler::finish(Thread& thread) {
   Block& block = *thread.block;
   ++threads;
   idle_polls_ = 0;
-  if (!thread.copies.empty()) finish_copies(thread);
+  if (!thread.copies.empty() || !thread.copy_arrivals.empty()) finish_copies(thread);
   --block.alive;
   block.warps[thread.linear / 32].alive &= ~(1u << thread.linear % 32);
+  thread.at_cluster_barrier = false;
   thread_exited(thread);
   if (block.alive == 0) retire(block);
 }
@@ -276,6 +328,7 @@ void fail(const char* format, ...) {
   std::vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
   Scheduler& all = scheduler();
+  if (all.in_asynchronous_operation()) all.stop(text + std::string("\n  in an asynchronous operation\n"));
   all.stop(all.running() ? std::string(text) + "\n  in " + describe(all.current()) + "\n" : text);
 }
 }  // namespace emulator

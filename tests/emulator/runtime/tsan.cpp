@@ -23,9 +23,9 @@ SEE_SIZES(__tsan_unaligned_volatile_write, atomic)
     check_access(address, bytes, Access::atomic_read, __builtin_return_address(0)); \
     emulator::preempt();                                                            \
   }
-POLL(1)
-POLL(2)
-POLL(4) POLL(8) POLL(16)
+// clang-format off
+POLL(1) POLL(2) POLL(4) POLL(8) POLL(16)
+    // clang-format on
 
     extern "C" void __tsan_read_range(void* address, size_t bytes) {
   check_access(address, bytes, Access::read, __builtin_return_address(0));

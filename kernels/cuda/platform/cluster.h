@@ -1,0 +1,98 @@
+// Thread block clusters (sm_90 and later): the blocks of a cluster run together and reach each other's shared memory. Every block
+// must have started before the first access to its memory, and none may end while a peer uses it: a cluster barrier stands at
+// both ends of a kernel that does.
+#pragma once
+#include "platform/vector.h"
+
+// This block's place in its cluster, x fastest, and the number of blocks there.
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline uint32_t cluster_size() {
+  uint32_t size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
+// A barrier of all threads of the cluster, in two halves; what was written before the one is seen after the other. Whole warps
+// together. The relaxed arrival orders nothing.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+__device__ inline void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+// Where the block of that rank has what this block has at `shared`: an address that only the functions below understand.
+__device__ inline uint32_t cluster_address(const void* shared, uint32_t rank) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(uint32_t(__cvta_generic_to_shared(shared))), "r"(rank));
+  return address;
+}
+
+// Values of 4, 8 or 16 bytes, on a multiple of their size.
+template <class T>
+__device__ inline T load_cluster(uint32_t address) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  union {
+    uint32_t word[sizeof(T) / 4];
+    T value;
+  } result;
+  if constexpr (sizeof(T) == 4)
+    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(result.word[0]) : "r"(address) : "memory");
+  else if constexpr (sizeof(T) == 8)
+    asm volatile("ld.shared::cluster.v2.u32 {%0,%1}, [%2];"
+                 : "=r"(result.word[0]), "=r"(result.word[1])
+                 : "r"(address)
+                 : "memory");
+  else
+    asm volatile("ld.shared::cluster.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(result.word[0]), "=r"(result.word[1]), "=r"(result.word[2]), "=r"(result.word[3])
+                 : "r"(address)
+                 : "memory");
+  return result.value;
+}
+template <class T>
+__device__ inline void store_cluster(uint32_t address, const T& value) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  union {
+    T value;
+    uint32_t word[sizeof(T) / 4];
+  } source{value};
+  if constexpr (sizeof(T) == 4)
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(source.word[0]) : "memory");
+  else if constexpr (sizeof(T) == 8)
+    asm volatile("st.shared::cluster.v2.u32 [%0], {%1,%2};" ::"r"(address), "r"(source.word[0]), "r"(source.word[1]) : "memory");
+  else
+    asm volatile("st.shared::cluster.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(source.word[0]), "r"(source.word[1]),
+                 "r"(source.word[2]), "r"(source.word[3])
+                 : "memory");
+}
+
+// Stores, and then tells the mbarrier, in the same block as the destination, that sizeof(T) bytes have come. The waiting thread
+// sees the value, and nothing else that the storing thread did.
+template <class T>
+__device__ inline void store_async(uint32_t address, const T& value, uint32_t mbarrier) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  union {
+    T value;
+    uint32_t word[sizeof(T) / 4];
+  } source{value};
+  if constexpr (sizeof(T) == 4)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address), "r"(source.word[0]),
+                 "r"(mbarrier)
+                 : "memory");
+  else if constexpr (sizeof(T) == 8)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];" ::"r"(address),
+                 "r"(source.word[0]), "r"(source.word[1]), "r"(mbarrier)
+                 : "memory");
+  else
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(address),
+                 "r"(source.word[0]), "r"(source.word[1]), "r"(source.word[2]), "r"(source.word[3]), "r"(mbarrier)
+                 : "memory");
+}
