@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from torch_unroll import engines
+from torch_unroll.engines import claims, resolve
 from torch_unroll.max_pool2d_ops import max_over_time_forward, max_pool2d_forward, max_pool2d_indices
 from torch_unroll.shapes import Pair, pair, pooled, require, require_tensors
 
@@ -64,8 +64,8 @@ def max_pool2d(
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
     require_tensors(input=input)
-    resolved = engines.resolve(engine)
-    if not engines.claims(resolved, input):
+    resolved = resolve(engine)
+    if not claims(resolved, input):
         theirs: Any = F.max_pool2d
         return theirs(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     window = _sizes(kernel_size, "kernel_size", 1)
@@ -119,7 +119,7 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
         integer = not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool)
         require(integer, f"lengths: expected an integer dtype, got {lengths.dtype}")
         require(lengths.device == x.device, f"lengths: expected device {x.device} like x, got {lengths.device}")
-    resolved = engines.resolve(engine)
-    if not engines.claims(resolved, x):
+    resolved = resolve(engine)
+    if not claims(resolved, x):
         resolved = "torch"  # torch has no such operator
     return max_over_time_forward(x, lengths, _wants_gradient(x), resolved)[0]
