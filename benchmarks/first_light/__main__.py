@@ -1,0 +1,93 @@
+"""`python -m benchmarks.first_light`: the hardware, measured; and golden data for the emulator. Needs nvcc, a Hopper GPU, no torch."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.first_light import programs
+from benchmarks.first_light.programs import MEASUREMENTS, ROOT, Outcome
+
+SMI_FIELDS = (
+    "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,ecc.mode.current,mig.mode.current"
+)
+
+
+def nvidia_smi() -> dict[str, str]:
+    """The driver, clocks and limits as nvidia-smi tells them; empty without it."""
+    smi = shutil.which("nvidia-smi")
+    if not smi:
+        return {}
+    query = [smi, "-i", "0", f"--query-gpu={SMI_FIELDS}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    except subprocess.TimeoutExpired:
+        return {}
+    return dict(zip(SMI_FIELDS.split(","), (cell.strip() for cell in answer.stdout.split(",")), strict=False))
+
+
+def commit() -> str | None:
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.first_light",
+        description=__doc__,
+        epilog="To keep what it finds: copy the JSON to benchmarks/results/, and golden/ to tests/emulator/golden/.",
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "out" / "first_light", help="where results go (%(default)s)")
+    parser.add_argument(
+        "--binaries", type=Path, default=ROOT / "build" / "first_light", help="where programs are built (%(default)s)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="PROGRAM", help="of " + ", ".join(dict.fromkeys(m.program for m in MEASUREMENTS))
+    )
+    parser.add_argument("--build-only", action="store_true", help="compile, for a machine that has a GPU but no nvcc")
+    options = parser.parse_args()
+    chosen = [each for each in MEASUREMENTS if not options.only or each.program in options.only]
+
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc:
+        for program, words in programs.build(nvcc, options.binaries).items():
+            print(f"{program} does not compile:\n{words}", file=sys.stderr)
+    elif not all((options.binaries / each.program).exists() for each in chosen):
+        sys.exit("first light needs nvcc: install the CUDA toolkit 12.4 or newer, or bring build/first_light from where it is")
+    if options.build_only:
+        return 0
+
+    outcomes: list[Outcome] = []
+    for number, measurement in enumerate(chosen, 1):
+        print(f"[{number}/{len(chosen)}] {measurement.program} {measurement.name} ...", end=" ", flush=True)
+        outcomes.append(programs.run(measurement, options.binaries))
+        print(outcomes[-1].failure or f"{len(outcomes[-1].records)} results", flush=True)
+
+    measured, golden = programs.split(outcomes)
+    failures = {f"{each.measurement.program} {each.measurement.name}": each.failure for each in outcomes if each.failure}
+    options.output.mkdir(parents=True, exist_ok=True)
+    result = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "nvidia_smi": nvidia_smi(),
+        "measurements": measured,
+        "failures": failures,
+    }
+    path = options.output / "first_light.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    written = programs.write_golden(options.output / "golden", golden)
+    print(programs.table(measured))
+    print(f"\n{path}", *written, sep="\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

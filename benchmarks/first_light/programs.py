@@ -1,0 +1,162 @@
+"""The programs of first light: how they are built, run one measurement at a time, and understood. Needs no torch."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TARGET = ("-gencode", "arch=compute_90a,code=sm_90a")
+#: What a program emits under such a name is golden data, not a measurement.
+GOLDEN = "golden_"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of one program, in a process of its own, so that what hangs or faults loses nothing else."""
+
+    program: str
+    name: str
+    seconds: int = 60  # it is stopped after that
+
+    def command(self, binaries: Path) -> list[str]:
+        return [str(binaries / self.program), self.name]
+
+
+MEASUREMENTS = (
+    Measurement("device", "properties"),
+    Measurement("device", "clusters"),
+    Measurement("device", "clock"),
+    Measurement("rates", "copies"),
+    Measurement("rates", "l2_broadcast"),
+    Measurement("rates", "matrices"),
+    Measurement("launches", "host"),
+    Measurement("launches", "graphs"),
+    Measurement("launches", "cooperative"),
+    Measurement("exchange", "barriers"),
+    Measurement("exchange", "hand_off"),
+    Measurement("exchange", "gather_in_clusters"),
+    Measurement("exchange", "gather_l2"),
+    Measurement("products", "mma"),
+    Measurement("products", "wgmma"),
+    Measurement("golden_tma", "im2col"),
+    Measurement("golden_tma", "tf32"),
+    Measurement("golden_wgmma", "descriptors"),
+    Measurement("golden_warp", "mma"),
+    Measurement("golden_warp", "matrices"),
+    Measurement("golden_warp", "tf32"),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a measurement said, and why it said no more."""
+
+    measurement: Measurement
+    records: list[Record] = field(default_factory=list)
+    failure: str | None = None
+
+
+def compile_command(nvcc: str, source: Path, output: Path) -> list[str]:
+    include = ROOT / "kernels" / "cuda"
+    return [nvcc, "-std=c++20", "-O3", *TARGET, f"-I{include}", "--Werror=all-warnings", str(source), "-o", str(output)]
+
+
+def build(nvcc: str, binaries: Path) -> dict[str, str]:
+    """Compiles the programs that are older than any source; returns what failed: program -> the compiler's words."""
+    binaries.mkdir(parents=True, exist_ok=True)
+    sources = [*HERE.glob("*.cu"), *HERE.glob("*.cuh"), *(ROOT / "kernels" / "cuda" / "platform").glob("*.h")]
+    newest = max(path.stat().st_mtime for path in sources)
+    jobs: dict[str, subprocess.Popen[str]] = {}
+    for program in dict.fromkeys(each.program for each in MEASUREMENTS):
+        output = binaries / program
+        if output.exists() and output.stat().st_mtime > newest:
+            continue
+        command = compile_command(nvcc, HERE / f"{program}.cu", output)
+        jobs[program] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if len(jobs) % (os.cpu_count() or 1) == 0:
+            jobs[program].wait()
+    said = {program: job.communicate()[0] for program, job in jobs.items()}
+    return {program: said[program] for program, job in jobs.items() if job.returncode}
+
+
+def run(measurement: Measurement, binaries: Path) -> Outcome:
+    """Runs one measurement. A program that hangs is killed with its children; what it had said by then counts."""
+    command = measurement.command(binaries)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    except OSError as error:
+        return Outcome(measurement, failure=f"did not start: {error}")
+    try:
+        said, errors = process.communicate(timeout=measurement.seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        return Outcome(measurement, parse(said), f"no end within {measurement.seconds} s")
+    failure = f"exit status {process.returncode}: {errors.strip()[-500:]}" if process.returncode else None
+    return Outcome(measurement, parse(said), failure)
+
+
+def parse(said: str) -> list[Record]:
+    """The records of a program's output: each line that is a whole JSON object with a name. A line cut off is left out."""
+    records = []
+    for line in said.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("name"), str):
+            records.append(record)
+    return records
+
+
+def split(outcomes: Iterable[Outcome]) -> tuple[list[Record], dict[str, list[Record]]]:
+    """Measurements in order, and golden data by kind."""
+    measured: list[Record] = []
+    golden: dict[str, list[Record]] = {}
+    for outcome in outcomes:
+        for record in outcome.records:
+            if record["name"].startswith(GOLDEN):
+                kind = record["name"].removeprefix(GOLDEN)
+                golden.setdefault(kind, []).append({key: value for key, value in record.items() if key != "name"})
+            else:
+                measured.append(record)
+    return measured, golden
+
+
+def write_golden(directory: Path, golden: dict[str, list[Record]]) -> list[Path]:
+    """One file a kind, a case a line; the same cases give the same bytes (see tests/emulator/golden/README.md)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind, cases in golden.items():
+        path = directory / f"{kind}.jsonl.gz"
+        text = "".join(json.dumps(case) + "\n" for case in cases)
+        path.write_bytes(gzip.compress(text.encode(), mtime=0))
+        paths.append(path)
+    return paths
+
+
+def table(records: Sequence[Record]) -> str:
+    """Measurements as text, one table a name."""
+    lines = []
+    for name in dict.fromkeys(record["name"] for record in records):
+        rows = [{key: value for key, value in record.items() if key != "name"} for record in records if record["name"] == name]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines += ["", name]
+        if len(rows) == 1:
+            lines += [f"  {column}: {rows[0][column]}" for column in columns]
+            continue
+        cells = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+        lines += ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(lines)

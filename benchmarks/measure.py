@@ -1,0 +1,200 @@
+"""One case: every engine and baseline checked against float64, then those that are right timed in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case
+from benchmarks.check import Reference, complaint, error, finite, reference
+from benchmarks.cuda_timing import L2Flush, measure, peak_bytes
+from benchmarks.environment import clocks
+from benchmarks.ops.operation import Call, is_engine
+from benchmarks.results import Row
+from benchmarks.timing import Limits, interleave, loop_sampler, ratio, summarize
+
+
+@dataclass
+class Setting:
+    """How cases are measured in a run."""
+
+    device: torch.device
+    engines: tuple[str, ...]
+    baselines: tuple[str, ...]
+    limits: Limits = field(default_factory=Limits)
+    seed: int = 0
+
+
+@contextmanager
+def fair(dtype: str) -> Iterator[None]:
+    """torch at its best for fixed shapes (cuDNN searches all its algorithms), and fp32 or tf32 as the case says."""
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    precision = "tf32" if dtype == "tf32" else "ieee"
+    switches = (cudnn.conv, cudnn.rnn, matmul)
+    before = cudnn.benchmark, cudnn.benchmark_limit, [switch.fp32_precision for switch in switches]
+    cudnn.benchmark, cudnn.benchmark_limit = True, 0
+    for switch in switches:
+        switch.fp32_precision = precision
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.benchmark_limit, precisions = before
+        for switch, value in zip(switches, precisions, strict=True):
+            switch.fp32_precision = value
+
+
+def stands_in(engine: str, device: torch.device) -> str | None:
+    """What runs an engine's kernels where there is no GPU: its results count, its speed does not."""
+    if device.type == "cuda" or engine == "torch":
+        return None
+    return "emulated" if engine == "cuda" else "simulated"
+
+
+def _seconds_of_first_call(call: Call, device: torch.device) -> tuple[tuple[Tensor, ...], float]:
+    began = time.perf_counter()
+    results = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return results, time.perf_counter() - began
+
+
+class Measurement:
+    """The measurement of one case; `row` is what goes into the result file."""
+
+    def __init__(self, case: Case, setting: Setting):
+        self.case, self.setting = case, setting
+        self.providers: dict[str, Any] = {}
+        self.calls: dict[str, Call] = {}
+        self.row: Row = {
+            "case": case.key,
+            "op": case.op,
+            "direction": case.direction,
+            "dtype": case.dtype,
+            "layout": case.layout,
+            "flops": case.flops,
+            "bytes": case.bytes,
+            "status": "ok",
+            "providers": self.providers,
+            "ratios": {},
+        }
+
+    def run(self) -> Row:
+        """Checks, then times."""
+        device = self.setting.device
+        self.row["clocks_before"] = clocks(device)
+        with fair(self.case.dtype):
+            if device.type == "cuda":
+                with torch.cuda.stream(torch.cuda.Stream(device)):
+                    self._check_all()
+                    self._time_cuda()
+                torch.cuda.synchronize()
+            else:
+                self._check_all()
+                self._time_cpu()
+        self.row["clocks_after"] = clocks(device)
+        self.row["status"] = _worst([provider["status"] for provider in self.providers.values()])
+        return self.row
+
+    def _check_all(self) -> None:
+        operation, device, seed = self.case.operation, self.setting.device, self.setting.seed
+        baselines = [name for name in self.setting.baselines if name in operation.baselines]
+        native = [name for name in self.setting.engines if not stands_in(name, device)]
+        if native or baselines:
+            tensors = operation.tensors(self.case, device, seed)
+            wanted = reference(self.case, tensors)
+            if not finite(wanted.exact):
+                raise ValueError("the float64 reference is not finite")
+            for name in (*native, *baselines):
+                self._check(name, self.case, tensors, wanted)
+        small = self.case.shrunk()
+        for name in self.setting.engines:
+            if name not in native:
+                tensors = operation.tensors(small, device, seed)
+                self._check(name, small, tensors, reference(small, tensors))
+                self.calls.pop(name, None)
+
+    def _check(self, name: str, case: Case, tensors: dict[str, Tensor], wanted: Reference) -> None:
+        entry: dict[str, Any] = {"status": "ok", "message": ""}
+        self.providers[name] = entry
+        substitute = stands_in(name, self.setting.device) if is_engine(name) else None
+        if is_engine(name):
+            reason = case.operation.refusal(case, name, self.setting.device)
+            if reason:
+                entry.update(status="refused", message=reason)
+                return
+        try:
+            call = case.operation.call(case, tensors, name)
+            results, first = _seconds_of_first_call(call, self.setting.device)
+        except torch.OutOfMemoryError as problem:
+            entry.update(status="out of memory", message=str(problem).splitlines()[0])
+            torch.cuda.empty_cache()
+            return
+        except Exception as problem:  # whatever a kernel or compiler raises is this row's news, not the end of the run
+            entry.update(status="error", message=f"{type(problem).__name__}: {problem}"[:500])
+            return
+        wrong = complaint(results, wanted)
+        entry.update(error=error(results, wanted.exact), torch_error=error(wanted.torchs, wanted.exact))
+        if wrong:
+            entry.update(status="wrong", message=wrong)
+        elif substitute:
+            entry.update(status="checked", message=f"{substitute}, at {case.shape.text()}: not timed")
+        else:
+            entry["first_call_ms"] = first * 1e3
+            self.calls[name] = call
+
+    def _time_cpu(self) -> None:
+        if self.calls:
+            samples = interleave({name: loop_sampler(call) for name, call in self.calls.items()}, self.setting.limits)
+            self._report("warm", samples)
+            self.row["method"] = "host clock"
+
+    def _time_cuda(self) -> None:
+        if not self.calls:
+            return
+        for name, call in self.calls.items():
+            peak, workspace = peak_bytes(call)
+            self.providers[name].update(peak_bytes=peak, workspace_bytes=workspace)
+        timed = measure(self.calls, L2Flush(self.setting.device), self.setting.limits)
+        self.row["method"] = timed.method
+        self._report("cold", timed.cold)
+        self._report("warm", timed.warm)
+
+    def _report(self, cache: str, samples: dict[str, list[float]]) -> None:
+        for name, each in samples.items():
+            self.providers[name][cache] = summarize(each).scaled(1e6).as_json()
+        for ours in filter(is_engine, samples):
+            for theirs in samples:
+                if not is_engine(theirs):
+                    compared = self.row["ratios"].setdefault(f"{ours}/{theirs}", {})
+                    compared[cache] = ratio(samples[ours], samples[theirs]).as_json()
+
+
+_SEVERITY = ("ok", "checked", "refused", "out of memory", "error", "wrong")
+
+
+def _worst(statuses: list[str]) -> str:
+    return max(statuses, key=_SEVERITY.index, default="refused")
+
+
+def overhead(case: Case, provider: str, device: torch.device, calls: int = 200) -> float:
+    """Microseconds of host time of one call on a small case: what a call costs before any work."""
+    call = case.operation.call(case, case.operation.tensors(case, device, 0), provider)
+    samples = []
+    for _ in range(7):
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        samples.append((time.perf_counter() - began) / calls * 1e6)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return summarize(samples).median

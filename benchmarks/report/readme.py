@@ -1,0 +1,67 @@
+"""The measured part of the repository's README.md: generated from the committed results, between two markers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import results
+from benchmarks.environment import REPOSITORY
+from benchmarks.report import merge, plots, tables
+from benchmarks.report.text import markdown
+
+README = REPOSITORY / "README.md"
+RESULTS = REPOSITORY / "benchmarks" / "results"
+BEGIN, END = "<!-- benchmarks -->", "<!-- end: benchmarks -->"
+
+_NOTHING = """\
+No figures yet: nothing has been measured on a GPU so far. On one, this measures the most telling cases of every suite in 25
+minutes and puts them here:
+
+```
+python -m benchmarks run --budget 25 --out benchmarks/results/NAME-OF-THE-GPU.json
+python -m benchmarks report --readme
+```"""
+
+
+def measured(folder: Path = RESULTS) -> list[results.Document]:
+    """The committed results of GPUs."""
+    documents = [results.load(path) for path in sorted(folder.glob("*.json")) if _is_result(path)]
+    return [document for document in documents if document["environment"]["device_type"] == "cuda"]
+
+
+def _is_result(path: Path) -> bool:
+    return f'"{results.SCHEMA}"' in path.read_text()[:200]
+
+
+def text(documents: list[results.Document]) -> str:
+    """What stands between the markers, without them."""
+    if not documents:
+        return _NOTHING
+    document = merge(documents)
+    parts = [f"{tables.conditions(document)}. {tables.RULES}", "![Share of the ceilings](benchmarks/results/roofline.png)"]
+    rows = tables.summary_rows(document)
+    for op in dict.fromkeys(row[0] for row in rows):
+        parts.append(tables.summary({**document, "rows": [row for row in document["rows"] if row["op"] == op]}, markdown))
+    losing = tables.slowest(document)
+    if losing:
+        parts += ["Where torch is faster:", tables.family(losing)]
+    return "\n\n".join(parts)
+
+
+def apply(readme: str, generated: str) -> str:
+    """README's source with the generated part put between the markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md: expected the markers {BEGIN} and {END}")
+    return f"{before}{begin}\n\n{generated}\n\n{end}{after}"
+
+
+def rewrite() -> None:
+    """Brings README.md and its figure up to date."""
+    documents = measured()
+    README.write_text(apply(README.read_text(), text(documents)))
+    if documents:
+        figure = plots.roofline(merge(documents))
+        if figure is not None:
+            plots.save(figure, RESULTS / "roofline.png")

@@ -1,0 +1,187 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from benchmarks.cases import DIRECTIONS
+from benchmarks.ops import OPERATIONS
+from benchmarks.report.figures import Figures, geomean, op_families, ours
+from benchmarks.report.text import align, markdown, microseconds
+from benchmarks.results import Document
+
+Table = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[int]], str]
+
+OPS = list(OPERATIONS)
+
+RULES = """\
+Every row was compared with float64 before it was timed; a wrong one is not timed. Ours and torch's are timed in turn in the same
+run, and a ratio is the median over those pairs (above 1, ours is faster). torch is at its best: cuDNN searches all its algorithms
+(`benchmark=True`, `benchmark_limit=0`), weights are in the same layout, RNN weights are flattened; casts and transposes count on
+both sides. Short calls are replayed from a CUDA graph, on both sides or on neither. Times are medians with a cold L2 cache. FLOPs
+count taps on the padding; bytes are every input read once and every output written once. Shares are of the ceilings measured in
+the same run."""
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}×"
+
+
+def conditions(document: Document) -> str:
+    """The machine and the versions, in a sentence."""
+    environment = document["environment"]
+    names = {
+        "driver": "driver",
+        "cuda": "CUDA",
+        "cudnn": "cuDNN",
+        "torch": "torch",
+        "python": "Python",
+        "commit": "commit",
+        "engine_digest": "kernels",
+    }
+    parts = [f"{title} {environment[name]}" for name, title in names.items() if environment.get(name)]
+    return f"{environment['device']}; {', '.join(parts)}; {environment['time'][:10]}"
+
+
+def summary_rows(document: Document) -> list[list[str]]:
+    """Per op, direction, dtype, layout and engine: how many cases, their ratio, the worst one, how many win."""
+    groups: dict[tuple[str, ...], list[Figures]] = {}
+    for each in ours(document):
+        row = each.row
+        groups.setdefault((row["op"], row["direction"], row["dtype"], row["layout"], each.provider), []).append(each)
+    rows = []
+    for key, members in sorted(
+        groups.items(), key=lambda item: (OPS.index(item[0][0]), DIRECTIONS.index(item[0][1]), item[0][2:])
+    ):
+        statuses = Counter(each.status for each in members)
+        eager = [each.ratios["eager"]["median"] for each in members if "eager" in each.ratios]
+        compiled = [each.ratios["compile"]["median"] for each in members if "compile" in each.ratios]
+        shares = [each.share for each in members if each.share is not None]
+        rows.append(
+            [
+                *key,
+                str(len(members)),
+                ", ".join(f"{count} {status}" for status, count in statuses.items()),
+                _times(geomean(eager)),
+                _times(min(eager, default=None)),
+                f"{sum(ratio > 1 for ratio in eager)}/{len(eager)}" if eager else "",
+                _times(geomean(compiled)),
+                "" if not shares else f"{geomean(shares) or 0:.0%}",
+            ]
+        )
+    return rows
+
+
+SUMMARY = (
+    "op",
+    "direction",
+    "dtype",
+    "layout",
+    "engine",
+    "cases",
+    "checked",
+    "× eager",
+    "worst",
+    "wins",
+    "× compile",
+    "of roofline",
+)
+_SUMMARY_RIGHT = (5, 7, 8, 9, 10, 11)
+
+
+def summary(document: Document, table: Table = align) -> str:
+    """One line per op, direction, dtype, layout and engine."""
+    return table(SUMMARY, summary_rows(document), _SUMMARY_RIGHT)
+
+
+_FAMILY = ("case", "engine", "µs", "quartiles", "TFLOP/s", "GB/s", "of roofline", "× eager", "× compile", "peak MB", "layers")
+
+
+def family(members: Sequence[Figures]) -> str:
+    """Every case of an op."""
+    rows = [
+        [
+            each.row["case"],
+            each.provider if each.status == "ok" else f"{each.provider}: {each.status}",
+            "" if each.microseconds is None else microseconds(each.microseconds),
+            "" if each.q1 is None or each.q3 is None else f"{microseconds(each.q1)}–{microseconds(each.q3)}",
+            _number(each.tflops, 2),
+            _number(each.gb_s, 0),
+            "" if each.share is None else f"{each.share:.0%}",
+            _times(each.ratios.get("eager", {}).get("median")),
+            _times(each.ratios.get("compile", {}).get("median")),
+            _number(None if each.peak_bytes is None else each.peak_bytes / 1e6),
+            str(len(each.row["labels"]) or ""),
+        ]
+        for each in members
+    ]
+    return markdown(_FAMILY, rows, range(2, 11))
+
+
+def slowest(document: Document, count: int = 10) -> list[Figures]:
+    """The cases that lose most to eager torch."""
+    losing = [each for each in ours(document) if each.ratios.get("eager", {}).get("median", 1) < 1]
+    return sorted(losing, key=lambda each: each.ratios["eager"]["median"])[:count]
+
+
+def troubles(document: Document) -> str:
+    """What was not measured, and why; "" if everything was."""
+    lines = []
+    for row in document["rows"]:
+        if row.get("message"):
+            lines.append(f"- `{row['case']}`: {row['status']}: {row['message']}")
+        for name, entry in row["providers"].items():
+            if entry["status"] not in ("ok", "checked"):
+                lines.append(f"- `{row['case']}` ({name}): {entry['status']}: {entry['message']}")
+    if document["left_out"]:
+        lines.append(f"- {len(document['left_out'])} cases were left out: they did not fit into the budget")
+    return "\n".join(lines)
+
+
+def _ceilings(document: Document) -> str:
+    ceilings = document["ceilings"]
+    rows = [["device copy", f"{ceilings['copy_gb_s']:.0f} GB/s"]] if "copy_gb_s" in ceilings else []
+    rows += [[f"matrix product {dtype}", f"{value:.3g} TFLOP/s"] for dtype, value in ceilings.get("product_tflop_s", {}).items()]
+    rows += [
+        [name.removesuffix("_us").replace("_", " "), f"{value:.2f} µs"]
+        for name, value in ceilings.items()
+        if name.endswith("_us")
+    ]
+    return markdown(("ceiling", "measured"), rows, (1,))
+
+
+def _overheads(document: Document) -> str:
+    rows = [
+        [each["op"], each["direction"], each["provider"], f"{each['us']:.1f}"] for each in document["overheads"] if "us" in each
+    ]
+    return markdown(("op", "direction", "by", "µs per call"), rows, (3,))
+
+
+def report(document: Document) -> str:
+    """The whole report in Markdown."""
+    gpu = document["environment"]["device_type"] == "cuda"
+    parts = ["# Benchmarks", conditions(document), f"`{document['command']}`, seed {document['seed']}"]
+    if not document["complete"]:
+        parts.append("**The run was interrupted: these are the cases it finished.**")
+    if not gpu:
+        parts.append(
+            "**No GPU: these are timings of plain torch on a CPU, shown for what they are.** Emulated and simulated engines were"
+            " checked, not timed."
+        )
+    parts += [RULES, "## Summary", summary(document, markdown), "## Ceilings", _ceilings(document)]
+    if document["overheads"]:
+        parts += ["## Host time of a call", _overheads(document)]
+    losing = slowest(document)
+    if losing:
+        parts += ["## Where torch is faster", family(losing)]
+    for op, members in op_families(document).items():
+        parts += [f"## {op}", family(members)]
+    trouble = troubles(document)
+    if trouble:
+        parts += ["## Not measured", trouble]
+    return "\n\n".join(parts) + "\n"

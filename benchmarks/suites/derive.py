@@ -1,0 +1,106 @@
+"""The layers of a network, read off the network itself: it runs once on tensors without data while hooks note every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases import Shape
+from benchmarks.ops.conv2d import WindowShape
+from benchmarks.ops.max_pool2d import PoolShape
+from benchmarks.ops.rnn import RnnShape
+from torch_unroll.shapes import pair
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One shape of a suite: what is measured of it, and which layers have it."""
+
+    op: str
+    shape: Any
+    directions: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+
+def _conv2d(module: nn.Conv2d, x: Tensor) -> Shape:
+    N, C, H, W = x.shape
+    return WindowShape(
+        N,
+        C,
+        H,
+        W,
+        module.out_channels,
+        module.kernel_size[0],
+        module.kernel_size[1],
+        stride=pair(module.stride, "stride"),
+        padding=pair(module.padding, "padding"),  # type: ignore[arg-type]  # "same" does not occur in these networks
+        dilation=pair(module.dilation, "dilation"),
+        groups=module.groups,
+        bias=int(module.bias is not None),
+    )
+
+
+def _max_pool2d(module: nn.MaxPool2d, x: Tensor) -> Shape:
+    N, C, H, W = x.shape
+    return PoolShape(
+        N,
+        C,
+        H,
+        W,
+        window=pair(module.kernel_size, "kernel_size"),
+        stride=pair(module.stride, "stride"),
+        padding=pair(module.padding, "padding"),
+        dilation=pair(module.dilation, "dilation"),
+        ceil_mode=int(module.ceil_mode),
+    )
+
+
+def _rnn(module: nn.RNN, x: Tensor) -> Shape:
+    T, N, I = x.transpose(0, 1).shape if module.batch_first else x.shape  # noqa: E741
+    directions = 2 if module.bidirectional else 1
+    return RnnShape(T, N, I, module.hidden_size, module.num_layers, directions, module.nonlinearity, int(module.bias))
+
+
+_READERS: dict[type[nn.Module], tuple[str, Any]] = {
+    nn.Conv2d: ("conv2d", _conv2d),
+    nn.MaxPool2d: ("max_pool2d", _max_pool2d),
+    nn.RNN: ("rnn", _rnn),
+}
+
+
+def layers(model: nn.Module, x: Tensor) -> list[Entry]:
+    """Every convolution, max pooling and recurrence that `model(x)` runs, each shape once, with the names of its layers.
+
+    A layer that reads the network's input has no input gradient in training, so it has no dgrad here.
+    """
+    found: dict[tuple[str, Any, bool], list[str]] = {}
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], name: str, op: str, reader: Any) -> None:
+        key = (op, reader(module, inputs[0]), inputs[0] is x)
+        found.setdefault(key, []).append(name)
+
+    handles = []
+    for name, module in model.named_modules():
+        for kind, (op, reader) in _READERS.items():
+            if isinstance(module, kind):
+                handles.append(
+                    module.register_forward_pre_hook(
+                        lambda module, inputs, name=name, op=op, reader=reader: note(module, inputs, name, op, reader)
+                    )
+                )
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [Entry(op, shape, _directions(op, first), tuple(labels)) for (op, shape, first), labels in found.items()]
+
+
+def _directions(op: str, first: bool) -> tuple[str, ...]:
+    if op == "conv2d":
+        return ("fprop", "wgrad") if first else ("fprop", "dgrad", "wgrad")
+    return ("fprop", "dgrad") if op == "max_pool2d" else ("fprop", "train")
