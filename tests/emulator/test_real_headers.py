@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import test_basics
+import test_clusters
 import test_platform
 from emulated import KERNELS
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.compile
 def test_every_test_kernel_compiles_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a")
     rows = [
-        replace(row, architecture="90a") if row.name == "stmatrix_kernel" else row
-        for row in test_basics.ROWS + test_platform.MATRICES + test_platform.EXCHANGES
+        replace(row, architecture="90a") if row.name == "stmatrix_kernel" or row.source == "clusters.cuh" else row
+        for row in test_basics.ROWS + test_clusters.ROWS + test_platform.MATRICES + test_platform.EXCHANGES
     ]
     build("cuda", rows, tmp_path / "kernels.so", directory=tmp_path / "objects", include=[KERNELS])

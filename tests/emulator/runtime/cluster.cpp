@@ -78,7 +78,7 @@ void store_async(uint32_t address, const void* value, size_t bytes, uint32_t mba
          base_name(where.file_name()), unsigned(where.line()), address >> 24, mbarrier >> 24);
   if (cluster_size() == 1)
     fail("store_async at %s:%u in a cluster of one block", base_name(where.file_name()), unsigned(where.line()));
-  see(to, bytes, Access::write);
+  see(to, bytes, Access::write, where);
   std::memset(to, 0xff, bytes);
   Block* block = scheduler().current().block->cluster->blocks[address >> 24];
   unsigned char copy[16];

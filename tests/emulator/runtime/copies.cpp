@@ -15,7 +15,7 @@ void land(const Copy& copy) {
 // By the wait of its own thread, which is when the race checker hears of it: heard of earlier, a copy that nobody waited for
 // could seem to be over at a barrier.
 void land_at_wait(const Copy& copy) {
-  see(copy.to, size_t(copy.bytes), Access::write);
+  see(copy.to, size_t(copy.bytes), Access::write, copy.where);
   land(copy);
 }
 
@@ -47,13 +47,13 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, c
     fail("copy_async at %s:%u: %d of %d bytes", base_name(where.file_name()), unsigned(where.line()), source_bytes, bytes);
   if (source_bytes) {
     check_aligned(global, size_t(bytes), "copy_async, from", where);
-    see(global, size_t(source_bytes), Access::read);
+    see(global, size_t(source_bytes), Access::read, where);
   }
   Thread& self = scheduler().current();
-  see(shared, size_t(bytes), Access::write);
+  see(shared, size_t(bytes), Access::write, where);
   std::memset(shared, 0xff, size_t(bytes));
   self.copies.push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, source_bytes,
-                         self.copy_group, ++scheduler().copy_serial});
+                         self.copy_group, ++scheduler().copy_serial, where});
   land_some(self.copies);
 }
 

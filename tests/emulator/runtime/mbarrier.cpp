@@ -51,7 +51,7 @@ void mbarrier_init(uint64_t* barrier, uint32_t arrivals, const Where& where) {
   check_aligned(barrier, 8, "mbarrier_init", where);
   if (!is_shared(barrier, 8)) wrong("it is not in this block's shared memory", where);
   if (!arrivals || arrivals > kMaxArrivals) wrong("the number of arrivals is 1 to 2^20 - 1", where);
-  see(barrier, 8, Access::write);
+  see(barrier, 8, Access::write, where);
   auto [place, fresh] = scheduler().mbarriers().try_emplace(barrier);
   if (!fresh) wrong("it is initialised twice, without mbarrier_invalidate", where);
   place->second.expected = place->second.pending = arrivals;
@@ -60,20 +60,20 @@ void mbarrier_init(uint64_t* barrier, uint32_t arrivals, const Where& where) {
 
 void mbarrier_invalidate(uint64_t* barrier, const Where& where) {
   find(barrier, where);
-  see(barrier, 8, Access::write);
+  see(barrier, 8, Access::write, where);
   scheduler().mbarriers().erase(barrier);
 }
 
 void mbarrier_arrive(uint64_t* barrier, uint32_t bytes, const Where& where) {
   preempt();
-  see(barrier, 8, Access::atomic);
+  see(barrier, 8, Access::atomic, where);
   arrive(find(barrier, where), int(bytes), moment_now(), where);
 }
 
 void mbarrier_arrive_cluster(uint32_t address, const Where& where) {
   preempt();
   auto* barrier = reinterpret_cast<uint64_t*>(cluster_pointer(address, 8, "mbarrier_arrive_cluster", where));
-  see(barrier, 8, Access::atomic);
+  see(barrier, 8, Access::atomic, where);
   arrive(find(barrier, where), 0, moment_now(), where);
 }
 
@@ -87,7 +87,7 @@ void mbarrier_complete(uint64_t* barrier, int bytes, const Moment& moment, const
 }
 
 bool mbarrier_try_wait(const uint64_t* barrier, uint32_t parity, const Where& where) {
-  see(barrier, 8, Access::atomic_read);
+  see(barrier, 8, Access::atomic_read, where);
   MBarrier& state = find(barrier, where);
   if ((state.phase & 1) == parity || scheduler().random().below(8) == 0) {
     poll(where);
@@ -99,7 +99,7 @@ bool mbarrier_try_wait(const uint64_t* barrier, uint32_t parity, const Where& wh
 
 void mbarrier_wait(const uint64_t* barrier, uint32_t parity, const Where& where) {
   preempt();
-  see(barrier, 8, Access::atomic_read);
+  see(barrier, 8, Access::atomic_read, where);
   Thread& self = scheduler().current();
   while ((find(barrier, where).phase & 1) == parity) {
     find(barrier, where).waiting.push_back(&self);

@@ -108,7 +108,7 @@ void ldmatrix(uint32_t* matrix, int matrices, const void* row, bool transposed, 
   Rows mine{matrix, static_cast<unsigned char*>(const_cast<void*>(row)), matrices};
   if (lane() < unsigned(8 * matrices)) {
     check_row(row, "ldmatrix", where);
-    see(row, 16, Access::read);
+    see(row, 16, Access::read, where);
   }
   warp_collective(0xffffffff, transposed ? "ldmatrix_transposed" : "ldmatrix", &mine, transposed ? load<true> : load<false>,
                   where);
@@ -118,7 +118,7 @@ void stmatrix(void* row, int matrices, const uint32_t* matrix, const Where& wher
   Rows mine{const_cast<uint32_t*>(matrix), static_cast<unsigned char*>(row), matrices};
   if (lane() < unsigned(8 * matrices)) {
     check_row(row, "stmatrix", where);
-    see(row, 16, Access::write);
+    see(row, 16, Access::write, where);
   }
   auto store = [](void* const operand[32], uint32_t lanes) {
     require_whole_warp("stmatrix", lanes);

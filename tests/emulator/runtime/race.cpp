@@ -82,8 +82,8 @@ SharedClock join(const std::vector<Moment>& moments) {
 
 void acquire(Thread& thread, const SharedClock& clock) { thread.knowledge.known = join(thread.knowledge.known, clock); }
 
-void synchronise(const void* address, size_t bytes, bool writes, Order order, const Where&) {
-  see(address, bytes, writes ? Access::atomic : Access::atomic_read);
+void synchronise(const void* address, size_t bytes, bool writes, Order order, const Where& where) {
+  see(address, bytes, writes ? Access::atomic : Access::atomic_read, where);
   Thread& self = scheduler().current();
   Knowledge& mine = self.knowledge;
   SharedClock& location = locations()[reinterpret_cast<uintptr_t>(address)];

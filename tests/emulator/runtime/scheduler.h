@@ -20,6 +20,7 @@ struct Copy {  // a cp.async that is under way
   int bytes, source_bytes;
   unsigned group;
   uint64_t serial;  // over the launch
+  Where where;
 };
 struct CopyArrival {  // at an mbarrier, when all copies up to a serial have landed
   uint64_t serial;

@@ -32,7 +32,7 @@ void check_aligned(const void* address, size_t alignment, const char* what, cons
 }
 
 #ifndef EMULATOR_RACE
-void see(const void*, size_t, Access) {}
+void see(const void*, size_t, Access, const Where&) {}
 void synchronise(const void*, size_t, bool, Order, const Where&) {}
 void fence() {}
 #endif

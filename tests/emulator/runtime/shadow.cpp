@@ -33,8 +33,9 @@ struct Epoch {
 constexpr int kReaders = 3;
 struct Cell {
   Epoch write, read[kReaders];
-  uint32_t write_code = 0, read_code[kReaders] = {};  // offsets in the object
+  uint32_t write_code = 0, read_code[kReaders] = {};  // where: offsets in the object, or what a stand-in told
 };
+constexpr uint32_t kTold = 1u << 31;
 constexpr size_t kPageBytes = 64, kMaxPages = 1 << 16;
 struct Page {
   uint64_t launch = 0;
@@ -50,6 +51,7 @@ struct Shadow {
   uintptr_t parameters = 0, parameters_end = 0;
   uintptr_t image = 0, image_end = 0;  // of this object: its tables, and threadIdx
   const char* path = "";
+  std::vector<Where> told;
 };
 
 int find_image(dl_phdr_info* info, size_t, void* data) {
@@ -92,6 +94,10 @@ Page& page_of(uintptr_t address) {
 
 // "kernel.cuh:12", the innermost place outside the stand-in headers; from the object's line table by addr2line.
 std::string place(uint32_t code) {
+  if (code & kTold) {
+    const Where& where = shadow().told[code & ~kTold];
+    return base_name(where.file_name()) + (":" + std::to_string(where.line()));
+  }
   char command[1024];
   std::snprintf(command, sizeof command, "addr2line -e '%s' -i 0x%x 2>/dev/null", shadow().path, code - 1);
   std::string found = "unknown";
@@ -200,10 +206,9 @@ bool is_memory(uintptr_t address, size_t bytes, Access access, uint32_t code) {
 }
 }  // namespace
 
-void check_access(const void* pointer, size_t bytes, Access access, const void* code) {
+void check_access(const void* pointer, size_t bytes, Access access, uint32_t offset) {
   if (!scheduler().running()) return;
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  const auto offset = uint32_t(reinterpret_cast<uintptr_t>(code) - shadow().image);
   if (!is_memory(address, bytes, access, offset)) return;
   Thread& self = scheduler().current();
   for (uintptr_t byte = address; byte < address + bytes;) {
@@ -213,7 +218,17 @@ void check_access(const void* pointer, size_t bytes, Access access, const void* 
   }
 }
 
-void see(const void* address, size_t bytes, Access access) { check_access(address, bytes, access, __builtin_return_address(0)); }
+void check_access(const void* pointer, size_t bytes, Access access, const void* code) {
+  check_access(pointer, bytes, access, uint32_t(reinterpret_cast<uintptr_t>(code) - shadow().image));
+}
+
+void see(const void* address, size_t bytes, Access access, const Where& where) {
+  std::vector<Where>& told = shadow().told;
+  size_t i = 0;
+  while (i < told.size() && (told[i].line() != where.line() || told[i].file_name() != where.file_name())) ++i;
+  if (i == told.size()) told.push_back(where);
+  check_access(address, bytes, access, kTold | uint32_t(i));
+}
 
 void race_launch_started(const void* parameters, size_t parameter_bytes) {
   Shadow& all = shadow();

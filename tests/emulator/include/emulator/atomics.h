@@ -4,9 +4,9 @@
 
 namespace emulator {
 template <class T, class F>
-EMULATOR_UNSEEN T atomic(T* address, F&& change) {
+EMULATOR_UNSEEN T atomic(T* address, F&& change, const Where& where) {
   preempt();
-  synchronise(address, sizeof(T), true, Order::relaxed, Where::current());
+  synchronise(address, sizeof(T), true, Order::relaxed, where);
   const T old = *address;
   *address = change(old);
   progress();
@@ -16,38 +16,39 @@ EMULATOR_UNSEEN T atomic(T* address, F&& change) {
 
 // The operand's type is not deduced: atomicAdd(unsigned*, 1) is fine in CUDA.
 template <class T>
-T atomicAdd(T* address, std::type_identity_t<T> value) {
-  return emulator::atomic(address, [value](T old) { return T(old + value); });
+T atomicAdd(T* address, std::type_identity_t<T> value, emulator::Where where = emulator::Where::current()) {
+  return emulator::atomic(address, [value](T old) { return T(old + value); }, where);
 }
 template <class T>
-T atomicSub(T* address, std::type_identity_t<T> value) {
-  return emulator::atomic(address, [value](T old) { return T(old - value); });
+T atomicSub(T* address, std::type_identity_t<T> value, emulator::Where where = emulator::Where::current()) {
+  return emulator::atomic(address, [value](T old) { return T(old - value); }, where);
 }
 template <class T>
-T atomicExch(T* address, std::type_identity_t<T> value) {
-  return emulator::atomic(address, [value](T) { return value; });
+T atomicExch(T* address, std::type_identity_t<T> value, emulator::Where where = emulator::Where::current()) {
+  return emulator::atomic(address, [value](T) { return value; }, where);
 }
 template <class T>
-T atomicMin(T* address, std::type_identity_t<T> value) {
-  return emulator::atomic(address, [value](T old) { return value < old ? value : old; });
+T atomicMin(T* address, std::type_identity_t<T> value, emulator::Where where = emulator::Where::current()) {
+  return emulator::atomic(address, [value](T old) { return value < old ? value : old; }, where);
 }
 template <class T>
-T atomicMax(T* address, std::type_identity_t<T> value) {
-  return emulator::atomic(address, [value](T old) { return old < value ? value : old; });
+T atomicMax(T* address, std::type_identity_t<T> value, emulator::Where where = emulator::Where::current()) {
+  return emulator::atomic(address, [value](T old) { return old < value ? value : old; }, where);
 }
 template <class T>
-T atomicAnd(T* address, std::type_identity_t<T> value) {
-  return emulator::atomic(address, [value](T old) { return T(old & value); });
+T atomicAnd(T* address, std::type_identity_t<T> value, emulator::Where where = emulator::Where::current()) {
+  return emulator::atomic(address, [value](T old) { return T(old & value); }, where);
 }
 template <class T>
-T atomicOr(T* address, std::type_identity_t<T> value) {
-  return emulator::atomic(address, [value](T old) { return T(old | value); });
+T atomicOr(T* address, std::type_identity_t<T> value, emulator::Where where = emulator::Where::current()) {
+  return emulator::atomic(address, [value](T old) { return T(old | value); }, where);
 }
 template <class T>
-T atomicXor(T* address, std::type_identity_t<T> value) {
-  return emulator::atomic(address, [value](T old) { return T(old ^ value); });
+T atomicXor(T* address, std::type_identity_t<T> value, emulator::Where where = emulator::Where::current()) {
+  return emulator::atomic(address, [value](T old) { return T(old ^ value); }, where);
 }
 template <class T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  return emulator::atomic(address, [expected, value](T old) { return old == expected ? value : old; });
+T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value,
+            emulator::Where where = emulator::Where::current()) {
+  return emulator::atomic(address, [expected, value](T old) { return old == expected ? value : old; }, where);
 }

@@ -40,7 +40,7 @@ void check_aligned(const void* address, size_t alignment, const char* what, cons
 
 // An access that the emulator makes for a thread, told to the race checker (nothing happens in the other modes).
 enum class Access { read, write, atomic, atomic_read };
-void see(const void* address, size_t bytes, Access access);
+void see(const void* address, size_t bytes, Access access, const Where& where);
 
 enum class Order { relaxed, acquire, release, acquire_release };
 // Tells the race checker of an access that synchronises.

@@ -27,7 +27,7 @@ template <class T>
 EMULATOR_UNSEEN T load_cluster(uint32_t address, emulator::Where where = emulator::Where::current()) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
   const unsigned char* from = emulator::cluster_pointer(address, sizeof(T), "load_cluster", where);
-  emulator::see(from, sizeof(T), emulator::Access::read);
+  emulator::see(from, sizeof(T), emulator::Access::read, where);
   T value;
   std::memcpy(&value, from, sizeof(T));
   return value;
@@ -36,7 +36,7 @@ template <class T>
 EMULATOR_UNSEEN void store_cluster(uint32_t address, const T& value, emulator::Where where = emulator::Where::current()) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
   unsigned char* to = emulator::cluster_pointer(address, sizeof(T), "store_cluster", where);
-  emulator::see(to, sizeof(T), emulator::Access::write);
+  emulator::see(to, sizeof(T), emulator::Access::write, where);
   std::memcpy(to, &value, sizeof(T));
 }
 template <class T>
