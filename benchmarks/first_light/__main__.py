@@ -1,4 +1,4 @@
-"""`python -m benchmarks.first_light`: the hardware, measured; and golden data for the emulator. Needs nvcc, a Hopper GPU, no torch."""
+"""`python -m benchmarks.first_light`: the hardware, measured; and golden data for the emulator. Needs nvcc and a Hopper GPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from pathlib import Path
 from benchmarks.first_light import programs
 from benchmarks.first_light.programs import MEASUREMENTS, ROOT, Outcome
 
-SMI_FIELDS = (
-    "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,ecc.mode.current,mig.mode.current"
-)
+SMI_FIELDS = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,ecc.mode.current"
 
 
 def nvidia_smi() -> dict[str, str]:
@@ -45,13 +43,10 @@ def main() -> int:
         description=__doc__,
         epilog="To keep what it finds: copy the JSON to benchmarks/results/, and golden/ to tests/emulator/golden/.",
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "out" / "first_light", help="where results go (%(default)s)")
-    parser.add_argument(
-        "--binaries", type=Path, default=ROOT / "build" / "first_light", help="where programs are built (%(default)s)"
-    )
-    parser.add_argument(
-        "--only", nargs="+", metavar="PROGRAM", help="of " + ", ".join(dict.fromkeys(m.program for m in MEASUREMENTS))
-    )
+    names = ", ".join(dict.fromkeys(each.program for each in MEASUREMENTS))
+    parser.add_argument("--output", type=Path, default=ROOT / "out" / "first_light", help="folder of results (%(default)s)")
+    parser.add_argument("--binaries", type=Path, default=ROOT / "build" / "first_light", help="folder of programs (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="PROGRAM", help=f"of {names}")
     parser.add_argument("--build-only", action="store_true", help="compile, for a machine that has a GPU but no nvcc")
     options = parser.parse_args()
     chosen = [each for each in MEASUREMENTS if not options.only or each.program in options.only]
@@ -70,6 +65,8 @@ def main() -> int:
         print(f"[{number}/{len(chosen)}] {measurement.program} {measurement.name} ...", end=" ", flush=True)
         outcomes.append(programs.run(measurement, options.binaries))
         print(outcomes[-1].failure or f"{len(outcomes[-1].records)} results", flush=True)
+        if outcomes[-1].failure and measurement == MEASUREMENTS[0]:
+            sys.exit("no GPU can be used here: first light needs one of compute capability 9.0, and its driver")
 
     measured, golden = programs.split(outcomes)
     failures = {f"{each.measurement.program} {each.measurement.name}": each.failure for each in outcomes if each.failure}

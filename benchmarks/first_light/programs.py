@@ -27,7 +27,7 @@ class Measurement:
 
     program: str
     name: str
-    seconds: int = 60  # it is stopped after that
+    seconds: int = 28  # it is stopped after that: ten minutes for all, whatever hangs
 
     def command(self, binaries: Path) -> list[str]:
         return [str(binaries / self.program), self.name]
