@@ -40,7 +40,7 @@ test-all: build  ## every test, and the compile checks
 	$(RUN) -m pytest $(TESTS) -n $(WORKERS) $(PYTEST)
 
 compile-check: $(READY)  ## nvcc for sm_80, sm_90a and sm_100 without spills or local memory; NVRTC for every kernel
-	$(RUN) -m pytest tests/compile -m compile $(PYTEST)
+	$(RUN) -m pytest tests -n $(WORKERS) -m compile $(PYTEST)
 
 lint: $(READY)  ## ruff, mypy, clang-format
 	$(RUN) -m ruff check .
