@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from torch_unroll.linear import linear
 from torch_unroll.rnn_cell_ops import rnn_cell_forward
 from torch_unroll.rnn_ops import rnn_forward
 from torch_unroll.rnn_steps import Steps
-from torch_unroll.shapes import require
+from torch_unroll.shapes import require, require_tensors
 
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")
-_TORCHS = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
-_TORCHS_CELL = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
+_TORCHS: dict[str, Callable[..., Any]] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
+_TORCHS_CELL: dict[str, Callable[..., Tensor]] = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
 
 
 def _check_nonlinearity(nonlinearity: str) -> None:
@@ -74,67 +75,74 @@ def _check_weights(layers: list[list[tuple[Tensor, ...]]], input: Tensor) -> int
     return H
 
 
-def _layer(
-    x: Tensor, h0: Tensor, weights: list[tuple[Tensor, ...]], steps: Steps, batch_first: bool, nonlinearity: str, engine: str
-) -> tuple[Tensor, Tensor]:
-    """One layer: x, in the caller's layout, and h0 (D, N, H) -> h laid out like x, and h_n (D, N, H)."""
-    w_ih, w_hh, *biases = zip(*weights, strict=True)
-    bias = None
-    if biases:
-        summed = [b_ih + b_hh for b_ih, b_hh in zip(*biases, strict=True)]
-        bias = summed[0] if len(summed) == 1 else torch.cat(summed)
-    z = linear(x, w_ih[0] if len(w_ih) == 1 else torch.cat(w_ih), bias, "rnn", engine)
-    recurrent = w_hh[0].unsqueeze(0) if len(w_hh) == 1 else torch.stack(w_hh)
-    z = z.transpose(0, 1) if batch_first else z
-    h = rnn_forward(z, recurrent, h0, steps.lengths, steps.batch_sizes, nonlinearity, "rnn", engine)
-    H = h0.shape[-1]
-    h_n = [steps.last(h[..., d * H : (d + 1) * H], h0[d].to(h.dtype), d) for d in range(len(weights))]
-    return h.transpose(0, 1) if batch_first else h, torch.stack(h_n)
+def _extents(x: Tensor, axis: int, batch_sizes: Tensor | None) -> tuple[int, int]:
+    """N and T; `axis` is that of N."""
+    if batch_sizes is None:
+        return x.shape[axis], x.shape[1 - axis]
+    require(
+        batch_sizes.dim() == 1 and batch_sizes.dtype == torch.int64 and batch_sizes.device.type == "cpu",
+        f"batch_sizes: expected shape (T,), int64, on the CPU, got {_shape(batch_sizes)}, {batch_sizes.dtype},"
+        f" on {batch_sizes.device}",
+    )
+    return int(batch_sizes[0]) if batch_sizes.shape[0] else 0, batch_sizes.shape[0]
 
 
-def _stack(
-    x: Tensor,
-    h0: Tensor,
-    layers: list[list[tuple[Tensor, ...]]],
-    steps: Steps,
-    batch_first: bool,
-    dropout: float,
-    nonlinearity: str,
-    engine: str,
-) -> tuple[Tensor, Tensor]:
-    """Every layer, with dropout between them."""
-    last = []
-    for number, (weights, start) in enumerate(zip(layers, h0.split(len(layers[0])), strict=True)):
-        if number > 0 and dropout:
-            x = torch.dropout(x, dropout, True)
-        x, h_n = _layer(x, start, weights, steps, batch_first, nonlinearity, engine)
-        last.append(h_n)
-    return x, last[0] if len(last) == 1 else torch.cat(last)
+def _check_lengths(lengths: Tensor | None, x: Tensor, N: int, packed: bool) -> None:
+    if lengths is None:
+        return
+    require(not packed, "lengths: expected None beside batch_sizes")
+    require(lengths.dtype in (torch.int64, torch.int32), f"lengths: expected int64 or int32, got {lengths.dtype}")
+    require(lengths.device == x.device, f"lengths: expected device {x.device} like input, got {lengths.device}")
+    _check_shape(lengths, "lengths", N)
 
 
-def _stack_in_segments(
-    x: Tensor,
-    h0: Tensor,
-    layers: list[list[tuple[Tensor, ...]]],
-    steps: Steps,
-    batch_first: bool,
-    dropout: float,
-    nonlinearity: str,
-    engine: str,
-    segments: int,
-) -> tuple[Tensor, Tensor]:
-    """`_stack`, keeping only the states between segments of the sequence; the backward pass computes each segment again."""
-    axis = 1 if batch_first else 0
-    T, outputs, state = x.shape[axis], [], h0
-    length = -(-T // segments)
-    for begin in range(0, T, length):
-        part = x.narrow(axis, begin, min(length, T - begin))
-        within = Steps(None if steps.lengths is None else steps.lengths - begin, None)
-        h, state = checkpoint(
-            _stack, part, state, layers, within, batch_first, dropout, nonlinearity, engine, use_reentrant=False
-        )
-        outputs.append(h)
-    return torch.cat(outputs, axis), state
+@dataclass(frozen=True)
+class _Stack:
+    """The layers of one call and how they are run."""
+
+    layers: list[list[tuple[Tensor, ...]]]
+    batch_first: bool
+    dropout: float
+    nonlinearity: str
+    engine: str
+
+    def layer(self, x: Tensor, h0: Tensor, weights: list[tuple[Tensor, ...]], steps: Steps) -> tuple[Tensor, Tensor]:
+        """One layer: x, in the caller's layout, and h0 (D, N, H) -> h laid out like x, and h_n (D, N, H)."""
+        w_ih, w_hh, *biases = zip(*weights, strict=True)
+        bias = _joined([b_ih + b_hh for b_ih, b_hh in zip(*biases, strict=True)]) if biases else None
+        z = linear(x, _joined(w_ih), bias, "rnn", self.engine)
+        z = z.transpose(0, 1) if self.batch_first else z
+        recurrent = w_hh[0].unsqueeze(0) if len(w_hh) == 1 else torch.stack(w_hh)
+        h = rnn_forward(z, recurrent, h0, steps.lengths, steps.batch_sizes, self.nonlinearity, "rnn", self.engine)
+        H = h0.shape[-1]
+        h_n = [steps.last(h[..., d * H : (d + 1) * H], h0[d].to(h.dtype), d) for d in range(len(weights))]
+        return h.transpose(0, 1) if self.batch_first else h, torch.stack(h_n)
+
+    def run(self, x: Tensor, h0: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
+        """Every layer, with dropout between them."""
+        last = []
+        for number, (weights, start) in enumerate(zip(self.layers, h0.split(len(self.layers[0])), strict=True)):
+            if number > 0 and self.dropout:
+                x = torch.dropout(x, self.dropout, True)
+            x, h_n = self.layer(x, start, weights, steps)
+            last.append(h_n)
+        return x, _joined(last)
+
+    def in_segments(self, x: Tensor, h0: Tensor, lengths: Tensor | None, segments: int) -> tuple[Tensor, Tensor]:
+        """`run`, keeping only the states between segments of the sequence; backward computes each segment again."""
+        axis = 1 if self.batch_first else 0
+        parts = x.split(-(-x.shape[axis] // segments), axis)
+        outputs, state, begin = [], h0, 0
+        for part in parts:
+            steps = Steps(None if lengths is None else lengths - begin, None)
+            h, state = checkpoint(self.run, part, state, steps, use_reentrant=False)
+            outputs.append(h)
+            begin += part.shape[axis]
+        return torch.cat(outputs, axis), state
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def rnn(
@@ -153,26 +161,28 @@ def rnn(
     recompute_segments: int | None = None,
     engine: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """An Elman RNN over whole sequences, h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh); what `torch.rnn_tanh` and `torch.rnn_relu` do.
+    """An Elman RNN over sequences, as `torch.rnn_tanh` and `torch.rnn_relu`: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
 
-    Each layer is one matrix product for all steps, then one recurrence over T (BPTT in backward; Werbos 1990). D is 2 if bidirectional,
-    else 1. fp32 products follow `torch.backends.cudnn.rnn.fp32_precision`.
+    Each layer is one matrix product for all steps, then one recurrence over T, with BPTT for its backward (Werbos 1990).
+    D is 2 if bidirectional, else 1. fp32 products follow `torch.backends.cudnn.rnn.fp32_precision`.
 
     Args:
         input: (T, N, I); (N, T, I) if batch_first; (T, I) without a batch; or the data (total, I) of a PackedSequence.
             fp16, bf16, fp32 or fp64, of any strides.
         h0: (num_layers·D, N, H), or (num_layers·D, H) without a batch; None for zeros.
-        weights: in torch's order, per layer and direction: w_ih (H, I or D·H), w_hh (H, H) and, for all or none, b_ih (H), b_hh (H).
+        weights: in torch's order, per layer and direction: w_ih (H, I; above the first layer H, D·H), w_hh (H, H) and, for all
+            or none, b_ih (H), b_hh (H).
         nonlinearity: "tanh", "relu", "sigmoid" or "identity".
         num_layers, bidirectional: of the stack.
-        dropout, training: the probability with which, in training, a layer's outputs are zeroed on their way to the next; the mask is
-            of torch's generator.
+        dropout, training: the probability with which, in training, a layer's outputs are zeroed on their way to the next; the
+            mask comes from torch's generator.
         batch_first: whether input and output are (N, T, ·); the states never are.
         batch_sizes: those of a PackedSequence: (T), int64, on the CPU.
-        lengths: (N), integers, on input's device, never read by the host: how many steps of a padded sample count, clamped to [0, T].
-            Outputs beyond are 0, and h_n is the state at the sample's last step (h0 for a sample of none).
-        recompute_segments: cuts the sequence into so many segments and stores for the backward pass only the states between them,
-            computing the rest again: about √T of them need the least memory. Not for bidirectional or packed input.
+        lengths: (N), integers, on input's device, never read by the host: how many steps of a padded sample count, clamped to
+            [0, T]. Outputs beyond are 0, and h_n is the state at the sample's last step (h0 for a sample of none).
+        recompute_segments: cuts the sequence into so many segments and keeps for the backward pass only the states between them,
+            computing the rest again (Chen et al. 2016, arXiv 1604.06174): about √T of them need the least memory. Worth it
+            where the output is not kept either. Not for bidirectional or packed input.
         engine: one of `torch_unroll.engines()`; None takes the first that can.
 
     Returns:
@@ -184,98 +194,46 @@ def rnn(
     """
     resolved = resolve(engine)
     _check_nonlinearity(nonlinearity)
+    require_tensors(input=input, h0=h0, batch_sizes=batch_sizes, lengths=lengths)
+    packed, states = batch_sizes is not None, num_layers * (2 if bidirectional else 1)
+    axis = 0 if batch_first and not packed else 1
+    batched = packed or input.dim() != 2
+    x = input if batched else input.unsqueeze(axis)
+    start = h0 if h0 is None or batched else h0.unsqueeze(1)
     if not claims(resolved, input):
-        if (
-            nonlinearity in _TORCHS
-            and lengths is None
-            and not recompute_segments
-            and not (batch_sizes is not None and torch.compiler.is_compiling())
-        ):
-            return _torchs_rnn(
-                input, h0, weights, nonlinearity, num_layers, bidirectional, dropout, training, batch_first, batch_sizes
-            )
-        resolved = "torch"
-    directions = 2 if bidirectional else 1
-    packed = batch_sizes is not None
-    batched = packed or input.dim() == 3
-    require(
-        input.dim() == 2 or (not packed and input.dim() == 3),
-        f"input: expected {_ranks(packed)} dimensions, got shape {_shape(input)}",
-    )
-    layers = _by_layer(weights, num_layers, directions)
-    H = _check_weights(layers, input)
-    x = input if batched else input.unsqueeze(0 if batch_first else 1)
-    N, T = _extents(x, h0, batch_first, batch_sizes)
-    require(T is None or T > 0, "input: expected a sequence of at least one step, got none")
-    if h0 is None:
-        start = x.new_zeros(num_layers * directions, N, H)
+        # torch's operator reads batch_sizes on the host, where under torch.compile there are none.
+        beyond_torch = lengths is not None or recompute_segments or (packed and torch.compiler.is_compiling())
+        resolved = "torch" if beyond_torch or nonlinearity not in _TORCHS else "torch's own"
+    if resolved == "torch's own":
+        if start is None:
+            start = x.new_zeros(states, *_extents(x, axis, batch_sizes)[:1], weights[1].shape[-1])
+        sequence = (x, batch_sizes, start) if packed else (x, start)
+        settings = (list(weights), len(weights) == 4 * states, num_layers, dropout, training, bidirectional)
+        output, h_n = _TORCHS[nonlinearity](*sequence, *settings, *(() if packed else (batch_first,)))
     else:
-        _check_shape(h0, "h0", num_layers * directions, *((N, H) if batched else (H,)))
-        start = h0 if batched else h0.unsqueeze(1)
-    _check_alike(input, {"h0": h0})
-    if lengths is not None:
-        require(not packed, "lengths: expected None beside batch_sizes")
-        require(lengths.dtype in (torch.int64, torch.int32), f"lengths: expected int64 or int32, got {lengths.dtype}")
-        require(lengths.device == input.device, f"lengths: expected device {input.device} like input, got {lengths.device}")
-        _check_shape(lengths, "lengths", N)
-    steps = Steps(lengths, batch_sizes)
-    arguments: tuple[Any, ...] = (
-        x, start, layers, steps, batch_first and not packed, dropout if training else 0.0, nonlinearity, resolved,
-    )  # fmt: skip
-    if recompute_segments:
-        if packed or bidirectional:
-            raise ValueError("recompute_segments: expected None for bidirectional or packed input, which no state cuts in two")
-        output, h_n = _stack_in_segments(*arguments, recompute_segments)
-    else:
-        output, h_n = _stack(*arguments)
-    return (output, h_n) if batched else (output.squeeze(0 if batch_first else 1), h_n.squeeze(1))
-
-
-def _ranks(packed: bool) -> str:
-    return "2" if packed else "2 or 3"
-
-
-def _extents(x: Tensor, h0: Tensor | None, batch_first: bool, batch_sizes: Tensor | None) -> tuple[int, int | None]:
-    """N, and T where the host knows it. Packed, h0 has the N, which the operator compares with batch_sizes when it runs."""
-    if batch_sizes is None:
-        return (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
-    require(
-        batch_sizes.dim() == 1 and batch_sizes.dtype == torch.int64 and batch_sizes.device.type == "cpu",
-        f"batch_sizes: expected shape (T,), int64, on the CPU, got {_shape(batch_sizes)}, {batch_sizes.dtype}, on {batch_sizes.device}",
-    )
-    require(len(batch_sizes) > 0, "batch_sizes: expected a sequence of at least one step, got none")
-    return (int(batch_sizes[0]) if h0 is None or h0.dim() != 3 else h0.shape[1]), None
-
-
-def _torchs_rnn(
-    input: Tensor,
-    h0: Tensor | None,
-    weights: Sequence[Tensor],
-    nonlinearity: str,
-    num_layers: int,
-    bidirectional: bool,
-    dropout: float,
-    training: bool,
-    batch_first: bool,
-    batch_sizes: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """torch's own operator, for what no engine claims."""
-    directions = 2 if bidirectional else 1
-    biases = len(weights) == 4 * num_layers * directions
-    states = num_layers * directions
-    settings = (list(weights), biases, num_layers, dropout, training, bidirectional)
-    H = weights[1].shape[-1] if len(weights) > 1 else 0
-    if batch_sizes is not None:
-        start = input.new_zeros(states, int(batch_sizes[0]), H) if h0 is None else h0
-        return _TORCHS[nonlinearity](input, batch_sizes, start, *settings)
-    batched = input.dim() != 2
-    x = input if batched else input.unsqueeze(0 if batch_first else 1)
-    if h0 is None:
-        start = x.new_zeros(states, x.shape[0 if batch_first else 1], H)
-    else:
-        start = h0 if batched else h0.unsqueeze(1)
-    output, h_n = _TORCHS[nonlinearity](x, start, *settings, batch_first)
-    return (output, h_n) if batched else (output.squeeze(0 if batch_first else 1), h_n.squeeze(1))
+        ranks = (2,) if packed else (2, 3)
+        require(input.dim() in ranks, f"input: expected a rank in {ranks}, got shape {_shape(input)}")
+        _check_alike(input, {"h0": h0})
+        layers = _by_layer(weights, num_layers, states // num_layers if num_layers > 0 else 1)
+        H = _check_weights(layers, x)
+        N, T = _extents(x, axis, batch_sizes)
+        require(T > 0, "input: expected a sequence of at least one step, got none")
+        if start is None:
+            start = x.new_zeros(states, N, H)
+        elif packed:  # the operator compares N with batch_sizes when it runs
+            N = start.shape[1] if start.dim() == 3 else N
+        _check_shape(start, "h0" if batched else "h0, with a batch of one", states, N, H)
+        _check_lengths(lengths, x, N, packed)
+        stack = _Stack(layers, batch_first and not packed, dropout if training else 0.0, nonlinearity, resolved)
+        if recompute_segments:
+            if packed or bidirectional:
+                raise ValueError(
+                    "recompute_segments: expected None for bidirectional or packed input, which no state cuts in two"
+                )
+            output, h_n = stack.in_segments(x, start, lengths, recompute_segments)
+        else:
+            output, h_n = stack.run(x, start, Steps(lengths, batch_sizes))
+    return (output, h_n) if batched else (output.squeeze(axis), h_n.squeeze(1))
 
 
 def rnn_cell(
@@ -308,6 +266,7 @@ def rnn_cell(
     """
     resolved = resolve(engine)
     _check_nonlinearity(nonlinearity)
+    require_tensors(input=input, h=h, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
     if not claims(resolved, input):
         if nonlinearity in _TORCHS_CELL:
             if input.dim() == 1 and h.dim() == 1:
@@ -319,15 +278,14 @@ def rnn_cell(
     require(w_ih.dim() == 2, f"w_ih: expected 2 dimensions, got shape {_shape(w_ih)}")
     inputs, H = w_ih.shape[1], h.shape[-1]
     require(input.shape[-1] == inputs, f"input has inconsistent input_size: got {input.shape[-1]} expected {inputs}")
-    require(
-        w_hh.dim() == 2 and w_hh.shape[1] == H, f"hidden0 has inconsistent hidden_size: got {H}, expected {_shape(w_hh)[-1:]}"
-    )
+    require(w_hh.dim() == 2, f"w_hh: expected 2 dimensions, got shape {_shape(w_hh)}")
+    require(w_hh.shape[1] == H, f"hidden0 has inconsistent hidden_size: got {H}, expected {w_hh.shape[1]}")
     _check_shape(w_ih, "w_ih", H, inputs)
     _check_shape(w_hh, "w_hh", H, H)
     _check_shape(b_ih, "b_ih", H)
     _check_shape(b_hh, "b_hh", H)
     x, state = (input, h) if input.dim() == 2 else (input.unsqueeze(0), h.unsqueeze(0))
-    require(len(x) == len(state), f"Input batch size {len(x)} doesn't match hidden0 batch size {len(state)}")
+    require(x.shape[0] == state.shape[0], f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {state.shape[0]}")
     _check_alike(input, {"h": h, "w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh})
     h_next = rnn_cell_forward(x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity, "rnn", resolved)
     return h_next if input.dim() == 2 else h_next.squeeze(0)

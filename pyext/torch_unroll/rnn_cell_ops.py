@@ -13,6 +13,12 @@ from torch_unroll.linear import add, linear, outer
 from torch_unroll.registration import Operator, move_batch, operator, save
 
 
+def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    moved = move_batch(tensor, dim, size)
+    assert moved is not None
+    return moved.flatten(0, 1)
+
+
 def _vmap(function: Any, weights: int, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
     """The batch joins N where the `weights` tensors behind the first two are common to it; else one call per entry."""
     B, tensors = info.batch_size, inputs[: 2 + weights]
@@ -24,11 +30,11 @@ def _vmap(function: Any, weights: int, info: Any, in_dims: tuple[Any, ...], inpu
         if isinstance(calls[0], Tensor):
             return torch.stack(calls), 0
         return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(calls[0])
-    rows = [move_batch(tensor, dim, B).flatten(0, 1) for tensor, dim in zip(tensors[:2], in_dims, strict=False)]
+    rows = [_fold(tensor, dim, B) for tensor, dim in zip(tensors[:2], in_dims, strict=False)]
     outputs = function(*rows, *inputs[2:])
     if isinstance(outputs, Tensor):
-        return outputs.unflatten(0, (B, len(outputs) // B)), 0
-    return tuple(each.unflatten(0, (B, len(each) // B)) for each in outputs), (0,) * len(outputs)
+        return outputs.unflatten(0, (B, outputs.shape[0] // B)), 0
+    return tuple(each.unflatten(0, (B, each.shape[0] // B)) for each in outputs), (0,) * len(outputs)
 
 
 class RnnCellForward(Operator):
@@ -72,6 +78,7 @@ class RnnCellForward(Operator):
             db_ih,
             db_hh,
         )
+        assert moved is not None
         return slope(nonlinearity, h_next, moved.expand_as(h_next))
 
     @staticmethod
@@ -91,7 +98,7 @@ class RnnCellBackward(Operator):
 
     @staticmethod
     def fake(dh_next, h_next, w_ih, w_hh, nonlinearity, precision, engine):
-        return h_next.new_empty(h_next.shape), h_next.new_empty(len(h_next), w_ih.shape[1]), h_next.new_empty(h_next.shape)
+        return h_next.new_empty(h_next.shape), h_next.new_empty(h_next.shape[0], w_ih.shape[1]), h_next.new_empty(h_next.shape)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -131,7 +138,7 @@ class RnnCellBackward(Operator):
             )
 
         results = (moved, back(w_ih, dw_ih), back(w_hh, dw_hh))
-        empty = (dz.shape, (len(dz), w_ih.shape[1]), dz.shape)
+        empty = (dz.shape, (dz.shape[0], w_ih.shape[1]), dz.shape)
         return tuple(dz.new_zeros(shape) if each is None else each for each, shape in zip(results, empty, strict=True))
 
     @staticmethod

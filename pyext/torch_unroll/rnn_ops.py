@@ -1,7 +1,7 @@
 """The operators of recurrence over a sequence: forward, backward (BPTT) and tangent.
 
-Backward is linear in dh, tangent is linear in (p, u0), and each is the other's transpose; so the derivative of each of the three is
-made of them and of matrix products, which gives derivatives of every order in both directions.
+Backward is linear in dh, tangent is linear in (p, u0), and each is the other's transpose; so the derivative of each of the
+three is made of them and of matrix products, which gives derivatives of every order in both directions.
 
 With q = backward(g), u = tangent(p, u0), and for every step t, t⁻ the one walked before it and t⁺ the one after it:
 
@@ -47,7 +47,9 @@ def _sizes(batch_sizes: Tensor | None, rows: Tensor, start: Tensor) -> tuple[int
     )
     ordered = sizes[-1] > 0 and all(earlier >= later for earlier, later in pairwise(sizes))
     require(ordered, "batch_sizes: expected numbers above 0 that do not grow")
-    require(sum(sizes) == len(rows), f"batch_sizes: expected a sum of {len(rows)}, the rows of the input, got {sum(sizes)}")
+    require(
+        sum(sizes) == rows.shape[0], f"batch_sizes: expected a sum of {rows.shape[0]}, the rows of the input, got {sum(sizes)}"
+    )
     return sizes
 
 
@@ -104,11 +106,9 @@ def _bend(h: Tensor, s: Tensor, a: Tensor, steps: Steps, options: _Options) -> T
     return product if running is None else torch.where(running, product, torch.zeros_like(product))
 
 
-def _vmap(
-    function: Callable[..., Any], kinds: str, results: str, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]
-) -> Any:
-    """A batch joins N where W_hh is common to it; else one call per entry. `kinds` and `results` say what each tensor is:
-    r(ows of a sequence), s(tate, (D, N, H)), w(eights), l(engths), b(atch_sizes)."""
+def _vmap(function: Callable[..., Any], kinds: str, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
+    """A batch joins N where W_hh is common to it; else one call per entry. `kinds` says what each tensor is: r(ows of a
+    sequence), s(tate, (D, N, H)), w(eights), l(engths), b(atch_sizes)."""
     B, tensors, options = info.batch_size, inputs[: len(kinds)], inputs[len(kinds) :]
     dims = dict(zip(kinds, in_dims, strict=False))
     if dims["w"] is not None or dims["b"] is not None:
@@ -119,10 +119,14 @@ def _vmap(
             )
             for i in range(B)
         ]
-        if len(results) == 1:
+        if isinstance(calls[0], Tensor):
             return torch.stack(calls), 0
-        return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(results)
-    folded = []
+        return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(calls[0])
+
+    def unfold(output: Tensor) -> Tensor:
+        return output.unflatten(-2, (output.shape[-2] // B, B))
+
+    folded: list[Any] = []
     for kind, tensor, dim in zip(kinds, tensors, in_dims, strict=False):
         if tensor is None or kind == "w":
             folded.append(tensor)
@@ -130,13 +134,13 @@ def _vmap(
             folded.append(tensor * B)
         else:  # beside N, behind it: the samples of a packed step stay in the order of their lengths
             at = 1 if kind == "l" else tensor.dim() - (1 if dim is None else 2)
-            folded.append(move_batch(tensor, dim, B, to=at).flatten(at - 1, at))
+            moved = move_batch(tensor, dim, B, to=at)
+            assert moved is not None
+            folded.append(moved.flatten(at - 1, at))
     outputs = function(*folded, *options)
-    unfolded = tuple(
-        each.unflatten(-2, (each.shape[-2] // B, B)) for each in (outputs if isinstance(outputs, tuple) else (outputs,))
-    )
-    out_dims = tuple(each.dim() - 2 for each in unfolded)
-    return (unfolded[0], out_dims[0]) if len(results) == 1 else (unfolded, out_dims)
+    if isinstance(outputs, Tensor):
+        return unfold(outputs), outputs.dim() - 1
+    return tuple(unfold(each) for each in outputs), tuple(each.dim() - 1 for each in outputs)
 
 
 class RnnForward(Operator):
@@ -175,7 +179,7 @@ class RnnForward(Operator):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        return _vmap(rnn_forward, "rwslb", "r", info, in_dims, inputs)
+        return _vmap(rnn_forward, "rwslb", info, in_dims, inputs)
 
 
 class RnnBackward(Operator):
@@ -239,12 +243,13 @@ class RnnBackward(Operator):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        return _vmap(rnn_backward, "rrwslb", "rs", info, in_dims, inputs)
+        return _vmap(rnn_backward, "rrwslb", info, in_dims, inputs)
 
 
 class RnnTangent(Operator):
-    """p like h, u0 (D, N, H) -> u like h: how h moves where z moves by p and h0 by u0. The formulas of engine `torch` compute it for
-    every engine: it serves forward-mode and second derivatives only."""
+    """p like h, u0 (D, N, H) -> u like h: how h moves where z moves by p and h0 by u0.
+
+    The formulas of engine `torch` compute it for every engine: it serves forward-mode and second derivatives only."""
 
     autocast = True
 
@@ -294,7 +299,7 @@ class RnnTangent(Operator):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        return _vmap(rnn_tangent, "rrwslb", "r", info, in_dims, inputs)
+        return _vmap(rnn_tangent, "rrwslb", info, in_dims, inputs)
 
 
 rnn_forward = operator(f"rnn_forward(Tensor z, Tensor w_hh, Tensor h0, {_OPTIONS}) -> Tensor", RnnForward)

@@ -1,7 +1,7 @@
 """Where a recurrence's steps lie in a tensor, and their neighbours: differentiable indexing for padded and packed sequences.
 
-A sequence is (T, N, ·), of which sample n's first `lengths[n]` steps count (None: all), or packed (total, ·): the rows of step t are
-those of its `batch_sizes[t]` samples, one step after the other. A direction d is 0 (first to last) or 1 (last to first).
+A sequence is (T, N, ·), of which sample n's first `lengths[n]` steps count (None: all), or packed (total, ·): the rows of step t
+are those of its `batch_sizes[t]` samples, one step after the other. A direction d is 0 (first to last) or 1 (last to first).
 `batch_sizes` stays on the CPU and `lengths` on the device; neither is read by the host.
 """
 
@@ -30,7 +30,7 @@ class Steps:
     def previous(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
         """For each step what the step walked before it holds; `start` (N, ·) where there is none."""
         if self.batch_sizes is not None:
-            index = self._packed_neighbours(len(sequence), len(start), direction).to(sequence.device)
+            index = self._packed_neighbours(sequence.shape[0], start.shape[0], direction).to(sequence.device)
             return torch.cat((start, sequence)).index_select(0, index)
         start = start.unsqueeze(0)
         if direction == 0:
@@ -38,7 +38,7 @@ class Steps:
         shifted = torch.cat((sequence[1:], start))
         if self.lengths is None:
             return shifted
-        t = torch.arange(len(sequence), device=sequence.device).unsqueeze(1)
+        t = torch.arange(sequence.shape[0], device=sequence.device).unsqueeze(1)
         return torch.where((t + 1 < self.lengths).unsqueeze(2), shifted, start)
 
     def following(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
@@ -48,13 +48,13 @@ class Steps:
     def last(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
         """(N, ·): what each sample's step that is walked last holds; `start` for samples of no steps."""
         if direction == 1:
-            first = sequence[: len(start)] if self.batch_sizes is not None else sequence[0]
+            first = sequence[: start.shape[0]] if self.batch_sizes is not None else sequence[0]
             return first if self.lengths is None else torch.where((self.lengths > 0).unsqueeze(1), first, start)
         if self.batch_sizes is not None:
-            return sequence.index_select(0, self._packed_ends(len(start)).to(sequence.device))
+            return sequence.index_select(0, self._packed_ends(start.shape[0]).to(sequence.device))
         if self.lengths is None:
             return sequence[-1]
-        step = self.lengths.to(torch.int64).clamp(1, len(sequence)) - 1
+        step = self.lengths.to(torch.int64).clamp(1, sequence.shape[0]) - 1
         found = sequence.gather(0, step.view(1, -1, 1).expand(1, -1, sequence.shape[2])).squeeze(0)
         return torch.where((self.lengths > 0).unsqueeze(1), found, start)
 

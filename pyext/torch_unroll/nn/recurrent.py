@@ -17,7 +17,8 @@ class RNN(RNNBase):
 
     It derives from nn.RNN's base class: torch.compile refuses every subclass of nn.RNN itself.
 
-    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.engines()`, None for the first that can.
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.engines()`, None for the first
+    that can.
     """
 
     engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`
@@ -96,7 +97,8 @@ class RNN(RNNBase):
 class RNNCell(torch.nn.RNNCell):
     """`torch.nn.RNNCell` computed by `torch_unroll.rnn_cell`: same constructor, parameters, state_dict, repr and pickling.
 
-    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.engines()`, None for the first that can.
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.engines()`, None for the first
+    that can.
     """
 
     engine: str | None = None
@@ -114,7 +116,7 @@ class RNNCell(torch.nn.RNNCell):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         x = input if input.dim() == 2 else input.unsqueeze(0)
         if hx is None:
-            state = x.new_zeros(len(x), self.hidden_size)
+            state = x.new_zeros(x.shape[0], self.hidden_size)
         else:
             state = hx if input.dim() == 2 else hx.unsqueeze(0)
         h_next = rnn_cell(
