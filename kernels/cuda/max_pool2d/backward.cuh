@@ -97,9 +97,9 @@ __global__ void __launch_bounds__(256, 2)
   region = region_behind<Offset>(region, y_count);
   T* dx_staged = staged_at(region, dx_global);
 
-  copy_stretch(dy_staged, parameters.dy + y_place, y_count);
-  copy_stretch(offsets_staged, parameters.offsets + y_place, y_count);
-  __syncthreads();
+  fetch_stretch(dy_staged, parameters.dy + y_place, y_count);
+  fetch_stretch(offsets_staged, parameters.offsets + y_place, y_count);
+  finish_fetches();
 
   const int32_t strips = (share.end - share.begin + Window::strip - 1) / Window::strip;
   const int32_t columns = pixel_blocks<Window>(shape.W, shape.pad_w) * inner;
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(256, 2)
   }
   __syncthreads();
 
-  copy_stretch(dx_global, dx_staged, x_count);
+  write_stretch(dx_global, dx_staged, x_count);
 }
 
 // One thread a pixel, in the order of dx's memory.

@@ -1,5 +1,6 @@
 // A dense tensor as memory has it, and how a block moves a stretch of it through shared memory 16 bytes at a time.
 #pragma once
+#include "platform/memory.h"
 #include "platform/shared_memory.h"
 #include "platform/types.h"
 #include "platform/vector.h"
@@ -26,18 +27,35 @@ __device__ inline T* staged_at(unsigned char* region, const T* global) {
   return reinterpret_cast<T*>(region + misalignment(global));
 }
 
-// Copied by all threads of the block, 16 bytes a thread and step but for a head and a tail of single elements; `to` and `from`
-// lie equally far from a 16-byte boundary. The caller synchronises.
-template <class T>
-__device__ inline void copy_stretch(T* to, const T* from, int32_t count) {
+// Walks a stretch with all threads of the block: move(to, from) takes 16 bytes, a head and a tail go by single elements. `to` and
+// `from` lie equally far from a 16-byte boundary.
+template <class T, class Move>
+__device__ inline void move_stretch(T* to, const T* from, int32_t count, Move move) {
   constexpr int V = 16 / sizeof(T);
   const int32_t to_boundary = (16 - misalignment(from)) % 16 / int32_t(sizeof(T));
   const int32_t head = to_boundary < count ? to_boundary : count;
   const int32_t body = (count - head) / V * V;
   for (int32_t i = threadIdx.x; i < head; i += blockDim.x) to[i] = from[i];
 #pragma unroll 4
-  for (int32_t i = head + threadIdx.x * V; i < head + body; i += blockDim.x * V) store_vector(to + i, load_vector<V>(from + i));
+  for (int32_t i = head + threadIdx.x * V; i < head + body; i += blockDim.x * V) move(to + i, from + i);
   for (int32_t i = head + body + threadIdx.x; i < count; i += blockDim.x) to[i] = from[i];
+}
+
+// Into shared memory, past the registers: as many bytes are under way as the block has asked for. Readable after finish_fetches.
+template <class T>
+__device__ inline void fetch_stretch(T* shared, const T* global, int32_t count) {
+  move_stretch(shared, global, count, [](T* to, const T* from) { copy_async<16>(to, from); });
+}
+__device__ inline void finish_fetches() {
+  copy_async_commit();
+  copy_async_wait<0>();
+  __syncthreads();
+}
+
+// Out of shared memory.
+template <class T>
+__device__ inline void write_stretch(T* global, const T* shared, int32_t count) {
+  move_stretch(global, shared, count, [](T* to, const T* from) { store_vector(to, load_vector<16 / sizeof(T)>(from)); });
 }
 
 // The next 16-byte aligned region behind one that holds a stretch of `count` elements.

@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(256, 2)
   region = region_behind<T>(region, y_count);
   Offset* offsets_staged = staged_at(region, parameters.offsets + y_place);
 
-  copy_stretch(x_staged, x_global, x_count);
-  __syncthreads();
+  fetch_stretch(x_staged, x_global, x_count);
+  finish_fetches();
 
   const int32_t strips = (share.end - share.begin + Window::strip - 1) / Window::strip;
   for (int32_t item = threadIdx.x; item < share.planes * strips * y_row; item += blockDim.x) {
@@ -103,8 +103,8 @@ __global__ void __launch_bounds__(256, 2)
   }
   __syncthreads();
 
-  copy_stretch(parameters.y + y_place, y_staged, y_count);
-  if (parameters.offsets) copy_stretch(parameters.offsets + y_place, offsets_staged, y_count);
+  write_stretch(parameters.y + y_place, y_staged, y_count);
+  if (parameters.offsets) write_stretch(parameters.offsets + y_place, offsets_staged, y_count);
 }
 
 // One thread an output, in the order of y's memory.
