@@ -1,4 +1,4 @@
-"""What `make bench` runs: every op checked on every engine that can run here, what is worth timing timed, two networks trained."""
+"""What `make bench` runs: every op checked on every engine that can run here, some timed, two networks trained."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from benchmarks.ops.max_pool2d import PoolShape, TimeShape
 from benchmarks.ops.rnn import CellShape, RnnShape
 from benchmarks.report import plots
 from benchmarks.report.tables import summary
-from benchmarks.report.text import align, microseconds
+from benchmarks.report.text import align
 from benchmarks.runner import Run, measure_case
-from benchmarks.suites import SUITES, Selected, select
+from benchmarks.suites import SUITES, select
 from benchmarks.timing import QUICK, Limits
 from torch_unroll.engines import NAMES, refusal, use_engine
 from torch_unroll.training.digits import RECIPES, Training, load
@@ -183,10 +183,10 @@ def draw(document: results.Document, trained: dict[str, dict[str, Any]], path: P
         ]
         times.scatter(*zip(*pairs, strict=True), s=16, label=op, color=plots.COLOURS[i % len(plots.COLOURS)])
     low, high = times.get_xlim()
+    ours = "ours" if document["environment"]["device_type"] == "cuda" else "engine torch, the reference"
+    title = f"On {document['environment']['device'][:50]}"
     times.plot([low, high], [low, high], color="black", linewidth=1)
-    times.set(
-        xscale="log", yscale="log", xlabel="eager torch, µs", ylabel="ours, µs", title=document["environment"]["device"][:50]
-    )
+    times.set(xscale="log", yscale="log", xlabel="eager torch, µs", ylabel=f"{ours}, µs", title=title)
     if rows:
         times.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.ops.operation import Tensors
 from torch_unroll.testing import assert_as_accurate
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Results of torch in float64, and in the case's own dtype."""
-
-    exact: Sequence[Tensor]
-    torchs: Sequence[Tensor]
-
-
-def reference(case: Case, tensors: Tensors) -> Reference:
-    """What the case should give for these inputs."""
-    operation = case.operation
-    exact = operation.call(case, {name: tensor.double() for name, tensor in tensors.items()}, "eager")()
-    return Reference(exact, operation.call(case, tensors, "eager")())
 
 
 def error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """The largest ‖result − exact‖ / ‖exact‖ over the results."""
-    ratios = [
-        float((result.double() - each).norm() / each.norm().clamp(min=1e-300))
-        for result, each in zip(results, exact, strict=True)
-    ]
-    return max(ratios, default=0.0)
+    return max((_distance(result, each) for result, each in zip(results, exact, strict=True)), default=0.0)
 
 
-def complaint(results: Sequence[Tensor], wanted: Reference) -> str | None:
+def _distance(result: Tensor, exact: Tensor) -> float:
+    return float((result.double() - exact).norm() / exact.norm().clamp(min=1e-300))
+
+
+def complaint(results: Sequence[Tensor], exact: Sequence[Tensor], torchs: Sequence[Tensor]) -> str | None:
     """None if every result is as accurate as it should be; else what is wrong."""
-    if len(results) != len(wanted.exact):
-        return f"{len(wanted.exact)} results expected, got {len(results)}"
-    for i, (result, torchs, exact) in enumerate(zip(results, wanted.torchs, wanted.exact, strict=True)):
+    if len(results) != len(exact):
+        return f"{len(exact)} results expected, got {len(results)}"
+    for i, (result, wanted, theirs) in enumerate(zip(results, exact, torchs, strict=True)):
         try:
-            assert_as_accurate(result, torchs, exact, f"result {i}")
+            assert_as_accurate(result, theirs, wanted, f"result {i}")
         except AssertionError as problem:
             return str(problem).splitlines()[0]
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.check import Reference, complaint, error, finite, reference
+from benchmarks.check import error, finite
 from benchmarks.cuda_timing import L2Flush, measure, peak_bytes
 from benchmarks.environment import clocks
-from benchmarks.ops.operation import Call, is_engine
+from benchmarks.ops.operation import Call, double, is_engine
 from benchmarks.results import Row
 from benchmarks.timing import Limits, interleave, loop_sampler, ratio, summarize
 
@@ -65,6 +65,14 @@ def _seconds_of_first_call(call: Call, device: torch.device) -> tuple[tuple[Tens
     return results, time.perf_counter() - began
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Results of torch in float64, and in the case's own dtype."""
+
+    exact: Sequence[Tensor]
+    torchs: Sequence[Tensor]
+
+
 class Measurement:
     """The measurement of one case; `row` is what goes into the result file."""
 
@@ -108,17 +116,22 @@ class Measurement:
         native = [name for name in self.setting.engines if not stands_in(name, device)]
         if native or baselines:
             tensors = operation.tensors(self.case, device, seed)
-            wanted = reference(self.case, tensors)
-            if not finite(wanted.exact):
-                raise ValueError("the float64 reference is not finite")
+            wanted = self._reference(self.case, tensors)
             for name in (*native, *baselines):
                 self._check(name, self.case, tensors, wanted)
         small = self.case.shrunk()
         for name in self.setting.engines:
             if name not in native:
                 tensors = operation.tensors(small, device, seed)
-                self._check(name, small, tensors, reference(small, tensors))
+                self._check(name, small, tensors, self._reference(small, tensors))
                 self.calls.pop(name, None)
+
+    def _reference(self, case: Case, tensors: dict[str, Tensor]) -> Reference:
+        """What the case should give, in float64 and as torch itself has it in the case's dtype."""
+        exact = case.operation.call(case, double(tensors), "eager")()
+        if not finite(exact):
+            raise ValueError("the float64 reference is not finite")
+        return Reference(exact, case.operation.call(case, tensors, "eager")())
 
     def _check(self, name: str, case: Case, tensors: dict[str, Tensor], wanted: Reference) -> None:
         entry: dict[str, Any] = {"status": "ok", "message": ""}
@@ -139,7 +152,7 @@ class Measurement:
         except Exception as problem:  # whatever a kernel or compiler raises is this row's news, not the end of the run
             entry.update(status="error", message=f"{type(problem).__name__}: {problem}"[:500])
             return
-        wrong = complaint(results, wanted)
+        wrong = case.operation.complaint(case, name, tensors, results, wanted.exact, wanted.torchs)
         entry.update(error=error(results, wanted.exact), torch_error=error(wanted.torchs, wanted.exact))
         if wrong:
             entry.update(status="wrong", message=wrong)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import LAYOUTS, Case, Shape
+from benchmarks.check import complaint
 from torch_unroll.engines import NAMES as ENGINES
 from torch_unroll.engines import refusal
 
@@ -27,6 +28,11 @@ BASELINES = ("eager", "compile")
 def is_engine(provider: str) -> bool:
     """Whether a provider is one of our engines; else it is a baseline."""
     return provider in ENGINES
+
+
+def double(tensors: Tensors) -> dict[str, Tensor]:
+    """The same tensors in float64."""
+    return {name: tensor.double() for name, tensor in tensors.items()}
 
 
 class Operation(ABC):
@@ -88,6 +94,18 @@ class Operation(ABC):
     def refusal(self, case: Case, engine: str, device: torch.device) -> str | None:
         """Why an engine does not take the case here; None if it does."""
         return refusal(engine, self.name, device, case.torch_dtype)
+
+    def complaint(
+        self,
+        case: Case,
+        provider: str,
+        tensors: Tensors,
+        results: Sequence[Tensor],
+        exact: Sequence[Tensor],
+        torchs: Sequence[Tensor],
+    ) -> str | None:
+        """What is wrong with the results of a call, beside float64 and torch's own in the same dtype; None if nothing is."""
+        return complaint(results, exact, torchs)
 
     def function(self, shape: Any, direction: str, provider: str) -> Callable[..., Any]:
         """The expression as a function of every tensor, by keyword."""

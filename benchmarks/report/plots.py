@@ -20,8 +20,8 @@ from benchmarks.results import Document
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 
-def _axes(title: str, x: str, y: str, height: float = 4.5) -> tuple[Figure, Any]:
-    figure, axes = pyplot.subplots(figsize=(8, height), layout="constrained")
+def _axes(title: str, x: str, y: str, height: float = 4.2) -> tuple[Figure, Any]:
+    figure, axes = pyplot.subplots(figsize=(6, height), layout="constrained")
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(True, which="major", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -86,8 +86,11 @@ def steps(document: Document) -> Figure | None:
     measured = [each for each in figures(document) if each.row["op"] == "rnn" and each.microseconds]
     if not measured:
         return None
-    figure, (hidden, batch) = pyplot.subplots(1, 2, figsize=(9, 4.5), layout="constrained", sharey=True)
-    for axes, letter, fixed in ((hidden, "H", "N"), (batch, "N", "H")):
+    sweeps = {letter: _sweep(measured, letter, fixed) for letter, fixed in (("H", "N"), ("N", "H"))}
+    if not any(sweeps.values()):
+        return None
+    figure, both = pyplot.subplots(2, 1, figsize=(6, 7.5), layout="constrained")
+    for axes, (letter, lines) in zip(both, sweeps.items(), strict=True):
         lines: dict[str, list[tuple[int, float]]] = {}
         for each in measured:
             shape: Any = parse(each.row["case"]).shape
