@@ -177,7 +177,7 @@ def test_nonlinearities(variant: None, name: str, nonlinearity: str) -> None:
 
 
 @pytest.mark.parametrize("H", [1, 2, 3, 5, 7, 8, 15, 17, 31, 33, 63, 66, 70])
-@pytest.mark.parametrize("name", ["single_block", "step"])
+@pytest.mark.parametrize("name", ["single_block", "cluster", "step"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_odd_sizes(variant: None, name: str, H: int, dtype: torch.dtype) -> None:
     rnn.forced = name
@@ -203,7 +203,7 @@ def test_batch_first_is_a_matter_of_strides(variant: None, name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_slices_and_broken_alignment(variant: None, name: str) -> None:
-    if name not in ("single_block", "step"):
+    if name == "grid_flags":
         pytest.skip("refuses rows that do not start on 16 bytes")
     rnn.forced = name
     case = Case(3, 3, 24, 1, torch.float32)
@@ -294,6 +294,19 @@ def test_grid_flags_cuts(variant: None, multiprocessors: int, row_tiles: str, gr
 
 
 @pytest.mark.parametrize(
+    ("multiprocessors", "H", "row_tiles", "size", "groups"), [(20, 64, "2", 2, 3), (20, 200, "4", 4, 3), (4, 66, "2", 4, 1)]
+)
+def test_cluster_cuts(variant: None, multiprocessors: int, H: int, row_tiles: str, size: int, groups: int) -> None:
+    rnn.forced = "cluster"
+    launcher = Resized(multiprocessors)
+    Case(4, 20, H, 1, torch.bfloat16, [4, 1, 3, 2] * 5).check("tanh", "ieee", launcher)
+    for plan in launcher.plans:
+        assert plan.kernel.arguments[-1] == row_tiles
+        assert plan.config.grid == (size, groups, 1)
+        assert plan.config.cluster == (size, 1, 1)
+
+
+@pytest.mark.parametrize(
     ("name", "H", "dtype", "precision"),
     [
         ("single_block", 160, torch.float32, "tf32"),
@@ -301,6 +314,7 @@ def test_grid_flags_cuts(variant: None, multiprocessors: int, row_tiles: str, gr
         ("single_block", 80, torch.float64, "ieee"),
         ("grid_flags", 320, torch.float32, "ieee"),
         ("grid_flags", 320, torch.float64, "ieee"),
+        ("cluster", 320, torch.float32, "ieee"),
     ],
 )
 def test_w_overflows_registers(variant: None, name: str, H: int, dtype: torch.dtype, precision: str) -> None:
@@ -336,20 +350,24 @@ def test_the_table_chooses_and_explains(variant: None) -> None:
         return variants.candidates(recurrence(*arguments))[0].variant  # type: ignore[arg-type]
 
     assert chosen(256, 64, "bfloat16") == "single_block"
-    assert chosen(1024, 32, "bfloat16") == "grid_flags"
+    assert chosen(512, 32, "bfloat16") == "cluster"
+    assert chosen(1536, 32, "bfloat16") == "grid_flags"
     assert chosen(2560, 64, "float32") == "grid_flags"
-    assert chosen(1022, 32, "bfloat16", False) == "step"
+    assert chosen(1022, 32, "bfloat16", False) == "cluster"
+    assert chosen(1534, 32, "bfloat16", False) == "step"
     assert chosen(8192, 32, "float32") == "step"
     reasons = variants.refusals(recurrence(8192, 32, "float32"))
     assert "256 hidden units" in str(reasons["single_block"])
+    assert "cluster of 16" in str(reasons["cluster"])
     assert "does not fit" in str(reasons["grid_flags"])
+    assert "9.0, not 8.0" in str(variants.refusals(replace(recurrence(64, 8, "float32"), capability=(8, 0)))["cluster"])
     assert reasons["step"] is None
 
 
 def test_a_grid_that_is_not_resident_takes_another_variant(variant: None) -> None:
     class Crowded(Resized):
         def resident(self, plan: LaunchPlan, device: torch.device) -> int:
-            return 1
+            return 0
 
     rnn._residency.clear()
     launcher = Crowded(8)

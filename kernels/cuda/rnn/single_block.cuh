@@ -3,21 +3,21 @@
 // Ladder
 //   step.cuh         T launches, W read from L2 at every step.
 //   this file        W stays in registers, the state goes from warp to warp through shared memory, one barrier per step; blocks
-//                    never wait for each other. Chosen wherever W fits. Predicted step at H 256, 16 bits: 64 mma.sync for each of
-//                    the 4 schedulers at ~6.5 clocks = 410, the state read by 8 warps (32 KiB / 128 B per clock = 256,
-//                    overlapped), ~150 for the pointwise part, its stores and the barrier: 560 clocks, 0.28 us. fp32 as TF32:
-//                    twice the products, and half of W comes from shared memory at each step (128 KiB = 1024 clocks): 0.8 us.
-//                    IEEE fp32: 2 x 8192 FMA = 4096 clocks per scheduler, 2.1 us. Measured: not yet.
+//                    never wait for each other. Predicted step (model: `_predict_single_block` in variants.py) at H 256, 16 bits:
+//                    64 mma.sync for each of the 4 schedulers at ~6.5 clocks = 416, beside the state read by 8 warps (32 KiB at
+//                    128 B per clock = 256); + 150 for the pointwise part, its stores and the barrier = 560 clocks, 0.32 us. In
+//                    TF32 W does not fit into registers, and 128 KiB of it come from shared memory at each step: 0.96 us. IEEE
+//                    fp32: 4096 multiply-adds per scheduler, 2.4 us. Measured: not yet.
+//   cluster.cuh, grid_flags.cuh   several blocks for the same samples: wider H, and sooner done in fp32.
 //   Tried on paper: 16 warps with one row tile each read the state twice as often (512 clocks: it would bound the step);
 //   splitting K over warps instead reads it once but adds cross-warp sums of the same size.
 //
 // A warp owns two row tiles (32 units) and all of K; a lane their fragments: 8 chunks in 128 registers, the others in shared
-// memory in the order lanes read them. A lane owns the same 16 results at every step and fetches their inputs a step ahead.
+// memory in the order lanes read them. A lane owns the same 8 results at every step and fetches their inputs a step ahead.
 // Results are written once; the state of a sample that is not active yet stays what it was.
 #pragma once
 #include "platform/shared_memory.h"
-#include "rnn/sequence.cuh"
-#include "rnn/tile.cuh"
+#include "rnn/carry.cuh"
 
 namespace single_block {
 constexpr int kRowTiles = 2, kMaxWarps = 8;
@@ -25,23 +25,10 @@ template <class Math>
 constexpr int kChunksInRegisters = 8;
 template <>
 constexpr int kChunksInRegisters<float> = 6;  // IEEE fp32 wants 32 registers for its sums
+template <>
+constexpr int kChunksInRegisters<double> = 6;  // fp64 wants two for each of them and of the inputs
 static_assert(kRowTiles * kChunksInRegisters<half> * 2 * kLaneBytes / 4 == 128, "half of a thread's 255 registers");
 static_assert(kMaxWarps * kRowTiles * kTileRows == 256, "the widest H");
-
-// The state in shared memory: 8 samples by H, twice, since a step writes one while the other is read. 16-byte pieces of a row
-// are permuted so that a quarter-warp's loads (two rows x 64 bytes) and a warp's stores (rows 0 2 4 6 or 1 3 5 7, 16 bytes
-// each) hit every bank once.
-template <class T>
-struct Carry {
-  unsigned char* bytes;
-  int pitch;  // of a row: whole 128 bytes
-
-  __device__ T* at(int buffer, int sample, int k) const {
-    const int piece = k * int(sizeof(T)) / kLaneBytes, permuted = piece ^ ((sample & 1) << 2 | sample >> 1);
-    unsigned char* row = bytes + (buffer * kTileColumns + sample) * pitch;
-    return reinterpret_cast<T*>(row + permuted * kLaneBytes) + k % (kLaneBytes / int(sizeof(T)));
-  }
-};
 }  // namespace single_block
 
 template <class Math, class Pass>
@@ -55,8 +42,9 @@ __global__ void __launch_bounds__(single_block::kMaxWarps * 32)
   const int direction = int(blockIdx.y), first = int(blockIdx.x) * kTileColumns;
   const Walk walk = walk_of<Pass>(p, direction);
 
-  const Carry<T> carry{shared_memory<unsigned char>(), (H * int(sizeof(T)) + 127) / 128 * 128};
-  Fragment<Math>* resident = reinterpret_cast<Fragment<Math>*>(carry.bytes + 2 * kTileColumns * carry.pitch);
+  // Two buffers: a step writes one while the other is read.
+  const Carry<T> carry(shared_memory<unsigned char>(), H);
+  Fragment<Math>* resident = reinterpret_cast<Fragment<Math>*>(carry.bytes + 2 * carry.buffer_bytes());
   auto shared_fragment = [&](int chunk, int r, int half) -> Fragment<Math>& {
     return resident[(((chunk - kRegisterChunks) * warps + warp) * kRowTiles * 2 + r * 2 + half) * 32 + lane];
   };
@@ -79,15 +67,8 @@ __global__ void __launch_bounds__(single_block::kMaxWarps * 32)
     for (int r = 0; r < kRowTiles; ++r)
       for (int half = 0; half < 2; ++half) shared_fragment(chunk, r, half) = weight(chunk, r, half);
 
-  // Zero beyond H too: the product's last chunk reads it.
-  for (int i = int(threadIdx.x); i < 2 * kTileColumns * carry.pitch / 4; i += int(blockDim.x))
-    reinterpret_cast<uint32_t*>(carry.bytes)[i] = 0;
-  __syncthreads();
-  if (const T* initial = Pass::initial(p))
-    for (int i = int(threadIdx.x); i < kTileColumns * H; i += int(blockDim.x)) {
-      const int sample = i / H, unit = i % H, n = first + sample;
-      if (n < p.shape.N) *carry.at(0, sample, unit) = initial[(int64_t(direction) * p.shape.N + n) * H + unit];
-    }
+  carry.fill(0, p, Pass::initial(p), direction, first);
+  carry.fill(1, p, nullptr, direction, first);
   __syncthreads();
 
   // Result i of row tile r is unit first_unit + 16 r + 8 (i >> 1) of sample first_sample + (i & 1).
@@ -114,9 +95,7 @@ __global__ void __launch_bounds__(single_block::kMaxWarps * 32)
     const int now = s & 1, t = walk.time(s);
     WarpTile<Math, kRowTiles> tile;
     auto column = [&](int chunk) {
-      Fragment<Math> b;
-      b.bits = *reinterpret_cast<const uint4*>(
-          carry.at(now, lane_group(), chunk * kChunk<Math> + lane_in_group() * Fragment<Math>::size));
+      Fragment<Math> b = carry.template fragment<Math>(now, chunk * kChunk<Math> + lane_in_group() * Fragment<Math>::size);
       prepare(b);
       return b;
     };

@@ -1,11 +1,11 @@
 // One step of a layer per launch: the product with W and the pointwise part together. Any H, any N, any strides.
 //
 // Ladder
-//   this file         W comes from L2 (or DRAM) at every step. Chosen where W does not fit into the variants that keep it, and
-//   for
-//                     rows that do not start on 16 bytes. Predicted step: the launch (~2.5 us without a graph) + bytes of W /
-//                     ~5.5 TB/s of L2, e.g. H 4096 in 16 bits: 32 MiB, 6 us. Measured: not yet.
+//   this file         W comes from L2 (or DRAM) at every step. Chosen where W does not fit into the variants that keep it.
+//                     Predicted step: the launch (~2.5 us without a graph), and W and the state for every block at 24 B per clock
+//                     and SM: H 4096, N 32 in 16 bits, 256 blocks of 384 KiB: 20 us. Measured: not yet.
 //   single_block.cuh  H <= 256, one launch.
+//   cluster.cuh       H <= 1024, one launch.
 //   grid_flags.cuh    wider, one launch.
 //
 // A block owns 16 units and 8 kColumnTiles samples; its 8 warps split K, so that one block reads its rows of W once. Outputs are

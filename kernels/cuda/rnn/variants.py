@@ -19,8 +19,10 @@ TILE_ROWS, TILE_COLUMNS, CHUNK_BYTES, FRAGMENT_BYTES = 16, 8, 64, 16
 PRODUCT_WARPS = 8
 COLUMN_TILES = (1, 4)  # of the kernels that read W anew at each launch
 SINGLE_BLOCK_ROWS, SINGLE_BLOCK_MAX_H = 32, 256
-GRID_FLAGS_WARPS = 8
+SLICE_WARPS = 8
 GRID_FLAGS_ROW_TILES = (1, 2, 3, 4)
+CLUSTER_ROW_TILES = (2, 4)
+CLUSTER_SIZES = (2, 4, 8, 16)
 
 # What the predictions below are made of, in clocks of an SM of sm_90. Arithmetic and published figures, none measured yet.
 _MMA_CLOCKS = {"half": 6.5, "bfloat16": 6.5, "tfloat32": 6.5, "float": 64, "double": 16}  # per instruction of a scheduler
@@ -30,6 +32,9 @@ _SHARED_BYTES_PER_CLOCK = 128
 _L2_BYTES_PER_CLOCK = 24  # of one SM while all read
 _POINTWISE_CLOCKS = 150  # sums, nonlinearity, stores, one barrier
 _L2_EXCHANGE_CLOCKS = 700  # from a store to its being seen by another SM
+_CLUSTER_BYTES_PER_CLOCK = 16  # into one SM from the others of its cluster
+_CLUSTER_EXCHANGE_CLOCKS = 250  # from a store to its being seen by another SM of the cluster
+_CLUSTER_SHARE = 7 / 8  # of all SMs: some are left over where a cluster of 16 does not fit
 _LAUNCH_CLOCKS = 4500  # 2.5 us
 
 MATHS = ("half", "bfloat16", "tfloat32", "float", "double")
@@ -44,6 +49,8 @@ def _rows() -> list[Kernel]:
     rows += instantiate("rnn/cell.cuh", "rnn_cell_backward_kernel", MATHS, columns)
     rows += instantiate("rnn/single_block.cuh", "rnn_single_block_kernel", MATHS, PASSES)
     rows += instantiate("rnn/grid_flags.cuh", "rnn_grid_flags_kernel", MATHS, PASSES, tuple(map(str, GRID_FLAGS_ROW_TILES)))
+    row_tiles = tuple(map(str, CLUSTER_ROW_TILES))
+    rows += instantiate("rnn/cluster.cuh", "rnn_cluster_kernel", MATHS, PASSES, row_tiles, architecture="90")
     return rows
 
 
@@ -140,7 +147,7 @@ class Variant:
 def _single_block_overflow(r: Recurrence) -> int:
     """Bytes of W that do not fit into registers."""
     warps = -(-r.H // SINGLE_BLOCK_ROWS)
-    in_registers = 6 if r.math == "float" else 8
+    in_registers = 6 if r.math in ("float", "double") else 8
     return max(0, r.chunks - in_registers) * warps * SINGLE_BLOCK_ROWS * CHUNK_BYTES
 
 
@@ -177,39 +184,90 @@ def _sums_bytes(warps: int, rows: int, columns: int, item: int) -> int:
 
 
 @dataclass(frozen=True)
-class _GridFlags:
+class _Cut:
     """How H and the batch are cut: blocks per group and direction, groups, and what each block holds."""
 
     row_tiles: int
     slices: int
     groups: int
     shared_bytes: int
-    clocks: float
+    clocks: float  # of a step, predicted
+
+
+def _slice_shared(r: Recurrence, row_tiles: int) -> tuple[int, int]:
+    """Bytes of shared memory of a slice: of W beyond its registers, and of its warps' sums."""
+    if r.math == "float":
+        in_registers = 7 if row_tiles == 2 else 8 // row_tiles
+    else:
+        in_registers = (12 if r.math == "double" else 16) // row_tiles
+    chunks = -(-r.chunks // SLICE_WARPS)  # per warp
+    overflow = max(0, chunks - in_registers) * SLICE_WARPS * row_tiles * TILE_ROWS * CHUNK_BYTES
+    return overflow, 2 * _sums_bytes(SLICE_WARPS, row_tiles * TILE_ROWS, TILE_COLUMNS, r.item)
+
+
+def _slice_clocks(r: Recurrence, row_tiles: int, tiles: int, bytes_per_clock: float, exchange: float) -> float:
+    """A step of a slice that runs so many column tiles, whose states come in at so many bytes per clock."""
+    product = r.product_clocks(row_tiles * SLICE_WARPS / _SCHEDULERS, -(-r.chunks // SLICE_WARPS))
+    overflow, _ = _slice_shared(r, row_tiles)
+    state = r.H * TILE_COLUMNS * r.item / bytes_per_clock
+    tile = max(product, overflow / _SHARED_BYTES_PER_CLOCK, state) + _POINTWISE_CLOCKS
+    # With several tiles, one's exchange passes while the others are computed.
+    return max(tiles * tile, tile + exchange)
 
 
 @lru_cache(maxsize=4096)
-def _cut_grid_flags(r: Recurrence) -> _GridFlags | None:
+def _cut_grid_flags(r: Recurrence) -> _Cut | None:
     """The cut with the least predicted step; None if W does not fit on chip."""
-    best = None
+    cuts = []
     for row_tiles in GRID_FLAGS_ROW_TILES:
         slices = -(-r.H // (TILE_ROWS * row_tiles))
-        chunks = -(-r.chunks // GRID_FLAGS_WARPS)  # per warp
-        in_registers = 16 // row_tiles if r.math != "float" else 7 if row_tiles == 2 else 8 // row_tiles
-        overflow = max(0, chunks - in_registers) * GRID_FLAGS_WARPS * row_tiles * TILE_ROWS * CHUNK_BYTES
-        sums = 2 * _sums_bytes(GRID_FLAGS_WARPS, row_tiles * TILE_ROWS, TILE_COLUMNS, r.item)
-        if overflow + sums > r.shared_bytes or slices * r.D > r.multiprocessors:
+        shared = sum(_slice_shared(r, row_tiles))
+        if shared > r.shared_bytes or slices * r.D > r.multiprocessors:
             continue
-        groups = min(r.batch_tiles, r.multiprocessors // (slices * r.D))
-        tiles = -(-r.batch_tiles // groups)
-        groups = -(-r.batch_tiles // tiles)
-        product = r.product_clocks(row_tiles * GRID_FLAGS_WARPS / _SCHEDULERS, chunks)
-        state = r.H * TILE_COLUMNS * r.item / _L2_BYTES_PER_CLOCK
-        tile = max(product, overflow / _SHARED_BYTES_PER_CLOCK, state) + _POINTWISE_CLOCKS
-        # With several tiles, one's exchange passes while the others are computed.
-        clocks = max(tiles * tile, tile + _L2_EXCHANGE_CLOCKS)
-        if best is None or clocks < best.clocks:
-            best = _GridFlags(row_tiles, slices, groups, overflow + sums, clocks)
-    return best
+        tiles = -(-r.batch_tiles // min(r.batch_tiles, r.multiprocessors // (slices * r.D)))
+        clocks = _slice_clocks(r, row_tiles, tiles, _L2_BYTES_PER_CLOCK, _L2_EXCHANGE_CLOCKS)
+        cuts.append(_Cut(row_tiles, slices, -(-r.batch_tiles // tiles), shared, clocks))
+    return min(cuts, key=lambda cut: cut.clocks, default=None)
+
+
+@lru_cache(maxsize=4096)
+def _cut_cluster(r: Recurrence) -> _Cut | None:
+    """The same for clusters; more groups than fit at once run one after the other."""
+    cuts = []
+    for row_tiles in CLUSTER_ROW_TILES:
+        slices = next((size for size in CLUSTER_SIZES if size * TILE_ROWS * row_tiles >= r.H), None)
+        if slices is None:
+            continue
+        resident = max(1, int(r.multiprocessors * _CLUSTER_SHARE / (slices * r.D)))
+        tiles = -(-r.batch_tiles // min(r.batch_tiles, resident))
+        buffers = 2 * tiles * TILE_COLUMNS * (-(-r.H * r.item // 128) * 128) + -(-2 * tiles * 8 // 128) * 128
+        shared = sum(_slice_shared(r, row_tiles)) + buffers
+        if shared > r.shared_bytes:
+            continue
+        clocks = _slice_clocks(r, row_tiles, tiles, _CLUSTER_BYTES_PER_CLOCK, _CLUSTER_EXCHANGE_CLOCKS)
+        cuts.append(_Cut(row_tiles, slices, -(-r.batch_tiles // tiles), shared, clocks))
+    return min(cuts, key=lambda cut: cut.clocks, default=None)
+
+
+def _refuses_cluster(r: Recurrence) -> str | None:
+    if r.capability < (9, 0):
+        return f"clusters need compute capability 9.0, not {r.capability[0]}.{r.capability[1]}"
+    if _cut_cluster(r) is None:
+        return f"W_hh ({r.H} x {r.H}) and the states do not fit into a cluster of {CLUSTER_SIZES[-1]} blocks"
+    return None
+
+
+def _plan_cluster(r: Recurrence) -> LaunchPlan:
+    cut = _cut_cluster(r)
+    assert cut is not None  # what the predicate says
+    grid, cluster = (cut.slices, cut.groups, r.D), (cut.slices, 1, 1)
+    config = LaunchConfig(grid, (32 * SLICE_WARPS, 1, 1), cut.shared_bytes, cluster)
+    return LaunchPlan(r.kernel("rnn_cluster_kernel", str(cut.row_tiles)), config, "cluster")
+
+
+def _predict_cluster(r: Recurrence) -> float:
+    cut = _cut_cluster(r)
+    return cut.clocks if cut else float("inf")
 
 
 def _refuses_grid_flags(r: Recurrence) -> str | None:
@@ -224,7 +282,7 @@ def _refuses_grid_flags(r: Recurrence) -> str | None:
 def _plan_grid_flags(r: Recurrence) -> LaunchPlan:
     cut = _cut_grid_flags(r)
     assert cut is not None  # what the predicate says
-    config = LaunchConfig((cut.slices, cut.groups, r.D), (32 * GRID_FLAGS_WARPS, 1, 1), cut.shared_bytes, cooperative=True)
+    config = LaunchConfig((cut.slices, cut.groups, r.D), (32 * SLICE_WARPS, 1, 1), cut.shared_bytes, cooperative=True)
     return LaunchPlan(r.kernel("rnn_grid_flags_kernel", str(cut.row_tiles)), config, "grid_flags")
 
 
@@ -257,6 +315,7 @@ def _predict_step(r: Recurrence) -> float:
 
 VARIANTS = (
     Variant("single_block", _refuses_single_block, _plan_single_block, _predict_single_block),
+    Variant("cluster", _refuses_cluster, _plan_cluster, _predict_cluster),
     Variant("grid_flags", _refuses_grid_flags, _plan_grid_flags, _predict_grid_flags),
     Variant("step", lambda r: None, _plan_step, _predict_step),
 )

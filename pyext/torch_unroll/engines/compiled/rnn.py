@@ -128,7 +128,7 @@ class _Layer:
         )  # fmt: skip
         plans = variants.candidates(recurrence, forced)
         for plan in plans:
-            if not plan.config.cooperative or _fits(self.launcher, plan, self.device):
+            if _fits(self.launcher, plan, self.device):
                 return plan
         raise RuntimeError(f"rnn variant {forced}: its {plans[0].config.grid} blocks do not fit on {self.device} together")
 
@@ -260,11 +260,14 @@ _residency: dict[tuple[LaunchPlan, torch.device], bool] = {}
 
 
 def _fits(launcher: Launcher, plan: LaunchPlan, device: torch.device) -> bool:
+    """Whether the blocks that wait for each other are resident together: those of the grid, or of one cluster."""
+    config = plan.config
+    if not config.cooperative and config.cluster == (1, 1, 1):
+        return True
     key = plan, device
     if key not in _residency:
-        blocks = plan.config.grid[0] * plan.config.grid[1] * plan.config.grid[2]
-        cluster = plan.config.cluster[0] * plan.config.cluster[1] * plan.config.cluster[2]
-        _residency[key] = launcher.resident(plan, device) * cluster >= blocks
+        needed = config.grid[0] * config.grid[1] * config.grid[2] if config.cooperative else 1
+        _residency[key] = launcher.resident(plan, device) >= needed
     return _residency[key]
 
 
