@@ -240,6 +240,7 @@ void race_launch_started(const void* parameters, size_t parameter_bytes) {
 
 void race_block_started(Block& block) {
   for (Thread& thread : block.threads) thread.knowledge = {};
+  for (Barrier& barrier : block.barriers) barrier.arrivals.clear();  // threads that exited arrived at what nobody met at again
   forget_shadow(block.shared, scheduler().request().shared_bytes);
 }
 
