@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_unroll.explain import explain
-from torch_unroll.kernels.cuda.max_pool2d.variants import Device, Pooling, backward_plan, forward_plan
+from torch_unroll.kernels.cuda.max_pool2d import variants
+from torch_unroll.kernels.cuda.max_pool2d.pooling import Device, Pooling
 from torch_unroll.max_pool2d import max_pool2d
 from torch_unroll.testing import Target, assert_exact, targets
 
@@ -37,6 +39,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "odd everywhere": ((3, 5, 7, 13), {"kernel_size": (4, 3), "stride": (2, 3), "padding": (2, 1), "ceil_mode": True}),
     "global": ((2, 8, 9, 8), {"kernel_size": (9, 8)}),
     "two-byte offsets": ((2, 8, 19, 20), {"kernel_size": (16, 17), "stride": (2, 3)}),
+    "wide windows": ((2, 8, 5, 80), {"kernel_size": (4, 70), "stride": (1, 3)}),
     "four-byte offsets": ((1, 2, 182, 181), {"kernel_size": (182, 181)}),
 }
 
@@ -243,50 +246,54 @@ def _pooling(shape: tuple[int, ...], window: int, stride: int, padding: int, cha
     return Pooling(N, C, H, W, P, Q, *((each, each) for each in (window, stride, padding, dilation)), channels_last)
 
 
+_2x2, _3x3, _3x3s2, _ANY = (str((name,)) for name in (*variants.FIXED_WINDOWS.values(), "AnyWindow"))
+
+
 @pytest.mark.parametrize(
     ("pooling", "forward", "backward"),
     [
-        (_pooling((256, 64, 112, 112), 3, 2, 1, True), "channels FixedWindow<3, 3, 2>", "channels FixedWindow<3, 3, 2>"),
-        (_pooling((256, 64, 112, 112), 3, 2, 1, False), "staged FixedWindow<3, 3, 2>", "staged FixedWindow<3, 3, 2>"),
-        (_pooling((32, 480, 14, 14), 3, 1, 1, True), "channels FixedWindow<3, 3, 1>", "channels FixedWindow<3, 3, 1>"),
-        (_pooling((128, 512, 4, 4), 2, 2, 0, False), "staged FixedWindow<2, 2, 2>", "staged FixedWindow<2, 2, 2>"),
-        (_pooling((32, 3, 28, 28), 2, 2, 0, True), "staged FixedWindow<2, 2, 2>", "staged FixedWindow<2, 2, 2>"),
-        (_pooling((32, 64, 28, 28), 5, 1, 2, True), "channels AnyWindow", "channels AnyWindow"),
-        (_pooling((32, 64, 28, 28), 3, 2, 1, False, dilation=2), "staged AnyWindow", "staged AnyWindow"),
-        (_pooling((2, 64, 200, 200), 200, 1, 0, True), "strided int32_t", "flat int32_t"),
-        (_pooling((1, 1, 64, 1 << 20), 2, 2, 0, False), "strided uint8_t", "flat uint8_t"),
+        (_pooling((256, 64, 112, 112), 3, 2, 1, True), f"channels {_3x3s2}", f"channels {_3x3s2}"),
+        (_pooling((256, 64, 112, 112), 3, 2, 1, False), f"staged {_3x3s2}", f"staged {_3x3s2}"),
+        (_pooling((32, 480, 14, 14), 3, 1, 1, True), f"channels {_3x3}", f"channels {_3x3}"),
+        (_pooling((128, 512, 4, 4), 2, 2, 0, False), f"staged {_2x2}", f"staged {_2x2}"),
+        (_pooling((32, 3, 28, 28), 2, 2, 0, True), f"staged {_2x2}", f"staged {_2x2}"),
+        (_pooling((32, 64, 28, 28), 5, 1, 2, True), f"channels {_ANY}", f"channels {_ANY}"),
+        (_pooling((32, 64, 28, 28), 3, 2, 1, False, dilation=2), f"staged {_ANY}", f"staged {_ANY}"),
+        (_pooling((8, 64, 56, 56), 56, 1, 0, True), "split ('8',)", f"channels {_ANY}"),
+        (_pooling((8, 64, 56, 56), 56, 1, 0, False), "split ('1',)", f"staged {_ANY}"),
+        (_pooling((512, 512, 8, 8), 8, 1, 0, False), f"staged {_ANY}", f"staged {_ANY}"),
+        (_pooling((4096, 64, 200, 200), 200, 1, 0, True), "split ('8',)", "flat ()"),
+        (_pooling((4096, 64, 200, 200), 200, 1, 0, False), "strided ()", "flat ()"),
+        (_pooling((1, 1, 64, 1 << 20), 2, 2, 0, False), "strided ()", "flat ()"),
     ],
 )
 def test_chosen_variant(pooling: Pooling, forward: str, backward: str) -> None:
     plans = (
-        forward_plan(pooling, "bfloat16", pooling.x_strides, True, H200).plan,
-        backward_plan(pooling, "bfloat16", True, H200).plan,
+        variants.forward_plan(pooling, "bfloat16", pooling.x_strides, True, H200).plan,
+        variants.backward_plan(pooling, "bfloat16", True, H200).plan,
     )
-    assert [f"{plan.variant} {plan.kernel.arguments[-1]}" for plan in plans] == [forward, backward]
+    assert [f"{plan.variant} {plan.kernel.arguments[2:]}" for plan in plans] == [forward, backward]
 
 
 def test_every_row_is_chosen_for_some_call() -> None:
     """The kernel table holds no kernel that nothing launches."""
-    from torch_unroll.kernels.cuda.max_pool2d import variants
-
     reached = set()
-    for dtype, per_piece in (("float16", 8), ("bfloat16", 8), ("float32", 4), ("float64", 2)):
-        for window, stride in ((2, 2), (3, 1), (3, 2), (5, 1), (17, 1), (182, 1)):
-            for channels_last in (False, True):
-                for width in (window + 3, 1 << 19):
-                    pooling = _pooling((2, per_piece, window + 3, width), window, stride, 0, channels_last)
-                    reached.add(forward_plan(pooling, dtype, pooling.x_strides, True, H200).plan.kernel)
-                    reached.add(backward_plan(pooling, dtype, True, H200).plan.kernel)
-                    reached.add(variants.gather_plan(pooling, dtype).plan.kernel)
-                    reached.add(variants.indices_plan(pooling).plan.kernel)
+    windows = ((2, 2), (3, 1), (3, 2), (5, 1), (9, 1), (17, 1), (182, 1))
+    for (window, stride), channels_last, images in product(windows, (False, True), (2, 4096)):
+        for dtype, width in product(("float16", "bfloat16", "float32", "float64"), (window + 3, 1 << 19)):
+            pooling = _pooling((images, 8, window + 3, width), window, stride, 0, channels_last)
+            reached.add(variants.forward_plan(pooling, dtype, pooling.x_strides, True, H200).plan.kernel)
+            reached.add(variants.backward_plan(pooling, dtype, True, H200).plan.kernel)
+            reached.add(variants.gather_plan(pooling, dtype).plan.kernel)
+            reached.add(variants.indices_plan(pooling).plan.kernel)
     assert set(variants.KERNELS) == reached
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.engine == "cuda"], ids=str)
 def test_the_plan_depends_on_the_address(target: Target) -> None:
     memory = torch.zeros(2 * 8 * 6 * 6 + 8, dtype=torch.float16, device=target.device)
-    variants = []
+    chosen = []
     for first in (0, 1, 8):
         x = memory[first : first + 2 * 8 * 6 * 6].view(2, 6, 6, 8).permute(0, 3, 1, 2)
-        variants += [plan.variant for plan in explain("max_pool2d", x, 3, 2, 1, engine=target.engine).launches]
-    assert variants == ["channels", "staged", "channels"]
+        chosen += [plan.variant for plan in explain("max_pool2d", x, 3, 2, 1, engine=target.engine).launches]
+    assert chosen == ["channels", "staged", "channels"]

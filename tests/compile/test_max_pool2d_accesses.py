@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from torch_unroll.kernels import SOURCES, build
-from torch_unroll.kernels.cuda.max_pool2d.variants import ITEM_BYTES, OFFSET_BYTES, STRIP
+from torch_unroll.kernels.cuda.max_pool2d.pooling import ITEM_BYTES, OFFSET_BYTES, STRIP
 from torch_unroll.kernels.table import CPP_TYPES, Kernel, instance_source, kernels
 
 pytestmark = pytest.mark.compile

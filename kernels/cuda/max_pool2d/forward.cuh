@@ -3,7 +3,10 @@
 // The bytes an output must move are all that counts: at stride 2 in bf16 4 cells * 2 + 2 of y, and 1 of offset where a gradient
 // will be wanted, 11; torch's own kernel moves 18, as it writes an int64 index whether wanted or not. At stride 1: 5 against 12.
 //
-// Variants (bytes predicted from the shapes; speed measured: not yet)
+// Variants, in the order they are tried (bytes predicted from the shapes; speed measured: not yet)
+//   split      chosen where windows are 8 rows or higher and outputs too few to fill the GPU: global pooling, the maximum over
+//              time. The threads of a block share each window, a slice of its rows each, and compare slices through shared
+//              memory, in order. A window is read by up to 32 threads at once; 16 bytes a load where channels allow.
 //   channels   chosen for channels_last when a pixel's channels come in whole 16-byte pieces, input and output aligned to them.
 //              A thread owns 16 bytes of channels of one output column and a strip of FixedWindow::strip outputs below each
 //              other. It reduces each input row of the strip once (3 x 3 stride 2: 9 rows for 4 outputs, not 12; stride 1: 6, not
@@ -124,4 +127,53 @@ __global__ void __launch_bounds__(256, 2)
     if (parameters.offsets) parameters.offsets[flat] = Offset(choice.offset[0]);
   };
   walk_windows<T, 1>(AnyWindow{}, shape, rows_of_image(parameters.lengths, n, shape.H), place.row, place.column, load, store);
+}
+
+// Block: x over output columns times pieces of V channels, y over slices of the window's rows; grid as in channels, an output row
+// a block. Shared memory: the value and the offset each slice chose, for each output of the block.
+template <class T, class Offset, int V>
+__global__ void __launch_bounds__(256, 2)
+    max_pool2d_forward_split_kernel(const __grid_constant__ MaxPool2dForwardParameters<T, Offset> parameters) {
+  const MaxPool2dShape& shape = parameters.shape;
+  const int32_t pieces = shape.C / V, items = shape.Q * pieces;
+  const int32_t first = blockIdx.x * blockDim.x, item = first + threadIdx.x;
+  const int32_t q = item / pieces, c = item % pieces * V;
+  const int64_t R = shape.R, slice = (R + blockDim.y - 1) / blockDim.y;
+  const int64_t r_begin = minimum(threadIdx.y * slice, R), r_end = minimum(r_begin + slice, R);
+  const int32_t outputs = blockDim.x * V;
+  auto* values = shared_memory<Accumulator<T>>();
+  auto* offsets = reinterpret_cast<int32_t*>(values + outputs * blockDim.y);
+
+  for (int32_t n = blockIdx.z; n < shape.N; n += gridDim.z) {
+    const T* x = parameters.x + n * shape.x_stride[0] + c * shape.x_stride[1];
+    const int32_t H = rows_of_image(parameters.lengths, n, shape.H);
+    const auto load = [&](int32_t h, int32_t w) { return load_vector<V>(x + h * shape.x_stride[2] + w * shape.x_stride[3]); };
+    for (int32_t p = blockIdx.y; p < shape.P; p += gridDim.y) {
+      if (item < items) {
+        const auto choice = choose_in_rows<T, V>(shape, H, p, q, r_begin, r_end, load);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          values[threadIdx.y * outputs + threadIdx.x * V + v] = choice.value[v];
+          offsets[threadIdx.y * outputs + threadIdx.x * V + v] = choice.offset[v];
+        }
+      }
+      __syncthreads();
+      for (int32_t o = threadIdx.y * blockDim.x + threadIdx.x; o < outputs; o += blockDim.x * blockDim.y) {
+        const int32_t place = first + o / V;
+        if (place >= items) break;
+        Accumulator<T> value = values[o];
+        int32_t offset = offsets[o];
+        for (int32_t i = o + outputs; i < outputs * int32_t(blockDim.y); i += outputs)
+          if (wins(values[i], value) || offset < 0) {
+            value = values[i];
+            offset = offsets[i];
+          }
+        const int64_t y = n * shape.y_stride[0] + (place % pieces * V + o % V) * shape.y_stride[1] + p * shape.y_stride[2] +
+                          place / pieces * shape.y_stride[3];
+        parameters.y[y] = narrow<T>(value);
+        if (parameters.offsets) parameters.offsets[y] = Offset(offset);
+      }
+      __syncthreads();  // before the next row's choices
+    }
+  }
 }

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 from ...shapes import MaxPool2dShape
 from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
+from .pooling import FIXED_WINDOWS, ITEM_BYTES, OFFSET_BYTES, THREADS, Device, Pooling, Strides
+from .shares import Share, backward_share, forward_share
 
-Strides = tuple[int, int, int, int]
-
-THREADS = 256  # the kernels' __launch_bounds__
-STRIP = 4  # FixedWindow::strip
-STAGED_BYTES = 16 << 10  # of input a block stages: seven blocks share an SM, so that some load while others compute
 _GRID_LIMIT = 65535  # in y and z
-
-ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-OFFSET_BYTES = {"uint8_t": 1, "int16_t": 2, "int32_t": 4}
-#: R, S, stride -> the compiled window; dilation is 1.
-FIXED_WINDOWS = {(2, 2, 2): "FixedWindow<2, 2, 2>", (3, 3, 1): "FixedWindow<3, 3, 1>", (3, 3, 2): "FixedWindow<3, 3, 2>"}
 
 
 def _rows() -> list[Kernel]:
@@ -33,6 +24,9 @@ def _rows() -> list[Kernel]:
             rows += instantiate(source, f"{stem}_{variant}_kernel", types, ("uint8_t",), tuple(FIXED_WINDOWS.values()))
             rows += instantiate(source, f"{stem}_{variant}_kernel", types, ("uint8_t", "int16_t"), ("AnyWindow",))
         rows += instantiate(source, f"{stem}_{plain}_kernel", types, offsets)
+    for name, item_bytes in ITEM_BYTES.items():
+        axes = ((CPP_TYPES[name],), offsets, ("1", str(16 // item_bytes)))
+        rows += instantiate("max_pool2d/forward.cuh", "max_pool2d_forward_split_kernel", *axes)
     rows += instantiate("max_pool2d/gather.cuh", "max_pool2d_gather_kernel", types, offsets)
     rows += instantiate("max_pool2d/gather.cuh", "max_pool2d_indices_kernel", offsets)
     return rows
@@ -62,75 +56,6 @@ GatherParameters = _parameters("GatherParameters", "ddx", "offsets", "ddy")
 IndicesParameters = _parameters("IndicesParameters", "offsets", "indices")
 
 
-@dataclass(frozen=True)
-class Pooling:
-    """The geometry of one pooling, and the memory format of its dense tensors."""
-
-    N: int
-    C: int
-    H: int
-    W: int
-    P: int
-    Q: int
-    window: tuple[int, int]  # R, S
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    channels_last: bool
-
-    @property
-    def planes(self) -> int:
-        return self.N if self.channels_last else self.N * self.C
-
-    @property
-    def inner(self) -> int:
-        return self.C if self.channels_last else 1
-
-    @property
-    def offset(self) -> str:
-        """The C++ type that holds a cell's place in its window, and one value for "none"."""
-        cells = self.window[0] * self.window[1]
-        return "uint8_t" if cells <= 255 else "int16_t" if cells <= 32767 else "int32_t"
-
-    @property
-    def compiled_window(self) -> str:
-        R, S = self.window
-        if self.stride[0] != self.stride[1] or self.dilation != (1, 1):
-            return "AnyWindow"
-        return FIXED_WINDOWS.get((R, S, self.stride[0]), "AnyWindow")
-
-    @property
-    def strip(self) -> int:
-        return 1 if self.compiled_window == "AnyWindow" else STRIP
-
-    def pixel_blocks(self, extent: int, axis: int) -> int:
-        """`pixel_blocks` of backward.cuh."""
-        if self.compiled_window == "AnyWindow":
-            return extent
-        return -(-(extent + self.padding[axis]) // self.stride[axis])
-
-    @property
-    def x_strides(self) -> Strides:
-        """Of a dense x, in elements."""
-        return self._strides(self.H, self.W)
-
-    @property
-    def y_strides(self) -> Strides:
-        return self._strides(self.P, self.Q)
-
-    def _strides(self, rows: int, columns: int) -> Strides:
-        if self.channels_last:
-            return (rows * columns * self.C, 1, columns * self.C, self.C)
-        return (self.C * rows * columns, rows * columns, columns, 1)
-
-
-class Device(NamedTuple):
-    """What of a device the plans depend on."""
-
-    multiprocessors: int
-    shared_bytes: int  # the most that a block may have
-
-
 class Planned(NamedTuple):
     """A launch, the structs of its parameters, and the variants tried before it with the reason against each."""
 
@@ -140,198 +65,184 @@ class Planned(NamedTuple):
     passed_over: tuple[tuple[str, str], ...] = ()
 
 
-class _Share(NamedTuple):
-    """A staged block's share of the work, and the shared memory it takes."""
+class _Call(NamedTuple):
+    """What a plan is made from. `aligned`: every tensor starts at a multiple of 16 bytes."""
 
-    planes: int
-    rows: int
-    shared_bytes: int
-    items: int
+    pooling: Pooling
+    dtype: str
+    x_strides: Strides
+    aligned: bool
+    device: Device
 
+    @property
+    def types(self) -> tuple[str, str]:
+        """The first template arguments of every kernel but indices."""
+        return (CPP_TYPES[self.dtype], self.pooling.offset)
 
-@lru_cache(maxsize=4096)
-def forward_plan(pooling: Pooling, dtype: str, x_strides: Strides, aligned: bool, device: Device) -> Planned:
-    """`aligned`: x, y and offsets start at multiples of 16 bytes."""
-    no_channels = refuses_channels(pooling, dtype, x_strides, aligned)
-    if no_channels is None:
-        return _channels("forward", pooling, dtype, x_strides, pooling.Q, pooling.P)
-    no_staged, share = refuses_staged(pooling, x_strides), None
-    if no_staged is None:
-        share = _forward_share(pooling, ITEM_BYTES[dtype], device)
-    if share:
-        return _staged("forward", pooling, dtype, share, pooling.P)._replace(passed_over=(("channels", no_channels),))
-    outputs = pooling.N * pooling.C * pooling.P * pooling.Q
-    planned = _per_element("forward_strided", "strided", pooling, (CPP_TYPES[dtype], pooling.offset), x_strides, outputs)
-    return planned._replace(passed_over=(("channels", no_channels), ("staged", no_staged or _TOO_LONG)))
+    @property
+    def piece(self) -> int:
+        """Elements of 16 bytes."""
+        return 16 // ITEM_BYTES[self.dtype]
 
-
-@lru_cache(maxsize=4096)
-def backward_plan(pooling: Pooling, dtype: str, aligned: bool, device: Device) -> Planned:
-    """Every tensor is dense; `aligned`: all start at multiples of 16 bytes."""
-    rows, columns = pooling.pixel_blocks(pooling.H, 0), pooling.pixel_blocks(pooling.W, 1)
-    no_channels = refuses_channels(pooling, dtype, pooling.x_strides, aligned)
-    if no_channels is None:
-        return _channels("backward", pooling, dtype, pooling.x_strides, columns, rows)
-    no_staged, share = refuses_staged(pooling, pooling.x_strides), None
-    if no_staged is None:
-        share = _backward_share(pooling, ITEM_BYTES[dtype], device)
-    if share:
-        return _staged("backward", pooling, dtype, share, rows)._replace(passed_over=(("channels", no_channels),))
-    pixels = pooling.N * pooling.C * pooling.H * pooling.W
-    planned = _per_element("backward_flat", "flat", pooling, (CPP_TYPES[dtype], pooling.offset), pooling.x_strides, pixels)
-    return planned._replace(passed_over=(("channels", no_channels), ("staged", no_staged or _TOO_LONG)))
+    def no_pieces(self) -> str | None:
+        """None if every pixel's channels lie side by side in whole 16-byte pieces; else why not."""
+        if not self.pooling.channels_last or self.x_strides[1] != 1:
+            return "the layout is not channels_last"
+        if self.pooling.C % self.piece:
+            return f"{self.pooling.C} channels are no whole number of 16-byte pieces"
+        if not self.aligned or any(self.x_strides[axis] % self.piece for axis in (0, 2, 3)):
+            return "a tensor, or its pixels, start off 16-byte boundaries"
+        return None
 
 
-@lru_cache(maxsize=4096)
-def gather_plan(pooling: Pooling, dtype: str) -> Planned:
-    """Every tensor is dense, offsets and ddy start at multiples of 16 bytes."""
-    width = 16 // max(ITEM_BYTES[dtype], OFFSET_BYTES[pooling.offset])
-    outputs = -(-pooling.N * pooling.C * pooling.P * pooling.Q // width)
-    return _per_element("gather", "flat", pooling, (CPP_TYPES[dtype], pooling.offset), pooling.x_strides, outputs)
-
-
-@lru_cache(maxsize=4096)
-def indices_plan(pooling: Pooling) -> Planned:
-    """Every tensor is dense, and indices start at a multiple of 16 bytes."""
-    outputs = -(-pooling.N * pooling.C * pooling.P * pooling.Q // 2)
-    return _per_element("indices", "flat", pooling, (pooling.offset,), pooling.x_strides, outputs)
-
-
-def _x_size(pooling: Pooling) -> tuple[int, int, int, int]:
-    return (pooling.N, pooling.C, pooling.H, pooling.W)
-
-
-_TOO_LONG = "a strip of its rows exceeds a block's shared memory"
 _TOO_LARGE = "a window has more than 32767 cells"
 
 
-def refuses_channels(pooling: Pooling, dtype: str, x_strides: Strides, aligned: bool) -> str | None:
-    """None if every pixel's channels lie side by side in whole 16-byte pieces; else why not."""
-    width = 16 // ITEM_BYTES[dtype]
-    if pooling.offset == "int32_t":
-        return _TOO_LARGE
-    if not pooling.channels_last or x_strides[1] != 1:
-        return "the layout is not channels_last"
-    if pooling.C % width:
-        return f"{pooling.C} channels are no whole number of 16-byte pieces"
-    if not aligned or any(x_strides[axis] % width for axis in (0, 2, 3)):
-        return "a tensor, or its pixels, start off 16-byte boundaries"
-    return None
+def _split(call: _Call) -> Planned | str:
+    pooling = call.pooling
+    if pooling.compiled_window != "AnyWindow" or pooling.window[0] < 8:
+        return "windows are less than 8 rows high"
+    V = call.piece if call.no_pieces() is None else 1
+    threads = pooling.outputs // V
+    wanted = call.device.multiprocessors * 1024  # half of what multiprocessors hold
+    slices = min(_power_of_two(-(-wanted // threads)), _power_of_two(pooling.window[0] // 4), 32)
+    if wanted <= threads:
+        return "there are outputs enough to fill the GPU"
+    items = pooling.Q * pooling.C // V
+    x = min(THREADS // slices, _power_of_two(items))
+    grid = (-(-items // x), min(pooling.P, _GRID_LIMIT), min(pooling.N, _GRID_LIMIT))
+    shared_bytes = x * slices * V * ((8 if call.dtype == "float64" else 4) + 4)
+    config = LaunchConfig(grid, (x, slices, 1), shared_bytes)
+    return _planned("forward_split", "split", (*call.types, str(V)), config, pooling, call.x_strides)
 
 
-def refuses_staged(pooling: Pooling, x_strides: Strides) -> str | None:
-    """None if x is dense in its memory format; else why not."""
-    if pooling.offset == "int32_t":
-        return _TOO_LARGE
-    sides = zip(x_strides, pooling.x_strides, _x_size(pooling), strict=True)
-    if any(stride != expected and extent != 1 for stride, expected, extent in sides):
-        return "the input is not dense"
-    return None
+def _forward_channels(call: _Call) -> Planned | str:
+    return _channels("forward", call, call.pooling.Q, call.pooling.P)
 
 
-def _planned(
-    name: str, variant: str, arguments: tuple[str, ...], config: LaunchConfig, pooling: Pooling, x_strides: Strides, dense: Dense
-) -> Planned:
-    kernel = _BY_NAME[f"max_pool2d_{name}_kernel", arguments]
-    extents = (*_x_size(pooling), *pooling.window, pooling.P, pooling.Q)
-    geometry = (*pooling.stride, *pooling.padding, *pooling.dilation)
-    four = ctypes.c_int64 * 4
-    shape = MaxPool2dShape(*extents, *geometry, four(*x_strides), four(*pooling.y_strides))
-    return Planned(LaunchPlan(kernel, config, variant), shape, dense)
+def _backward_channels(call: _Call) -> Planned | str:
+    pooling = call.pooling
+    return _channels("backward", call, pooling.pixel_blocks(pooling.W, 1), pooling.pixel_blocks(pooling.H, 0))
 
 
-def _channels(direction: str, pooling: Pooling, dtype: str, x_strides: Strides, columns: int, rows: int) -> Planned:
+def _channels(direction: str, call: _Call, columns: int, rows: int) -> Planned | str:
     """Threads over `columns` times pieces of channels, strips of `rows`, and images."""
-    items = columns * pooling.C * ITEM_BYTES[dtype] // 16
+    pooling = call.pooling
+    if pooling.offset == "int32_t":
+        return _TOO_LARGE
+    if reason := call.no_pieces():
+        return reason
+    items = columns * pooling.C // call.piece
     strips = -(-rows // pooling.strip)
     x = _power_of_two(items)
     if items > THREADS:  # the multiple of a warp that leaves the fewest threads idle
         x = min(range(128, THREADS + 1, 32), key=lambda threads: (-items % threads, -threads))
     y = min(THREADS // x, _power_of_two(strips))
     z = min(THREADS // (x * y), _power_of_two(pooling.N), 64)
-    grid = (-(-items // x), min(-(-strips // y), _GRID_LIMIT), min(-(-pooling.N // z), _GRID_LIMIT))
-    arguments = (CPP_TYPES[dtype], pooling.offset, pooling.compiled_window)
-    dense = Dense(pooling.planes, pooling.inner)
-    return _planned(f"{direction}_channels", "channels", arguments, LaunchConfig(grid, (x, y, z)), pooling, x_strides, dense)
+    config = LaunchConfig((-(-items // x), min(-(-strips // y), _GRID_LIMIT), min(-(-pooling.N // z), _GRID_LIMIT)), (x, y, z))
+    arguments = (*call.types, pooling.compiled_window)
+    return _planned(f"{direction}_channels", "channels", arguments, config, pooling, call.x_strides)
 
 
-def _staged(direction: str, pooling: Pooling, dtype: str, share: _Share, rows: int) -> Planned:
+def _forward_staged(call: _Call) -> Planned | str:
+    return _staged("forward", call, forward_share(call.pooling, ITEM_BYTES[call.dtype], call.device), call.pooling.P)
+
+
+def _backward_staged(call: _Call) -> Planned | str:
+    share = backward_share(call.pooling, ITEM_BYTES[call.dtype], call.device)
+    return _staged("backward", call, share, call.pooling.pixel_blocks(call.pooling.H, 0))
+
+
+def _staged(direction: str, call: _Call, share: Share | None, rows: int) -> Planned | str:
+    pooling = call.pooling
+    if pooling.offset == "int32_t":
+        return _TOO_LARGE
+    sides = zip(call.x_strides, pooling.x_strides, pooling.x_size, strict=True)
+    if any(stride != expected and extent != 1 for stride, expected, extent in sides):
+        return "the input is not dense"
+    if share is None:
+        return "a strip of its rows exceeds a block's shared memory"
     blocks = -(-pooling.planes // share.planes) * -(-rows // share.rows)
     threads = min(max(-(-share.items // 32) * 32, 64), THREADS)
-    arguments = (CPP_TYPES[dtype], pooling.offset, pooling.compiled_window)
     config = LaunchConfig((blocks, 1, 1), (threads, 1, 1), share.shared_bytes)
-    dense = Dense(pooling.planes, pooling.inner, share.planes, share.rows)
-    return _planned(f"{direction}_staged", "staged", arguments, config, pooling, pooling.x_strides, dense)
+    arguments = (*call.types, pooling.compiled_window)
+    return _planned(f"{direction}_staged", "staged", arguments, config, pooling, pooling.x_strides, share)
 
 
-def _per_element(
-    name: str, variant: str, pooling: Pooling, arguments: tuple[str, ...], x_strides: Strides, items: int
+def _strided(call: _Call) -> Planned | str:
+    config = _one_each(call.pooling.outputs)
+    return _planned("forward_strided", "strided", call.types, config, call.pooling, call.x_strides)
+
+
+def _flat(call: _Call) -> Planned | str:
+    N, C, H, W = call.pooling.x_size
+    return _planned("backward_flat", "flat", call.types, _one_each(N * C * H * W), call.pooling, call.x_strides)
+
+
+#: In the order they are tried; the last takes everything.
+_FORWARD = {"split": _split, "channels": _forward_channels, "staged": _forward_staged, "strided": _strided}
+_BACKWARD = {"channels": _backward_channels, "staged": _backward_staged, "flat": _flat}
+
+
+def _first(variants: Mapping[str, Callable[[_Call], Planned | str]], call: _Call) -> Planned:
+    passed_over: list[tuple[str, str]] = []
+    for name, plan in variants.items():
+        found = plan(call)
+        if isinstance(found, Planned):
+            return found._replace(passed_over=tuple(passed_over))
+        passed_over.append((name, found))
+    raise AssertionError("the last variant takes everything")
+
+
+@lru_cache(maxsize=4096)
+def forward_plan(pooling: Pooling, dtype: str, x_strides: Strides, aligned: bool, device: Device) -> Planned:
+    """`aligned`: x, y and offsets start at multiples of 16 bytes."""
+    return _first(_FORWARD, _Call(pooling, dtype, x_strides, aligned, device))
+
+
+@lru_cache(maxsize=4096)
+def backward_plan(pooling: Pooling, dtype: str, aligned: bool, device: Device) -> Planned:
+    """Every tensor is dense; `aligned`: all start at multiples of 16 bytes."""
+    return _first(_BACKWARD, _Call(pooling, dtype, pooling.x_strides, aligned, device))
+
+
+@lru_cache(maxsize=4096)
+def gather_plan(pooling: Pooling, dtype: str) -> Planned:
+    """Every tensor is dense, offsets and ddy start at multiples of 16 bytes."""
+    width = 16 // max(ITEM_BYTES[dtype], OFFSET_BYTES[pooling.offset])
+    config = _one_each(-(-pooling.outputs // width))
+    return _planned("gather", "flat", (CPP_TYPES[dtype], pooling.offset), config, pooling, pooling.x_strides)
+
+
+@lru_cache(maxsize=4096)
+def indices_plan(pooling: Pooling) -> Planned:
+    """Every tensor is dense, and indices start at a multiple of 16 bytes."""
+    config = _one_each(-(-pooling.outputs // 2))
+    return _planned("indices", "flat", (pooling.offset,), config, pooling, pooling.x_strides)
+
+
+def _planned(
+    name: str,
+    variant: str,
+    arguments: tuple[str, ...],
+    config: LaunchConfig,
+    pooling: Pooling,
+    x_strides: Strides,
+    share: Share | None = None,
 ) -> Planned:
-    config = LaunchConfig((-(-items // THREADS), 1, 1), (THREADS, 1, 1))
-    return _planned(name, variant, arguments, config, pooling, x_strides, Dense(pooling.planes, pooling.inner))
+    kernel = _BY_NAME[f"max_pool2d_{name}_kernel", arguments]
+    extents = (*pooling.x_size, *pooling.window, pooling.P, pooling.Q)
+    geometry = (*pooling.stride, *pooling.padding, *pooling.dilation)
+    four = ctypes.c_int64 * 4
+    shape = MaxPool2dShape(*extents, *geometry, four(*x_strides), four(*pooling.y_strides))
+    dense = Dense(pooling.planes, pooling.inner, *((share.planes, share.rows) if share else ()))
+    return Planned(LaunchPlan(kernel, config, variant), shape, dense)
+
+
+def _one_each(items: int) -> LaunchConfig:
+    """A thread an item."""
+    return LaunchConfig((-(-items // THREADS), 1, 1), (THREADS, 1, 1))
 
 
 def _power_of_two(at_least: int) -> int:
     return 1 << (at_least - 1).bit_length()
-
-
-def _region(elements: int, item_bytes: int) -> int:
-    """`region_behind` of dense.cuh."""
-    return -(-(elements * item_bytes + 16) // 16) * 16
-
-
-def _stage_bytes(pooling: Pooling, item_bytes: int, device: Device) -> int:
-    """The input a block stages: less than STAGED_BYTES where that would leave multiprocessors without two blocks each."""
-    total = pooling.N * pooling.C * pooling.H * pooling.W * item_bytes
-    return min(STAGED_BYTES, max(total // (2 * device.multiprocessors), 2 << 10))
-
-
-def _forward_share(pooling: Pooling, item_bytes: int, device: Device) -> _Share | None:
-    x_row, y_row, offset_bytes = pooling.W * pooling.inner, pooling.Q * pooling.inner, OFFSET_BYTES[pooling.offset]
-    reach = (pooling.window[0] - 1) * pooling.dilation[0] + 1
-
-    def share(planes: int, rows: int) -> _Share:
-        x_rows = planes * pooling.H if rows == pooling.P else min(pooling.H, (rows - 1) * pooling.stride[0] + reach)
-        y_count = planes * rows * y_row
-        shared = _region(x_rows * x_row, item_bytes) + _region(y_count, item_bytes) + _region(y_count, offset_bytes)
-        return _Share(planes, rows, shared, planes * -(-rows // pooling.strip) * y_row)
-
-    stage = _stage_bytes(pooling, item_bytes, device)
-    fitting = (stage // (x_row * item_bytes) - reach) // pooling.stride[0] + 1
-    band = max(fitting, -(-reach // pooling.stride[0]))  # at least as much work as halo
-    return _best_share(pooling, share, pooling.H * x_row * item_bytes, stage, pooling.P, band, device)
-
-
-def _backward_share(pooling: Pooling, item_bytes: int, device: Device) -> _Share | None:
-    x_row, y_row, offset_bytes = pooling.W * pooling.inner, pooling.Q * pooling.inner, OFFSET_BYTES[pooling.offset]
-    reach = (pooling.window[0] - 1) * pooling.dilation[0]
-    block_rows, blocks = pooling.pixel_blocks(pooling.H, 0), pooling.pixel_blocks(pooling.W, 1)
-    pixels = 1 if pooling.compiled_window == "AnyWindow" else pooling.stride[0]
-
-    def share(planes: int, rows: int) -> _Share:
-        whole = rows == block_rows
-        y_rows = planes * pooling.P if whole else min(pooling.P, -(-(rows * pixels + reach) // pooling.stride[0]))
-        x_rows = planes * pooling.H if whole else min(pooling.H, rows * pixels)
-        shared = _region(y_rows * y_row, item_bytes) + _region(y_rows * y_row, offset_bytes) + _region(x_rows * x_row, item_bytes)
-        return _Share(planes, rows, shared, planes * -(-rows // pooling.strip) * blocks * pooling.inner)
-
-    stage = _stage_bytes(pooling, item_bytes, device)
-    band = max(stage // (x_row * item_bytes * pixels), -(-(reach + 1) // pixels))  # at least as much work as halo
-    return _best_share(pooling, share, pooling.H * x_row * item_bytes, stage, block_rows, band, device)
-
-
-def _best_share(
-    pooling: Pooling, share: Callable[[int, int], _Share], plane_bytes: int, stage: int, rows: int, band: int, device: Device
-) -> _Share | None:
-    """Whole planes where one fits in `stage` bytes; else a band of `band` rows, in whole strips, halved until it fits in shared
-    memory; None if not even a single strip does."""
-    if plane_bytes <= stage:
-        found = share(min(stage // plane_bytes, pooling.planes), rows)
-        return found if found.shared_bytes <= device.shared_bytes else None
-    strips = -(-max(band, 1) // pooling.strip)
-    while strips:
-        found = share(1, min(strips * pooling.strip, rows))
-        if found.shared_bytes <= device.shared_bytes:
-            return found
-        strips //= 2
-    return None

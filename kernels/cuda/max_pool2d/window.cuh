@@ -125,16 +125,17 @@ __device__ inline void walk_windows(FixedWindow<R, S, Stride>, const MaxPool2dSh
   }
 }
 
-// One window of any geometry in a plane of H rows. Cell positions are int64: a dilation may reach far beyond the plane.
-template <class T, int V, class Load, class Store>
-__device__ inline void walk_windows(AnyWindow, const MaxPool2dShape& shape, int32_t H, int32_t p, int32_t q, Load load,
-                                    Store store) {
+// The choice among rows r_begin ... r_end - 1 of one window of any geometry in a plane of H rows: choose the whole window with 0
+// and R. Cell positions are int64: a dilation may reach far beyond the plane.
+template <class T, int V, class Load>
+__device__ inline Choice<Accumulator<T>, V> choose_in_rows(const MaxPool2dShape& shape, int32_t H, int32_t p, int32_t q,
+                                                           int64_t r_begin, int64_t r_end, Load load) {
   using A = Accumulator<T>;
   const int64_t h_first = int64_t(p) * shape.stride_h - shape.pad_h, w_first = int64_t(q) * shape.stride_w - shape.pad_w;
-  const int64_t r_first = h_first < 0 ? ceil_divide(-h_first, shape.dilation_h) : 0;
-  const int64_t s_first = w_first < 0 ? ceil_divide(-w_first, shape.dilation_w) : 0;
+  const int64_t r_first = maximum(r_begin, ceil_divide(-h_first, shape.dilation_h));
+  const int64_t s_first = maximum(int64_t(0), ceil_divide(-w_first, shape.dilation_w));
   const int64_t h_inside = h_first + r_first * shape.dilation_h, w_inside = w_first + s_first * shape.dilation_w;
-  const bool empty = r_first >= shape.R || s_first >= shape.S || h_inside >= H || w_inside >= shape.W;
+  const bool empty = r_first >= r_end || s_first >= shape.S || h_inside >= H || w_inside >= shape.W;
   Choice<A, V> best;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
@@ -142,7 +143,7 @@ __device__ inline void walk_windows(AnyWindow, const MaxPool2dShape& shape, int3
     best.offset[v] = empty ? -1 : int32_t(r_first * shape.S + s_first);
   }
   int64_t h = h_inside;
-  for (int64_t r = r_first; r < shape.R && h < H; ++r, h += shape.dilation_h) {
+  for (int64_t r = r_first; r < r_end && h < H; ++r, h += shape.dilation_h) {
     int64_t w = w_inside;
     for (int64_t s = s_first; s < shape.S && w < shape.W; ++s, w += shape.dilation_w) {
       const Vector<T, V> cells = load(int32_t(h), int32_t(w));
@@ -155,7 +156,13 @@ __device__ inline void walk_windows(AnyWindow, const MaxPool2dShape& shape, int3
       }
     }
   }
-  store(p, best);
+  return best;
+}
+
+template <class T, int V, class Load, class Store>
+__device__ inline void walk_windows(AnyWindow, const MaxPool2dShape& shape, int32_t H, int32_t p, int32_t q, Load load,
+                                    Store store) {
+  store(p, choose_in_rows<T, V>(shape, H, p, q, 0, shape.R, load));
 }
 
 template <class T, class Offset, int V>

@@ -12,7 +12,8 @@ from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_choice
 from torch_unroll.engines.interface import Pair
 from torch_unroll.kernels.cuda.max_pool2d import variants
-from torch_unroll.kernels.cuda.max_pool2d.variants import Device, Planned, Pooling, Strides
+from torch_unroll.kernels.cuda.max_pool2d.pooling import Device, Pooling, Strides
+from torch_unroll.kernels.cuda.max_pool2d.variants import Planned
 from torch_unroll.shapes import is_channels_last, pooled, pooling_offset_dtype
 
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
