@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from torch_unroll import engines
+from torch_unroll.engines import NAMES
 from torch_unroll.survey import KernelObject, Survey, survey
 
 
@@ -116,7 +116,7 @@ def _environment_advice(found: Survey) -> list[Advice]:
         if found.variables.get(name, "0") not in ("", "0")
     ]
     chosen = found.variables.get("TORCH_UNROLL_ENGINE", "auto")
-    if chosen not in ("", "auto", engines.NAMES[0]):
+    if chosen not in ("", "auto", NAMES[0]):
         conclusions.append(
             Advice(f"TORCH_UNROLL_ENGINE names engine {chosen}, whatever else could run", "unset it, or pass engine=")
         )

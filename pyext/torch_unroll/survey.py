@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 import torch_unroll
-from torch_unroll import engines, kernels
-from torch_unroll.engines import cuda
+from torch_unroll import kernels
+from torch_unroll.engines import DTYPES, NAMES, cuda, refusal, resolve_precision
 from torch_unroll.engines.interface import MODULES
 from torch_unroll.kernels import build, table
 
@@ -114,14 +114,14 @@ def survey() -> Survey:
         torch_cuda=torch.version.cuda,
         torch_sees_gpu=available,
         precision={
-            "conv2d": engines.resolve_precision("conv", sample),
-            "rnn": engines.resolve_precision("rnn", sample),
+            "conv2d": resolve_precision("conv", sample),
+            "rnn": resolve_precision("rnn", sample),
         },
         tools=tuple(_tools()),
         gpus=tuple(_gpus()),
         cuda_object=_kernel_object("cuda", available),
         emulated_object=_kernel_object("cpu", False),
-        engines=tuple(_engine(name, device) for name in engines.NAMES for device in devices),
+        engines=tuple(_engine(name, device) for name in NAMES for device in devices),
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
     )
 
@@ -195,8 +195,8 @@ def _engine(name: str, device: str) -> EngineReport:
     for family in dict.fromkeys(MODULES.values()):
         functions = [function for function, module in MODULES.items() if module == family]
         accepted = []
-        for dtype in engines.DTYPES:
-            refusals = [engines.refusal(name, function, torch.device(device), dtype) for function in functions]
+        for dtype in DTYPES:
+            refusals = [refusal(name, function, torch.device(device), dtype) for function in functions]
             given = [reason for reason in refusals if reason]
             if given:
                 reasons[given[0]] = None
