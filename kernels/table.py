@@ -72,6 +72,12 @@ def kernels(op: str | None = None) -> tuple[Kernel, ...]:
     return tuple(found)
 
 
+def kernels_of(op: str, dtype: str) -> tuple[Kernel, ...]:
+    """The kernels that calls of an op in one dtype may launch: those of its type, and those that know no type."""
+    types = {**{name: each for each, name in CPP_TYPES.items()}, "tfloat32": "float32"}
+    return tuple(row for row in kernels(op) if types.get(row.arguments[0], dtype) == dtype)
+
+
 def instance_source(rows: Iterable[Kernel]) -> str:
     """C++ that instantiates rows of one source file and registers them with the launcher (see `platform/launch.h`)."""
     rows = list(rows)

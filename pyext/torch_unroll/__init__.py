@@ -14,6 +14,7 @@ from torch_unroll.override import override
 from torch_unroll.replace import replace
 from torch_unroll.rnn import rnn, rnn_cell
 from torch_unroll.unfold import fold, unfold
+from torch_unroll.warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -33,4 +34,5 @@ __all__ = [
     "rnn_cell",
     "unfold",
     "use_engine",
+    "warmup",
 ]

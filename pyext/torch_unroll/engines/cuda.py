@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from torch_unroll.engines import DTYPES
 from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
-from torch_unroll.kernels.table import LaunchPlan
+from torch_unroll.kernels.table import Kernel, LaunchPlan
 
 LIBRARIES = Path(__file__).resolve().parent.parent / "lib"
 BUILD_HINT = "build it with: pip install . (needs nvcc; python -m torch_unroll doctor says what is missing)"
@@ -134,10 +135,11 @@ class _Launcher:
         if device.type != "cuda":
             multiprocessors = int(_object(device.type).library.torch_unroll_emulator_multiprocessors())
             return DeviceProperties(multiprocessors, (9, 0), 227 << 10, 50 << 20)
-        found = torch.cuda.get_device_properties(device)
-        return DeviceProperties(
-            found.multi_processor_count, (found.major, found.minor), found.shared_memory_per_block_optin, found.L2_cache_size
-        )
+        return DeviceProperties.of_gpu(device)
+
+    def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
+        if device.type == "cuda":
+            _object_on(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -6,7 +6,7 @@ It allocates with torch, asks the op's `variants.py` for launch plans, fills par
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -16,7 +16,7 @@ import torch
 
 from torch_unroll.engines.compiled.recording import note_launch
 from torch_unroll.engines.interface import MODULES
-from torch_unroll.kernels.table import LaunchPlan
+from torch_unroll.kernels.table import Kernel, LaunchPlan, kernels_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,14 @@ class DeviceProperties:
     capability: tuple[int, int]
     shared_bytes_per_block: int
     l2_bytes: int
+
+    @classmethod
+    def of_gpu(cls, device: torch.device) -> DeviceProperties:
+        """Those of a CUDA device."""
+        found = torch.cuda.get_device_properties(device)
+        capability = (found.major, found.minor)
+        shared_bytes: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
+        return cls(found.multi_processor_count, capability, shared_bytes, found.L2_cache_size)
 
 
 class Launcher(Protocol):
@@ -41,13 +49,16 @@ class Launcher(Protocol):
     def properties(self, device: torch.device) -> DeviceProperties:
         """The device's, cached."""
 
+    def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
+        """Makes kernels ready, so that a CUDA graph's capture may be the first to launch them; skips other architectures'."""
+
 
 class _Recorded:
     """A launcher that tells `recording` of each launch."""
 
     def __init__(self, engine: str, launcher: Launcher):
         self._engine, self._launch = engine, launcher.launch
-        self.resident, self.properties = launcher.resident, launcher.properties
+        self.resident, self.properties, self.preload = launcher.resident, launcher.properties, launcher.preload
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         note_launch(self._engine, plan)
@@ -61,6 +72,9 @@ class CompiledEngine:
         self.name = name
         self.launcher: Launcher = _Recorded(name, launcher)
         self.refuses = refuses
+
+    def warmup(self, op: str, dtype: torch.dtype, device: torch.device) -> None:
+        self.launcher.preload(kernels_of(op, str(dtype).removeprefix("torch.")), device)
 
     def __getattr__(self, function: str) -> Callable[..., Any]:
         if function not in MODULES:

@@ -23,6 +23,9 @@ class ReferenceEngine:
         setattr(self, function, found)  # looked up once
         return found
 
+    def warmup(self, op: str, dtype: torch.dtype, device: torch.device) -> None:
+        """Nothing of it is compiled."""
+
     def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         """It takes every floating-point or complex tensor that torch can compute with."""
         return None if dtype.is_floating_point or dtype.is_complex else f"has no formulas for {dtype}"

@@ -1,0 +1,222 @@
+"""Engine `cupy`: the sources of kernels/cuda compiled on first use by NVRTC, loaded by CuPy; needs no compiler but pip's.
+
+It launches the plans of engine `cuda`, through the driver's cuLaunchKernelEx: CuPy's own launch knows neither clusters nor
+parameters passed by value as one struct.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from torch_unroll.engines import DTYPES, nvrtc, nvrtc_cache
+from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
+from torch_unroll.kernels.table import Kernel, LaunchPlan
+
+_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not used the device yet
+
+
+class _Launcher:
+    def __init__(self) -> None:
+        self._functions: dict[tuple[Kernel, int], Any] = {}  # on a device: cupy.cuda.Function, which keeps its module
+        self._prepared: dict[tuple[LaunchPlan, int, int], tuple[Any, Any, Any]] = {}  # with a device and a stream
+        self._loading = threading.Lock()
+
+    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        stream = torch._C._cuda_getCurrentRawStream(index)
+        launch, config, function = self._prepared.get((plan, index, stream)) or self._prepare(plan, index, stream)
+        pointer = ctypes.c_void_p(ctypes.addressof(parameters))
+        previous = torch.cuda._exchange_device(index)
+        try:
+            (status,) = launch(config, function, ctypes.addressof(pointer), 0)
+            if status == _INVALID_CONTEXT:
+                _make_current(index)
+                (status,) = launch(config, function, ctypes.addressof(pointer), 0)
+        finally:
+            torch.cuda._maybe_exchange_device(previous)
+        _check(status, plan)
+
+    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
+        driver = _driver()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        _, config, function = self._prepare(plan, index, 0)
+        with torch.cuda.device(index):
+            if plan.config.cluster != (1, 1, 1):
+                status, clusters = driver.cuOccupancyMaxActiveClusters(function, config)
+                _check(status, plan)
+                return int(clusters)
+            x, y, z = plan.config.block
+            status, blocks = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(function, x * y * z, plan.config.shared_bytes)
+            _check(status, plan)
+        return int(blocks) * self.properties(torch.device("cuda", index)).multiprocessors
+
+    @cache  # noqa: B019 (one launcher per process)
+    def properties(self, device: torch.device) -> DeviceProperties:
+        return DeviceProperties.of_gpu(device)
+
+    def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        for row in rows:
+            if nvrtc.runs_on(row, _architecture(index)):
+                self._function(row, index)
+
+    def _prepare(self, plan: LaunchPlan, index: int, stream: int) -> tuple[Any, Any, Any]:
+        """The plan as the driver takes it. A config holds its stream, and threads may launch at once: hence one for each."""
+        driver = _driver()
+        function = driver.CUfunction(self._function(plan.kernel, index).ptr)
+        config = launch_config(driver, plan, stream)
+        prepared = self._prepared[plan, index, stream] = (driver.cuLaunchKernelEx, config, function)
+        return prepared
+
+    def _function(self, kernel: Kernel, index: int) -> Any:
+        """The kernel on a device: loaded, from the disk cache if it is there, else compiled."""
+        found = self._functions.get((kernel, index))
+        if found is None:
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"{kernel.expression} is not loaded yet, and cannot be while a CUDA graph is captured: call "
+                    "torch_unroll.warmup() before"
+                )
+            with self._loading:
+                found = self._functions.get((kernel, index)) or self._load(kernel, index)
+                self._functions[kernel, index] = found
+        return found
+
+    def _load(self, kernel: Kernel, index: int) -> Any:
+        import cupy
+
+        binary = nvrtc_cache.fetch(nvrtc.Recipe(kernel, _architecture(index)))
+        with torch.cuda.device(index):
+            _make_current(index)
+            module = cupy.cuda.Module()
+            module.load(binary.code)
+            function = module.get_function(binary.symbol)
+            allow(_driver(), function.ptr, self.properties(torch.device("cuda", index)))
+        return function
+
+
+def launch_config(driver: Any, plan: LaunchPlan, stream: int) -> Any:
+    """`driver.CUlaunchConfig` of a plan on a stream."""
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = plan.config.grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = plan.config.block
+    config.sharedMemBytes = plan.config.shared_bytes
+    config.hStream = driver.CUstream(stream)
+    attributes = []
+    if plan.config.cluster != (1, 1, 1):
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        cluster = attribute.value.clusterDim
+        cluster.x, cluster.y, cluster.z = plan.config.cluster
+        attributes.append(attribute)
+    if plan.config.cooperative:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        attribute.value.cooperative = 1
+        attributes.append(attribute)
+    config.attrs, config.numAttrs = attributes, len(attributes)
+    return config
+
+
+def allow(driver: Any, function: int, properties: DeviceProperties) -> None:
+    """Lets a kernel have all the shared memory of the GPU, and clusters of more than 8 blocks: what a plan may ask for."""
+    names = driver.CUfunction_attribute
+    wanted = {names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: properties.shared_bytes_per_block}
+    if properties.capability >= (9, 0):
+        wanted[names.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED] = 1
+    for name, value in wanted.items():
+        (status,) = driver.cuFuncSetAttribute(driver.CUfunction(function), name, value)
+        if status:
+            raise RuntimeError(f"cuFuncSetAttribute({name.name}, {value}): {_text(status)}")
+
+
+def _make_current(index: int) -> None:
+    """Makes the device's context this thread's; torch's own guard does not where it takes the device for current already."""
+    import cupy
+
+    cupy.cuda.runtime.setDevice(index)
+
+
+def _check(status: Any, plan: LaunchPlan) -> None:
+    """Raises what a status means."""
+    if status:
+        raise RuntimeError(f"{plan.kernel.expression} (grid {plan.config.grid}, block {plan.config.block}): {_text(status)}")
+
+
+def _text(status: Any) -> str:
+    driver = _driver()
+    return ": ".join(get(status)[1].decode() for get in (driver.cuGetErrorName, driver.cuGetErrorString))
+
+
+@cache
+def _driver() -> Any:
+    from cuda.bindings import driver
+
+    return driver
+
+
+@cache
+def _architecture(index: int) -> str:
+    return nvrtc.architecture_of(torch.cuda.get_device_capability(index))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent
+        return False
+
+
+def _lack(device: torch.device) -> str | None:
+    """What is missing on this machine for a GPU, and the command that adds it."""
+    release = (torch.version.cuda or "13").partition(".")[0]
+    install = f"pip install 'cupy-cuda{release}x[ctk]' 'cuda-bindings=={release}.*'"
+    for package, module in (("CuPy", "cupy"), ("cuda-bindings", "cuda.bindings")):
+        if not _is_installed(module):
+            return f"{package} is not installed: {install}"
+    try:
+        compiler, known = nvrtc.version(), nvrtc.architectures()
+    except Exception as error:  # bindings raise errors of their own where the library is missing
+        return f"NVRTC does not load ({error}): {install}"
+    try:
+        import cupy  # noqa: F401
+    except ImportError as error:
+        return f"CuPy does not load ({error}): {install}"
+    status, supported = _driver().cuDriverGetVersion()
+    if status or supported // 1000 < compiler[0]:
+        found = (
+            f"is for CUDA {supported // 1000}.{supported % 1000 // 10}" if not status else f"does not answer ({_text(status)})"
+        )
+        return (
+            f"the GPU's driver {found}, NVRTC is {compiler[0]}.{compiler[1]} and compiles for newer ones: update the driver, or "
+            f"install CuPy for its CUDA: pip install 'cupy-cuda12x[ctk]' 'cuda-bindings==12.*'"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"needs compute capability 8.0, {torch.cuda.get_device_name(device)} has {capability}"
+    if capability[0] * 10 + capability[1] not in known:
+        return (
+            f"NVRTC {compiler[0]}.{compiler[1]} does not compile for {torch.cuda.get_device_name(device)} {capability}: "
+            f"pip install --upgrade nvidia-cuda-nvrtc"
+        )
+    return None
+
+
+def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if engine `cupy` takes the call; else why not, and the remedy."""
+    if device.type != "cuda":
+        return f"runs on CUDA tensors, not on {device.type}"
+    if dtype not in DTYPES:
+        return f"has no kernels for {dtype}"
+    return _lack(device)
+
+
+LAUNCHER = _Launcher()
+ENGINE = CompiledEngine("cupy", LAUNCHER, refuses)
