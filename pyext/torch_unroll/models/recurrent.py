@@ -100,4 +100,4 @@ def identity_initialise(rnn: torch.nn.Module) -> None:
         elif name.startswith("bias"):
             torch.nn.init.zeros_(parameter)
         else:
-            torch.nn.init.normal_(parameter, std=0.001 if parameter.shape[1] > 2 else 0.1)
+            torch.nn.init.normal_(parameter, std=0.001)

@@ -1,0 +1,58 @@
+"""AlexNet's augmentation (Krizhevsky, Sutskever & Hinton 2012, §4.1): ten crops averaged, and the intensity of RGB by principal
+components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def ten_crops(images: Tensor, size: int) -> Tensor:
+    """(N, C, H, W) -> (10, N, C, size, size): the corners and the centre, and their mirror images.
+
+    Raises:
+        ValueError: the images are smaller than `size`.
+    """
+    H, W = images.shape[-2:]
+    if min(H, W) < size:
+        raise ValueError(f"size: expected at most {min(H, W)}, the images' smaller side, got {size}")
+    middle = ((H - size) // 2, (W - size) // 2)
+    corners = [(0, 0), (0, W - size), (H - size, 0), (H - size, W - size), middle]
+    crops = torch.stack([images[..., top : top + size, left : left + size] for top, left in corners])
+    return torch.cat([crops, crops.flip(-1)])
+
+
+def ten_crop_prediction(model: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
+    """(N, C, H, W) -> (N, classes): the mean of the model's softmax over the ten crops."""
+    crops = ten_crops(images, size)
+    return model(crops.flatten(0, 1)).softmax(1).unflatten(0, crops.shape[:2]).mean(0)
+
+
+@dataclass
+class RgbIntensity:
+    """Adds to each image a multiple of the principal components of RGB, in proportion to their eigenvalues.
+
+    components (3, 3), a column each, and deviations (3,), the roots of the eigenvalues, are those of the training set's pixels.
+    """
+
+    components: Tensor
+    deviations: Tensor
+    strength: float = 0.1
+
+    @classmethod
+    def of(cls, images: Tensor, strength: float = 0.1) -> RgbIntensity:
+        """From training images (N, 3, H, W)."""
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: expected (N, 3, H, W), got {tuple(images.shape)}")
+        pixels = images.transpose(0, 1).flatten(1).double()
+        values, components = torch.linalg.eigh(torch.cov(pixels))
+        return cls(components.to(images.dtype), values.clamp(min=0).sqrt().to(images.dtype), strength)
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(N, 3, H, W) -> the same, with one draw of three normal numbers for each image."""
+        draws = torch.randn(len(images), 3, generator=generator, dtype=images.dtype).to(images.device) * self.strength
+        shift = (draws * self.deviations.to(images.device)) @ self.components.to(images.device).T
+        return images + shift[:, :, None, None]
