@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.compile.remarks import Compiled, compiled, demangled, remarks
+from torch_unroll.engines.nvrtc import runs_on
 from torch_unroll.kernels import build
-from torch_unroll.kernels.table import OPS, Kernel, kernels
+from torch_unroll.kernels.table import OPS, kernels
 
 #: TORCH_CUDA_ARCH_LIST of the check; .ci/run builds the object of its tests with the same, so that nothing is compiled twice.
 ARCHITECTURES = "8.0+PTX 9.0a 10.0"
@@ -37,14 +38,6 @@ def logs() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def entries(logs: dict[str, str]) -> list[Compiled]:
     return [entry for log in logs.values() for entry in compiled(log)]
-
-
-def runs_on(row: Kernel, target: str) -> bool:
-    """Whether a row has code for a target: one of an architecture with an "a" is for that one alone."""
-    number = target.removeprefix("sm_")
-    if row.architecture.endswith("a"):
-        return row.architecture == number
-    return int(row.architecture) <= int(number.rstrip("a"))
 
 
 @pytest.mark.parametrize("target", TARGETS)
