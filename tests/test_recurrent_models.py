@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import torch_unroll as tu
 from torch_unroll.models import HiddenMarkovModel, RecurrentNet, SequenceClassifier, per_step_loss, truncated_bptt
 from torch_unroll.testing import Target, targets
+from torch_unroll.training import adding
 
 
 def test_the_formulas_of_the_lecture() -> None:
@@ -128,3 +129,12 @@ class TestHiddenMarkovModel:
         with torch.no_grad():
             learned, exact = float(log_loss(held_out)), float(self.model.log_loss(held_out))
         assert learned < 1.02 * exact
+
+
+def test_the_adding_problem_at_a_hundred_steps() -> None:
+    *_, (length, _, net) = adding.train()
+    x, d = adding.draw(length, 1000)
+    with torch.no_grad():
+        error = F.mse_loss(net(x)[0][-1, :, 0], d)
+    assert length == 100
+    assert error < 0.01
