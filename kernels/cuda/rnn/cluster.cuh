@@ -32,6 +32,7 @@ class ClusterExchange {
       : carry(shared, p.shape.H),
         barriers(reinterpret_cast<uint64_t*>(shared + 2 * part.tiles * carry.buffer_bytes())),
         tiles(part.tiles),
+        blocks(part.slices),
         H(p.shape.H),
         products(p.shape.T + Pass::backward) {
     for (int tile = 0; tile < tiles; ++tile) {
@@ -66,8 +67,9 @@ class ClusterExchange {
     const int within = unit % kPerStore, first = unit - within;
     if (first >= H) return;
     // The lanes that hold these 16 bytes share the blocks they go to.
-    for (uint32_t rank = uint32_t(within); rank < cluster_size(); rank += kPerStore)
-      store_async(cluster_address(carry.at(now ^ 1, column, first), rank), bits, cluster_address(&barriers[now ^ 1], rank));
+    for (int rank = within; rank < blocks; rank += kPerStore)
+      store_async(cluster_address(carry.at(now ^ 1, column, first), uint32_t(rank)), bits,
+                  cluster_address(&barriers[now ^ 1], uint32_t(rank)));
   }
 
  private:
@@ -76,7 +78,7 @@ class ClusterExchange {
 
   const Carry<T> carry;
   uint64_t* const barriers;  // one for each buffer
-  const int tiles, H, products;
+  const int tiles, blocks, H, products;
   int now = 0;  // the buffer of this step
 };
 

@@ -70,6 +70,7 @@ __device__ inline Bits<T> bits_of(T value) {
 // What a block runs; each thread the same results of every step.
 struct Part {
   int direction, first_unit;  // of the slice
+  int slices;                 // that have units at all; a cluster may have more blocks
   int first_tile, tiles;      // of the batch, in column tiles
 };
 }  // namespace slices
@@ -95,12 +96,14 @@ __device__ inline void run_slice(const RnnParameters<Storage<Math>>& p) {
   const int all_chunks = (H + kChunk<Math> - 1) / kChunk<Math>, chunks = (all_chunks - warp + kWarps - 1) / kWarps;
   const int batch_tiles = (N + kTileColumns - 1) / kTileColumns, groups = int(gridDim.y);
   const int most = (batch_tiles + groups - 1) / groups, first_tile = int(blockIdx.y) * most;
-  const Part part{int(blockIdx.z), int(blockIdx.x) * kRows, first_tile, min(most, batch_tiles - first_tile)};
+  const Part part{int(blockIdx.z), int(blockIdx.x) * kRows, (H + kRows - 1) / kRows, first_tile,
+                  min(most, batch_tiles - first_tile)};
   const Walk walk = walk_of<Pass>(p, part.direction);
 
   Accumulator<T>* sums = shared_memory<Accumulator<T>>();
   unsigned char* after_sums = reinterpret_cast<unsigned char*>(sums + 2 * Sums::size);
   Exchange exchange(p, part, after_sums);
+  if (part.first_unit >= H) return;
   Fragment<Math>* resident = reinterpret_cast<Fragment<Math>*>(after_sums + exchange.bytes());
 
   auto k_of = [&](int chunk) { return (chunk * kWarps + warp) * kChunk<Math> + lane_in_group() * Fragment<Math>::size; };
