@@ -54,12 +54,12 @@ def test_nothing_to_say_about_a_machine_where_all_is_well() -> None:
         (
             replace(WELL, cuda_object=KernelObject("x.so", built=False), tools=(NO_NVCC,)),
             "not compiled ahead of time",
-            "pip install cupy-cuda13x",
+            "pip install 'cupy-cuda13x[ctk]'",
         ),
         (
             replace(WELL, cuda_object=KernelObject("x.so", built=False), tools=(NO_NVCC,), torch_cuda="12.8"),
             "not compiled ahead of time",
-            "pip install cupy-cuda12x",
+            "pip install 'cupy-cuda12x[ctk]'",
         ),
         (replace(WELL, cuda_object=KernelObject("x.so", built=False)), "though nvcc is here", "pip install ."),
         (replace(WELL, cuda_object=KernelObject("x.so", True, "no symbol")), "does not load: no symbol", "build it again"),
@@ -148,4 +148,5 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 
 def test_run_time_engines_are_named_for_torchs_cuda() -> None:
     assert doctor.install_command("numba", WELL) == "pip install 'numba-cuda[cu13]'"
-    assert doctor.install_command("cupy", replace(WELL, torch_cuda="12.8")) == "pip install cupy-cuda12x"
+    older = doctor.install_command("cupy", replace(WELL, torch_cuda="12.8"))
+    assert older == "pip install 'cupy-cuda12x[ctk]' 'cuda-bindings==12.*'"

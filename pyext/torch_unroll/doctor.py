@@ -126,8 +126,8 @@ def _environment_advice(found: Survey) -> list[Advice]:
 def install_command(engine: str, found: Survey) -> str:
     """What installs a run-time engine for the CUDA that torch was built for."""
     release = (found.torch_cuda or "13").partition(".")[0]
-    package = {"cupy": f"cupy-cuda{release}x", "numba": f"'numba-cuda[cu{release}]'"}[engine]
-    return f"pip install {package}"
+    packages = {"cupy": f"'cupy-cuda{release}x[ctk]' 'cuda-bindings=={release}.*'", "numba": f"'numba-cuda[cu{release}]'"}
+    return f"pip install {packages[engine]}"
 
 
 def text(found: Survey) -> str:
