@@ -7,34 +7,42 @@ from typing import Any
 
 import torch
 
+from benchmarks.cases import DTYPES
 from benchmarks.cuda_timing import L2Flush, capture, estimate, measure
 from benchmarks.ops.operation import Call
 from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 
 
 def measure_ceilings(device: torch.device, limits: Limits, quick: bool = False) -> dict[str, Any]:
-    """Copy bandwidth in GB/s (bytes read and written), large matrix products in TFLOP/s by dtype; on a GPU the time of a graph
-    with one empty kernel."""
-    on_gpu = device.type == "cuda"
-    elements, side = (1 << 30, 8192) if on_gpu else (1 << 24, 512 if quick else 1024)
-    source = torch.empty(elements, dtype=torch.int8, device=device).zero_()
+    """Copy bandwidth in GB/s (bytes read and written), large matrix products in TFLOP/s by dtype; on a GPU also the time of a
+    graph with one empty kernel, and of one such kernel among many."""
+    if device.type != "cuda":
+        return _bandwidth_and_products(device, 1 << 24, 512 if quick else 1024, {"fp32": torch.float32}, limits)
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        ceilings = _bandwidth_and_products(device, 1 << 30, 8192, DTYPES, limits)
+        ceilings["empty_graph_us"] = estimate(capture(_spin, 1), 100) * 1e6
+        ceilings["empty_kernel_us"] = estimate(capture(_spin, 1000), 5) * 1e6 / 1000
+    torch.cuda.synchronize()
+    return ceilings
+
+
+def _bandwidth_and_products(
+    device: torch.device, elements: int, side: int, dtypes: dict[str, torch.dtype], limits: Limits
+) -> dict[str, Any]:
+    source = torch.zeros(elements, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    ceilings: dict[str, Any] = {"copy_gb_s": 2 * elements / _seconds(lambda: (target.copy_(source),), device, limits) / 1e9}
+    copy = 2 * elements / _seconds(lambda: (target.copy_(source),), device, limits) / 1e9
     products: dict[str, float] = {}
     matmul: Any = torch.backends.cuda.matmul
     allowed = matmul.fp32_precision
-    for name, dtype in _products(on_gpu).items():
+    for name, dtype in dtypes.items():
         a = torch.rand(side, side, device=device).to(dtype)
         matmul.fp32_precision = "tf32" if name == "tf32" else "ieee"
         try:
             products[name] = 2 * side**3 / _seconds(partial(_square, a), device, limits) / 1e12
         finally:
             matmul.fp32_precision = allowed
-    ceilings["product_tflop_s"] = products
-    if on_gpu:
-        ceilings["empty_graph_us"] = estimate(capture(_spin, 1), 100) * 1e6
-        ceilings["empty_kernel_us"] = estimate(capture(_spin, 1000), 5) * 1e6 / 1000
-    return ceilings
+    return {"copy_gb_s": copy, "product_tflop_s": products}
 
 
 def _square(a: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -45,12 +53,6 @@ def _spin() -> tuple[torch.Tensor, ...]:
     """One empty kernel."""
     torch.cuda._sleep(0)
     return ()
-
-
-def _products(on_gpu: bool) -> dict[str, torch.dtype]:
-    if not on_gpu:
-        return {"fp32": torch.float32}
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
 
 
 def _seconds(call: Call, device: torch.device, limits: Limits) -> float:

@@ -88,6 +88,6 @@ def clocks(device: torch.device) -> dict[str, Any] | None:
     """The device's clocks, power and temperature now."""
     if device.type != "cuda":
         return None
-    index = str(device.index or 0)
-    line = _output("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits", "-i", index)
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # indices differ between CUDA and nvidia-smi
+    line = _output("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits", "-i", uuid)
     return parse_clocks(line.splitlines()[0]) if line else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ class Reference:
 
     exact: Sequence[Tensor]
     torchs: Sequence[Tensor]
+    seconds: float  # torch's first call
 
 
 class Measurement:
@@ -106,6 +108,8 @@ class Measurement:
             else:
                 self._check_all()
                 self._time_cpu()
+        if "compile" in self.providers:
+            torch.compiler.reset()  # of what was compiled for this case
         self.row["clocks_after"] = clocks(device)
         self.row["status"] = _worst([provider["status"] for provider in self.providers.values()])
         return self.row
@@ -128,10 +132,12 @@ class Measurement:
 
     def _reference(self, case: Case, tensors: dict[str, Tensor]) -> Reference:
         """What the case should give, in float64 and as torch itself has it in the case's dtype."""
+        torch.backends.cudnn.benchmark = False  # what is not timed needs no search
         exact = case.operation.call(case, double(tensors), "eager")()
+        torch.backends.cudnn.benchmark = True
         if not finite(exact):
             raise ValueError("the float64 reference is not finite")
-        return Reference(exact, case.operation.call(case, tensors, "eager")())
+        return Reference(exact, *_seconds_of_first_call(case.operation.call(case, tensors, "eager"), self.setting.device))
 
     def _check(self, name: str, case: Case, tensors: dict[str, Tensor], wanted: Reference) -> None:
         entry: dict[str, Any] = {"status": "ok", "message": ""}
@@ -153,13 +159,13 @@ class Measurement:
             entry.update(status="error", message=f"{type(problem).__name__}: {problem}"[:500])
             return
         wrong = case.operation.complaint(case, name, tensors, results, wanted.exact, wanted.torchs)
-        entry.update(error=error(results, wanted.exact), torch_error=error(wanted.torchs, wanted.exact))
+        entry.update(error=_number(error(results, wanted.exact)), torch_error=_number(error(wanted.torchs, wanted.exact)))
         if wrong:
             entry.update(status="wrong", message=wrong)
         elif substitute:
             entry.update(status="checked", message=f"{substitute}, at {case.shape.text()}: not timed")
         else:
-            entry["first_call_ms"] = first * 1e3
+            entry["first_call_ms"] = 1e3 * (wanted.seconds if name == "eager" else first)
             self.calls[name] = call
 
     def _time_cpu(self) -> None:
@@ -189,6 +195,11 @@ class Measurement:
                     compared[cache] = ratio(samples[ours], samples[theirs]).as_json()
 
 
+def _number(value: float) -> float | None:
+    """What JSON has a number for."""
+    return value if math.isfinite(value) else None
+
+
 _SEVERITY = ("ok", "checked", "refused", "out of memory", "error", "wrong")
 
 
@@ -196,8 +207,9 @@ def _worst(statuses: list[str]) -> str:
     return max(statuses, key=_SEVERITY.index, default="refused")
 
 
-def overhead(case: Case, provider: str, device: torch.device, calls: int = 200) -> float:
-    """Microseconds of host time of one call on a small case: what a call costs before any work."""
+def overhead(case: Case, provider: str, device: torch.device, calls: int = 50) -> float:
+    """Microseconds of host time of one call on a small case: what a call costs before any work. Few enough calls not to
+    fill the launch queue, where the host would wait for the device."""
     call = case.operation.call(case, case.operation.tensors(case, device, 0), provider)
     samples = []
     for _ in range(7):

@@ -26,13 +26,15 @@ Measure = Callable[[Case, Setting], results.Row]
 
 def measure_case(case: Case, setting: Setting) -> results.Row:
     """A case's row; an error of the case as a whole is a row too."""
+    measurement = None
     try:
-        return Measurement(case, setting).run()
-    except torch.OutOfMemoryError as problem:
-        torch.cuda.empty_cache()
-        return failed(case, "out of memory", problem)
+        measurement = Measurement(case, setting)
+        return measurement.run()
     except Exception as problem:  # one bad case does not end the run
-        return failed(case, "error", problem)
+        if setting.device.type == "cuda":
+            torch.cuda.empty_cache()
+        status = "out of memory" if isinstance(problem, torch.OutOfMemoryError) else "error"
+        return {**failed(case, status, problem), **({"providers": measurement.providers} if measurement else {})}
 
 
 def failed(case: Case, status: str, problem: BaseException) -> results.Row:
@@ -75,6 +77,7 @@ class Run:
     def go(self) -> results.Document:
         """Measures; returns the document, which is also on disk. Ctrl-C keeps what was measured."""
         setting = self.setting
+        deadline = None if self.minutes is None else time.monotonic() + 60 * self.minutes
         torch.manual_seed(setting.seed)
         document = results.new(describe(setting.device), self.command, setting.seed)
         journal = results.Journal(self.out)
@@ -91,8 +94,9 @@ class Run:
         interrupted = False
         try:
             document["ceilings"] = measure_ceilings(setting.device, setting.limits, self.quick)
-            self._measure_all(wanted, rows, journal, document)
-            document["overheads"] = overheads(self.cases, setting)
+            self._measure_all(wanted, rows, journal, document, deadline)
+            if setting.device.type == "cuda":
+                document["overheads"] = overheads(self.cases, setting)
         except KeyboardInterrupt:
             interrupted = True
             journal.stop()
@@ -111,9 +115,13 @@ class Run:
         rows[selected.case.key] = row
 
     def _measure_all(
-        self, wanted: list[Selected], rows: dict[str, results.Row], journal: results.Journal, document: results.Document
+        self,
+        wanted: list[Selected],
+        rows: dict[str, results.Row],
+        journal: results.Journal,
+        document: results.Document,
+        deadline: float | None,
     ) -> None:
-        deadline = None if self.minutes is None else time.monotonic() + 60 * self.minutes
         longest = 0.0
         progress = tqdm(wanted, unit="case", file=sys.stderr, dynamic_ncols=True)
         for i, selected in enumerate(progress):
@@ -150,8 +158,7 @@ def overheads(cases: list[Selected], setting: Setting) -> list[dict[str, Any]]:
     for (op, direction), case in smallest.items():
         for provider in (*setting.engines, *setting.baselines):
             if is_engine(provider):
-                emulated = setting.device.type != "cuda" and provider != "torch"
-                if emulated or case.operation.refusal(case, provider, setting.device):
+                if case.operation.refusal(case, provider, setting.device):
                     continue
             elif provider not in case.operation.baselines:
                 continue

@@ -60,9 +60,8 @@ class Rnn(Operation):
         if is_engine(provider):
             options = f"nonlinearity={shape.nonlinearity!r}, num_layers={shape.layers}, bidirectional={two}, engine={provider!r}"
             return f"rnn(x, h0, {weights}, {options})[0]"
-        return (
-            f"torch.rnn_{shape.nonlinearity}(x, h0, {weights}, {bool(shape.bias)}, {shape.layers}, 0.0, False, {two}, False)[0]"
-        )
+        options = f"{bool(shape.bias)}, {shape.layers}, 0.0, {direction == 'train'}, {two}, False"
+        return f"torch.rnn_{shape.nonlinearity}(x, h0, {weights}, {options})[0]"
 
     def tensors(self, case: Case, device: torch.device, seed: int) -> dict[str, Tensor]:
         made = super().tensors(case, device, seed)

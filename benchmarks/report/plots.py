@@ -28,6 +28,11 @@ def _axes(title: str, x: str, y: str, height: float = 4.2) -> tuple[Figure, Any]
     return figure, axes
 
 
+def _style(i: int) -> dict[str, Any]:
+    """The i-th line's colour and dashes."""
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":", "-.")[i // len(COLOURS) % 4]}
+
+
 def roofline(document: Document) -> Figure | None:
     """TFLOP/s against FLOP per byte, under the measured ceilings."""
     points = [each for each in ours(document) if each.tflops and each.row["bytes"] and each.row["op"] != "network"]
@@ -71,40 +76,38 @@ def ratios(document: Document) -> Figure | None:
         return None
     figure, axes = _axes("Times faster than eager torch, case by case", "cases, sorted", "eager / ours")
     for i, (name, values) in enumerate(groups.items()):
-        marker = "." if len(values) < 60 else None
-        axes.plot(
-            range(1, len(values) + 1), sorted(values), label=name, color=COLOURS[i % len(COLOURS)], marker=marker, linewidth=1
-        )
+        axes.plot(range(1, len(values) + 1), sorted(values), label=name, marker=".", markersize=3, linewidth=1, **_style(i))
     axes.axhline(1, color="black", linewidth=1)
     axes.set(yscale="log")
     axes.legend(fontsize=6, ncols=2)
     return figure
 
 
+def _sweep(measured: list[Figures], letter: str, fixed: str) -> dict[str, list[tuple[int, float]]]:
+    """µs per step of one layer against an extent, a line for each value of the other."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for each in measured:
+        shape: Any = parse(each.row["case"]).shape
+        if shape.layers == 1 and shape.directions == 1 and each.microseconds:
+            name = f"{each.provider} {each.row['direction']} {each.row['dtype']} {fixed}={getattr(shape, fixed)}"
+            lines.setdefault(name, []).append((getattr(shape, letter), each.microseconds / shape.T))
+    return {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
+
+
 def steps(document: Document) -> Figure | None:
-    """µs per time step against the hidden size and against the batch, one line per provider; forward pass and training apart."""
-    measured = [each for each in figures(document) if each.row["op"] == "rnn" and each.microseconds]
-    if not measured:
-        return None
+    """µs per time step against the hidden size and against the batch, a line per provider and direction."""
+    measured = [each for each in figures(document) if each.row["op"] == "rnn"]
     sweeps = {letter: _sweep(measured, letter, fixed) for letter, fixed in (("H", "N"), ("N", "H"))}
     if not any(sweeps.values()):
         return None
     figure, both = pyplot.subplots(2, 1, figsize=(6, 7.5), layout="constrained")
     for axes, (letter, lines) in zip(both, sweeps.items(), strict=True):
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for each in measured:
-            shape: Any = parse(each.row["case"]).shape
-            if shape.layers == 1 and shape.directions == 1 and each.microseconds:
-                name = f"{each.provider} {each.row['direction']} {each.row['dtype']} {fixed}={getattr(shape, fixed)}"
-                lines.setdefault(name, []).append((getattr(shape, letter), each.microseconds / shape.T))
-        lines = {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
         for i, (name, points) in enumerate(lines.items()):
-            axes.plot(*zip(*sorted(points), strict=True), marker=".", linewidth=1, label=name, color=COLOURS[i % len(COLOURS)])
-        axes.set(xlabel=letter, xscale="log", yscale="log", title=f"µs per step against {letter}")
+            axes.plot(*zip(*sorted(points), strict=True), label=name, marker=".", linewidth=1, **_style(i))
+        axes.set(xlabel=letter, ylabel="µs per time step", xscale="log", yscale="log", title=f"µs per step against {letter}")
         axes.grid(True, alpha=0.25)
         if lines:
             axes.legend(fontsize=6)
-    hidden.set_ylabel("µs per time step")
     return figure
 
 
