@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="p
 QUICK, LONG = 400, int(os.environ.get("TORCH_UNROLL_FUZZ", "2000"))
 SEED = int(os.environ.get("TORCH_UNROLL_FUZZ_SEED", "0"))
 BATCH = 40  # problems per test
-MOST_PRODUCTS = 400_000  # per direction: what the emulator does in about a tenth of a second
+MOST_PRODUCTS = 1_500_000  # per direction: what the emulator does in about a tenth of a second
 MATHS = [
     (torch.float16, "ieee"),
     (torch.bfloat16, "ieee"),

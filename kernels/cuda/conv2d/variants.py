@@ -12,8 +12,11 @@ from functools import lru_cache
 from ...table import CPP_TYPES, DTYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
 from .problem import ITEM_BYTES, Conv2dProblem, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
 
-#: Bytes of workspace that one call may take, in chunks of the batch where it would need more. Never less than one image's.
+#: Bytes of workspace that one call may take: half of it for columns or packed images, of which as many are made at once as fit,
+#: though never less than one; half for wgrad's splits, of which there is never less than one. A packed filter comes on top.
 workspace_limit = 256 << 20
+#: Elements up to which a gather divides 32-bit indices.
+most_int32 = 2**31
 
 
 _PROBLEM_BYTES = 512  # kProblemBytes of problems.cuh
@@ -213,7 +216,7 @@ def plan_im2col(dtype: str, name: str, elements: int, multiprocessors: int) -> L
     """`im2col` with one thread for each of N·C·P·Q elements, or `col2im` for each of N·C·H·W; at most 64 blocks a
     multiprocessor, which stride over the rest."""
     blocks = min(_ceil_divide(elements, _IM2COL_THREADS), 64 * multiprocessors)
-    index = "int32_t" if elements + 64 * multiprocessors * _IM2COL_THREADS < 2**31 else "int64_t"
+    index = "int32_t" if elements + 64 * multiprocessors * _IM2COL_THREADS < most_int32 else "int64_t"
     kernel = Kernel("conv2d/im2col.cuh", f"{name}_kernel", (CPP_TYPES[dtype], index))
     return LaunchPlan(kernel, LaunchConfig((blocks, 1, 1), (_IM2COL_THREADS, 1, 1)), "gather")
 

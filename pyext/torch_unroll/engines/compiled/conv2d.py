@@ -6,6 +6,7 @@ Every function takes the launcher first. A call that has nothing to compute laun
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,11 +33,21 @@ class Recorder:
     def __init__(self, launcher: Launcher):
         self._launcher = launcher
         self.plans: list[LaunchPlan] = []
-        self.workspace_bytes = 0
+        self.workspace_bytes = 0  # the most at one time
+        self._held = 0
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         """Notes the plan."""
         self.plans.append(plan)
+
+    def hold(self, workspace: Tensor) -> None:
+        """Counts a workspace as long as it lives."""
+        self._held += workspace.nbytes
+        self.workspace_bytes = max(self.workspace_bytes, self._held)
+        weakref.finalize(workspace, self._let_go, workspace.nbytes)
+
+    def _let_go(self, nbytes: int) -> None:
+        self._held -= nbytes
 
     def resident(self, plan: LaunchPlan, device: torch.device) -> int:
         """The real launcher's answer."""
@@ -52,11 +63,17 @@ def _output(launcher: Launcher, size: Sequence[int], like: Tensor, memory_format
     return torch.empty(tuple(size), dtype=like.dtype, device=device, memory_format=memory_format)
 
 
-def _workspace(launcher: Launcher, size: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    if not isinstance(launcher, Recorder):
-        return torch.empty(tuple(size), dtype=dtype or like.dtype, device=like.device)
-    workspace = torch.empty(tuple(size), dtype=dtype or like.dtype, device="meta")
-    launcher.workspace_bytes = max(launcher.workspace_bytes, workspace.nbytes)
+def _workspace(
+    launcher: Launcher,
+    size: Sequence[int],
+    like: Tensor,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    device = "meta" if isinstance(launcher, Recorder) else like.device
+    workspace = torch.empty(tuple(size), dtype=dtype or like.dtype, device=device, memory_format=memory_format)
+    if isinstance(launcher, Recorder):
+        launcher.hold(workspace)
     return workspace
 
 
@@ -71,7 +88,7 @@ def _problem(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, precision: str
     pad = (padding[0], padding[2])
     return Conv2dProblem(
         *(dtype, N, C, H, W, K, R, S, P, Q),
-        *(stride, pad, dilation, groups),
+        *((stride[0], stride[1]), pad, (dilation[0], dilation[1]), groups),  # lists, where they came by the dispatcher
         *(_four(x.stride()), _four(w.stride()), _four(y.stride()), precision),
         *(x.data_ptr() % 16 == 0, w.data_ptr() % 16 == 0, y.data_ptr() % 16 == 0),
     )
@@ -95,13 +112,14 @@ class _Call:
     def chunks(self, bytes_per_image: int = 0) -> list[_Call]:
         """The same call for as many images at a time as a launch and the workspace take."""
         pixels = (self.x.shape[2] * self.x.shape[3], self.y.shape[2] * self.y.shape[3])
-        images = variants.images_per_launch(bytes_per_image, pixels, self.x.shape[0], variants.workspace_limit)
+        images = variants.images_per_launch(bytes_per_image, pixels, self.x.shape[0], variants.workspace_limit // 2)
         if images == self.x.shape[0]:
             return [self]
-        return [
-            _Call(self.launcher, x, self.w, y, self.geometry, self.precision)
-            for x, y in zip(self.x.split(images), self.y.split(images), strict=True)
-        ]
+        return [self.on(x, self.w, y) for x, y in zip(self.x.split(images), self.y.split(images), strict=True)]
+
+    def on(self, x: Tensor, w: Tensor, y: Tensor) -> _Call:
+        """The same call of other tensors."""
+        return _Call(self.launcher, x, w, y, self.geometry, self.precision)
 
     def pointwise(self, x: Tensor, w: Tensor, y: Tensor) -> _Call:
         """A 1×1 convolution of other tensors with the same groups."""
@@ -129,7 +147,7 @@ class _Call:
 
     def wgrad_plan(self, most_splits: int = 2**31, tensor: bool = False) -> variants.GemmPlan:
         """The plan of wgrad; a later chunk adds to the splits of the first, so it has no more."""
-        return variants.plan_wgrad(self.problem, tensor, self.multiprocessors, variants.workspace_limit, most_splits)
+        return variants.plan_wgrad(self.problem, tensor, self.multiprocessors, variants.workspace_limit // 2, most_splits)
 
     def sum_splits(self, sums: Tensor, channels_inner: bool, channels: int, outputs: int) -> None:
         """Adds the splits in `sums`, (splits, groups · outputs, taps of `channels`), into w's place."""
@@ -173,10 +191,11 @@ def _implicit_fprop(call: _Call, bias: Tensor | None) -> None:
 
 def _explicit_fprop(call: _Call, bias: Tensor | None) -> None:
     flat = call.w.contiguous().flatten(1)[:, :, None, None]  # the columns' rows are C R S
-    for chunk in call.chunks(call.column_bytes):
-        columns = chunk.columns()
+    chunks = call.chunks(call.column_bytes)
+    columns = chunks[0].columns()
+    for chunk in chunks:
         chunk.im2col(columns)
-        chunk.pointwise(columns, flat, chunk.y).fprop(bias)
+        chunk.pointwise(columns[: chunk.problem.N], flat, chunk.y).fprop(bias)
 
 
 def _implicit_dgrad(call: _Call) -> None:
@@ -186,9 +205,10 @@ def _implicit_dgrad(call: _Call) -> None:
 
 def _explicit_dgrad(call: _Call) -> None:
     flat = call.w.contiguous().flatten(1)[:, :, None, None]
-    for chunk in call.chunks(call.column_bytes):
-        columns = chunk.columns()
-        chunk.pointwise(columns, flat, chunk.y).dgrad()
+    chunks = call.chunks(call.column_bytes)
+    columns = chunks[0].columns()
+    for chunk in chunks:
+        chunk.pointwise(columns[: chunk.problem.N], flat, chunk.y).dgrad()
         chunk.col2im(columns)
 
 
@@ -224,15 +244,13 @@ def _pack(launcher: Launcher, tensor: Tensor, groups: int, images: int = 0, padd
     pieces of 16 bytes; itself, if it is. With `images`, N are groups of so many, each padded to `padded_images`."""
     N, C, H, W = tensor.shape
     dtype = str(tensor.dtype).removeprefix("torch.")
-    piece = 16 // tensor.element_size()
     images, padded_images = images or N, padded_images or N
     if images == padded_images and parameters.whole_pieces(
-        _four(tensor.stride()), (N, C, H, W), tensor.data_ptr() % 16 == 0, groups, piece
+        _four(tensor.stride()), (N, C, H, W), tensor.data_ptr() % 16 == 0, groups, variants.mma_piece(dtype)
     ):
         return tensor
-    N, channels = N // images * padded_images, C // groups
-    padded = -(-channels // piece) * piece
-    packed = _workspace(launcher, (N, H, W, groups * padded), tensor)
+    N, channels, padded = N // images * padded_images, C // groups, _whole_pieces(C // groups, tensor)
+    packed = _workspace(launcher, (N, groups * padded, H, W), tensor, memory_format=torch.channels_last)
     pixels_first = abs(tensor.stride(3)) < tensor.stride(1)
     struct = parameters.PackChannelsParameters(
         tensor.data_ptr(),
@@ -241,42 +259,51 @@ def _pack(launcher: Launcher, tensor: Tensor, groups: int, images: int = 0, padd
         *(channels, padded, images, padded_images, H, W, groups, pixels_first),
     )
     launcher.launch(variants.plan_pack_channels(dtype, N, H * W, padded, groups), struct, tensor.device)
-    return packed.permute(0, 3, 1, 2)
+    return packed
 
 
-def _packed_bytes(*tensors: Tensor) -> int:
-    """At most what packing one image of each takes; groups of few channels are not packed."""
-    return sum(tensor[0].numel() * tensor.element_size() * 2 for tensor in tensors if tensor.shape[0])
+def _whole_pieces(channels: int, tensor: Tensor) -> int:
+    """Channels of a group once they are padded to pieces of 16 bytes."""
+    piece = 16 // tensor.element_size()
+    return -(-channels // piece) * piece
+
+
+def _packed_bytes(groups: int, *tensors: Tensor) -> int:
+    """What packing one image of each would take."""
+    return sum(
+        groups * _whole_pieces(tensor.shape[1] // groups, tensor) * tensor[0, 0].numel() * tensor.element_size()
+        for tensor in tensors
+    )
 
 
 def _tensor_fprop(call: _Call, bias: Tensor | None) -> None:
     w = _pack(call.launcher, call.w, 1)
-    for chunk in call.chunks(_packed_bytes(call.x)):
+    for chunk in call.chunks(_packed_bytes(call.problem.groups, call.x)):
         x = _pack(call.launcher, chunk.x, call.problem.groups)
-        _Call(call.launcher, x, w, chunk.y, call.geometry, call.precision).fprop(bias, tensor=True)
+        call.on(x, w, chunk.y).fprop(bias, tensor=True)
+        del x  # before the next chunk's takes its place
 
 
 def _tensor_dgrad(call: _Call) -> None:
     groups, K = call.problem.groups, call.problem.group_channels[1]
-    piece = 16 // call.x.element_size()
-    w = _pack(call.launcher, call.w, 1, K, -(-K // piece) * piece)
-    for chunk in call.chunks(_packed_bytes(call.y)):
+    w = _pack(call.launcher, call.w, 1, K, _whole_pieces(K, call.w))
+    for chunk in call.chunks(_packed_bytes(groups, call.y)):
         dy = _pack(call.launcher, chunk.y, groups)
-        _Call(call.launcher, chunk.x, w, dy, call.geometry, call.precision).dgrad(tensor=True)
+        call.on(chunk.x, w, dy).dgrad(tensor=True)
+        del dy
 
 
 def _tensor_wgrad(call: _Call) -> None:
-    groups, plan, sums = call.problem.groups, None, None
-    channels = outputs = 0
-    for chunk in call.chunks(_packed_bytes(call.x, call.y)):
-        x, dy = _pack(call.launcher, chunk.x, groups), _pack(call.launcher, chunk.y, groups)
-        channels, outputs = x.shape[1] // groups, dy.shape[1] // groups
-        shape_of_w = torch.empty((dy.shape[1], channels, *call.w.shape[2:]), device="meta")
-        packed = _Call(call.launcher, x, shape_of_w, dy, call.geometry, call.precision)
-        first = plan is None
-        plan = packed.wgrad_plan(tensor=True) if plan is None else packed.wgrad_plan(plan.splits, tensor=True)
-        sums = _sums(packed, plan) if sums is None else sums
+    groups = call.problem.groups
+    channels, outputs = (_whole_pieces(each, call.x) for each in call.problem.group_channels)
+    shape_of_w = torch.empty((groups * outputs, channels, *call.w.shape[2:]), device="meta")
+    plan = sums = None
+    for chunk in call.chunks(_packed_bytes(groups, call.x, call.y)):
+        packed = call.on(_pack(call.launcher, chunk.x, groups), shape_of_w, _pack(call.launcher, chunk.y, groups))
+        plan = packed.wgrad_plan(tensor=True, most_splits=plan.splits if plan else 2**31)
+        first, sums = sums is None, _sums(packed, plan) if sums is None else sums
         packed.wgrad(sums, plan, accumulate=not first)
+        del packed
     assert sums is not None
     assert plan is not None
     call.sum_splits(sums, plan.walks.channels_inner, channels, outputs)
@@ -313,6 +340,8 @@ def conv2d_fprop(
     P = convolved(H, R, stride[0], padding[0] + padding[1], dilation[0])
     Q = convolved(W, S, stride[1], padding[2] + padding[3], dilation[1])
     y = _output(launcher, (N, K, P, Q), x, output_memory_format(x, w))
+    if not x.numel() or not w.numel():
+        return y.zero_() if bias is None else y.copy_(bias.view(1, K, 1, 1).expand_as(y))
     if y.numel():
         call = _Call(launcher, x, w, y, (stride, padding, dilation, groups), precision)
         _FPROP[_variant("fprop", call.problem)](call, None if bias is None else bias.contiguous())

@@ -1,0 +1,369 @@
+"""Convolution's kernels through their host functions, variant by variant, against torch in float64 (emulated, without a GPU)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_unroll.engines import cuda
+from torch_unroll.engines.compiled import DeviceProperties, conv2d
+from torch_unroll.kernels.cuda.conv2d import problem as parameters
+from torch_unroll.kernels.cuda.conv2d import variants
+from torch_unroll.kernels.table import Kernel, LaunchPlan
+from torch_unroll.testing import assert_as_accurate, assert_exact
+
+pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: variant, dtype, precision: all that there is
+MATHS = [
+    pytest.param(variant.name, dtype, precision, id=f"{variant.name}-{str(dtype).removeprefix('torch.')}-{precision}")
+    for variant in variants.VARIANTS["fprop"]
+    for dtype in DTYPES
+    for precision in (("ieee", "tf32") if dtype == torch.float32 else ("ieee",))
+    if (variant.name == "tensor" and (dtype != torch.float64 and (precision == "tf32") == (dtype == torch.float32)))
+    or (variant.name != "tensor" and precision == "ieee")
+]
+FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass
+class Watcher:
+    """The real launcher, and a note of what it launched."""
+
+    launched: list[LaunchPlan] = field(default_factory=list)
+
+    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        self.launched.append(plan)
+        cuda.LAUNCHER.launch(plan, parameters, device)
+
+    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
+        return cuda.LAUNCHER.resident(plan, device)
+
+    def properties(self, device: torch.device) -> DeviceProperties:
+        return cuda.LAUNCHER.properties(device)
+
+
+@dataclass
+class Case:
+    """One convolution and its exact results."""
+
+    x_size: tuple[int, int, int, int]
+    w_size: tuple[int, int, int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def inputs(self, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, w = torch.randn(self.x_size), torch.randn(self.w_size)
+        dy = torch.randn(self.exact(x.double(), w.double(), None)[0].shape)
+        x, w, dy = (each.to(dtype).contiguous(memory_format=memory_format) for each in (x, w, dy))
+        return x, w, torch.randn(self.w_size[0]).to(dtype), dy
+
+    def exact(self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor | None = None) -> list[Tensor]:
+        """y, and with dy also dx and dw, in the dtype of x, by torch."""
+        top, bottom, left, right = self.padding
+        padded = F.pad(x, (left, right, top, bottom)).detach().requires_grad_()
+        w = w.detach().requires_grad_()
+        y = F.conv2d(padded, w, bias, self.stride, 0, self.dilation, self.groups)
+        if dy is None:
+            return [y.detach()]
+        dx, dw = torch.autograd.grad(y, (padded, w), dy)
+        return [y.detach(), dx[:, :, top : top + x.shape[2], left : left + x.shape[3]], dw]
+
+    def ours(
+        self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor, precision: str, launcher: Watcher | None = None
+    ) -> list[Tensor]:
+        geometry = (self.stride, self.padding, self.dilation, self.groups, precision)
+        to = launcher or Watcher()
+        return [
+            conv2d.conv2d_fprop(to, x, w, bias, *geometry),
+            conv2d.conv2d_dgrad(to, dy, w, self.x_size[2:], *geometry),
+            conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], *geometry),
+        ]
+
+
+CASES = {
+    "3x3": Case((2, 8, 9, 7), (16, 8, 3, 3), padding=(1, 1, 1, 1)),
+    "odd channels": Case((2, 5, 6, 8), (7, 5, 2, 3), padding=(0, 2, 1, 0), dilation=(2, 1)),
+    "strided": Case((2, 8, 11, 10), (8, 8, 3, 4), stride=(2, 3), padding=(2, 1, 0, 3)),
+    "residues without taps": Case((1, 4, 9, 9), (8, 4, 2, 1), stride=(4, 2), dilation=(2, 1)),
+    "groups": Case((2, 24, 5, 5), (12, 8, 3, 3), padding=(1, 1, 1, 1), groups=3),
+    "depthwise": Case((2, 6, 7, 6), (12, 1, 3, 3), stride=(1, 2), padding=(1, 1, 1, 1), groups=6),
+    "1x1": Case((3, 32, 4, 4), (40, 32, 1, 1)),
+    "product": Case((70, 33, 1, 1), (65, 33, 1, 1)),
+    "kernel beyond the plane": Case((2, 3, 2, 3), (4, 3, 5, 5), padding=(2, 3, 2, 2)),
+    "several tiles": Case((2, 24, 13, 11), (72, 24, 1, 1)),
+}
+DIRECTIONS = ("fprop", "dgrad", "wgrad")
+
+
+@pytest.fixture(autouse=True)
+def _choices() -> Iterator[None]:
+    """Takes back what a test forced."""
+    yield
+    conv2d.forced = None
+
+
+@pytest.fixture
+def fresh_plans() -> Iterator[None]:
+    """For a test that changes what plans follow from."""
+    caches = [variants.plan_fprop, variants.plan_dgrad, variants.plan_wgrad, variants.plan_im2col]
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def tf32(x: Tensor) -> Tensor:
+    """To nearest with 10 bits of mantissa, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
+@pytest.mark.parametrize("name", CASES)
+def test_results_are_as_accurate_as_torchs(name: str, variant: str, dtype: torch.dtype, precision: str, layout: str) -> None:
+    case = CASES[name]
+    x, w, bias, dy = case.inputs(dtype, FORMATS[layout])
+    if variant == "tensor" and case.groups > 1 and min(case.w_size[1], case.w_size[0] // case.groups) < 4:
+        pytest.skip("tensor cores decline this, see test_the_choice_and_its_reasons")
+    conv2d.forced = variant
+    results = case.ours(x, w, bias, dy, precision)
+    given = [each.to(dtype) for each in (x, w, dy)]
+    if precision == "tf32":  # exact products of rounded operands, summed in fp32
+        given = [tf32(each) for each in given]
+    exact = case.exact(given[0].double(), given[1].double(), bias.double(), given[2].double())
+    torchs = case.exact(given[0], given[1], bias, given[2])
+    for direction, result, same, double in zip(DIRECTIONS, results, torchs, exact, strict=True):
+        assert_as_accurate(result, same, double, direction)
+        like = {"fprop": (x, w), "dgrad": (dy, w), "wgrad": (dy, x)}[direction]
+        channels_last = any(each.is_contiguous(memory_format=torch.channels_last) and not each.is_contiguous() for each in like)
+        assert result.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+STRANGE: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "expanded batch": lambda t: t[:1].expand(t.shape),
+    "expanded plane": lambda t: t[:, :, :1, :1].expand(t.shape),
+    "unaligned": lambda t: torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape),
+    "unaligned channels_last": lambda t: (
+        torch.cat((t.new_zeros(1), t.permute(0, 2, 3, 1).flatten()))[1:]
+        .view(t.shape[0], *t.shape[2:], t.shape[1])
+        .permute(0, 3, 1, 2)
+    ),
+    "every second": lambda t: torch.stack((t, -t), -1)[..., 0],
+    "every second channel": lambda t: torch.stack((t, -t), 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+@pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
+def test_any_strides(variant: str, dtype: torch.dtype, precision: str, strange: str) -> None:
+    case = Case((2, 8, 6, 5), (8, 8, 3, 2), stride=(1, 2), padding=(1, 0, 1, 1))
+    x, w, dy = (
+        STRANGE[strange](torch.randint(-2, 3, t.shape).to(dtype))
+        for t in case.inputs(dtype, torch.contiguous_format)[::1]
+        if t.dim() == 4
+    )
+    conv2d.forced = variant
+    exact = case.exact(x.double(), w.double(), None, dy.double())
+    for direction, result, double in zip(DIRECTIONS, case.ours(x, w, None, dy, precision), exact, strict=True):
+        assert_exact(result.double(), double, direction)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
+def test_offsets_beyond_two_thousand_million_elements(variant: str, dtype: torch.dtype, precision: str, layout: str) -> None:
+    """The second image lies 2^31 elements after the first; memory between them is never touched, so it costs nothing."""
+    case = Case((2, 8, 4, 4), (8, 8, 2, 2))
+    _, w, _, _ = case.inputs(dtype, FORMATS[layout])
+    sizes = (case.x_size, (2, 8, 3, 3))
+    tensors = []
+    for size in sizes:
+        inner = torch.empty(size, dtype=dtype).contiguous(memory_format=FORMATS[layout]).stride()[1:]
+        far = torch.empty(2**31 + 1024, dtype=dtype).as_strided(size, (2**31, *inner))
+        tensors.append(far.copy_(torch.randint(-2, 3, size)))
+    x, dy = tensors
+    w = torch.randint(-2, 3, w.shape).to(dtype)
+    conv2d.forced = variant
+    exact = case.exact(x.double(), w.double(), None, dy.double())
+    for direction, result, double in zip(DIRECTIONS, case.ours(x, w, None, dy, precision), exact, strict=True):
+        assert_exact(result.double(), double, direction)
+
+
+@pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
+def test_bitwise_the_same_under_any_schedule(variant: str, dtype: torch.dtype, precision: str) -> None:
+    case = Case((4, 16, 9, 9), (16, 16, 3, 3), padding=(1, 1, 1, 1))
+    x, w, bias, dy = case.inputs(dtype, torch.channels_last)
+    conv2d.forced = variant
+    seed = cuda._object("cpu").library.torch_unroll_emulator_seed
+    seed(ctypes.c_uint64(1))
+    first = case.ours(x, w, bias, dy, precision)
+    for other in (2, 3):
+        seed(ctypes.c_uint64(other))
+        for direction, result, before in zip(DIRECTIONS, case.ours(x, w, bias, dy, precision), first, strict=True):
+            assert_exact(result, before, direction)
+
+
+@pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
+def test_every_byte_of_a_result_is_written(
+    monkeypatch: pytest.MonkeyPatch, variant: str, dtype: torch.dtype, precision: str
+) -> None:
+    for allocate in ("_output", "_workspace"):
+        real = getattr(conv2d, allocate)
+        monkeypatch.setattr(conv2d, allocate, lambda *of, real=real, **options: real(*of, **options).fill_(float("nan")))
+    conv2d.forced = variant
+    for name in ("residues without taps", "odd channels", "strided"):
+        x, w, bias, dy = CASES[name].inputs(dtype, torch.contiguous_format)
+        for direction, result in zip(DIRECTIONS, CASES[name].ours(x, w, bias, dy, precision), strict=True):
+            assert torch.isfinite(result).all(), direction
+
+
+@pytest.mark.parametrize("variant", ["tensor", "implicit", "explicit"])
+def test_workspace_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch, fresh_plans: None, variant: str) -> None:
+    case = Case((7, 8, 6, 6), (8, 8, 3, 3), padding=(1, 1, 1, 1))
+    x, w, bias, dy = (
+        torch.randint(-2, 3, t.shape).to(torch.float16) for t in case.inputs(torch.float16, torch.contiguous_format)
+    )
+    conv2d.forced = variant
+    limit = 2 * 8 * 9 * 36 * 2  # in one half of it one image's columns, or fewer than seven of x and dy packed
+    monkeypatch.setattr(variants, "workspace_limit", limit)
+    exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
+    for direction, result, double in zip(DIRECTIONS, case.ours(x, w, bias, dy, "ieee"), exact, strict=True):
+        assert_exact(result.double(), double.half().double(), direction)
+    geometry = (case.stride, case.padding, case.dilation, case.groups, "ieee")
+    for function, inputs in (
+        (conv2d.conv2d_fprop, (x, w, None)),
+        (conv2d.conv2d_dgrad, (dy, w, (6, 6))),
+        (conv2d.conv2d_wgrad, (dy, x, (3, 3))),
+    ):
+        recorded = conv2d.recorded(function, cuda.LAUNCHER, *inputs, *geometry)
+        assert recorded.workspace_bytes <= limit
+        chunks = sum(plan.kernel.name.startswith("conv2d_") and "sum_splits" not in plan.kernel.name for plan in recorded.plans)
+        packed = 2 if function is conv2d.conv2d_wgrad else 1  # x and dy
+        assert chunks == {"explicit": 7, "implicit": 1, "tensor": packed}[variant]
+
+
+@pytest.mark.parametrize(
+    ("x_size", "w_size", "padding"),
+    [
+        ((0, 3, 5, 5), (4, 3, 3, 3), (0, 0, 0, 0)),
+        ((2, 3, 0, 5), (4, 3, 3, 3), (2, 1, 1, 1)),
+        ((2, 0, 5, 5), (4, 0, 3, 3), (0, 0, 0, 0)),
+    ],
+    ids=["no images", "no lines", "no channels"],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_empty(x_size: tuple[int, ...], w_size: tuple[int, ...], padding: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    x, w, bias = torch.randn(x_size).to(dtype), torch.randn(w_size).to(dtype), torch.randn(4).to(dtype)
+    geometry = ((1, 1), padding, (1, 1), 1, "ieee")
+    y = conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, bias, *geometry)
+    assert_exact(y, bias.view(1, 4, 1, 1).expand(y.shape).contiguous())
+    dy = torch.randn(y.shape).to(dtype)
+    assert_exact(conv2d.conv2d_dgrad(cuda.LAUNCHER, dy, w, x_size[2:], *geometry), torch.zeros(x_size, dtype=dtype))  # type: ignore[arg-type]
+    assert_exact(conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, w_size[2:], *geometry), torch.zeros(w_size, dtype=dtype))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("index", ["int32_t", "int64_t"])
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unfold_and_fold(monkeypatch: pytest.MonkeyPatch, fresh_plans: None, dtype: torch.dtype, layout: str, index: str) -> None:
+    monkeypatch.setattr(variants, "most_int32", 2**31 if index == "int32_t" else 0)
+    geometry = ((3, 2), (2, 1), (1, 2), (1, 3))
+    torchs = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 3)}
+    x = torch.randn(2, 3, 7, 6).to(dtype).contiguous(memory_format=FORMATS[layout])
+    watcher = Watcher()
+    columns = conv2d.unfold(watcher, x, *geometry)
+    assert_exact(columns, F.unfold(x, **torchs))
+    assert_as_accurate(
+        conv2d.fold(watcher, columns, (7, 6), *geometry),
+        F.fold(columns, (7, 6), **torchs),
+        F.fold(columns.double(), (7, 6), **torchs),
+    )
+    assert {plan.kernel.arguments[1] for plan in watcher.launched} == {index}
+
+
+MMA_TILES = variants._MMA_TILES
+
+
+def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fresh_plans: None) -> None:
+    launched: set[Kernel] = set()
+    case = Case((1, 8, 9, 9), (16, 8, 2, 3), stride=(1, 2), padding=(1, 0, 1, 1))
+    tiles = dict(variants._TILES)
+    for (variant, dtype, precision), choice in ((each.values, choice) for each in MATHS for choice in range(2)):
+        name = str(dtype).removeprefix("torch.")
+        monkeypatch.setattr(variants, "_TILES", {**tiles, name: (tiles[name][min(choice, len(tiles[name]) - 1)],)})
+        monkeypatch.setattr(variants, "_MMA_TILES", (MMA_TILES[choice],))
+        monkeypatch.setattr(variants, "most_int32", 2**31 * choice)
+        for cache in (variants.plan_fprop, variants.plan_dgrad, variants.plan_wgrad, variants.plan_im2col):
+            cache.cache_clear()
+        conv2d.forced = variant
+        watcher = Watcher()
+        x, w, bias, dy = (torch.randint(-2, 3, t.shape).to(dtype) for t in case.inputs(dtype, torch.contiguous_format))
+        exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
+        for direction, result, double in zip(DIRECTIONS, case.ours(x, w, bias, dy, precision, watcher), exact, strict=True):
+            assert_exact(result.double(), double.to(dtype).double(), direction)
+        launched |= {plan.kernel for plan in watcher.launched}
+    assert {row.expression for row in variants.KERNELS} == {row.expression for row in launched}
+
+
+def test_parameter_structs_have_the_size_of_their_mirrors() -> None:
+    library = cuda._object("cpu")
+    mirrors = {
+        "conv2d_fprop": parameters.FpropParameters,
+        "conv2d_dgrad": parameters.DgradParameters,
+        "conv2d_wgrad": parameters.WgradParameters,
+        "conv2d_sum_splits": parameters.SumSplitsParameters,
+        "im2col": parameters.Im2colParameters,
+        "col2im": parameters.Col2imParameters,
+        "pack_channels": parameters.PackChannelsParameters,
+    }
+    for row in variants.KERNELS:
+        (mirror,) = (struct for name, struct in mirrors.items() if row.name.startswith(name))
+        assert library.library.torch_unroll_parameter_bytes(library.index[row.expression]) == ctypes.sizeof(mirror), (
+            row.expression
+        )
+
+
+def chosen(dtype: str, precision: str, groups: int) -> tuple[str, dict[str, str]]:
+    channels = 32
+    dense = (channels * 64, 64, 8, 1)
+    problem = parameters.Conv2dProblem(
+        *(dtype, 2, channels, 8, 8, channels, 1, 1, 8, 8),
+        *((1, 1), (0, 0), (1, 1), groups),
+        *(dense, (channels // groups, 1, 1, 1), dense, precision),
+    )
+    name, passed_over = variants.choose("fprop", problem)
+    return name, dict(passed_over)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "groups", "variant", "reason"),
+    [
+        ("float16", "ieee", 1, "tensor", None),
+        ("bfloat16", "tf32", 4, "tensor", None),
+        ("float32", "tf32", 1, "tensor", None),
+        ("float32", "ieee", 1, "implicit", "fp32_precision"),
+        ("float64", "ieee", 1, "implicit", "float64"),
+        ("float16", "ieee", 32, "implicit", "groups of 1 and 1 channels"),
+    ],
+)
+def test_the_choice_and_its_reasons(dtype: str, precision: str, groups: int, variant: str, reason: str | None) -> None:
+    name, passed_over = chosen(dtype, precision, groups)
+    assert name == variant
+    assert (reason is None and not passed_over) or (reason is not None and reason in passed_over["tensor"])
+
+
+def test_a_refused_variant_says_why() -> None:
+    conv2d.forced = "tensor"
+    with pytest.raises(RuntimeError, match="tensor cores multiply fp16, bf16 and TF32, not float64"):
+        CASES["1x1"].ours(*CASES["1x1"].inputs(torch.float64, torch.contiguous_format), "ieee")
