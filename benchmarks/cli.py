@@ -211,11 +211,8 @@ def _list(arguments: argparse.Namespace) -> int:
             print(f"{suite.name:<{width}}  {len(suite.entries):>4} shapes  {suite.about}")
         return 0
     for selected in selection(arguments, _device(None)):
-        print(
-            selected.case.key,
-            *(f"  {label}" for label in selected.labels[:1]),
-            f" +{len(selected.labels) - 1}" * (len(selected.labels) > 1),
-        )
+        more = f" and {len(selected.labels) - 1} more" if len(selected.labels) > 1 else ""
+        print(f"{selected.case.key}  {selected.labels[0]}{more}" if selected.labels else selected.case.key)
     return 0
 
 

@@ -18,8 +18,8 @@ No figures yet: nothing has been measured on a GPU so far. On one, this measures
 minutes and puts them here:
 
 ```
-python -m benchmarks run --budget 25 --out benchmarks/results/NAME-OF-THE-GPU.json
-python -m benchmarks report --readme
+PYTHONPATH=pyext .venv/bin/python -m benchmarks run --budget 25 --out benchmarks/results/NAME-OF-THE-GPU.json
+PYTHONPATH=pyext .venv/bin/python -m benchmarks report --readme
 ```"""
 
 
