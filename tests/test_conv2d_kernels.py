@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import DeviceProperties, conv2d
+from torch_unroll.engines.compiled import DeviceProperties, conv2d, conv2d_call
 from torch_unroll.kernels.cuda.conv2d import problem as parameters
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.table import Kernel, LaunchPlan
@@ -218,9 +218,10 @@ def test_bitwise_the_same_under_any_schedule(variant: str, dtype: torch.dtype, p
 def test_every_byte_of_a_result_is_written(
     monkeypatch: pytest.MonkeyPatch, variant: str, dtype: torch.dtype, precision: str
 ) -> None:
-    for allocate in ("_output", "_workspace"):
-        real = getattr(conv2d, allocate)
-        monkeypatch.setattr(conv2d, allocate, lambda *of, real=real, **options: real(*of, **options).fill_(float("nan")))
+    for module in (conv2d, conv2d_call):
+        for name in ("allocate_output", "allocate_workspace"):
+            real = getattr(conv2d_call, name)
+            monkeypatch.setattr(module, name, lambda *of, real=real, **options: real(*of, **options).fill_(float("nan")))
     conv2d.forced = variant
     for name in ("residues without taps", "odd channels", "strided"):
         x, w, bias, dy = CASES[name].inputs(dtype, torch.contiguous_format)

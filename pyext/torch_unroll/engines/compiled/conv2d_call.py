@@ -1,0 +1,208 @@
+"""The parts of convolution's host functions: workspace that is counted, and the launches of one call, in chunks of its batch."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torch_unroll.engines.compiled import DeviceProperties, Launcher
+from torch_unroll.engines.interface import Padding, Pair
+from torch_unroll.kernels.cuda.conv2d import problem as parameters
+from torch_unroll.kernels.cuda.conv2d import variants
+from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.table import LaunchPlan
+
+
+class Recorder:
+    """A launcher that launches nothing and notes what would be, for `explain` and tests."""
+
+    def __init__(self, launcher: Launcher):
+        self._launcher = launcher
+        self.plans: list[LaunchPlan] = []
+        self.workspace_bytes = 0  # the most at one time
+        self._held = 0
+
+    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        """Notes the plan."""
+        self.plans.append(plan)
+
+    def hold(self, workspace: Tensor) -> None:
+        """Counts a workspace as long as it lives."""
+        self._held += workspace.nbytes
+        self.workspace_bytes = max(self.workspace_bytes, self._held)
+        weakref.finalize(workspace, self._let_go, workspace.nbytes)
+
+    def _let_go(self, nbytes: int) -> None:
+        self._held -= nbytes
+
+    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
+        """The real launcher's answer."""
+        return self._launcher.resident(plan, device)
+
+    def properties(self, device: torch.device) -> DeviceProperties:
+        """The real launcher's answer."""
+        return self._launcher.properties(device)
+
+
+def allocate_output(launcher: Launcher, size: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
+    device = "meta" if isinstance(launcher, Recorder) else like.device
+    return torch.empty(tuple(size), dtype=like.dtype, device=device, memory_format=memory_format)
+
+
+def allocate_workspace(
+    launcher: Launcher,
+    size: Sequence[int],
+    like: Tensor,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    device = "meta" if isinstance(launcher, Recorder) else like.device
+    workspace = torch.empty(tuple(size), dtype=dtype or like.dtype, device=device, memory_format=memory_format)
+    if isinstance(launcher, Recorder):
+        launcher.hold(workspace)
+    return workspace
+
+
+#: stride, padding, dilation, groups
+Geometry = tuple[Pair, Padding, Pair, int]
+
+
+def _problem(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, precision: str) -> Conv2dProblem:
+    (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x.shape, w.shape, y.shape
+    stride, padding, dilation, groups = geometry
+    dtype = str(x.dtype).removeprefix("torch.")
+    pad = (padding[0], padding[2])
+    return Conv2dProblem(
+        *(dtype, N, C, H, W, K, R, S, P, Q),
+        *((stride[0], stride[1]), pad, (dilation[0], dilation[1]), groups),  # lists, where they came by the dispatcher
+        *(_four(x.stride()), _four(w.stride()), _four(y.stride()), precision),
+        *(x.data_ptr() % 16 == 0, w.data_ptr() % 16 == 0, y.data_ptr() % 16 == 0),
+    )
+
+
+def _four(strides: tuple[int, ...]) -> tuple[int, int, int, int]:
+    return strides[0], strides[1], strides[2], strides[3]
+
+
+# ---- launches of one product each ------------------------------------------------------------------------------------------
+
+
+class Call:
+    """One direction of one convolution on tensors, in chunks of the batch."""
+
+    def __init__(self, launcher: Launcher, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, precision: str):
+        self.launcher, self.x, self.w, self.y, self.geometry, self.precision = launcher, x, w, y, geometry, precision
+        self.problem = _problem(x, w, y, geometry, precision)
+        self.multiprocessors = launcher.properties(x.device).multiprocessors
+
+    def chunks(self, bytes_per_image: int = 0) -> list[Call]:
+        """The same call for as many images at a time as a launch and the workspace take."""
+        pixels = (self.x.shape[2] * self.x.shape[3], self.y.shape[2] * self.y.shape[3])
+        images = variants.images_per_launch(bytes_per_image, pixels, self.x.shape[0], variants.workspace_limit // 2)
+        if images == self.x.shape[0]:
+            return [self]
+        return [self.on(x, self.w, y) for x, y in zip(self.x.split(images), self.y.split(images), strict=True)]
+
+    def on(self, x: Tensor, w: Tensor, y: Tensor) -> Call:
+        """The same call of other tensors."""
+        return Call(self.launcher, x, w, y, self.geometry, self.precision)
+
+    def pointwise(self, x: Tensor, w: Tensor, y: Tensor) -> Call:
+        """A 1×1 convolution of other tensors with the same groups."""
+        return Call(self.launcher, x, w, y, ((1, 1), (0, 0, 0, 0), (1, 1), self.problem.groups), self.precision)
+
+    def fprop(self, bias: Tensor | None, tensor: bool = False) -> None:
+        plan = variants.plan_fprop(self.problem, tensor, self.multiprocessors)
+        pointers = (self.x.data_ptr(), self.w.data_ptr(), self.y.data_ptr())
+        bias_pointer = None if bias is None else bias.data_ptr()
+        struct = parameters.FpropParameters(*pointers, self.problem.shape(), plan.walks.struct(), bias_pointer)
+        self.launcher.launch(plan.launch, struct, self.x.device)
+
+    def dgrad(self, tensor: bool = False) -> None:
+        plan = variants.plan_dgrad(self.problem, tensor, self.multiprocessors)
+        pointers = (self.y.data_ptr(), self.w.data_ptr(), self.x.data_ptr())
+        struct = parameters.DgradParameters(*pointers, self.problem.shape(), plan.walks.struct())
+        self.launcher.launch(plan.launch, struct, self.x.device)
+
+    def wgrad(self, sums: Tensor, plan: variants.GemmPlan, accumulate: bool) -> None:
+        pointers = (self.y.data_ptr(), self.x.data_ptr(), sums.data_ptr())
+        struct = parameters.WgradParameters(
+            *pointers, self.problem.shape(), plan.walks.struct(), plan.splits, plan.pixels_per_split, accumulate
+        )
+        self.launcher.launch(plan.launch, struct, self.x.device)
+
+    def wgrad_plan(self, most_splits: int = 2**31, tensor: bool = False) -> variants.GemmPlan:
+        """The plan of wgrad; a later chunk adds to the splits of the first, so it has no more."""
+        return variants.plan_wgrad(self.problem, tensor, self.multiprocessors, variants.workspace_limit // 2, most_splits)
+
+    def sum_splits(self, sums: Tensor, channels_inner: bool, channels: int, outputs: int) -> None:
+        """Adds the splits in `sums`, (splits, groups · outputs, taps of `channels`), into w's place."""
+        plan = variants.plan_sum_splits(self.problem.dtype, self.problem.K, sums.shape[2])
+        struct = parameters.SumSplitsParameters(
+            sums.data_ptr(), self.w.data_ptr(), self.problem.shape(), sums.shape[0], channels_inner, channels, outputs
+        )
+        self.launcher.launch(plan, struct, self.w.device)
+
+    def im2col(self, columns: Tensor) -> None:
+        """x -> columns."""
+        self._gather("im2col", self.problem.P * self.problem.Q, parameters.Im2colParameters, self.x, columns)
+
+    def col2im(self, columns: Tensor) -> None:
+        """columns -> x."""
+        self._gather("col2im", self.problem.H * self.problem.W, parameters.Col2imParameters, columns, self.x)
+
+    def _gather(self, name: str, pixels: int, struct: type[ctypes.Structure], source: Tensor, result: Tensor) -> None:
+        plan = variants.plan_im2col(self.problem.dtype, name, self.problem.N * self.problem.C * pixels, self.multiprocessors)
+        self.launcher.launch(plan, struct(source.data_ptr(), result.data_ptr(), self.problem.shape()), self.x.device)
+
+    def columns(self) -> Tensor:
+        """Room for the column matrix, (N, C·R·S, P, Q)."""
+        rows = self.problem.C * self.problem.R * self.problem.S
+        return allocate_workspace(self.launcher, (self.problem.N, rows, self.problem.P, self.problem.Q), self.x)
+
+    @property
+    def column_bytes(self) -> int:
+        """Of one image's column matrix."""
+        problem = self.problem
+        return problem.C * problem.R * problem.S * problem.P * problem.Q * self.x.element_size()
+
+
+def pack_channels(launcher: Launcher, tensor: Tensor, groups: int, images: int = 0, padded_images: int = 0) -> Tensor:
+    """A tensor (N, groups · channels, H, W) as tensor cores take it: channels innermost, each group's padded with zeros to whole
+    pieces of 16 bytes; itself, if it is. With `images`, N are groups of so many, each padded to `padded_images`."""
+    N, C, H, W = tensor.shape
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    images, padded_images = images or N, padded_images or N
+    if images == padded_images and parameters.whole_pieces(
+        _four(tensor.stride()), (N, C, H, W), tensor.data_ptr() % 16 == 0, groups, variants.mma_piece(dtype)
+    ):
+        return tensor
+    N, channels, padded = N // images * padded_images, C // groups, whole_pieces(C // groups, tensor)
+    packed = allocate_workspace(launcher, (N, groups * padded, H, W), tensor, memory_format=torch.channels_last)
+    pixels_first = abs(tensor.stride(3)) < tensor.stride(1)
+    struct = parameters.PackChannelsParameters(
+        tensor.data_ptr(),
+        packed.data_ptr(),
+        (ctypes.c_int64 * 4)(*tensor.stride()),
+        *(channels, padded, images, padded_images, H, W, groups, pixels_first),
+    )
+    launcher.launch(variants.plan_pack_channels(dtype, N, H * W, padded, groups), struct, tensor.device)
+    return packed
+
+
+def whole_pieces(channels: int, tensor: Tensor) -> int:
+    """Channels of a group once they are padded to pieces of 16 bytes."""
+    piece = 16 // tensor.element_size()
+    return -(-channels // piece) * piece
+
+
+def packed_bytes(groups: int, *tensors: Tensor) -> int:
+    """What packing one image of each would take."""
+    return sum(
+        groups * whole_pieces(tensor.shape[1] // groups, tensor) * tensor[0, 0].numel() * tensor.element_size()
+        for tensor in tensors
+    )
