@@ -75,25 +75,56 @@ def _check_weights(layers: list[list[tuple[Tensor, ...]]], input: Tensor) -> int
     return H
 
 
-def _extents(x: Tensor, axis: int, batch_sizes: Tensor | None) -> tuple[int, int]:
-    """N and T; `axis` is that of N."""
-    if batch_sizes is None:
-        return x.shape[axis], x.shape[1 - axis]
+def _check_segments(segments: int, cuttable: bool) -> None:
+    if not isinstance(segments, int) or segments < 1:
+        raise ValueError(f"recompute_segments: expected a number above 0, got {segments!r}")
+    if not cuttable:
+        raise ValueError("recompute_segments: expected None for bidirectional or packed input, which no state cuts in two")
+
+
+def _check_batch_sizes(batch_sizes: Tensor) -> None:
+    """What can be known before the operator reads them."""
     require(
         batch_sizes.dim() == 1 and batch_sizes.dtype == torch.int64 and batch_sizes.device.type == "cpu",
         f"batch_sizes: expected shape (T,), int64, on the CPU, got {_shape(batch_sizes)}, {batch_sizes.dtype},"
         f" on {batch_sizes.device}",
     )
-    return int(batch_sizes[0]) if batch_sizes.shape[0] else 0, batch_sizes.shape[0]
+    require(batch_sizes.shape[0] > 0, "batch_sizes: expected a sequence of at least one step, got none")
 
 
-def _check_lengths(lengths: Tensor | None, x: Tensor, N: int, packed: bool) -> None:
-    if lengths is None:
-        return
-    require(not packed, "lengths: expected None beside batch_sizes")
+def _check_lengths(lengths: Tensor, x: Tensor, N: int) -> None:
     require(lengths.dtype in (torch.int64, torch.int32), f"lengths: expected int64 or int32, got {lengths.dtype}")
     require(lengths.device == x.device, f"lengths: expected device {x.device} like input, got {lengths.device}")
     _check_shape(lengths, "lengths", N)
+
+
+def _checked_start(
+    x: Tensor,
+    h0: Tensor | None,
+    layers: list[list[tuple[Tensor, ...]]],
+    axis: int,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+) -> Tensor:
+    """h0, or zeros; raises if anything does not fit. `axis` is that of N in x."""
+    rank = 3 if batch_sizes is None else 2
+    require(x.dim() == rank, f"input: expected {rank} dimensions with its batch, got shape {_shape(x)}")
+    _check_alike(x, {"h0": h0})
+    H, states = _check_weights(layers, x), len(layers) * len(layers[0])
+    if batch_sizes is None:
+        N = x.shape[axis]
+        require(x.shape[1 - axis] > 0, "input: expected a sequence of at least one step, got none")
+    elif h0 is None or h0.dim() != 3:
+        N = int(batch_sizes[0])
+    else:
+        N = h0.shape[1]  # the operator compares it with batch_sizes when it runs
+    if lengths is not None:
+        require(batch_sizes is None, "lengths: expected None beside batch_sizes")
+        _check_lengths(lengths, x, N)
+    if h0 is None:
+        return x.new_zeros(states, N, H)
+    _check_shape(h0, "h0", states, N, H)
+    return h0
 
 
 @dataclass(frozen=True)
@@ -195,44 +226,40 @@ def rnn(
     resolved = resolve(engine)
     _check_nonlinearity(nonlinearity)
     require_tensors(input=input, h0=h0, batch_sizes=batch_sizes, lengths=lengths)
-    packed, states = batch_sizes is not None, num_layers * (2 if bidirectional else 1)
+    if recompute_segments is not None:
+        _check_segments(recompute_segments, cuttable=batch_sizes is None and not bidirectional)
+    packed, directions = batch_sizes is not None, 2 if bidirectional else 1
     axis = 0 if batch_first and not packed else 1
     batched = packed or input.dim() != 2
     x = input if batched else input.unsqueeze(axis)
     start = h0 if h0 is None or batched else h0.unsqueeze(1)
+    if batch_sizes is not None:
+        _check_batch_sizes(batch_sizes)
     if not claims(resolved, input):
-        # torch's operator reads batch_sizes on the host, where under torch.compile there are none.
+        # torch's operator reads batch_sizes on the host, where torch.compile has none.
         beyond_torch = lengths is not None or recompute_segments or (packed and torch.compiler.is_compiling())
-        resolved = "torch" if beyond_torch or nonlinearity not in _TORCHS else "torch's own"
-    if resolved == "torch's own":
+        resolved = "torch" if beyond_torch or nonlinearity not in _TORCHS else "none"
+    if resolved == "none":
+        states = num_layers * directions
         if start is None:
-            start = x.new_zeros(states, *_extents(x, axis, batch_sizes)[:1], weights[1].shape[-1])
-        sequence = (x, batch_sizes, start) if packed else (x, start)
+            N = x.shape[axis] if batch_sizes is None else int(batch_sizes[0])
+            start = x.new_zeros(states, N, weights[1].shape[-1])
         settings = (list(weights), len(weights) == 4 * states, num_layers, dropout, training, bidirectional)
-        output, h_n = _TORCHS[nonlinearity](*sequence, *settings, *(() if packed else (batch_first,)))
+        sequence, layout = ((x, batch_sizes, start), ()) if packed else ((x, start), (batch_first,))
+        output, h_n = _TORCHS[nonlinearity](*sequence, *settings, *layout)
     else:
-        ranks = (2,) if packed else (2, 3)
-        require(input.dim() in ranks, f"input: expected a rank in {ranks}, got shape {_shape(input)}")
-        _check_alike(input, {"h0": h0})
-        layers = _by_layer(weights, num_layers, states // num_layers if num_layers > 0 else 1)
-        H = _check_weights(layers, x)
-        N, T = _extents(x, axis, batch_sizes)
-        require(T > 0, "input: expected a sequence of at least one step, got none")
-        if start is None:
-            start = x.new_zeros(states, N, H)
-        elif packed:  # the operator compares N with batch_sizes when it runs
-            N = start.shape[1] if start.dim() == 3 else N
-        _check_shape(start, "h0" if batched else "h0, with a batch of one", states, N, H)
-        _check_lengths(lengths, x, N, packed)
-        stack = _Stack(layers, batch_first and not packed, dropout if training else 0.0, nonlinearity, resolved)
-        if recompute_segments:
-            if packed or bidirectional:
-                raise ValueError(
-                    "recompute_segments: expected None for bidirectional or packed input, which no state cuts in two"
-                )
-            output, h_n = stack.in_segments(x, start, lengths, recompute_segments)
-        else:
+        stack = _Stack(
+            _by_layer(weights, num_layers, directions),
+            batch_first and not packed,
+            dropout if training else 0.0,
+            nonlinearity,
+            resolved,
+        )
+        start = _checked_start(x, start, stack.layers, axis, batch_sizes, lengths)
+        if recompute_segments is None:
             output, h_n = stack.run(x, start, Steps(lengths, batch_sizes))
+        else:
+            output, h_n = stack.in_segments(x, start, lengths, recompute_segments)
     return (output, h_n) if batched else (output.squeeze(axis), h_n.squeeze(1))
 
 

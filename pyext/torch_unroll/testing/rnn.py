@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -79,25 +79,36 @@ class Case:
         )
 
     def torchs(self, input: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The call through torch's own operator, a loop over the samples where there are `lengths`."""
+        """The call through torch's own operator; sample by sample where there are `lengths`, and for packed input under
+        torch.func, which torch's operator does not know."""
         settings = (list(weights), self.bias, self.num_layers, 0.0, False, self.bidirectional)
         function = _TORCHS[self.nonlinearity]
         if self.batch_sizes is not None:
-            return function(input, torch.tensor(self.batch_sizes), h0, *settings)
+            if not torch._C._are_functorch_transforms_active():
+                return function(input, torch.tensor(self.batch_sizes), h0, *settings)
+            return self._packed_one_by_one(input, h0, *weights)
         if self.lengths is None:
             return function(input, h0, *settings, self.batch_first)
         x = input.transpose(0, 1) if self.batch_first else input
+        width = self.H * (self.states // self.num_layers)
         outputs, states = [], []
         for n, length in enumerate(min(max(length, 0), self.T) for length in self.lengths):
             own, state = x[:length, n : n + 1], h0[:, n : n + 1]
-            output, last = function(own, state, *settings, False) if length else (x.new_zeros(0, 1, self._width()), state)
-            outputs.append(torch.cat((output, output.new_zeros(self.T - length, 1, self._width()))))
+            output, last = function(own, state, *settings, False) if length else (x.new_zeros(0, 1, width), state)
+            outputs.append(torch.cat((output, output.new_zeros(self.T - length, 1, width))))
             states.append(last)
         output = torch.cat(outputs, 1)
         return output.transpose(0, 1) if self.batch_first else output, torch.cat(states, 1)
 
-    def _width(self) -> int:
-        return self.H * (self.states // self.num_layers)
+    def _packed_one_by_one(self, input: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The packed call as one with `lengths`: rows are spread over (T, N), and gathered again."""
+        sizes = self.batch_sizes or ()
+        T, N = len(sizes), sizes[0]
+        where = torch.tensor([t * N + n for t, size in enumerate(sizes) for n in range(size)], device=input.device)
+        padded = input.new_zeros(T * N, input.shape[1]).index_copy(0, where, input).unflatten(0, (T, N))
+        lengths = tuple(sum(size > n for size in sizes) for n in range(N))
+        output, h_n = replace(self, T=T, batch_sizes=None, lengths=lengths).torchs(padded, h0, *weights)
+        return output.flatten(0, 1).index_select(0, where), h_n
 
 
 CASES = (
