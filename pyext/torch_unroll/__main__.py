@@ -10,6 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "compile": ("torch_unroll.compile_command", "fills engine cupy's cache of compiled kernels ahead of time; needs no GPU"),
     "doctor": ("torch_unroll.doctor", "what can run here, what would make the rest run, and why it is not faster"),
+    "depth": ("torch_unroll.training.depth", "does a deeper network learn? plain and residual ones on real digits, with a plot"),
     "params": ("torch_unroll.params", "how many parameters the lecture's layers and networks have"),
 }
 
