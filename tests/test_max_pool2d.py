@@ -290,6 +290,18 @@ def test_every_row_is_chosen_for_some_call() -> None:
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.engine == "cuda"], ids=str)
+def test_a_grid_smaller_than_the_work(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a grid's limit of 65535 does to more images or rows: a block takes several."""
+    monkeypatch.setattr(variants, "_GRID_LIMIT", 2)
+    x = _input("channels_last", (700, 8, 17, 3), torch.float16)
+    for options in ({"kernel_size": 3, "stride": 1, "padding": 1}, {"kernel_size": (4, 2), "stride": 1}):
+        for name, ours, theirs in _both(x, target, options):
+            assert_exact(ours, theirs, name)
+    variants.forward_plan.cache_clear()
+    variants.backward_plan.cache_clear()
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.engine == "cuda"], ids=str)
 def test_the_plan_depends_on_the_address(target: Target) -> None:
     memory = torch.zeros(2 * 8 * 6 * 6 + 8, dtype=torch.float16, device=target.device)
     chosen = []

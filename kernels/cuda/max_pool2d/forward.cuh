@@ -129,51 +129,47 @@ __global__ void __launch_bounds__(256, 2)
   walk_windows<T, 1>(AnyWindow{}, shape, rows_of_image(parameters.lengths, n, shape.H), place.row, place.column, load, store);
 }
 
-// Block: x over output columns times pieces of V channels, y over slices of the window's rows; grid as in channels, an output row
-// a block. Shared memory: the value and the offset each slice chose, for each output of the block.
+// Block: x over output columns times pieces of V channels, y over slices of the window's rows; grid: stretches of columns, output
+// rows, images. Shared memory: the value and the offset each slice chose, for each output of the block.
 template <class T, class Offset, int V>
 __global__ void __launch_bounds__(256, 2)
     max_pool2d_forward_split_kernel(const __grid_constant__ MaxPool2dForwardParameters<T, Offset> parameters) {
   const MaxPool2dShape& shape = parameters.shape;
-  const int32_t pieces = shape.C / V, items = shape.Q * pieces;
-  const int32_t first = blockIdx.x * blockDim.x, item = first + threadIdx.x;
-  const int32_t q = item / pieces, c = item % pieces * V;
-  const int64_t R = shape.R, slice = (R + blockDim.y - 1) / blockDim.y;
-  const int64_t r_begin = minimum(threadIdx.y * slice, R), r_end = minimum(r_begin + slice, R);
+  const int32_t pieces = shape.C / V, items = shape.Q * pieces, stretches = (items + blockDim.x - 1) / blockDim.x;
+  const int32_t row = blockIdx.x / stretches, n = row / shape.P, p = row % shape.P;
+  const int32_t first = blockIdx.x % stretches * blockDim.x, item = first + threadIdx.x;
+  const int64_t R = shape.R, slice = (R + blockDim.y - 1) / blockDim.y, r_begin = minimum(threadIdx.y * slice, R);
   const int32_t outputs = blockDim.x * V;
   auto* values = shared_memory<Accumulator<T>>();
   auto* offsets = reinterpret_cast<int32_t*>(values + outputs * blockDim.y);
 
-  for (int32_t n = blockIdx.z; n < shape.N; n += gridDim.z) {
+  if (item < items) {
+    const int32_t q = item / pieces, c = item % pieces * V;
     const T* x = parameters.x + n * shape.x_stride[0] + c * shape.x_stride[1];
     const int32_t H = rows_of_image(parameters.lengths, n, shape.H);
     const auto load = [&](int32_t h, int32_t w) { return load_vector<V>(x + h * shape.x_stride[2] + w * shape.x_stride[3]); };
-    for (int32_t p = blockIdx.y; p < shape.P; p += gridDim.y) {
-      if (item < items) {
-        const auto choice = choose_in_rows<T, V>(shape, H, p, q, r_begin, r_end, load);
+    const auto choice = choose_in_rows<T, V>(shape, H, p, q, r_begin, minimum(r_begin + slice, R), load);
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-          values[threadIdx.y * outputs + threadIdx.x * V + v] = choice.value[v];
-          offsets[threadIdx.y * outputs + threadIdx.x * V + v] = choice.offset[v];
-        }
-      }
-      __syncthreads();
-      for (int32_t o = threadIdx.y * blockDim.x + threadIdx.x; o < outputs; o += blockDim.x * blockDim.y) {
-        const int32_t place = first + o / V;
-        if (place >= items) break;
-        Accumulator<T> value = values[o];
-        int32_t offset = offsets[o];
-        for (int32_t i = o + outputs; i < outputs * int32_t(blockDim.y); i += outputs)
-          if (wins(values[i], value) || offset < 0) {
-            value = values[i];
-            offset = offsets[i];
-          }
-        const int64_t y = n * shape.y_stride[0] + (place % pieces * V + o % V) * shape.y_stride[1] + p * shape.y_stride[2] +
-                          place / pieces * shape.y_stride[3];
-        parameters.y[y] = narrow<T>(value);
-        if (parameters.offsets) parameters.offsets[y] = Offset(offset);
-      }
-      __syncthreads();  // before the next row's choices
+    for (int v = 0; v < V; ++v) {
+      values[threadIdx.y * outputs + threadIdx.x * V + v] = choice.value[v];
+      offsets[threadIdx.y * outputs + threadIdx.x * V + v] = choice.offset[v];
     }
+  }
+  __syncthreads();
+
+  for (int32_t o = threadIdx.y * blockDim.x + threadIdx.x; o < outputs; o += blockDim.x * blockDim.y) {
+    const int32_t place = first + o / V;
+    if (place >= items) return;
+    Accumulator<T> value = values[o];
+    int32_t offset = offsets[o];
+    for (int32_t i = o + outputs; i < outputs * int32_t(blockDim.y); i += outputs)
+      if (wins(values[i], value) || offset < 0) {
+        value = values[i];
+        offset = offsets[i];
+      }
+    const int32_t q = place / pieces, c = place % pieces * V + o % V;
+    const int64_t y = n * shape.y_stride[0] + c * shape.y_stride[1] + p * shape.y_stride[2] + q * shape.y_stride[3];
+    parameters.y[y] = narrow<T>(value);
+    if (parameters.offsets) parameters.offsets[y] = Offset(offset);
   }
 }

@@ -110,9 +110,8 @@ def _split(call: _Call) -> Planned | str:
         return "there are outputs enough to fill the GPU"
     items = pooling.Q * pooling.C // V
     x = min(THREADS // slices, _power_of_two(items))
-    grid = (-(-items // x), min(pooling.P, _GRID_LIMIT), min(pooling.N, _GRID_LIMIT))
     shared_bytes = x * slices * V * ((8 if call.dtype == "float64" else 4) + 4)
-    config = LaunchConfig(grid, (x, slices, 1), shared_bytes)
+    config = LaunchConfig((-(-items // x) * pooling.P * pooling.N, 1, 1), (x, slices, 1), shared_bytes)
     return _planned("forward_split", "split", (*call.types, str(V)), config, pooling, call.x_strides)
 
 
