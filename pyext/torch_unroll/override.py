@@ -20,7 +20,7 @@ def _rnn(nonlinearity: str) -> Callable[..., Any]:
     def run(first: Tensor, second: Tensor, third: Any, *rest: Any) -> tuple[Tensor, Tensor]:
         if isinstance(third, Tensor):  # the packed overload: data, batch_sizes, hx, params, ...
             params, _, num_layers, dropout, training, bidirectional = rest
-            options = {"batch_sizes": second}
+            options: dict[str, Any] = {"batch_sizes": second}
             input, hx = first, third
         else:  # input, hx, params, ...
             _, num_layers, dropout, training, bidirectional, batch_first = rest
@@ -51,8 +51,8 @@ def _cell(nonlinearity: str) -> Callable[..., Tensor]:
 
 
 def _max_pool2d_with_indices(*args: Any, **kwargs: Any) -> Any:
-    kwargs.pop("return_indices", None)
-    return max_pool2d(*args[:6], return_indices=True, **kwargs)
+    kwargs["return_indices"] = True
+    return max_pool2d(*args[:6], **kwargs)
 
 
 class override(TorchFunctionMode):  # noqa: N801 (a context manager, named like torch.no_grad)

@@ -103,13 +103,18 @@ class GoogLeNet(torch.nn.Module):
         self.dropout = nn.Dropout(0.2)
         self.fc = nn.Linear(1024, num_classes)
 
+    def _inceptions(self, which: str, x: Tensor) -> Tensor:
+        for each in which.split():
+            x = self.get_submodule(f"inception{each}")(x)
+        return x
+
     def forward(self, x: Tensor) -> Any:
         x = self.maxpool2(self.conv3(self.conv2(self.maxpool1(self.conv1(x)))))
-        x = self.inception4a(self.maxpool3(self.inception3b(self.inception3a(x))))
+        x = self._inceptions("4a", self.maxpool3(self._inceptions("3a 3b", x)))
         lower = self.aux1(x) if self.aux1 is not None and self.training else None
-        x = self.inception4d(self.inception4c(self.inception4b(x)))
+        x = self._inceptions("4b 4c 4d", x)
         upper = self.aux2(x) if self.aux2 is not None and self.training else None
-        x = self.inception5b(self.inception5a(self.maxpool4(self.inception4e(x))))
+        x = self._inceptions("5a 5b", self.maxpool4(self._inceptions("4e", x)))
         logits = self.fc(self.dropout(x.mean((2, 3))))
         return logits if lower is None else (logits, lower, upper)
 

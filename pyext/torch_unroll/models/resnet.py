@@ -88,7 +88,8 @@ class ResNet(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in (1, 2, 3, 4):
+            x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(x.mean((2, 3)))
 
 

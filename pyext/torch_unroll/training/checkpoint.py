@@ -1,0 +1,43 @@
+"""Checkpoints that a killed run continues from, to the same bits."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes a state; whoever is killed at any moment leaves the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """A saved state whose entries of these names have these values.
+
+    Raises:
+        ValueError: it does not read, or was saved by another run: the message says in what it differs.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"checkpoint: expected one of this program, got {path}, which does not read: {error}") from error
+    for name, value in expected.items():
+        if state.get(name) != value:
+            raise ValueError(
+                f"checkpoint: expected {name} {value!r}, got {state.get(name)!r} in {path}; name another --checkpoint"
+            )
+    return state
