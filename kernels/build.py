@@ -152,7 +152,7 @@ def _emulated_steps(
     flags = [*_HOST_FLAGS, *_host_architecture()]
     # Force-included, as nvcc does with its own cuda_runtime.h.
     stand_ins = [f"-I{EMULATOR / 'include'}", *folders, "-include", "cuda_runtime.h"]
-    runtime = [f"-I{EMULATOR / 'include'}", *(["-DEMULATOR_RACE"] if mode == "race" else [])]
+    runtime = [f"-I{EMULATOR / 'include'}", f"-DEMULATOR_{mode.upper()}"]
     steps = [
         Step(source, directory / f"{source.stem}.o", (compiler, *flags, *_MODE_FLAGS[mode], *stand_ins, "-x", "c++", "-c"))
         for source, _ in instances

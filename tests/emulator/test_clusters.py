@@ -58,17 +58,13 @@ def test_a_block_reads_its_neighbours_memory(emulator: Emulator, cluster: int) -
 
 
 def test_a_barrier_left_out_at_the_start_is_found(emulator: Emulator) -> None:
-    race = "race" in emulator.library._name
-    if race:
-        with pytest.raises(LaunchError, match="race on byte|has not started|has ended"):
+    def launch_often() -> None:
+        for seed in range(20):  # without the race checker it shows in an unlucky order only
+            emulator.seed(seed)
             launch(emulator, "ring_kernel<Ring::no_barrier_at_start>")
-        return
-    try:
-        y = launch(emulator, "ring_kernel<Ring::no_barrier_at_start>").reshape(16, 32)
-    except LaunchError as error:
-        assert "has not started" in str(error) or "has ended" in str(error)
-    else:
-        assert (y == 0xFFFFFFFF).any()
+
+    with pytest.raises(LaunchError, match=r"race on byte|has not started|has ended"):
+        launch_often()
 
 
 def test_a_barrier_left_out_at_the_end_is_found(emulator: Emulator) -> None:
@@ -98,7 +94,7 @@ def test_steps_through_asynchronous_stores(emulator: Emulator, cluster: int) -> 
 
 
 def test_expecting_the_wrong_number_of_bytes_is_a_deadlock(emulator: Emulator) -> None:
-    with pytest.raises(LaunchError, match="wait for an mbarrier at clusters.cuh:"):
+    with pytest.raises(LaunchError, match=r"wait for an mbarrier at clusters\.cuh:"):
         launch(emulator, "steps_kernel<8>")
 
 

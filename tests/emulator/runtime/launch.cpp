@@ -133,6 +133,12 @@ EXPORT void torch_unroll_emulator_statistics(uint64_t* threads, uint64_t* switch
   *threads = scheduler().threads, *switches = scheduler().switches;
 }
 
+#ifdef EMULATOR_COVERAGE
+extern "C" void __gcov_dump();
+// Writes the counts of lines now: a process may end without saying so.
+EXPORT void torch_unroll_emulator_write_coverage() { __gcov_dump(); }
+#endif
+
 #ifdef EMULATOR_RACE
 // Memory that kernels may touch. While none is named, all of it.
 EXPORT void torch_unroll_emulator_allow_memory(const void* address, uint64_t bytes) { allow_memory(address, bytes); }

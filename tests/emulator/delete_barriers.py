@@ -1,0 +1,126 @@
+"""Is every barrier needed, and would its loss be noticed? Each barrier of the kernels is deleted in turn, what includes the file
+is built again in race mode, and the op's quick cases must fail; a barrier whose loss nobody notices must be in REDUNDANT.
+
+    python tests/emulator/delete_barriers.py [op ...]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "pyext")]
+
+from torch_unroll.kernels import SOURCES  # noqa: E402
+from torch_unroll.kernels.build import BUILD, build  # noqa: E402
+from torch_unroll.kernels.table import OPS, kernels  # noqa: E402
+
+BARRIER = re.compile(r"\b(__syncthreads|__syncwarp|cluster_sync|cluster_wait|barrier_sync|copy_async_wait<\d+>)\([^()]*\);")
+
+#: (file, the line without its comment) of barriers that may be missing without harm, and why they stand there all the same.
+REDUNDANT: dict[tuple[str, str], str] = {}
+
+_MINUTES_PER_RUN = 5
+
+
+@dataclass(frozen=True)
+class Site:
+    """One barrier in a source file."""
+
+    file: str  # relative to kernels/cuda
+    line: int
+    start: int  # its place in the file's text
+    end: int
+    text: str  # of the line, without its comment
+
+
+def sites(op: str) -> Iterator[Site]:
+    for path in sorted((SOURCES / op).glob("*.cuh")):
+        text = path.read_text()
+        for match in BARRIER.finditer(text):
+            line_start = text.rfind("\n", 0, match.start()) + 1
+            if "//" in text[line_start : match.start()]:
+                continue
+            line = text[line_start : text.index("\n", match.end())].split("//")[0].strip()
+            yield Site(f"{op}/{path.name}", text.count("\n", 0, match.start()) + 1, match.start(), match.end(), line)
+
+
+class Mutants:
+    """Builds of one op's kernels from a copy of its sources, in which a barrier at a time is deleted."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+        self.directory = BUILD / f"delete-barriers-{op}"
+        self.copy = self.directory / "sources"
+        shutil.rmtree(self.copy / op, ignore_errors=True)
+        shutil.copytree(SOURCES / op, self.copy / op, ignore=shutil.ignore_patterns("__pycache__"))
+        self.rows = list(kernels(op))
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        """Builds the copy as it is, and runs the quick cases on it."""
+        library = self.directory / f"{self.op}.so"
+        build("emulated", self.rows, library, mode="race", directory=self.directory, include=[self.copy])
+        environment = os.environ | {
+            "TORCH_UNROLL_EMULATED": str(library),
+            "PYTHONPATH": str(ROOT / "pyext"),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, str(Path(__file__).with_name("quick_cases.py")), self.op]
+        try:
+            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 * _MINUTES_PER_RUN)
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(command, 1, "", f"did not end within {_MINUTES_PER_RUN} minutes")
+
+    def keep_only_launched(self, names: set[str]) -> None:
+        """Later builds hold only these kernels, so that a deletion costs little."""
+        self.rows = [row for row in self.rows if row.expression in names]
+
+    def without(self, site: Site) -> subprocess.CompletedProcess[str]:
+        path = self.copy / site.file
+        text = path.read_text()
+        path.write_text(text[: site.start] + ";" + text[site.end :])
+        try:
+            return self.run()
+        finally:
+            path.write_text(text)
+
+
+def reason(result: subprocess.CompletedProcess[str]) -> str:
+    """What noticed the loss, in a line."""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if found := re.search(r"(race on|deadlock|outside of|the results differ|threads of one block).*", line):
+            return found[0]
+    return lines[-1] if lines else f"exit status {result.returncode}"
+
+
+def check(op: str) -> list[str]:
+    """Prints a line per barrier; returns those whose loss was not noticed and not expected, and stale entries of REDUNDANT."""
+    mutants = Mutants(op)
+    intact = mutants.run()
+    if intact.returncode:
+        return [f"{op}: the quick cases fail with every barrier in place: {reason(intact)}"]
+    mutants.keep_only_launched(set(intact.stdout.splitlines()))
+    wrong = []
+    for site in sites(op):
+        result = mutants.without(site)
+        listed = REDUNDANT.get((site.file, site.text))
+        noticed = reason(result) if result.returncode else "nobody noticed"
+        print(f"{site.file}:{site.line}: {site.text}  {noticed}" + (f" (listed: {listed})" if listed else ""), flush=True)
+        if bool(result.returncode) == bool(listed):
+            wrong.append(
+                f"{site.file}:{site.line}: {site.text}  {noticed}" + (", and it is listed as redundant" if listed else "")
+            )
+    return wrong
+
+
+if __name__ == "__main__":
+    problems = [problem for op in sys.argv[1:] or OPS for problem in check(op)]
+    sys.exit("\n".join(["", *problems]) if problems else 0)

@@ -1,0 +1,132 @@
+"""A few small calls per op that together launch every kernel with a barrier, compared with engine `torch`; for tools that run
+many builds of the kernels. `python quick_cases.py conv2d` runs those of one op on the object that TORCH_UNROLL_EMULATED names
+and prints the kernels that were launched; a failed launch or a wrong result is an exception.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import torch_unroll as tu
+from torch_unroll.engines import cuda
+from torch_unroll.engines.compiled import conv2d, max_pool2d, rnn
+from torch_unroll.kernels.cuda.conv2d.variants import VARIANTS as CONV2D_VARIANTS
+from torch_unroll.kernels.cuda.rnn.variants import VARIANTS as RNN_VARIANTS
+from torch_unroll.kernels.table import LaunchPlan
+
+#: By dtype, of a result's norm: what reordered sums may differ by, far below what a missing barrier does.
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 2e-3, torch.float64: 1e-10}
+
+
+class Narrow:
+    """The launcher, with one block along y and z of a grid whose blocks walk on until all is done."""
+
+    resident, properties, preload = cuda.LAUNCHER.resident, cuda.LAUNCHER.properties, cuda.LAUNCHER.preload
+
+    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        config = replace(plan.config, grid=(plan.config.grid[0], 1, 1))
+        cuda.LAUNCHER.launch(replace(plan, config=config), parameters, device)
+
+
+NARROW = Narrow()
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def each_variant(module: ModuleType, names: Sequence[str], call: Callable[[], None]) -> None:
+    """A call on each variant of `engines.compiled.conv2d` or `.rnn` that takes it."""
+    for name in names:
+        module.forced = name  # type: ignore[attr-defined]
+        try:
+            call()
+        except RuntimeError as error:
+            if "no variant takes" not in str(error) and f"variant {name}:" not in str(error):
+                raise
+        finally:
+            module.forced = None  # type: ignore[attr-defined]
+
+
+def compare(call: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> None:
+    """A call and its gradients on engines `cuda` and `torch`; the call takes the engine's name."""
+    results = []
+    for engine in ("cuda", "torch"):
+        result = call(engine)
+        torch.manual_seed(1)
+        results.append([result, *torch.autograd.grad(result, inputs, torch.randn_like(result))])
+    for ours, theirs in zip(*results, strict=True):
+        error = (ours.double() - theirs.double()).norm() / (theirs.double().norm() + 1e-30)
+        if not error <= TOLERANCE[ours.dtype]:
+            raise AssertionError(f"the results differ by {error:.1e} of their norm")
+
+
+def leaf(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def conv2d_cases() -> None:
+    for dtype, layout in product((torch.float32, torch.bfloat16), LAYOUTS):
+        x, w = leaf(2, 24, 9, 8, dtype=dtype), leaf(40, 24, 3, 3, dtype=dtype)
+
+        def call(engine: str, x: Tensor = x, w: Tensor = w, layout: torch.memory_format = layout) -> Tensor:
+            return tu.conv2d(x.to(memory_format=layout), w, None, 2, 1, engine=engine)
+
+        each_variant(conv2d, [variant.name for variant in CONV2D_VARIANTS["fprop"]], partial(compare, call, (x, w)))
+    x, w = leaf(1, 3, 6, 7, dtype=torch.float64), leaf(4, 3, 2, 2, dtype=torch.float64)
+    compare(lambda engine: tu.conv2d(x, w, engine=engine), (x, w))
+
+
+def max_pool2d_cases() -> None:
+    windows = ((2, 2, 0), (3, 2, 1), (3, 1, 1), ((4, 3), (3, 2), 1))
+    for window, layout, channels in product(windows, LAYOUTS, (3, 8)):
+        x = leaf(2, channels, 13, 11, dtype=torch.float32)
+
+        def call(engine: str, x: Tensor = x, window: Any = window, layout: torch.memory_format = layout) -> Tensor:
+            return tu.max_pool2d(x.to(memory_format=layout), *window, engine=engine)
+
+        compare(call, (x,))
+    sequence = leaf(70, 3, 24, dtype=torch.float32)
+    for lengths in (None, torch.tensor([70, 0, 33])):
+        compare(lambda engine: tu.max_over_time(sequence, lengths, engine=engine), (sequence,))  # noqa: B023
+        ours = max_pool2d.max_over_time_forward(NARROW, sequence.detach(), lengths, True)[0]
+        assert torch.equal(ours, tu.max_over_time(sequence, lengths, engine="torch"))
+
+
+def rnn_cases() -> None:
+    for H, dtype in ((48, torch.bfloat16), (48, torch.float32), (112, torch.float32), (320, torch.float64)):
+        T, N, directions = 4 if H < 300 else 2, 10, 2 if H < 100 else 1
+        x, h0 = leaf(T, N, 8, dtype=dtype), leaf(directions, N, H, dtype=dtype)
+        weights = [leaf(*shape, dtype=dtype) for _ in range(directions) for shape in ((H, 8), (H, H))]
+        weights = [(weight.detach() / H**0.5).requires_grad_() for weight in weights]
+        settings = {"bidirectional": directions == 2, "lengths": torch.tensor([4, 1, 0, 3, 2, 4, 4, 1, 2, 3]).clamp(max=T)}
+
+        def call(engine: str, inputs: tuple[Any, ...] = (x, h0, weights), settings: dict[str, Any] = settings) -> Tensor:
+            return tu.rnn(*inputs, **settings, engine=engine)[0]
+
+        each_variant(rnn, [variant.name for variant in RNN_VARIANTS], partial(compare, call, (x, h0, *weights)))
+    x, h, w_ih, w_hh = (leaf(*shape, dtype=torch.float32) for shape in ((9, 13), (9, 17), (17, 13), (17, 17)))
+    compare(lambda engine: tu.rnn_cell(x, h, w_ih, w_hh, engine=engine), (x, h, w_ih, w_hh))
+
+
+CASES = {"conv2d": conv2d_cases, "max_pool2d": max_pool2d_cases, "rnn": rnn_cases}
+
+
+def launched() -> list[str]:
+    """Name expressions of the kernels that have run since the object was loaded."""
+    kernels = cuda._object("cpu")
+    return [name for name, index in kernels.index.items() if kernels.library.torch_unroll_emulator_launches(index)]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    CASES[sys.argv[1]]()
+    print("\n".join(launched()))
