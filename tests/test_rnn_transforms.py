@@ -134,7 +134,7 @@ def test_vmap_of_a_cell(target: Target, dims: tuple[int | None, ...]) -> None:
     torch.testing.assert_close(hessian(loss(ours), every)(*plain), hessian(loss(torchs), every)(*plain))
 
 
-@pytest.mark.parametrize("layout", ["padded", "lengths", "packed"])
+@pytest.mark.parametrize("layout", ["padded", "packed", pytest.param("lengths", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", COMPILED)
 def test_operators(target: Target, layout: str) -> None:
     def draw(*shape: int) -> Tensor:
@@ -150,7 +150,7 @@ def test_operators(target: Target, layout: str) -> None:
     torch.library.opcheck(ops.rnn_tangent, (draw(*rows), draw(*rows), w_hh, h0, *options))
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("target", COMPILED)
 def test_operators_of_a_cell(target: Target) -> None:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, device=target.device, requires_grad=True)
@@ -210,7 +210,7 @@ def test_modules_compile_without_graph_breaks(engine: str | None) -> None:
     _compiles(cell, [x.detach()[0].requires_grad_(), h0.detach()[0].requires_grad_()], backend)
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("target", COMPILED)
 def test_compiles_for_dynamic_shapes(target: Target) -> None:
     torch._dynamo.reset()
     frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -228,7 +228,7 @@ def test_compiles_for_dynamic_shapes(target: Target) -> None:
     assert frames.frame_count == 1
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("target", COMPILED)
 def test_override_compiles(target: Target) -> None:
     case = BY_NAME["two-layers"]
     inputs = case.tensors(target.device, torch.float32)
