@@ -92,32 +92,39 @@ class Mutants:
             path.write_text(text)
 
 
-def reason(result: subprocess.CompletedProcess[str]) -> str:
-    """What noticed the loss, in a line."""
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    for line in reversed(lines):
-        if found := re.search(r"(race on|deadlock|outside of|the results differ|threads of one block).*", line):
+NOTICED = re.compile(r"(race on|deadlock|outside of|the results differ|threads of one block|of the cluster has).*|did not end.*")
+
+
+def reason(result: subprocess.CompletedProcess[str]) -> str | None:
+    """What noticed the loss, in a line; None if nobody did.
+
+    Raises:
+        RuntimeError: the quick cases failed for another reason.
+    """
+    if not result.returncode:
+        return None
+    for line in reversed(result.stderr.splitlines()):
+        if found := NOTICED.search(line):
             return found[0]
-    return lines[-1] if lines else f"exit status {result.returncode}"
+    raise RuntimeError(f"the quick cases fail, and not of a missing barrier:\n{result.stderr}")
 
 
 def check(op: str) -> list[str]:
     """Prints a line per barrier; returns those whose loss was not noticed and not expected, and stale entries of REDUNDANT."""
     mutants = Mutants(op)
     intact = mutants.run()
-    if intact.returncode:
-        return [f"{op}: the quick cases fail with every barrier in place: {reason(intact)}"]
+    if found := reason(intact):
+        return [f"{op}: the quick cases fail with every barrier in place: {found}"]
     mutants.keep_only_launched(set(intact.stdout.splitlines()))
     wrong = []
     for site in sites(op):
         result = mutants.without(site)
         listed = REDUNDANT.get((site.file, site.text))
-        noticed = reason(result) if result.returncode else "nobody noticed"
-        print(f"{site.file}:{site.line}: {site.text}  {noticed}" + (f" (listed: {listed})" if listed else ""), flush=True)
-        if bool(result.returncode) == bool(listed):
-            wrong.append(
-                f"{site.file}:{site.line}: {site.text}  {noticed}" + (", and it is listed as redundant" if listed else "")
-            )
+        noticed = reason(result)
+        text = f"{site.file}:{site.line}: {site.text}  {noticed or 'nobody noticed'}" + (f" (listed: {listed})" if listed else "")
+        print(text, flush=True)
+        if bool(noticed) == bool(listed):
+            wrong.append(text)
     return wrong
 
 

@@ -5,9 +5,9 @@
 #include <cstddef>
 
 struct KernelEntry {
-  const char* name;         // the C++ name expression of kernels/table.py
-  const void* function;     // what cudaLaunchKernelExC takes
-  size_t parameter_bytes;   // sizeof its one parameter
+  const char* name;        // the C++ name expression of kernels/table.py
+  const void* function;    // what cudaLaunchKernelExC takes
+  size_t parameter_bytes;  // sizeof its one parameter
 };
 
 template <auto Function>

@@ -11,15 +11,25 @@ struct alignas(sizeof(T) * N) Vector {
 template <int Bytes>
 struct WordOf;
 template <>
-struct WordOf<1> { using type = uint8_t; };
+struct WordOf<1> {
+  using type = uint8_t;
+};
 template <>
-struct WordOf<2> { using type = uint16_t; };
+struct WordOf<2> {
+  using type = uint16_t;
+};
 template <>
-struct WordOf<4> { using type = uint32_t; };
+struct WordOf<4> {
+  using type = uint32_t;
+};
 template <>
-struct WordOf<8> { using type = uint2; };
+struct WordOf<8> {
+  using type = uint2;
+};
 template <>
-struct WordOf<16> { using type = uint4; };
+struct WordOf<16> {
+  using type = uint4;
+};
 
 // Through a word of the same size: the compiler splits the copy of an array member into its elements.
 template <int N, class T>
