@@ -12,6 +12,7 @@ COMMANDS = {
     "doctor": ("torch_unroll.doctor", "what can run here, what would make the rest run, and why it is not faster"),
     "depth": ("torch_unroll.training.depth", "does a deeper network learn? plain and residual ones on real digits, with a plot"),
     "params": ("torch_unroll.params", "how many parameters the lecture's layers and networks have"),
+    "search": ("torch_unroll.search.command", "architecture search on small networks: grid, random, Hyperband, DARTS, NTK"),
     "train": ("torch_unroll.training.train", "trains a network on pictures in folders; resumes after any end"),
 }
 

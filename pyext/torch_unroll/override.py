@@ -59,8 +59,8 @@ class override(TorchFunctionMode):  # noqa: N801 (a context manager, named like 
     """Within `with tu.override():`, torch's convolutions, poolings, folds and recurrences are torch_unroll's.
 
     It sees calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `torch.rnn_tanh`, `torch.rnn_relu`
-    and their cells, by modules too, in this thread, under `torch.compile` as well. It does not see other threads, scripted modules, or
-    a checkpoint's recomputation after the block has ended; for those, and for models kept for long, use `torch_unroll.replace`.
+    and their cells, by modules too, in this thread, under `torch.compile` as well. It does not see other threads, scripted
+    modules, or a checkpoint's recomputation after the block has ended; for those, and for good, use `torch_unroll.replace`.
     """
 
     table: ClassVar[dict[Any, Callable[..., Any]]] = {

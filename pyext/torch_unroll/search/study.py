@@ -1,0 +1,98 @@
+"""Grid, random (Bergstra & Bengio 2012) and Hyperband (Li et al. 2016) search through Optuna, with a store to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch_unroll.search.space import CHOICES, Candidate, train
+from torch_unroll.training.digits import Digits
+
+STRATEGIES = ("grid", "random", "hyperband")
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("architecture search needs Optuna: pip install torch-unroll[search]") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _candidate(trial: Any, strategy: str) -> Candidate:
+    values = {name: trial.suggest_categorical(name, list(choices)) for name, choices in CHOICES.items() if name != "rate"}
+    if strategy == "grid":
+        values["rate"] = trial.suggest_categorical("rate", list(CHOICES["rate"]))
+    else:
+        values["rate"] = trial.suggest_float("rate", 1e-3, 0.3, log=True)
+    return Candidate(**values)
+
+
+def open_study(strategy: str, store: Path | None, epochs: int, seed: int = 0) -> Any:
+    """The study of a strategy, continued from its store if that holds one.
+
+    Raises:
+        ValueError: there is no such strategy.
+        ImportError: Optuna is missing.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    optuna = _optuna()
+    storage = None
+    if store is not None:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(store)))
+    # The number of finished trials moves the seed: a continued random search draws new candidates, not the old ones again.
+    done = 0
+    if storage is not None:
+        names = {summary.study_name: summary for summary in optuna.study.get_all_study_summaries(storage)}
+        done = names[strategy].n_trials if strategy in names else 0
+    sampler = (
+        optuna.samplers.GridSampler({name: list(choices) for name, choices in CHOICES.items()}, seed=seed)
+        if strategy == "grid"
+        else optuna.samplers.RandomSampler(seed=seed + done)
+    )
+    pruner = optuna.pruners.NopPruner()
+    if strategy == "hyperband":
+        pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+    return optuna.create_study(
+        study_name=strategy, storage=storage, sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
+    )
+
+
+def run(
+    study: Any, strategy: str, digits: Digits, trials: int, epochs: int, report: Callable[[], None] = lambda: None, seed: int = 0
+) -> None:
+    """Makes trials until the study has `trials` finished ones, calling `report` after each; a grid ends when it is exhausted."""
+    optuna = _optuna()
+
+    def objective(trial: Any) -> float:
+        candidate, best = _candidate(trial, strategy), 0.0
+        for epoch, found in enumerate(train(candidate, digits, epochs, seed)):
+            best = max(best, found)
+            trial.report(found, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return best
+
+    wanted = min(trials, prod(len(choices) for choices in CHOICES.values())) if strategy == "grid" else trials
+    missing = wanted - sum(trial.state.is_finished() for trial in study.trials)
+    if missing > 0:
+        study.optimize(objective, n_trials=missing, callbacks=[lambda *_: report()])
+
+
+def table(study: Any, most: int = 10) -> str:
+    """The best trials, aligned."""
+    names = [field.name for field in fields(Candidate)]
+    finished = [trial for trial in study.trials if trial.value is not None]
+    finished.sort(key=lambda trial: -trial.value)
+    rows = [["accuracy", *names]]
+    for trial in finished[:most]:
+        values = (trial.params[name] for name in names)
+        rows.append([f"{trial.value:.1%}", *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
