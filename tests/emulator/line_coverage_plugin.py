@@ -1,4 +1,4 @@
-"""For pytest under coverage.py: at the end of each process, its counts of lines and the kernels it has launched are written."""
+"""For pytest under line_coverage.py: at the end of each process, its counts of lines and the kernels it has launched are written."""
 
 from __future__ import annotations
 

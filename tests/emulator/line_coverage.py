@@ -1,7 +1,7 @@
 """What of the kernels the tests run: lines of kernels/cuda (without platform/, which the emulator replaces), and rows of the
 kernel table.
 
-    python tests/emulator/coverage.py [--threshold PERCENT] [-n WORKERS] [what pytest shall run]
+    python tests/emulator/line_coverage.py [--threshold PERCENT] [-n WORKERS] [what pytest shall run]
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run_tests(library: Path, arguments: list[str]) -> int:
         "PYTHONPATH": f"{ROOT / 'pyext'}:{Path(__file__).parent}",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "coverage_plugin", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "line_coverage_plugin", *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT).returncode
 
 
