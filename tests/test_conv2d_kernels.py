@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import DeviceProperties, conv2d, conv2d_call
+from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import problem as parameters
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.table import Kernel, LaunchPlan
@@ -218,10 +219,9 @@ def test_bitwise_the_same_under_any_schedule(variant: str, dtype: torch.dtype, p
 def test_every_byte_of_a_result_is_written(
     monkeypatch: pytest.MonkeyPatch, variant: str, dtype: torch.dtype, precision: str
 ) -> None:
-    for module in (conv2d, conv2d_call):
-        for name in ("allocate_output", "allocate_workspace"):
-            real = getattr(conv2d_call, name)
-            monkeypatch.setattr(module, name, lambda *of, real=real, **options: real(*of, **options).fill_(float("nan")))
+    for module, name in ((conv2d, "_output"), (conv2d, "allocate_workspace"), (conv2d_call, "allocate_workspace")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *of, real=real, **options: real(*of, **options).fill_(float("nan")))
     conv2d.forced = variant
     for name in ("residues without taps", "odd channels", "strided"):
         x, w, bias, dy = CASES[name].inputs(dtype, torch.contiguous_format)
@@ -247,9 +247,11 @@ def test_workspace_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch, fresh
         (conv2d.conv2d_dgrad, (dy, w, (6, 6))),
         (conv2d.conv2d_wgrad, (dy, x, (3, 3))),
     ):
-        recorded = conv2d.recorded(function, cuda.LAUNCHER, *inputs, *geometry)
-        assert recorded.workspace_bytes <= limit
-        chunks = sum(plan.kernel.name.startswith("conv2d_") and "sum_splits" not in plan.kernel.name for plan in recorded.plans)
+        watcher = Watcher()
+        with recording() as record:
+            function(watcher, *inputs, *geometry)
+        assert record.workspace_bytes <= limit
+        chunks = sum("gemm" in plan.kernel.source for plan in watcher.launched)
         packed = 2 if function is conv2d.conv2d_wgrad else 1  # x and dy
         assert chunks == {"explicit": 7, "implicit": 1, "tensor": packed}[variant]
 

@@ -6,7 +6,6 @@ Every function takes the launcher first. A call that has nothing to compute laun
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,17 +13,15 @@ from torch import Tensor
 from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.conv2d_call import (
     Call,
-    Recorder,
-    allocate_output,
     allocate_workspace,
     pack_channels,
     packed_bytes,
     whole_pieces,
 )
+from torch_unroll.engines.compiled.recording import note_choice
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
-from torch_unroll.kernels.table import LaunchPlan
 from torch_unroll.shapes import convolved, output_memory_format
 
 #: The only variant allowed, for tests and benchmarks; None: `variants.choose` decides.
@@ -66,7 +63,7 @@ def _explicit_dgrad(call: Call) -> None:
 
 def _sums(call: Call, plan: variants.GemmPlan) -> Tensor:
     dtype = _SUM_DTYPES.get(call.x.dtype, torch.float32)
-    return allocate_workspace(call.launcher, (plan.splits, call.problem.K, call.problem.taps), call.x, dtype)
+    return allocate_workspace((plan.splits, call.problem.K, call.problem.taps), call.x, dtype)
 
 
 def _implicit_wgrad(call: Call) -> None:
@@ -134,7 +131,13 @@ _WGRAD: dict[str, Callable[[Call], None]] = {"tensor": _tensor_wgrad, "implicit"
 
 
 def _variant(direction: str, problem: Conv2dProblem) -> str:
-    return variants.choose(direction, problem, forced)[0]
+    name, passed_over = variants.choose(direction, problem, forced)
+    note_choice(f"conv2d_{direction}", passed_over)
+    return name
+
+
+def _output(size: tuple[int, int, int, int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 # ---- what engines bind ------------------------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def conv2d_fprop(
     (N, _, H, W), (K, _, R, S) = x.shape, w.shape
     P = convolved(H, R, stride[0], padding[0] + padding[1], dilation[0])
     Q = convolved(W, S, stride[1], padding[2] + padding[3], dilation[1])
-    y = allocate_output(launcher, (N, K, P, Q), x, output_memory_format(x, w))
+    y = _output((N, K, P, Q), x, output_memory_format(x, w))
     if not x.numel() or not w.numel():
         return y.zero_() if bias is None else y.copy_(bias.view(1, K, 1, 1).expand_as(y))
     if y.numel():
@@ -174,7 +177,7 @@ def conv2d_dgrad(
     groups: int,
     precision: str,
 ) -> Tensor:
-    dx = allocate_output(launcher, (dy.shape[0], w.shape[1] * groups, *x_size), dy, output_memory_format(dy, w))
+    dx = _output((dy.shape[0], w.shape[1] * groups, *x_size), dy, output_memory_format(dy, w))
     if not dy.numel() or not w.numel():
         return dx.zero_()
     if dx.numel():
@@ -194,7 +197,7 @@ def conv2d_wgrad(
     groups: int,
     precision: str,
 ) -> Tensor:
-    dw = allocate_output(launcher, (dy.shape[1], x.shape[1] // groups, *w_size), dy, output_memory_format(dy, x))
+    dw = _output((dy.shape[1], x.shape[1] // groups, *w_size), dy, output_memory_format(dy, x))
     if not dy.numel() or not x.numel():
         return dw.zero_()
     if dw.numel():
@@ -207,7 +210,7 @@ def unfold(launcher: Launcher, x: Tensor, kernel_size: Pair, stride: Pair, paddi
     N, C, H, W = x.shape
     P = convolved(H, kernel_size[0], stride[0], 2 * padding[0], dilation[0])
     Q = convolved(W, kernel_size[1], stride[1], 2 * padding[1], dilation[1])
-    columns = allocate_output(launcher, (N, C * kernel_size[0] * kernel_size[1], P, Q), x, torch.contiguous_format)
+    columns = _output((N, C * kernel_size[0] * kernel_size[1], P, Q), x, torch.contiguous_format)
     if columns.numel():
         _gathering(launcher, x, columns, kernel_size, stride, padding, dilation).im2col(columns)
     return columns.flatten(2)
@@ -219,7 +222,7 @@ def fold(
     N, rows, _ = columns.shape
     P = convolved(output_size[0], kernel_size[0], stride[0], 2 * padding[0], dilation[0])
     Q = convolved(output_size[1], kernel_size[1], stride[1], 2 * padding[1], dilation[1])
-    x = allocate_output(launcher, (N, rows // (kernel_size[0] * kernel_size[1]), *output_size), columns, torch.contiguous_format)
+    x = _output((N, rows // (kernel_size[0] * kernel_size[1]), *output_size), columns, torch.contiguous_format)
     if x.numel():
         columns = columns.contiguous().view(N, rows, P, Q)
         _gathering(launcher, x, columns, kernel_size, stride, padding, dilation).col2im(columns)
@@ -233,27 +236,3 @@ def _gathering(
     shape_of_w = torch.empty((1, x.shape[1], *kernel_size), device="meta")
     both = (padding[0], padding[0], padding[1], padding[1])
     return Call(launcher, x, shape_of_w, columns, (stride, both, dilation, 1), "ieee")
-
-
-# ---- what they would launch --------------------------------------------------------------------------------------------------
-
-
-def recorded(function: Callable[..., Tensor], launcher: Launcher, *inputs: Any, **options: Any) -> Recorder:
-    """What a function of this module would launch for these inputs, and its workspace."""
-    recorder = Recorder(launcher)
-    function(recorder, *inputs, **options)
-    return recorder
-
-
-def _planner(function: Callable[..., Tensor]) -> Callable[..., list[LaunchPlan]]:
-    def plan(launcher: Launcher, *inputs: Any, **options: Any) -> list[LaunchPlan]:
-        return recorded(function, launcher, *inputs, **options).plans
-
-    return plan
-
-
-plan_conv2d_fprop = _planner(conv2d_fprop)
-plan_conv2d_dgrad = _planner(conv2d_dgrad)
-plan_conv2d_wgrad = _planner(conv2d_wgrad)
-plan_unfold = _planner(unfold)
-plan_fold = _planner(fold)

@@ -3,67 +3,28 @@
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from torch_unroll.engines.compiled import DeviceProperties, Launcher
+from torch_unroll.engines.compiled import Launcher
+from torch_unroll.engines.compiled.recording import note_workspace
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.kernels.cuda.conv2d import problem as parameters
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
-from torch_unroll.kernels.table import LaunchPlan
-
-
-class Recorder:
-    """A launcher that launches nothing and notes what would be, for `explain` and tests."""
-
-    def __init__(self, launcher: Launcher):
-        self._launcher = launcher
-        self.plans: list[LaunchPlan] = []
-        self.workspace_bytes = 0  # the most at one time
-        self._held = 0
-
-    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
-        """Notes the plan."""
-        self.plans.append(plan)
-
-    def hold(self, workspace: Tensor) -> None:
-        """Counts a workspace as long as it lives."""
-        self._held += workspace.nbytes
-        self.workspace_bytes = max(self.workspace_bytes, self._held)
-        weakref.finalize(workspace, self._let_go, workspace.nbytes)
-
-    def _let_go(self, nbytes: int) -> None:
-        self._held -= nbytes
-
-    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
-        """The real launcher's answer."""
-        return self._launcher.resident(plan, device)
-
-    def properties(self, device: torch.device) -> DeviceProperties:
-        """The real launcher's answer."""
-        return self._launcher.properties(device)
-
-
-def allocate_output(launcher: Launcher, size: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
-    device = "meta" if isinstance(launcher, Recorder) else like.device
-    return torch.empty(tuple(size), dtype=like.dtype, device=device, memory_format=memory_format)
 
 
 def allocate_workspace(
-    launcher: Launcher,
     size: Sequence[int],
     like: Tensor,
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    device = "meta" if isinstance(launcher, Recorder) else like.device
-    workspace = torch.empty(tuple(size), dtype=dtype or like.dtype, device=device, memory_format=memory_format)
-    if isinstance(launcher, Recorder):
-        launcher.hold(workspace)
+    """Uninitialised, and noted for `explain`."""
+    workspace = torch.empty(tuple(size), dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+    note_workspace(workspace.nbytes)
     return workspace
 
 
@@ -162,7 +123,7 @@ class Call:
     def columns(self) -> Tensor:
         """Room for the column matrix, (N, C·R·S, P, Q)."""
         rows = self.problem.C * self.problem.R * self.problem.S
-        return allocate_workspace(self.launcher, (self.problem.N, rows, self.problem.P, self.problem.Q), self.x)
+        return allocate_workspace((self.problem.N, rows, self.problem.P, self.problem.Q), self.x)
 
     @property
     def column_bytes(self) -> int:
@@ -182,7 +143,7 @@ def pack_channels(launcher: Launcher, tensor: Tensor, groups: int, images: int =
     ):
         return tensor
     N, channels, padded = N // images * padded_images, C // groups, whole_pieces(C // groups, tensor)
-    packed = allocate_workspace(launcher, (N, groups * padded, H, W), tensor, memory_format=torch.channels_last)
+    packed = allocate_workspace((N, groups * padded, H, W), tensor, memory_format=torch.channels_last)
     pixels_first = abs(tensor.stride(3)) < tensor.stride(1)
     struct = parameters.PackChannelsParameters(
         tensor.data_ptr(),
