@@ -9,43 +9,77 @@ from torch import Tensor
 
 from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
 from torch_unroll.engines import claims, resolve
-from torch_unroll.shapes import pair, require, require_same, require_tensors
+from torch_unroll.engines.interface import Padding, Pair
+from torch_unroll.shapes import facts, pair, remembered, require, require_tensors
 
 
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
-
-
-def _steps(value: Any, name: str) -> tuple[int, int]:
-    """A stride or dilation: numbers above 0."""
-    height, width = pair(value, name)
-    require(height > 0 and width > 0, f"{name}: expected numbers above 0, got {(height, width)}")
-    return height, width
-
-
-def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    """What convolution and its transpose ask of their tensors alike."""
-    require(input.dim() in (3, 4), f"input: expected 3 or 4 dimensions, got shape {_shape(input)}")
-    require(weight.dim() == 4, f"weight: expected 4 dimensions, got shape {_shape(weight)}")
-    require(min(weight.shape) > 0, f"weight: expected extents above 0, got shape {_shape(weight)}")
-    require_same(input, "input", weight, "weight")
-    require_same(input, "input", bias, "bias")
+def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: Pair, groups: int) -> None:
+    """What convolution and its transpose ask alike. Tensors come as (shape, dtype, device)."""
+    for name, value in (("stride", stride), ("dilation", dilation)):
+        require(min(value) > 0, f"{name}: expected numbers above 0, got {value}")
+    (x, *kind), (w, *kind_of_w) = input, weight
+    require(len(x) in (3, 4), f"input: expected 3 or 4 dimensions, got shape {tuple(x)}")
+    require(len(w) == 4, f"weight: expected 4 dimensions, got shape {tuple(w)}")
+    require(min(w) > 0, f"weight: expected extents above 0, got shape {tuple(w)}")
+    require(kind == kind_of_w, f"weight: expected {kind[0]} on {kind[1]} like input, got {kind_of_w[0]} on {kind_of_w[1]}")
+    if bias is not None:
+        require(kind == [*bias[1:]], f"bias: expected {kind[0]} on {kind[1]} like input, got {bias[1]} on {bias[2]}")
     require(groups > 0, f"groups: expected a number above 0, got {groups}")
-    require(weight.shape[0] % groups == 0, f"weight: expected a first extent that {groups} groups divide, got {weight.shape[0]}")
+    require(w[0] % groups == 0, f"weight: expected a first extent that {groups} groups divide, got {w[0]}")
 
 
-def _four_sided(padding: Any, w: Tensor, stride: Any, dilation: Any) -> tuple[int, int, int, int]:
+def _require_channels(x: Any, channels: int, bias: Any, outputs: int) -> None:
+    require(x[-3] == channels, f"input: expected {channels} channels, got {x[-3]}")
+    require(bias is None or tuple(bias[0]) == (outputs,), f"bias: expected shape ({outputs},), got {bias and tuple(bias[0])}")
+
+
+def _four_sided(padding: Pair | str, w: Any, stride: Pair, dilation: Pair) -> Padding:
     """torch's `padding` argument as top, bottom, left, right; "same" puts the odd cell below and to the right."""
+    if padding == "valid":
+        return (0, 0, 0, 0)
     if isinstance(padding, str):
-        require(padding in ("same", "valid"), f"padding: expected 'same', 'valid' or numbers, got {padding!r}")
-        if padding == "valid":
-            return (0, 0, 0, 0)
-        require(tuple(stride) == (1, 1), f"padding: expected a stride of 1 with 'same', got {tuple(stride)}")
-        total_h, total_w = dilation[0] * (w.shape[2] - 1), dilation[1] * (w.shape[3] - 1)
-        return (total_h // 2, total_h - total_h // 2, total_w // 2, total_w - total_w // 2)
-    height, width = pair(padding, "padding")
-    require(height >= 0 and width >= 0, f"padding: expected numbers of 0 or more, got {(height, width)}")
-    return (height, height, width, width)
+        require(padding == "same", f"padding: expected 'same', 'valid' or numbers, got {padding!r}")
+        require(stride == (1, 1), f"padding: expected a stride of 1 with 'same', got {stride}")
+        height, width = dilation[0] * (w[2] - 1), dilation[1] * (w[3] - 1)
+        return (height // 2, height - height // 2, width // 2, width - width // 2)
+    require(min(padding) >= 0, f"padding: expected numbers of 0 or more, got {padding}")
+    return (padding[0], padding[0], padding[1], padding[1])
+
+
+@remembered
+def _conv2d_sides(input: Any, weight: Any, bias: Any, stride: Pair, padding: Pair | str, dilation: Pair, groups: int) -> Padding:
+    """Checks a call of conv2d; its padding on each side."""
+    _require_common(input, weight, bias, stride, dilation, groups)
+    x, w = input[0], weight[0]
+    sides = _four_sided(padding, w, stride, dilation)
+    _require_channels(x, w[1] * groups, bias, w[0])
+    reach = (x[-2] + sides[0] + sides[1], x[-1] + sides[2] + sides[3])
+    needed = (dilation[0] * (w[2] - 1) + 1, dilation[1] * (w[3] - 1) + 1)
+    require(
+        reach[0] >= needed[0] and reach[1] >= needed[1],
+        f"weight: expected a filter within the padded input of {reach}, got one that spans {needed}",
+    )
+    return sides
+
+
+@remembered
+def _conv_transpose2d_sizes(
+    input: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, extra: Pair, dilation: Pair, groups: int
+) -> tuple[Pair, Padding]:
+    """Checks a call of conv_transpose2d; its output's (H, W), and the padding of the convolution it transposes."""
+    require(min(padding) >= 0, f"padding: expected numbers of 0 or more, got {padding}")
+    require(min(extra) >= 0, f"output_padding: expected numbers of 0 or more, got {extra}")
+    for each, step, spread in zip(extra, stride, dilation, strict=True):
+        fits = step <= 0 or spread <= 0 or each < max(step, spread)
+        require(fits, f"output_padding: expected less than stride {stride} or dilation {dilation}, got {extra}")
+    _require_common(input, weight, bias, stride, dilation, groups)
+    x, w = input[0], weight[0]
+    _require_channels(x, w[0], bias, w[1] * groups)
+    spans = [(x[i - 2] - 1) * stride[i] + dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
+    H, W = (spans[i] - 2 * padding[i] + extra[i] for i in (0, 1))
+    require(H > 0 and W > 0, f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}")
+    # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
+    return (H, W), (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
 
 
 def conv2d(
@@ -83,19 +117,10 @@ def conv2d(
     resolved = resolve(engine)
     if not claims(resolved, input):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    stride, dilation = _steps(stride, "stride"), _steps(dilation, "dilation")
-    _check_tensors(input, weight, bias, groups)
-    sides = _four_sided(padding, weight, stride, dilation)
+    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    padding = padding if isinstance(padding, str) else pair(padding, "padding")
+    sides = _conv2d_sides(facts(input), facts(weight), facts(bias), stride, padding, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    K, channels, R, S = weight.shape
-    require(batched.shape[1] == channels * groups, f"input: expected {channels * groups} channels, got {batched.shape[1]}")
-    require(bias is None or tuple(bias.shape) == (K,), f"bias: expected shape ({K},), got {_shape(bias)}")
-    reach = (batched.shape[2] + sides[0] + sides[1], batched.shape[3] + sides[2] + sides[3])
-    needed = (dilation[0] * (R - 1) + 1, dilation[1] * (S - 1) + 1)
-    require(
-        reach[0] >= needed[0] and reach[1] >= needed[1],
-        f"weight: expected a filter within the padded input of {reach}, got one that spans {needed}",
-    )
     y = conv2d_fprop(batched, weight, bias, stride, sides, dilation, groups, precision, resolved)
     return y if input.dim() == 4 else y.squeeze(0)
 
@@ -133,25 +158,11 @@ def conv_transpose2d(
     resolved = resolve(engine)
     if not claims(resolved, input):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    stride, dilation = _steps(stride, "stride"), _steps(dilation, "dilation")
+    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     padding, extra = pair(padding, "padding"), pair(output_padding, "output_padding")
-    require(min(padding) >= 0, f"padding: expected numbers of 0 or more, got {padding}")
-    require(min(extra) >= 0, f"output_padding: expected numbers of 0 or more, got {extra}")
-    for each, step, spread in zip(extra, stride, dilation, strict=True):
-        require(
-            each < max(step, spread), f"output_padding: expected less than stride {stride} or dilation {dilation}, got {extra}"
-        )
-    _check_tensors(input, weight, bias, groups)
+    size, sides = _conv_transpose2d_sizes(facts(input), facts(weight), facts(bias), stride, padding, extra, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    K, window, C = weight.shape[0], weight.shape[2:], weight.shape[1] * groups
-    require(batched.shape[1] == K, f"input: expected {K} channels, got {batched.shape[1]}")
-    require(bias is None or tuple(bias.shape) == (C,), f"bias: expected shape ({C},), got {_shape(bias)}")
-    spans = [(batched.shape[2 + i] - 1) * stride[i] + dilation[i] * (window[i] - 1) + 1 for i in (0, 1)]
-    H, W = (spans[i] - 2 * padding[i] + extra[i] for i in (0, 1))
-    require(H > 0 and W > 0, f"input: expected one large enough for an output, got shape {_shape(input)}, which gives {(H, W)}")
-    # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
-    sides = (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
-    x = conv2d_dgrad(batched, weight, (H, W), stride, sides, dilation, groups, precision, resolved)
+    x = conv2d_dgrad(batched, weight, size, stride, sides, dilation, groups, precision, resolved)
     if bias is not None:
         x = x + bias.to(x.dtype).view(1, -1, 1, 1)
     return x if input.dim() == 4 else x.squeeze(0)

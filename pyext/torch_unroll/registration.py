@@ -11,6 +11,7 @@ An op is described once, by a class of static methods (see `Operator`). From it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -66,20 +67,22 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_forward(*tensors)
 
 
-def _differentiates(inputs: tuple[Any, ...]) -> bool:
+def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether someone will ask for a derivative of this call: only then is a Function worth its cost."""
-    if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
-        return True
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
     return forward_ad._current_level >= 0
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _is_plain(inputs: tuple[Any, ...]) -> bool:
+def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether nothing but autograd would see this call in the dispatcher, so that it can be left out."""
-    for value in inputs:
-        if isinstance(value, Tensor) and (type(value) not in _PLAIN or value.is_neg() or value.is_meta):
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg() or tensor.is_meta):
             return False
     return (
         torch._C._len_torch_dispatch_stack() == 0
@@ -118,7 +121,8 @@ def _register_autocast(name: str, op: Any, device_type: str) -> None:
 def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
     """Registers an op under its schema; yields the function to call, the same in eager mode, under `torch.compile` and under
     torch.func's transforms."""
-    name = schema.partition("(")[0]
+    name, _, arguments = schema.partition("(")
+    arity = len(list(takewhile(lambda argument: argument.startswith("Tensor"), arguments.split(", "))))  # tensors come first
     LIBRARY.define(schema)
     LIBRARY.impl(name, definition.compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"torch_unroll::{name}", definition.fake, lib=LIBRARY)
@@ -147,7 +151,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
     dispatched, plain, transformed = function(forward), function(forward_plain), function(forward_transformed, **transforms)
 
     def autograd(*inputs: Any) -> Any:
-        if _differentiates(inputs):
+        if _differentiates(inputs[:arity]):
             return dispatched.apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
@@ -163,8 +167,8 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
             if definition.autocast and torch.is_autocast_enabled(device_type):
                 inputs = _lower(inputs, device_type)
             return transformed.apply(*inputs)
-        if not torch.compiler.is_compiling() and _is_plain(inputs):
-            return plain.apply(*inputs) if _differentiates(inputs) else definition.compute(*inputs)
+        if not torch.compiler.is_compiling() and _is_plain(tensors := inputs[:arity]):
+            return plain.apply(*inputs) if _differentiates(tensors) else definition.compute(*inputs)
         return op(*inputs)
 
     call.__name__ = call.__qualname__ = name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ Pair = tuple[int, int]
 
 def pair(value: int | Sequence[int], name: str) -> Pair:
     """A torch-style size argument (an int, or one or two of them) as (height, width)."""
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
+        return value  # the usual case, quickly
     if isinstance(value, (int, torch.SymInt)):
         return (value, value)
     if not isinstance(value, (tuple, list)) or not all(isinstance(each, (int, torch.SymInt)) for each in value):
@@ -65,19 +69,31 @@ def require(condition: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
+def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
+    """A check of sizes, whose answers are kept: the same call a second time costs a look-up."""
+    cached = lru_cache(maxsize=4096)(check)
+
+    def call(*facts: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return check(*facts)
+        try:
+            return cached(*facts)
+        except TypeError:  # symbolic sizes have no hash
+            return check(*facts)
+
+    return call
+
+
+def facts(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    """What a check asks of a tensor."""
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+
+
 def require_tensors(**arguments: Tensor | None) -> None:
     """torch's exception for an argument that is no tensor; None stands for an optional one left out."""
     for name, value in arguments.items():
-        if value is not None and not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) and value is not None:
             raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
-
-
-def require_same(tensor: Tensor, name: str, other: Tensor | None, other_name: str) -> None:
-    """Two arguments of one dtype and one device."""
-    if other is None:
-        return
-    require(tensor.dtype == other.dtype, f"{other_name}: expected dtype {tensor.dtype} like {name}, got {other.dtype}")
-    require(tensor.device == other.device, f"{other_name}: expected device {tensor.device} like {name}, got {other.device}")
 
 
 def pooling_offset_dtype(cells: int) -> torch.dtype:

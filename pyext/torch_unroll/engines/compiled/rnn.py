@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher
+from torch_unroll.engines.compiled.recording import note_choice, note_workspace
 from torch_unroll.kernels.cuda.rnn import variants
 from torch_unroll.kernels.cuda.rnn.variants import Recurrence, RnnCellParameters, RnnParameters, StepStride
 from torch_unroll.kernels.table import LaunchPlan
@@ -17,23 +18,6 @@ from torch_unroll.kernels.table import LaunchPlan
 forced: str | None = None
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def plan_rnn_forward(
-    launcher: Launcher,
-    z: Tensor,
-    w_hh: Tensor,
-    h0: Tensor,
-    lengths: Tensor | None,
-    batch_sizes: tuple[int, ...] | None,
-    nonlinearity: str,
-    precision: str,
-) -> list[LaunchPlan]:
-    """The launches of `rnn_forward`."""
-    if z.numel() == 0:
-        return []
-    layer = _Layer(launcher, w_hh, h0, batch_sizes, steps=z.shape[0], precision=precision)
-    return layer.launches(False, _rows_aligned(layer.H, torch.empty_like(z, device="meta"), h0))
 
 
 def rnn_forward(
@@ -60,24 +44,6 @@ def rnn_forward(
     parameters.aligned_carry = _rows_aligned(layer.H, h, h0)
     layer.run(False, parameters, h)
     return h
-
-
-def plan_rnn_backward(
-    launcher: Launcher,
-    dh: Tensor,
-    h: Tensor,
-    w_hh: Tensor,
-    h0: Tensor,
-    lengths: Tensor | None,
-    batch_sizes: tuple[int, ...] | None,
-    nonlinearity: str,
-    precision: str,
-) -> list[LaunchPlan]:
-    """The launches of `rnn_backward`."""
-    if h.numel() == 0:
-        return []
-    layer = _Layer(launcher, w_hh, h0, batch_sizes, steps=h.shape[0], precision=precision)
-    return layer.launches(True, _rows_aligned(layer.H, torch.empty_like(h, device="meta")))
 
 
 def rnn_backward(
@@ -126,22 +92,23 @@ class _Layer:
             backward, self.T, self.N, self.H, self.D, str(self.dtype).removeprefix("torch."), self.precision, aligned,
             properties.multiprocessors, properties.capability, properties.shared_bytes_per_block,
         )  # fmt: skip
-        plans = variants.candidates(recurrence, forced)
-        for plan in plans:
+        choice = variants.choose(recurrence, forced)
+        passed_over = list(choice.passed_over)
+        for plan in choice.plans:
             if _fits(self.launcher, plan, self.device):
+                note_choice("rnn_backward" if backward else "rnn_forward", tuple(passed_over))
                 return plan
-        raise RuntimeError(f"rnn variant {forced}: its {plans[0].config.grid} blocks do not fit on {self.device} together")
-
-    def launches(self, backward: bool, aligned: bool) -> list[LaunchPlan]:
-        plan = self.choose(backward, aligned)
-        return [plan] * (self.T + backward) if plan.variant == "step" else [plan]
+            passed_over.append((plan.variant, f"its {plan.config.grid} blocks do not fit on {self.device} together"))
+        raise RuntimeError("; ".join(f"rnn variant {name}: {reason}" for name, reason in passed_over))
 
     def parameters(self, w: Tensor, lengths: Tensor | None, nonlinearity: str) -> tuple[RnnParameters, list[Tensor]]:
         """The struct without a pass's own tensors, and the tensors it points to, to be kept until the launches are made."""
         parameters = RnnParameters()
-        w = _padded_rows(w)
-        keep = [w]
-        parameters.w, parameters.w_stride = w.data_ptr(), w.stride(1)
+        rows = _padded_rows(w)
+        if rows is not w:
+            note_workspace(rows.nbytes)
+        keep = [rows]
+        parameters.w, parameters.w_stride = rows.data_ptr(), rows.stride(1)
         if self.batch_sizes is not None:
             packed = _packed(self.batch_sizes, self.device)
             keep.append(packed)
@@ -169,21 +136,6 @@ class _Layer:
             self.launcher.launch(plan, parameters, self.device)
 
 
-def plan_rnn_cell_forward(
-    launcher: Launcher,
-    x: Tensor,
-    h: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    nonlinearity: str,
-    precision: str,
-) -> list[LaunchPlan]:
-    """The launches of `rnn_cell_forward`."""
-    return _cell_plans(False, h, w_ih, precision)
-
-
 def rnn_cell_forward(
     launcher: Launcher,
     x: Tensor,
@@ -203,13 +155,6 @@ def rnn_cell_forward(
     for plan in _cell_plans(False, h, w_ih, precision):
         launcher.launch(plan, parameters, h.device)
     return h_next
-
-
-def plan_rnn_cell_backward(
-    launcher: Launcher, dh_next: Tensor, h_next: Tensor, w_ih: Tensor, w_hh: Tensor, nonlinearity: str, precision: str
-) -> list[LaunchPlan]:
-    """The launches of `rnn_cell_backward`."""
-    return _cell_plans(True, h_next, w_ih, precision)
 
 
 def rnn_cell_backward(
