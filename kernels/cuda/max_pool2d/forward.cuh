@@ -17,8 +17,9 @@
 //              shared memory, and copies them out in 16-byte pieces: memory sees no row ends, only the ends of the stretch.
 //              11 an output and the halo, (R - stride) rows of a band of about 16 KiB, which L2 serves.
 //   strided    chosen for the rest (expanded and sliced inputs, rows longer than shared memory, windows above 32767 cells): a
-//              thread owns one output, any strides. Also the meaning of the other two in its plainest form.
-// Each of them with compiled windows 2 x 2 / 2, 3 x 3 / 1 and 3 x 3 / 2 (except strided), and one for any geometry.
+//              thread owns one output, any strides. Also the meaning of the others in its plainest form.
+// Channels and staged exist with compiled windows 2 x 2 / 2, 3 x 3 / 1 and 3 x 3 / 2 and for any geometry, the others for any
+// only.
 //
 // y and offsets are overwritten, every element once; nothing is accumulated, no input is aliased.
 #pragma once

@@ -36,8 +36,8 @@ __device__ inline void advance(Place& place, const MaxPool2dDense& dense, int32_
   ++place.plane;
 }
 
-// The cell that a window chose, as row * W + column of the plane. For a window without a cell, what torch reports: the place
-// just before the first dilated step into the plane would have been too far.
+// The cell that a window chose, as row * W + column of the plane. For a window without a cell, what torch reports: its first
+// place that lies neither above nor left of the plane, though it may lie below or right of it.
 __device__ inline int64_t chosen_cell(const MaxPool2dShape& shape, int32_t p, int32_t q, int64_t offset) {
   const int64_t h_first = int64_t(p) * shape.stride_h - shape.pad_h, w_first = int64_t(q) * shape.stride_w - shape.pad_w;
   int64_t r = 0, s = 0;
