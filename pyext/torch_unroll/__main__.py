@@ -13,6 +13,7 @@ COMMANDS = {
     "depth": ("torch_unroll.training.depth", "does a deeper network learn? plain and residual ones on real digits, with a plot"),
     "params": ("torch_unroll.params", "how many parameters the lecture's layers and networks have"),
     "search": ("torch_unroll.search.command", "architecture search on small networks: grid, random, Hyperband, DARTS, NTK"),
+    "support": ("torch_unroll.support", "which engine computes which op in which dtype"),
     "train": ("torch_unroll.training.train", "trains a network on pictures in folders; resumes after any end"),
 }
 
