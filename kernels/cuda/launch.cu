@@ -87,7 +87,8 @@ int torch_unroll_resident(int kernel, const Config* config, int* count) {
   if (auto error = cudaGetDevice(&device)) return error;
   if (auto error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) return error;
   const int threads = int(config->block[0] * config->block[1] * config->block[2]);
-  if (auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, entry.function, threads, config->shared_bytes)) return error;
+  if (auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, entry.function, threads, config->shared_bytes))
+    return error;
   *count = blocks * multiprocessors;
   return cudaSuccess;
 }

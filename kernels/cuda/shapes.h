@@ -8,11 +8,11 @@
 #include <platform/types.h>  // not by quotes: they would find the file beside this one before a stand-in for it
 
 struct Conv2dShape {
-  int32_t N, C, H, W, K, R, S, P, Q;  // C and K of all groups together
+  int32_t N, C, H, W, K, R, S, P, Q;                                         // C and K of all groups together
   int32_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;  // pad: above and to the left
-  int64_t x_stride[4];  // N C H W
-  int64_t w_stride[4];  // K C/groups R S
-  int64_t y_stride[4];  // N K P Q
+  int64_t x_stride[4];                                                       // N C H W
+  int64_t w_stride[4];                                                       // K C/groups R S
+  int64_t y_stride[4];                                                       // N K P Q
 };
 
 struct MaxPool2dShape {
