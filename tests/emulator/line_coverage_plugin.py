@@ -1,4 +1,4 @@
-"""For pytest under line_coverage.py: at the end of each process, its counts of lines and the kernels it has launched are written."""
+"""For pytest under line_coverage.py: each process writes, at its end, its counts of lines and the kernels it launched."""
 
 from __future__ import annotations
 
