@@ -223,7 +223,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.readme:
         readme.rewrite()
         return 0
-    files = arguments.files or sorted(readme.RESULTS.glob("*.json"))
+    files = arguments.files or readme.files()
     if not files:
         print("no result files; measure first: python -m benchmarks run --out FILE", file=sys.stderr)
         return 2

@@ -29,6 +29,12 @@ CPU = torch.device("cpu")
 SETTING = Setting(CPU, ("torch",), ("eager",), QUICK)
 
 
+@pytest.fixture(autouse=True)
+def _switches_may_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner sets torch's switches; torch's own test utilities, which other tests of the process import, forbid that."""
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
+
+
 def case(**changes: int) -> Case:
     return Case(
         "conv2d", "fprop", "fp32", "nchw", WindowShape(**{"N": 1, "C": 3, "H": 6, "W": 6, "K": 4, "R": 3, "S": 3, **changes})
@@ -96,6 +102,27 @@ def test_a_quick_run_of_every_suite(suite: str, some: str, tmp_path: Path, capsy
     assert not out.with_name("quick.json.partial").exists()
     printed = capsys.readouterr().out
     assert "× eager" in printed
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu(tmp_path: Path) -> None:
+    """Short calls are replayed from graphs, cold and warm; memory, ceilings and host time are there; report and page take it."""
+    out = tmp_path / "gpu.json"
+    chosen = ["--suite", "lenet5", "--suite", "rnn", "--dtype", "bf16", "--baseline", "eager", "--case", "N=256|H=256"]
+    assert main(["run", "--quick", *chosen, "--out", str(out)]) == 0
+    document = results.load(out)
+    assert document["environment"]["device_type"] == "cuda"
+    assert set(document["ceilings"]["product_tflop_s"]) == {"bf16", "fp16", "tf32", "fp32", "fp64"}
+    assert {each["op"] for each in document["overheads"]} >= {"conv2d", "rnn"}
+    assert any(row["method"] == "graph" for row in document["rows"])
+    for row in document["rows"]:
+        assert row["clocks_after"]["sm_mhz"] > 0
+        for entry in row["providers"].values():
+            assert entry["status"] in ("ok", "refused"), entry
+            if entry["status"] == "ok":
+                assert min(entry["cold"]["median"], entry["warm"]["median"]) > 0
+                assert entry["peak_bytes"] >= entry["workspace_bytes"] >= 0
+    assert any(path.name.endswith("memory.png") for path in write([document], tmp_path, "gpu"))
 
 
 @pytest.mark.skipif(refusal("cuda", "conv2d", CPU, torch.float32) is not None, reason="the emulated kernels are not built")

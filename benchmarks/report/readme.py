@@ -23,14 +23,15 @@ PYTHONPATH=pyext .venv/bin/python -m benchmarks report --readme
 ```"""
 
 
-def measured(folder: Path = RESULTS) -> list[results.Document]:
+def files() -> list[Path]:
+    """The committed result files; first_light's files, which lie beside them, are of another schema."""
+    return [path for path in sorted(RESULTS.glob("*.json")) if f'"{results.SCHEMA}"' in path.read_text()[:200]]
+
+
+def measured() -> list[results.Document]:
     """The committed results of GPUs."""
-    documents = [results.load(path) for path in sorted(folder.glob("*.json")) if _is_result(path)]
+    documents = [results.load(path) for path in files()]
     return [document for document in documents if document["environment"]["device_type"] == "cuda"]
-
-
-def _is_result(path: Path) -> bool:
-    return f'"{results.SCHEMA}"' in path.read_text()[:200]
 
 
 def text(documents: list[results.Document]) -> str:
