@@ -347,7 +347,7 @@ def test_the_table_chooses_and_explains(variant: None) -> None:
         return variants.Recurrence(False, 100, N, H, 1, dtype, "tf32", aligned, 132, (9, 0), 227 << 10)
 
     def chosen(*arguments: object) -> str:
-        return variants.candidates(recurrence(*arguments))[0].variant  # type: ignore[arg-type]
+        return variants.choose(recurrence(*arguments)).plans[0].variant  # type: ignore[arg-type]
 
     assert chosen(256, 64, "bfloat16") == "single_block"
     assert chosen(512, 32, "bfloat16") == "cluster"
@@ -356,12 +356,16 @@ def test_the_table_chooses_and_explains(variant: None) -> None:
     assert chosen(1022, 32, "bfloat16", False) == "cluster"
     assert chosen(1534, 32, "bfloat16", False) == "step"
     assert chosen(8192, 32, "float32") == "step"
-    reasons = variants.refusals(recurrence(8192, 32, "float32"))
-    assert "256 hidden units" in str(reasons["single_block"])
-    assert "cluster of 16" in str(reasons["cluster"])
-    assert "does not fit" in str(reasons["grid_flags"])
-    assert "9.0, not 8.0" in str(variants.refusals(replace(recurrence(64, 8, "float32"), capability=(8, 0)))["cluster"])
-    assert reasons["step"] is None
+    choice = variants.choose(recurrence(8192, 32, "float32"))
+    reasons = dict(choice.passed_over)
+    assert "256 hidden units" in reasons["single_block"]
+    assert "cluster of 16" in reasons["cluster"]
+    assert "does not fit" in reasons["grid_flags"]
+    assert [plan.variant for plan in choice.plans] == ["step"]
+    older = variants.choose(replace(recurrence(64, 8, "float32"), capability=(8, 0)))
+    assert "9.0, not 8.0" in dict(older.passed_over)["cluster"]
+    with pytest.raises(RuntimeError, match="256 hidden units"):
+        variants.choose(recurrence(8192, 32, "float32"), "single_block")
 
 
 def test_a_grid_that_is_not_resident_takes_another_variant(variant: None) -> None:

@@ -325,26 +325,27 @@ VARIANTS = (
 EXCHANGED_THROUGH_OUTPUT = {"grid_flags"}
 
 
-def refusals(r: Recurrence) -> dict[str, str | None]:
-    """Each variant's reason against a pass; None for those that take it."""
-    return {variant.name: variant.refuses(r) for variant in VARIANTS}
+@dataclass(frozen=True)
+class Choice:
+    """The plans that can run a pass, the one with the least predicted step first, and why the other variants cannot."""
+
+    plans: tuple[LaunchPlan, ...]
+    passed_over: tuple[tuple[str, str], ...]  # variant, reason
 
 
 @lru_cache(maxsize=4096)
-def candidates(r: Recurrence, forced: str | None = None) -> tuple[LaunchPlan, ...]:
-    """The plans that can run a pass, the one with the least predicted time first. Blocks of a cooperative one may still not be
-    resident together, on a GPU that others share.
+def choose(r: Recurrence, forced: str | None = None) -> Choice:
+    """Blocks of a plan that wait for each other may still not be resident together, on a GPU that others share.
 
     Raises:
         RuntimeError: the forced variant refuses.
     """
-    if forced:
-        (variant,) = (v for v in VARIANTS if v.name == forced)
-        if reason := variant.refuses(r):
-            raise RuntimeError(f"rnn variant {forced}: {reason}")
-        return (variant.plan(r),)
-    willing = [variant for variant in VARIANTS if variant.refuses(r) is None]
-    return tuple(variant.plan(r) for variant in sorted(willing, key=lambda variant: variant.predict(r)))
+    reasons = {variant: variant.refuses(r) for variant in VARIANTS if forced in (None, variant.name)}
+    willing = sorted((variant for variant in reasons if reasons[variant] is None), key=lambda variant: variant.predict(r))
+    passed_over = tuple((variant.name, reason) for variant, reason in reasons.items() if reason is not None)
+    if not willing:
+        raise RuntimeError("; ".join(f"rnn variant {name}: {reason}" for name, reason in passed_over))
+    return Choice(tuple(variant.plan(r) for variant in willing), passed_over)
 
 
 @lru_cache(maxsize=4096)
