@@ -1,4 +1,4 @@
-"""For pytest under line_coverage.py: each process writes, at its end, its counts of lines and the kernels it launched."""
+"""For pytest under line_coverage.py: as each process ends, its counts of lines and the kernels it has launched are written."""
 
 from __future__ import annotations
 
