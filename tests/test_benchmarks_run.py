@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ SETTING = Setting(CPU, ("torch",), ("eager",), QUICK)
 
 
 @pytest.fixture(autouse=True)
-def _switches_may_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def _switches_may_be_set() -> Iterator[None]:
     """The runner sets torch's switches; torch's own test utilities, which other tests of the process import, forbid that."""
-    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
+    with torch.backends.__allow_nonbracketed_mutation():
+        yield
 
 
 def case(**changes: int) -> Case:
