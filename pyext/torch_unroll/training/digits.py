@@ -86,7 +86,7 @@ class Recipe:
 
 
 RECIPES = {
-    "LeNet-5": Recipe(Convolutional, rate=0.02, epochs=12, batch=16, expected=0.97),
+    "LeNet-5": Recipe(Convolutional, rate=0.02, epochs=20, batch=16, expected=0.975),
     "row reader": Recipe(RowReader, rate=0.05, epochs=20, batch=32, expected=0.90),
 }
 
