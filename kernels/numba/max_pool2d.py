@@ -1,0 +1,109 @@
+"""Max pooling: a thread owns one output (or, backward, one pixel) at a time, in the order of memory.
+
+x (N, C, H, W), y (N, C, P, Q). A window's choice is kept as an offset, its cell r·S + s; `none` says that it holds no cell of
+the plane. NaN and ties are torch's: a later cell wins if it is larger or NaN. Every output is overwritten. Backward is a gather:
+each pixel looks at the few windows that cover it, so there are no atomics and one fixed order of sums.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import cuda
+
+from .types import narrow, widen, zero
+
+
+@cuda.jit(device=True)
+def place(i, C, height, width, channels_last):
+    """(n, c, row, column) of the i-th element in memory."""
+    plane = height * width
+    if channels_last:
+        return i // (C * plane), i % C, i // (C * width) % height, i // C % width
+    return i // (C * plane), i // plane % C, i // width % height, i % width
+
+
+@cuda.jit
+def max_pool2d_forward_strided_kernel(x, lengths, kernel_size, stride, padding, dilation, none, channels_last, y, offsets):
+    """x -> y, and offsets unless those are empty. `lengths` (N, or empty): how many rows of an image's planes count."""
+    N, C, H, W = x.shape
+    P, Q = y.shape[2:]
+    R, S = kernel_size
+    for i in range(cuda.grid(1), N * C * P * Q, cuda.gridsize(1)):
+        n, c, p, q = place(i, C, P, Q, channels_last)
+        rows = H
+        if lengths.shape[0] > 0:
+            rows = min(max(lengths[n], 0), H)
+        choice = none
+        best = zero(x)
+        for r in range(R):
+            h = p * stride[0] - padding[0] + r * dilation[0]
+            for s in range(S):
+                w = q * stride[1] - padding[1] + s * dilation[1]
+                if 0 <= h < rows and 0 <= w < W:
+                    value = widen(x[n, c, h, w])
+                    if choice == none or value > best or value != value:
+                        choice, best = r * S + s, value
+        y[n, c, p, q] = narrow(best if choice != none else -math.inf, y)
+        if offsets.shape[0] > 0:
+            offsets[n, c, p, q] = choice
+
+
+@cuda.jit
+def max_pool2d_backward_flat_kernel(dy, offsets, kernel_size, stride, padding, dilation, none, channels_last, dx):
+    """dy, offsets -> dx: the sum of the windows that chose the pixel."""
+    N, C, H, W = dx.shape
+    P, Q = dy.shape[2:]
+    R, S = kernel_size
+    for i in range(cuda.grid(1), N * C * H * W, cuda.gridsize(1)):
+        n, c, h, w = place(i, C, H, W, channels_last)
+        total = zero(dx)
+        for p in range(first_window(h + padding[0], R, stride[0], dilation[0]), min((h + padding[0]) // stride[0] + 1, P)):
+            for q in range(first_window(w + padding[1], S, stride[1], dilation[1]), min((w + padding[1]) // stride[1] + 1, Q)):
+                cell = np.int64(offsets[n, c, p, q])
+                below = h + padding[0] - p * stride[0]
+                right = w + padding[1] - q * stride[1]
+                if cell != none and cell // S * dilation[0] == below and cell % S * dilation[1] == right:
+                    total += widen(dy[n, c, p, q])
+        dx[n, c, h, w] = narrow(total, dx)
+
+
+@cuda.jit(device=True)
+def first_window(start, cells, stride, dilation):
+    """The first window whose last cell reaches `start`, a place counted within the padding."""
+    return max((start - (cells - 1) * dilation + stride - 1) // stride, 0)
+
+
+@cuda.jit
+def max_pool2d_gather_kernel(x, offsets, kernel_size, stride, padding, dilation, none, channels_last, gathered):
+    """x, offsets -> gathered (N, C, P, Q): the cell each window chose; 0 where it chose none."""
+    N, C, P, Q = gathered.shape
+    S = kernel_size[1]
+    for i in range(cuda.grid(1), N * C * P * Q, cuda.gridsize(1)):
+        n, c, p, q = place(i, C, P, Q, channels_last)
+        cell = np.int64(offsets[n, c, p, q])
+        if cell == none:
+            gathered[n, c, p, q] = 0
+        else:
+            r, s = cell // S, cell % S
+            h = p * stride[0] - padding[0] + r * dilation[0]
+            w = q * stride[1] - padding[1] + s * dilation[1]
+            gathered[n, c, p, q] = x[n, c, h, w]
+
+
+@cuda.jit
+def max_pool2d_indices_kernel(offsets, x_width, kernel_size, stride, padding, dilation, none, channels_last, indices):
+    """offsets -> indices (N, C, P, Q): torch's, into the plane. Of a window without a cell torch reports the first place at which
+    one would lie neither above nor to the left of the plane."""
+    N, C, P, Q = indices.shape
+    S = kernel_size[1]
+    for i in range(cuda.grid(1), N * C * P * Q, cuda.gridsize(1)):
+        n, c, p, q = place(i, C, P, Q, channels_last)
+        h, w = p * stride[0] - padding[0], q * stride[1] - padding[1]
+        cell = np.int64(offsets[n, c, p, q])
+        if cell == none:
+            r, s = (max(-h, 0) + dilation[0] - 1) // dilation[0], (max(-w, 0) + dilation[1] - 1) // dilation[1]
+        else:
+            r, s = cell // S, cell % S
+        indices[n, c, p, q] = (h + r * dilation[0]) * x_width + w + s * dilation[1]

@@ -1,0 +1,180 @@
+"""Recurrence: a product and a nonlinearity a step, forward and back through time, and one step on its own.
+
+    h_t  = f(z_t + W_hh h_{t-1})            z_t = W_ih x_t + b_ih + b_hh, a product over all steps, made before
+    dz_t = f'(z_t) (dh_t + W_hhᵀ dz_{t+1})  f' from h alone;  dh_0 = W_hhᵀ dz_1
+
+The ladder
+    step          one launch a step, a tile a block: all of the GPU works at each step, and every step costs a launch.
+    single_block  one launch: a block owns TILE samples of a direction for all T steps, and goes over the tiles of H in turn.
+                  Blocks never wait for each other; W_hh comes from L2 at each step.
+A block owns a tile of TILE samples x TILE units, a thread one of each; the tiles of W_hh and of the state meet in shared memory.
+
+Sequences are (rows, D·H): sample n's row of step t is first_row[t] + n·row_step, which holds padded and packed data alike.
+w (D, H, H), h0 (D, N, H). A sample has lengths[n] steps; rows past them are left as they are. Direction 1 walks from its last
+step to the first. Every other output is overwritten.
+"""
+
+from __future__ import annotations
+
+import math
+
+from numba import cuda
+
+from .types import TILE, narrow, widen, zero
+
+TANH, RELU, SIGMOID = range(3)  # and identity
+PADDED = TILE + 1  # the row of a tile that is read down its columns: the odd stride keeps banks apart
+
+
+@cuda.jit(device=True)
+def apply(nonlinearity, z):
+    """f(z)."""
+    if nonlinearity == TANH:
+        return math.tanh(z)
+    if nonlinearity == RELU:
+        return z if z > 0 or z != z else z * 0
+    if nonlinearity == SIGMOID:
+        return 1 / (1 + math.exp(-z))
+    return z
+
+
+@cuda.jit(device=True)
+def slope(nonlinearity, h):
+    """f'(z), from h = f(z)."""
+    if nonlinearity == TANH:
+        return 1 - h * h
+    if nonlinearity == RELU:
+        return h * 0 if h <= 0 else h * 0 + 1
+    if nonlinearity == SIGMOID:
+        return h * (1 - h)
+    return h * 0 + 1
+
+
+@cuda.jit(device=True)
+def tile_product(a, row, b, first_column, total):
+    """total + Σ_k a[row, k] · b[column, k], for the thread's row (-1: it has none) and column, threadIdx.x of a tile's.
+
+    All threads of a block call it together.
+    """
+    ty, tx = cuda.threadIdx.y, cuda.threadIdx.x
+    tile_a = cuda.shared.array(shape=(TILE, TILE), dtype=a.dtype)
+    tile_b = cuda.shared.array(shape=(TILE, PADDED), dtype=b.dtype)
+    for start in range(0, a.shape[1], TILE):
+        k = start + tx
+        tile_a[ty, tx] = 0
+        if row >= 0 and k < a.shape[1]:
+            tile_a[ty, tx] = a[row, k]
+        tile_b[ty, tx] = 0
+        if first_column + ty < b.shape[0] and k < a.shape[1]:
+            tile_b[ty, tx] = b[first_column + ty, k]
+        cuda.syncthreads()
+        for i in range(TILE):
+            total += widen(tile_a[ty, i]) * widen(tile_b[tx, i])
+        cuda.syncthreads()  # nobody fills the next tiles before everybody has read these
+    return total
+
+
+@cuda.jit(device=True)
+def forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, d, samples, units, h):
+    """Walks step s in direction d for one tile: the samples from `samples` on, the units from `units` on."""
+    T, H = first_row.shape[0], w.shape[2]
+    n, j = samples + cuda.threadIdx.y, units + cuda.threadIdx.x
+    length = lengths[n] if n < lengths.shape[0] else 0
+    t, before = (s, s - 1) if d == 0 else (T - 1 - s, T - s)
+    state, row = h0[d], n
+    if 0 <= before < length:
+        state, row = h[:, d * H : (d + 1) * H], first_row[before] + n * row_step
+    total = tile_product(state, row if t < length else -1, w[d], units, zero(h))
+    if t < length and j < H:
+        here, column = first_row[t] + n * row_step, d * H + j
+        h[here, column] = narrow(apply(nonlinearity, widen(z[here, column]) + total), h)
+
+
+@cuda.jit(device=True)
+def backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0):
+    """Walks step s of the way back for one tile; after the last step, s = T, what arrives is dh0."""
+    T, H = first_row.shape[0], w_transposed.shape[2]
+    n, j = samples + cuda.threadIdx.y, units + cuda.threadIdx.x
+    length = lengths[n] if n < lengths.shape[0] else 0
+    t, after = (T - 1 - s, T - s) if d == 0 else (s, s - 1)
+    if s == T and d == 1:
+        after = length - 1
+    row = first_row[after] + n * row_step if 0 <= after < length else -1
+    total = tile_product(dz[:, d * H : (d + 1) * H], row, w_transposed[d], units, zero(dz))
+    if s == T:
+        if n < lengths.shape[0] and j < H:
+            dh0[d, n, j] = narrow(total, dh0)
+    elif t < length and j < H:
+        here, column = first_row[t] + n * row_step, d * H + j
+        dz[here, column] = narrow((widen(dh[here, column]) + total) * slope(nonlinearity, widen(h[here, column])), dz)
+
+
+@cuda.jit
+def rnn_step_kernel(z, w, h0, first_row, row_step, lengths, nonlinearity, s, h):
+    """Step s alone. Grid: tiles of samples, tiles of units, directions."""
+    samples, units = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
+    forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, cuda.blockIdx.z, samples, units, h)
+
+
+@cuda.jit
+def rnn_step_backward_kernel(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, dz, dh0):
+    """Step s of the way back alone. Grid: tiles of samples, tiles of units, directions."""
+    samples, units = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
+    d = cuda.blockIdx.z
+    backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0)
+
+
+@cuda.jit
+def rnn_single_block_kernel(z, w, h0, first_row, row_step, lengths, nonlinearity, h):
+    """All steps. Grid: tiles of samples, directions."""
+    samples, d = cuda.blockIdx.x * TILE, cuda.blockIdx.y
+    for s in range(first_row.shape[0]):
+        for units in range(0, w.shape[2], TILE):
+            forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, d, samples, units, h)
+        cuda.syncthreads()  # the next step reads, from other threads' places, what this one wrote
+
+
+@cuda.jit
+def rnn_single_block_backward_kernel(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, dz, dh0):
+    """All steps of the way back. Grid: tiles of samples, directions."""
+    samples, d = cuda.blockIdx.x * TILE, cuda.blockIdx.y
+    for s in range(first_row.shape[0] + 1):
+        for units in range(0, w_transposed.shape[2], TILE):
+            backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0)
+        cuda.syncthreads()  # as above
+
+
+@cuda.jit
+def rnn_cell_forward_kernel(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, h_next):
+    """x (N, I), h (N, H), biases (H, or empty) -> h_next (N, H). Grid: tiles of samples, tiles of units."""
+    N, H = h.shape
+    n, units = cuda.blockIdx.x * TILE + cuda.threadIdx.y, cuda.blockIdx.y * TILE
+    j, row = units + cuda.threadIdx.x, n if n < N else -1
+    total = tile_product(x, row, w_ih, units, zero(h))
+    total = tile_product(h, row, w_hh, units, total)
+    if n < N and j < H:
+        if b_ih.shape[0] > 0:
+            total += widen(b_ih[j])
+        if b_hh.shape[0] > 0:
+            total += widen(b_hh[j])
+        h_next[n, j] = narrow(apply(nonlinearity, total), h_next)
+
+
+@cuda.jit
+def rnn_cell_backward_kernel(dh_next, h_next, w_ih_transposed, w_hh_transposed, nonlinearity, dz, dx, dh):
+    """dh_next, h_next (N, H) -> dz (N, H), dx (N, I), dh (N, H). Grid: tiles of samples; a block makes their dz first."""
+    N, H = h_next.shape
+    inputs, n = dx.shape[1], cuda.blockIdx.x * TILE + cuda.threadIdx.y
+    row = n if n < N else -1
+    for j in range(cuda.threadIdx.x, H, TILE):
+        if n < N:
+            dz[n, j] = narrow(widen(dh_next[n, j]) * slope(nonlinearity, widen(h_next[n, j])), dz)
+    cuda.syncthreads()
+    for columns in range(0, inputs, TILE):
+        total, i = tile_product(dz, row, w_ih_transposed, columns, zero(dx)), columns + cuda.threadIdx.x
+        if n < N and i < inputs:
+            dx[n, i] = narrow(total, dx)
+    for units in range(0, H, TILE):
+        total, j = tile_product(dz, row, w_hh_transposed, units, zero(dh)), units + cuda.threadIdx.x
+        if n < N and j < H:
+            dh[n, j] = narrow(total, dh)
