@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from torch_unroll import __main__ as command_line
 from torch_unroll import doctor, survey
 from torch_unroll.doctor import advice, text
 from torch_unroll.engines import NAMES
+from torch_unroll.kernels.table import kernels
 from torch_unroll.survey import EngineReport, Gpu, KernelObject, Survey, Tool
 
 NVCC = Tool("nvcc", "/usr/local/cuda/bin/nvcc", "13.0")
@@ -118,6 +120,32 @@ def test_an_object_that_is_no_library_is_told_not_raised(tmp_path, monkeypatch) 
     found = survey.survey().emulated_object
     assert found.built
     assert found.error
+
+
+class StandInObject:
+    """A kernel object as of an sm_80 build: no row that needs a newer GPU; the first kernel it holds does not load."""
+
+    def __init__(self, path: Path) -> None:
+        names = [row.expression for row in kernels() if row.architecture == "80"]
+        self.index = {name: number for number, name in enumerate(names)}
+        self.library = self
+
+    def torch_unroll_preload(self, kernel: int) -> int:
+        return 209 if kernel == 0 else 0
+
+    def torch_unroll_error_text(self, status: int) -> bytes:
+        return b"no kernel image"
+
+
+@pytest.mark.parametrize("architecture", [None, "sm_80", "sm_90a"])
+def test_an_object_is_asked_for_what_this_gpu_runs(architecture: str | None, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(survey.cuda, "KernelObject", StandInObject)
+    monkeypatch.setattr(survey.cuda, "library_path", lambda _: tmp_path)
+    found = survey._kernel_object("cuda", architecture)
+    newer = {row.expression for row in kernels() if row.architecture != "80"}
+    assert set(found.stale) == (newer if architecture == "sm_90a" else set())
+    assert len(found.unloadable) == (0 if architecture is None else 1)
+    assert found.refusal == (None if architecture is None else "no kernel image")
 
 
 def test_missing_tools_are_told_with_their_remedy(monkeypatch) -> None:

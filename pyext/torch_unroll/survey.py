@@ -15,7 +15,7 @@ import torch
 
 import torch_unroll
 from torch_unroll import kernels
-from torch_unroll.engines import DTYPES, NAMES, cuda, refusal, resolve_precision
+from torch_unroll.engines import DTYPES, NAMES, cuda, nvrtc, refusal, resolve_precision
 from torch_unroll.engines.interface import MODULES
 from torch_unroll.kernels import build, table
 
@@ -119,8 +119,8 @@ def survey() -> Survey:
         },
         tools=tuple(_tools()),
         gpus=tuple(_gpus()),
-        cuda_object=_kernel_object("cuda", available),
-        emulated_object=_kernel_object("cpu", False),
+        cuda_object=_kernel_object("cuda", nvrtc.architecture_of(torch.cuda.get_device_capability()) if available else None),
+        emulated_object=_kernel_object("cpu", None),
         engines=tuple(_engine(name, device) for name in NAMES for device in devices),
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
     )
@@ -174,7 +174,10 @@ def _integer(cell: str) -> int | None:
     return int(cell) if cell.isdecimal() else None
 
 
-def _kernel_object(device_type: str, on_gpu: bool) -> KernelObject:
+def _kernel_object(device_type: str, architecture: str | None) -> KernelObject:
+    """An object beside the rows of the table that it should hold: those that run on the GPU's architecture. Where there is none,
+    all for the emulator, and of the CUDA object, whose targets can be any, those that every target has.
+    """
     path = cuda.library_path(device_type)
     if not path.exists():
         return KernelObject(str(path), built=False)
@@ -182,8 +185,10 @@ def _kernel_object(device_type: str, on_gpu: bool) -> KernelObject:
         loaded = cuda.KernelObject(path)
     except (OSError, AttributeError) as error:
         return KernelObject(str(path), built=True, error=str(error))
-    stale = tuple(row.expression for row in table.kernels() if row.expression not in loaded.index)
-    statuses = {name: loaded.library.torch_unroll_preload(index) for name, index in loaded.index.items()} if on_gpu else {}
+    rows = [row for row in table.kernels() if device_type == "cpu" or nvrtc.runs_on(row, architecture or "sm_80")]
+    stale = tuple(row.expression for row in rows if row.expression not in loaded.index)
+    held = [row.expression for row in rows if row.expression in loaded.index] if architecture else []
+    statuses = {name: loaded.library.torch_unroll_preload(loaded.index[name]) for name in held}
     unloadable = tuple(name for name, status in statuses.items() if status)
     refusal = loaded.library.torch_unroll_error_text(statuses[unloadable[0]]).decode() if unloadable else None
     return KernelObject(str(path), True, None, len(loaded.index), stale, unloadable, refusal)
