@@ -41,7 +41,6 @@ _CUDA_FLAGS = (
     "-std=c++20 -O3 -lineinfo --compiler-options=-fPIC,-fvisibility=hidden --cudart=static "
     "-Xfatbin=-compress-all "  # a sixth of the size, and unlike --compress-mode understood by every driver for CUDA 12
     "-Xptxas=-v "  # see _ninja_file's remarks
-    "-ftz=true "  # CuPy compiles with it and cannot be told not to: both engines shall give the same bits
     "--expt-relaxed-constexpr -Werror=cross-execution-space-call"
 ).split()
 # Contraction is off, so that a product and a sum round as written on every host: kernels write fmaf where they mean it.

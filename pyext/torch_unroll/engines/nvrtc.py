@@ -14,9 +14,9 @@ from typing import Any
 from torch_unroll.kernels import SOURCES
 from torch_unroll.kernels.table import Kernel
 
-#: Those of kernels/build.py that change the code, so that engines `cuda` and `cupy` give the same bits; and the source's lines,
-#: for profilers.
-OPTIONS = ("-std=c++20", "-ftz=true", "-lineinfo")
+#: No option changes the arithmetic, here or in kernels/build.py: engines `cuda` and `cupy` give the same bits. Not CuPy's own
+#: -ftz=true above all, under which the largest of subnormal numbers would not be torch's. -lineinfo is for profilers.
+OPTIONS = ("-std=c++20", "-lineinfo")
 
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*["<]([^">\n]+)[">]', re.MULTILINE)
 
