@@ -1,0 +1,148 @@
+"""Every row of the kernel tables of pooling and recurrence is launched, also those that a GPU of this size would pass over, and
+gives what engine `torch` gives. (Convolution's rows are all launched by test_conv2d_kernels.py.)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torch_unroll.engines import load, refusal
+from torch_unroll.engines.compiled import rnn as host
+from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.kernels.cuda.max_pool2d import variants as pooling_variants
+from torch_unroll.kernels.cuda.rnn import variants
+from torch_unroll.kernels.table import CPP_TYPES, Kernel, kernels
+from torch_unroll.testing import assert_exact
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(
+    refusal("cuda", "rnn", CPU, torch.float32) is not None,
+    reason="the emulated kernels are not built: python kernels/build.py emulated",
+)
+TYPES = {cpp: getattr(torch, name) for name, cpp in CPP_TYPES.items()} | {"tfloat32": torch.float32}
+TOLERANCE = {"half": 4e-3, "bfloat16": 3e-2, "tfloat32": 4e-3, "float": 1e-5, "double": 1e-12}
+
+
+def _id(row: Kernel) -> str:
+    return row.expression
+
+
+@pytest.fixture
+def _chosen_anew() -> Iterator[None]:
+    """Plans made while a test forces something are forgotten with it."""
+    caches = (variants.choose, variants._cut_grid_flags, variants._cut_cluster)
+    caches += (pooling_variants.forward_plan, pooling_variants.backward_plan)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    host.forced = None
+    for cached in caches:
+        cached.cache_clear()
+
+
+def _close(result: Tensor, expected: Tensor, math: str) -> None:
+    scale = float(expected.double().abs().max())
+    torch.testing.assert_close(result.double(), expected.double(), rtol=0, atol=TOLERANCE[math] * max(scale, 1.0))
+
+
+RECURRENT = [row for row in kernels("rnn") if "cell" not in row.name]
+CELLS = [row for row in kernels("rnn") if "cell" in row.name]
+
+
+@pytest.mark.usefixtures("_chosen_anew")
+@pytest.mark.parametrize("row", RECURRENT, ids=_id)
+def test_recurrence(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    math, direction, *tiles = row.arguments
+    variant = row.name.removeprefix("rnn_").removesuffix("_kernel")
+    N = 3
+    if variant in ("grid_flags", "cluster"):
+        monkeypatch.setattr(variants, f"{variant.upper()}_ROW_TILES", (int(tiles[0]),))
+    elif variant == "step":
+        N = 3 if tiles[0] == "1" else 9
+    host.forced = variant
+    D, T, H = 2, 3, 40
+    z, dh = (torch.randn(T, N, D * H).to(TYPES[math]) for _ in range(2))
+    w, h0 = (torch.randn(D, H, H) / H**0.5).to(TYPES[math]), torch.randn(D, N, H).to(TYPES[math])
+    precision = "tf32" if math == "tfloat32" else "ieee"
+    ours, reference = load("cuda"), load("torch")
+    h = reference.rnn_forward(z, w, h0, None, None, "tanh", precision)
+    with recording() as recorded:
+        if "Forward" in direction:
+            _close(ours.rnn_forward(z, w, h0, None, None, "tanh", precision), h, math)
+        else:
+            expected = reference.rnn_backward(dh, h, w, h0, None, None, "tanh", precision)
+            for result, wanted in zip(ours.rnn_backward(dh, h, w, h0, None, None, "tanh", precision), expected, strict=True):
+                _close(result, wanted, math)
+    assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}
+
+
+@pytest.mark.parametrize("row", CELLS, ids=_id)
+def test_cell(row: Kernel) -> None:
+    math, tiles = row.arguments
+    N, inputs, H = 3 if tiles == "1" else 9, 19, 21
+    x, h, dh = ((torch.randn(N, extent)).to(TYPES[math]) for extent in (inputs, H, H))
+    w_ih, w_hh = ((torch.randn(H, extent) / extent**0.5).to(TYPES[math]) for extent in (inputs, H))
+    precision = "tf32" if math == "tfloat32" else "ieee"
+    ours, reference = load("cuda"), load("torch")
+    following = reference.rnn_cell_forward(x, h, w_ih, w_hh, None, None, "tanh", precision)
+    with recording() as recorded:
+        if "forward" in row.name:
+            _close(ours.rnn_cell_forward(x, h, w_ih, w_hh, None, None, "tanh", precision), following, math)
+        else:
+            arguments = (dh, following, w_ih, w_hh, "tanh", precision)
+            for result, wanted in zip(ours.rnn_cell_backward(*arguments), reference.rnn_cell_backward(*arguments), strict=True):
+                _close(result, wanted, math)
+    assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}
+
+
+#: Windows whose number of cells asks for offsets of one byte, two and four.
+WINDOWS = {"uint8_t": (3, 2), "int16_t": (20, 20), "int32_t": (182, 181)}
+PLAIN = [
+    row for row in kernels("max_pool2d") if any(name in row.name for name in ("strided", "flat", "split", "gather", "indices"))
+]
+
+
+def _pooled(kind: str, dtype: torch.dtype, cells: str, channels: int) -> tuple[Tensor, tuple[Any, ...]]:
+    """An input and a window; ties, and planes that the window does not divide."""
+    R, S = (200, 1) if kind == "split" and cells == "uint8_t" else WINDOWS[cells]  # split serves tall windows
+    extent = (R, S) if kind == "split" else (R + 2, S + 1)
+    x = torch.randint(-4, 5, (1, channels, *extent)).to(dtype)
+    return x, ((R, S), (R, S) if kind == "split" else (1, 1), (0, 0), (1, 1))
+
+
+@pytest.mark.usefixtures("_chosen_anew")
+@pytest.mark.parametrize("row", PLAIN, ids=_id)
+def test_pooling(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = next(argument for argument in row.arguments if argument in WINDOWS)
+    dtype = TYPES.get(row.arguments[0], torch.float32)
+    kind = row.name.removeprefix("max_pool2d_").removesuffix("_kernel").rpartition("_")[2]
+    wide = kind == "split" and row.arguments[2] != "1"
+    x, window = _pooled(kind, dtype, cells, 16 // dtype.itemsize if wide else 1)
+    if wide:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if kind == "strided":
+        monkeypatch.setattr(pooling_variants, "_FORWARD", {"strided": pooling_variants._strided})
+    if kind == "flat":
+        monkeypatch.setattr(pooling_variants, "_BACKWARD", {"flat": pooling_variants._flat})
+    ours, reference = load("cuda"), load("torch")
+    y, offsets = reference.max_pool2d_forward(x, *window, False, True)
+    with recording() as recorded:
+        if kind in ("strided", "split"):
+            for result, wanted in zip(ours.max_pool2d_forward(x, *window, False, True), (y, offsets), strict=True):
+                assert_exact(result, wanted)
+        elif kind == "flat":
+            dy = torch.randint(-3, 4, y.shape).to(dtype)
+            assert_exact(
+                ours.max_pool2d_backward(dy, offsets, x.shape[2:], *window),
+                reference.max_pool2d_backward(dy, offsets, x.shape[2:], *window),
+            )
+        elif kind == "gather":
+            assert_exact(ours.max_pool2d_gather(x, offsets, *window), reference.max_pool2d_gather(x, offsets, *window))
+        else:
+            indices = (offsets, x.shape[2:], *window)
+            assert_exact(ours.max_pool2d_indices(*indices), reference.max_pool2d_indices(*indices))
+    assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}
