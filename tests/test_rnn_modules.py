@@ -16,6 +16,7 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils._pytree import tree_leaves, tree_map
 
 import torch_unroll as tu
+from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.testing import Target, assert_exact, targets
 
 TARGETS = targets("rnn")
@@ -85,41 +86,49 @@ def test_torchs_samples(target: Target, name: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(ours(*args), reference)
 
 
+def _check_derivatives(module: torch.nn.Module, args: Any) -> None:
+    """What torch's test_grad and test_gradgrad check of a module."""
+    parameters = dict(module.named_parameters())
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        replaced = _map_floating(lambda _: next(given), args)
+        weights = dict(zip(parameters, given, strict=True))
+        return tuple(_floating(torch.func.functional_call(module, weights, replaced)))
+
+    inputs = [*(each.detach().clone().requires_grad_() for each in _leaves(args)), *parameters.values()]
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+
+
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])  # 9: each kind of input, each option
 @pytest.mark.parametrize("name", INFO)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_torchs_test_grad_and_gradgrad(target: Target, name: str, every: int) -> None:
     for sample in _samples(name, target, torch.float64)[::every]:
-        ours, _ = _pair(name, sample, target, torch.float64)
-        args = sample.forward_input.args
-        parameters = dict(ours.named_parameters())
+        _check_derivatives(_pair(name, sample, target, torch.float64)[0], sample.forward_input.args)
 
-        def call(*tensors: Tensor, module: Any = ours, args: Any = args, names: Any = tuple(parameters)) -> tuple[Tensor, ...]:
-            given = iter(tensors)
-            replaced = _map_floating(lambda _: next(given), args)
-            weights = dict(zip(names, given, strict=True))
-            return tuple(_floating(torch.func.functional_call(module, weights, replaced)))
 
-        inputs = [*(each.detach().clone().requires_grad_() for each in _leaves(args)), *parameters.values()]
-        assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
-        assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+def _check_non_contiguous(module: torch.nn.Module, args: Any) -> None:
+    """What torch's test_non_contiguous_tensors checks of a module: inputs and gradients whose neighbours in memory are NaN."""
+
+    def spread(tensor: Tensor) -> Tensor:
+        return torch.stack((tensor, torch.full_like(tensor, float("nan"))), -1)[..., 0]
+
+    args = _map_floating(Tensor.detach, args)
+    given = _map_floating(lambda each: spread(each).requires_grad_(), args)
+    outputs = _floating(module(*given))
+    weightings = [torch.linspace(-1, 2, each.numel(), dtype=torch.float64).view(each.shape).to(each) for each in outputs]
+    gradients = torch.autograd.grad(outputs, [*_leaves(given), *module.parameters()], [spread(each) for each in weightings])
+    for result, expected in zip([*outputs, *gradients], _run(module, args), strict=True):
+        torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("name", INFO)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_torchs_test_non_contiguous_tensors(target: Target, name: str) -> None:
-    def spread(tensor: Tensor) -> Tensor:
-        return torch.stack((tensor, torch.full_like(tensor, float("nan"))), -1)[..., 0]
-
     for sample in _samples(name, target, torch.float32):
-        ours, _ = _pair(name, sample, target, torch.float32)
-        args = _map_floating(Tensor.detach, sample.forward_input.args)
-        given = _map_floating(lambda each: spread(each).requires_grad_(), args)
-        outputs = _floating(ours(*given))
-        weightings = [torch.linspace(-1, 2, each.numel()).view(each.shape).to(each) for each in outputs]
-        gradients = torch.autograd.grad(outputs, [*_leaves(given), *ours.parameters()], [spread(each) for each in weightings])
-        for result, expected in zip([*outputs, *gradients], _run(ours, args), strict=True):
-            torch.testing.assert_close(result, expected)
+        _check_non_contiguous(_pair(name, sample, target, torch.float32)[0], sample.forward_input.args)
 
 
 @pytest.mark.parametrize("name", INFO)
@@ -227,3 +236,28 @@ def test_a_module_swapped_in_place_and_under_override_is_served_by_an_engine() -
             tu.replace(replaced)
             assert type(replaced) in (tu.nn.RNN, tu.nn.RNNCell)
             torch.testing.assert_close(replaced(x), expected)
+
+
+@pytest.mark.skipif(not any(target.engine == "cuda" for target in TARGETS), reason="the emulated kernels are not built")
+@pytest.mark.parametrize("variant", ["single_block", "cluster", "grid_flags", "step"])
+def test_torchs_samples_through_every_variant(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values, test_grad, test_gradgrad and test_non_contiguous_tensors of each sample that a variant takes, in float64."""
+    monkeypatch.setattr(host, "forced", variant)
+    target = next(target for target in TARGETS if target.engine == "cuda")
+    taken = 0
+    for sample in _samples("RNN", target, torch.float64):
+        ours, torchs = _pair("RNN", sample, target, torch.float64)
+        args = sample.forward_input.args
+        try:
+            results = _run(ours, args)
+        except RuntimeError as error:
+            if not str(error).startswith("rnn variant "):  # its refusal
+                raise
+            continue
+        taken += 1
+        for mine, theirs in zip(results, _run(torchs, args), strict=True):
+            torch.testing.assert_close(mine, theirs)
+        _check_non_contiguous(ours, args)
+        if taken % 8 == 1:  # each kind of input, each option
+            _check_derivatives(ours, args)
+    assert taken >= 16
