@@ -24,7 +24,7 @@ export PYTHONPATH := $(CURDIR)/pyext:$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export OMP_NUM_THREADS ?= 1
 CPP_FILES = $(shell find kernels tests benchmarks -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.cpp')
 
-.PHONY: help bench test test-all compile-check lint build emulated cuda doctor clean
+.PHONY: help bench test test-all compile-check lint build emulated cuda doctor depth clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -64,6 +64,9 @@ $(VENV)/requirements.txt: requirements.txt
 	  { rm -rf $(VENV); echo "torch-unroll: $(PYTHON) cannot make a virtual environment: apt install python3-venv"; exit 1; }
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@cp requirements.txt $@
+
+depth: $(READY)  ## does a deeper network learn? residual-20 against plain-56 on real digits, with a plot in out/
+	$(RUN) -m torch_unroll depth
 
 clean:  ## what was built; the virtual environment stays
 	rm -rf build dist out pyext/torch_unroll/lib pyext/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
