@@ -15,10 +15,9 @@ FOLDER = Path(__file__).resolve().parent
 
 @pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("simulated_*.py")))
 def test_in_simulator(file: str) -> None:
-    # A simulated thread is a thread of Python, and a barrier waits for all of them to have had their turn: take turns often.
-    program = "import sys, pytest; sys.setswitchinterval(1e-5); sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "-p", "no:xdist", "-p", "no:cacheprovider", "-q", str(FOLDER / file)]
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    options = ["-p", "no:xdist", "-p", "no:cacheprovider", "-q"]
+    command = [sys.executable, str(FOLDER / "simulator.py"), *options, str(FOLDER / file)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=FOLDER.parents[1], timeout=900
     )
