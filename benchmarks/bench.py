@@ -154,7 +154,7 @@ def training_table(trained: dict[str, dict[str, Any]]) -> str:
             str(len(each["epochs"])),
             f"{each['epochs'][-1]['loss']:.3f}",
             f"{each['accuracy']:.1%}",
-            f"{each['expected']:.0%}",
+            f"{each['expected']:.1%}",
             f"{each['seconds']:.0f} s",
         ]
         for name, each in trained.items()
