@@ -1,0 +1,58 @@
+// How the host makes a TensorMap: the driver's own encoders, looked up at run time, so that nothing links against libcuda.
+#pragma once
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+// Mirrored by kernels/tensor_map.py. Arrays begin with the dimension that is contiguous in memory.
+struct TensorMapSpec {
+  const void* address;                 // of element 0, on 16 bytes
+  uint64_t extent[4], stride[3];       // elements; bytes from one to the next in dimensions 1, 2, 3
+  uint32_t box[4], element_stride[4];  // tiled: the box. Both: which coordinates of it are copied
+  int32_t lower[2], upper[2];          // im2col: the corners that pixels stay within, W and H, from the plane's first and last
+  uint32_t channels, pixels;           // im2col: the box
+  int32_t type, swizzle, im2col;       // 0 float16, 1 bfloat16, 2 float32 as TF32; bytes
+};
+
+template <class Function>
+inline cudaError_t driver_function(const char* name, Function& function) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
+  if (auto error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result)) return error;
+#else
+  if (auto error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &result)) return error;
+#endif
+  if (result != cudaDriverEntryPointSuccess) return cudaErrorInsufficientDriver;
+  function = reinterpret_cast<Function>(found);
+  return cudaSuccess;
+}
+
+inline cudaError_t encode_tensor_map(const TensorMapSpec& spec, void* map) {
+  const CUtensorMapDataType types[] = {CU_TENSOR_MAP_DATA_TYPE_FLOAT16, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                                       CU_TENSOR_MAP_DATA_TYPE_TFLOAT32};
+  const CUtensorMapSwizzle swizzle = spec.swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : spec.swizzle == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                          : CU_TENSOR_MAP_SWIZZLE_32B;
+  alignas(128) CUtensorMap encoded;  // as CUDA 13 declares it
+  void* address = const_cast<void*>(spec.address);
+  CUresult result;
+  if (spec.im2col) {
+    static decltype(&cuTensorMapEncodeIm2col) encode = nullptr;
+    if (!encode)
+      if (auto error = driver_function("cuTensorMapEncodeIm2col", encode)) return error;
+    result = encode(&encoded, types[spec.type], 4, address, spec.extent, spec.stride, spec.lower, spec.upper, spec.channels,
+                    spec.pixels, spec.element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  } else {
+    static decltype(&cuTensorMapEncodeTiled) encode = nullptr;
+    if (!encode)
+      if (auto error = driver_function("cuTensorMapEncodeTiled", encode)) return error;
+    result =
+        encode(&encoded, types[spec.type], 4, address, spec.extent, spec.stride, spec.box, spec.element_stride,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  }
+  for (size_t i = 0; i < sizeof encoded; ++i) static_cast<char*>(map)[i] = reinterpret_cast<const char*>(&encoded)[i];
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
