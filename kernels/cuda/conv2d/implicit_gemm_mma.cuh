@@ -18,11 +18,10 @@
 // 64 sums and 24 words of fragments leave a thread of 128 registers enough for two blocks, which fill each other's waits.
 // 64x64 serves what has few tiles or narrow ones.
 #pragma once
-#include "conv2d/problems.cuh"
+#include "conv2d/store_tile.cuh"
 #include "platform/memory.h"
 #include "platform/mma.h"
 #include "platform/shared_memory.h"
-#include "platform/vector.h"
 
 template <int kM_, int kN_, int kWarpsM_, int kWarpsN_>
 struct MmaTile {
@@ -122,23 +121,6 @@ struct MmaMemory {
   };
 };
 
-// Stores the tile of sums line by line: a line is a row of the result or, kRows, a column, whichever is contiguous in memory.
-template <class Tile, bool kRows, int kPiece, class Result>
-__device__ inline void store_lines(const Result& result, const float* sums, int pitch, int32_t first_row, int32_t first_column) {
-  constexpr int kLinePieces = (kRows ? Tile::kM : Tile::kN) / kPiece, kLines = kRows ? Tile::kN : Tile::kM;
-  for (int index = int(threadIdx.x); index < kLines * kLinePieces; index += Tile::kThreads) {
-    const int line = index / kLinePieces, along = index % kLinePieces * kPiece;
-    const int32_t row = first_row + (kRows ? along : line), column = first_column + (kRows ? line : along);
-    if (row >= result.rows || column >= result.columns) continue;
-    const int64_t offset = result.row(row) + result.column(column);
-    Vector<typename Result::Stored, kPiece> piece;
-#pragma unroll
-    for (int e = 0; e < kPiece; ++e)
-      piece.element[e] = result.value(sums[line * pitch + along + e], kRows ? column : column + e, offset + e);
-    store_vector<kPiece>(result.data + offset, piece);
-  }
-}
-
 template <class Tile, class Problem, bool kDepthLinesA, bool kDepthLinesB, class Parameters>
 __device__ inline void implicit_gemm_mma(const Parameters& parameters) {
   using T = typename Problem::Type;
@@ -210,17 +192,8 @@ __device__ inline void implicit_gemm_mma(const Parameters& parameters) {
       }
   __syncthreads();  // every thread stores what others summed
 
-  constexpr int kPiece = 16 / sizeof(typename decltype(result)::Stored);
-  switch (parameters.walks.c) {
-    case Walk::rows:
-      return store_lines<Tile, true, 1>(result, memory.sums, pitch, problem.tile.row, problem.tile.column);
-    case Walk::row_pieces:
-      return store_lines<Tile, true, kPiece>(result, memory.sums, pitch, problem.tile.row, problem.tile.column);
-    case Walk::columns:
-      return store_lines<Tile, false, 1>(result, memory.sums, pitch, problem.tile.row, problem.tile.column);
-    case Walk::column_pieces:
-      return store_lines<Tile, false, kPiece>(result, memory.sums, pitch, problem.tile.row, problem.tile.column);
-  }
+  store_tile<Tile::kM, Tile::kN, Tile::kThreads>(result, memory.sums, pitch, parameters.walks.c, problem.tile.row,
+                                                 problem.tile.column, int(threadIdx.x));
 }
 
 template <class T, class Tile, class Epilogue>

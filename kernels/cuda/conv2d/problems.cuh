@@ -46,13 +46,14 @@ struct Conv2dWgradParameters {
   int32_t splits, pixels_per_split, accumulate;
 };
 
-// Which tile a block owns.
+// Where the tile of a running number is, in the order that the head of this file tells.
 struct BlockTile {
   int32_t row, column, group, part;
 
-  __device__ BlockTile(int32_t rows, int32_t columns, int32_t groups, int32_t tile_rows, int32_t tile_columns) {
+  __device__ BlockTile(int32_t rows, int32_t columns, int32_t groups, int32_t tile_rows, int32_t tile_columns,
+                       int32_t number = int32_t(blockIdx.x)) {
     const int32_t across = (columns + tile_columns - 1) / tile_columns, down = (rows + tile_rows - 1) / tile_rows;
-    int32_t rest = int32_t(blockIdx.x);
+    int32_t rest = number;
     column = rest % across * tile_columns;
     rest /= across;
     row = rest % down * tile_rows;
