@@ -295,6 +295,39 @@ def test_unfold_and_fold(monkeypatch: pytest.MonkeyPatch, fresh_plans: None, dty
     assert {plan.kernel.arguments[1] for plan in watcher.launched} == {index}
 
 
+RESULT_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nchw": lambda t: t,
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "offset channels_last": STRANGE["unaligned channels_last"],
+    "transposed": STRANGE["transposed"],
+}
+
+
+@pytest.mark.parametrize("layout", RESULT_LAYOUTS)
+@pytest.mark.parametrize(
+    "size",
+    [(2, 64, 5, 7), (1, 40, 7, 7), (3, 5, 4, 3), (70, 33, 1, 1), (2, 8, 9, 1), (1, 1, 6, 8)],
+    ids=lambda size: "×".join(map(str, size)),
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_splits_of_an_image_are_added(dtype: torch.dtype, size: tuple[int, int, int, int], layout: str) -> None:
+    N, channels, H, W = size
+    sums = torch.randint(-9, 10, (5, N, H, W, channels)).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    bias = torch.randint(-9, 10, (channels,)).to(dtype)
+    exact = sums.sum(0).permute(0, 3, 1, 2)
+    for each in (None, bias):
+        result = RESULT_LAYOUTS[layout](torch.full(size, float("nan"), dtype=dtype))
+        conv2d_call.sum_image_splits(cuda.LAUNCHER, sums, result, each)
+        assert_exact(result.double(), (exact if each is None else exact + each.view(-1, 1, 1)).double())
+
+
+def test_splits_are_added_in_their_order() -> None:
+    sums = torch.tensor([1e8, 1.0, -1e8, 1.0]).view(4, 1, 1, 1, 1).expand(4, 2, 3, 3, 8).contiguous()
+    result = torch.empty(2, 8, 3, 3)
+    conv2d_call.sum_image_splits(cuda.LAUNCHER, sums, result)
+    assert_exact(result, torch.ones(2, 8, 3, 3))
+
+
 MMA_TILES = variants._MMA_TILES
 
 
@@ -315,6 +348,8 @@ def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fre
         exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
         for direction, result, double in zip(DIRECTIONS, case.ours(x, w, bias, dy, precision, watcher), exact, strict=True):
             assert_exact(result.double(), double.to(dtype).double(), direction)
+        sums = torch.ones(2, 1, 2, 2, 4, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        conv2d_call.sum_image_splits(watcher, sums, torch.empty(1, 4, 2, 2, dtype=dtype))
         launched |= {plan.kernel for plan in watcher.launched}
     assert {row.expression for row in variants.KERNELS} == {row.expression for row in launched}
 
@@ -326,6 +361,7 @@ def test_parameter_structs_have_the_size_of_their_mirrors() -> None:
         "conv2d_dgrad": parameters.DgradParameters,
         "conv2d_wgrad": parameters.WgradParameters,
         "conv2d_sum_splits": parameters.SumSplitsParameters,
+        "conv2d_sum_image_splits": parameters.SumImageSplitsParameters,
         "im2col": parameters.Im2colParameters,
         "col2im": parameters.Col2imParameters,
         "pack_channels": parameters.PackChannelsParameters,

@@ -123,6 +123,18 @@ SumSplitsParameters = _parameters(
 )
 
 
+class SumImageSplitsParameters(ctypes.Structure):
+    """Mirror of Conv2dSumImageSplitsParameters in split_k.cuh with its BiasEpilogue, whose null bias is none."""
+
+    _fields_ = [
+        ("sums", ctypes.c_void_p),
+        ("result", ctypes.c_void_p),
+        ("stride", ctypes.c_int64 * 4),
+        *((name, ctypes.c_int32) for name in ("N", "channels", "H", "W", "splits")),
+        ("bias", ctypes.c_void_p),
+    ]
+
+
 class PackChannelsParameters(ctypes.Structure):
     """Mirror of PackChannelsParameters in transpose.cuh."""
 

@@ -110,6 +110,11 @@ def _gemm_kernel(direction: str, dtype: str, tile: Tile | MmaTile) -> Kernel:
     return Kernel(f"conv2d/implicit_gemm{mma}.cuh", f"conv2d_{direction}{mma}_kernel", (cpp, tile.text, *epilogue))
 
 
+def _sum_image_splits_kernel(dtype: str) -> Kernel:
+    cpp = CPP_TYPES[dtype]
+    return Kernel("conv2d/split_k.cuh", "conv2d_sum_image_splits_kernel", (cpp, f"BiasEpilogue<{cpp}>"))
+
+
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 _types = tuple(CPP_TYPES.values())
 _mma_types = tuple(CPP_TYPES[dtype] for dtype in _MMA_DTYPES)
@@ -118,6 +123,7 @@ KERNELS = (
     *(_gemm_kernel(direction, dtype, tile) for dtype in _MMA_DTYPES for tile in _MMA_TILES for direction in DIRECTIONS),
     *instantiate("conv2d/transpose.cuh", "pack_channels_kernel", _mma_types),
     *instantiate("conv2d/split_k.cuh", "conv2d_sum_splits_kernel", _types),
+    *(_sum_image_splits_kernel(dtype) for dtype in DTYPES),
     *instantiate("conv2d/im2col.cuh", "im2col_kernel", _types, ("int32_t", "int64_t")),
     *instantiate("conv2d/im2col.cuh", "col2im_kernel", _types, ("int32_t", "int64_t")),
 )
@@ -209,6 +215,14 @@ def plan_sum_splits(dtype: str, K: int, taps: int) -> LaunchPlan:
     """Adds the splits of wgrad in their order."""
     kernel = Kernel("conv2d/split_k.cuh", "conv2d_sum_splits_kernel", (CPP_TYPES[dtype],))
     return LaunchPlan(kernel, LaunchConfig((K * _ceil_divide(taps, 256), 1, 1), (256, 1, 1)), "sum_splits")
+
+
+@lru_cache(maxsize=4096)
+def plan_sum_image_splits(dtype: str, pixels: int, channels: int) -> LaunchPlan:
+    """Adds the splits of fprop or dgrad in their order; a block owns 32 pixels by 32 channels, and turns them where it must."""
+    blocks = _ceil_divide(pixels, 32) * _ceil_divide(channels, 32)
+    config = LaunchConfig((blocks, 1, 1), (256, 1, 1), 32 * 33 * ITEM_BYTES[dtype])
+    return LaunchPlan(_sum_image_splits_kernel(dtype), config, "sum_splits")
 
 
 @lru_cache(maxsize=4096)

@@ -132,6 +132,21 @@ class Call:
         return problem.C * problem.R * problem.S * problem.P * problem.Q * self.x.element_size()
 
 
+def sum_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Tensor | None = None) -> None:
+    """Adds the splits in `sums`, (splits, N, H, W, channels) contiguous and in the type that products are summed in, and a bias
+    (channels) contiguous, into `result`, (N, channels, H, W) of any strides."""
+    N, channels, H, W = result.shape
+    struct = parameters.SumImageSplitsParameters(
+        sums.data_ptr(),
+        result.data_ptr(),
+        (ctypes.c_int64 * 4)(*result.stride()),
+        *(N, channels, H, W, sums.shape[0]),
+        None if bias is None else bias.data_ptr(),
+    )
+    dtype = str(result.dtype).removeprefix("torch.")
+    launcher.launch(variants.plan_sum_image_splits(dtype, N * H * W, channels), struct, result.device)
+
+
 def pack_channels(launcher: Launcher, tensor: Tensor, groups: int, images: int = 0, padded_images: int = 0) -> Tensor:
     """A tensor (N, groups · channels, H, W) as tensor cores take it: channels innermost, each group's padded with zeros to whole
     pieces of 16 bytes; itself, if it is. With `images`, N are groups of so many, each padded to `padded_images`."""
