@@ -2,6 +2,7 @@
 #include "platform/registry.h"
 #include "scheduler.h"
 #include "shadow.h"
+#include "tensor_map.h"
 
 #include <algorithm>
 #include <mutex>
@@ -20,12 +21,17 @@ struct Config {  // LaunchConfig of kernels/table.py
   uint32_t grid[3], block[3], cluster[3], shared_bytes, cooperative;
 };
 
+struct alignas(128) ParameterLine {
+  unsigned char bytes[128];
+};
+
 struct State {
   std::mutex mutex;  // a launch takes it: backward passes come from torch's own threads
   Limits limits;
   uint64_t seed = 1;
-  std::vector<uint64_t> launches;  // by kernel
-  std::string failure;             // of the last launch that failed
+  std::vector<uint64_t> launches;         // by kernel
+  std::string failure;                    // of the last launch that failed
+  std::vector<ParameterLine> parameters;  // as a GPU aligns them: Python knows nothing of alignas
 };
 State& state() {
   static State instance;
@@ -34,7 +40,13 @@ State& state() {
 
 constexpr unsigned kBlocksAtATime = 4;
 
-enum Status { kSuccess = 0, kInvalidConfiguration = 9, kLaunchFailure = 719, kCooperativeTooLarge = 720 };  // cudaError_t's
+enum Status {
+  kSuccess = 0,
+  kInvalidValue = 1,
+  kInvalidConfiguration = 9,
+  kLaunchFailure = 719,
+  kCooperativeTooLarge = 720
+};  // cudaError_t's
 
 Status refuse(Status status, const char* name, std::string message) {
   state().failure = std::string(name) + ": " + std::move(message);
@@ -107,9 +119,11 @@ EXPORT int torch_unroll_launch(int kernel, const Config* config, const void* par
   ++all.launches[kernel];
   const uint64_t seed = all.seed;
   all.seed = seed * 6364136223846793005 + 1442695040888963407;
+  all.parameters.resize((entry.parameter_bytes + sizeof(ParameterLine) - 1) / sizeof(ParameterLine));
+  std::memcpy(static_cast<void*>(all.parameters.data()), parameters, entry.parameter_bytes);
   const LaunchRequest request{entry.name,
                               entry.run,
-                              parameters,
+                              all.parameters.data(),
                               entry.parameter_bytes,
                               extents(config->grid),
                               extents(config->block),
@@ -118,6 +132,13 @@ EXPORT int torch_unroll_launch(int kernel, const Config* config, const void* par
                               resident};
   if (scheduler().launch(request, seed)) return kSuccess;
   return refuse(kLaunchFailure, entry.name, scheduler().failure() + "  replay this launch with seed " + std::to_string(seed));
+}
+
+EXPORT int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) {
+  const std::lock_guard guard(state().mutex);
+  if (std::string wrong = encode_tensor_map(*spec, map); !wrong.empty())
+    return refuse(kInvalidValue, "encode_tensor_map", std::move(wrong));
+  return kSuccess;
 }
 
 // The next launch's seed; the ones after follow from it.

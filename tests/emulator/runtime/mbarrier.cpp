@@ -58,6 +58,8 @@ void mbarrier_init(uint64_t* barrier, uint32_t arrivals, const Where& where) {
   place->second.owner = scheduler().current().block;
 }
 
+void mbarrier_require(const uint64_t* barrier, const Where& where) { find(barrier, where); }
+
 void mbarrier_invalidate(uint64_t* barrier, const Where& where) {
   find(barrier, where);
   see(barrier, 8, Access::write, where);

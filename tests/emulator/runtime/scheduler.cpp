@@ -70,6 +70,7 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   }
   current_ = nullptr;
   here_ = nullptr;
+  operations_.clear();  // those that were to be early and came to nothing: the next launch's choices are its own seed's
   if (failure_.empty()) return true;
   fibers_.abandon_all();
   active_.clear();
@@ -78,7 +79,6 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   clusters_.clear();
   unused_clusters_.clear();
   mbarriers_.clear();
-  operations_.clear();
   asynchronous_ = false;
   return false;
 }
@@ -108,6 +108,7 @@ void Scheduler::start_block(Block& block, unsigned linear) {
   if (!block.shared) block.shared = map_shared_memory();
   block.linear = linear;
   block.started = false;
+  block.copies_under_way = 0;
   const dim3 size = request_.block;
   const unsigned count = threads_of(size);
   block.alive = count;
@@ -146,6 +147,9 @@ void Scheduler::retire(Block& block) {
     if (barrier.arrived)
       fail("block (%u,%u,%u) ended while barrier %d had %u of %u arrivals", block.index.x, block.index.y, block.index.z,
            int(&barrier - block.barriers), barrier.arrived, barrier.expected);
+  if (block.copies_under_way)
+    fail("block (%u,%u,%u) ended while %u copies into its shared memory were under way: nobody waited for them", block.index.x,
+         block.index.y, block.index.z, block.copies_under_way);
   active_.erase(std::find(active_.begin(), active_.end(), &block));
   if (here_ == &block) here_ = nullptr;
   Cluster& cluster = *block.cluster;
@@ -230,6 +234,7 @@ void Scheduler::finish(Thread& thread) {
   ++threads;
   idle_polls_ = 0;
   if (!thread.copies.empty() || !thread.copy_arrivals.empty()) finish_copies(thread);
+  if (const Warp& warp = block.warps[thread.linear / 32]; warp.products) finish_products(warp);
   --block.alive;
   block.warps[thread.linear / 32].alive &= ~(1u << thread.linear % 32);
   thread.at_cluster_barrier = false;

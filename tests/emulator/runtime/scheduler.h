@@ -62,7 +62,8 @@ struct Collective {
 };
 struct Warp {
   uint32_t alive = 0;
-  std::vector<Collective> pending;  // more than one if parts of the warp meet apart
+  std::vector<Collective> pending;              // more than one if parts of the warp meet apart
+  std::shared_ptr<struct WgmmaQueue> products;  // null until the first
 };
 
 struct Block {
@@ -77,6 +78,7 @@ struct Block {
   struct Cluster* cluster = nullptr;
   uint32_t rank = 0;  // in the cluster
   bool started = false;
+  unsigned copies_under_way = 0;  // of the copy engine, into its shared memory
 };
 
 // Blocks that start and end together; one block, where the launch has no clusters.
@@ -194,6 +196,8 @@ void finish_copies(Thread& thread);               // copies.cpp
 void land_copies(Thread& thread, uint64_t up_to_serial);
 void cluster_barrier_check(Cluster& cluster);  // cluster.cpp: whether all threads left have arrived
 void mbarrier_complete(uint64_t* barrier, int bytes, const Moment& moment, const Where& where);
+void mbarrier_require(const uint64_t* barrier, const Where& where);  // that it is initialised
 void mbarrier_arrive_late(uint64_t* barrier, const Moment& moment, const Where& where);
+void finish_products(const Warp& warp);  // wgmma.cpp: whether each has been waited for
 std::string describe(const Thread& thread);
 }  // namespace emulator

@@ -1,6 +1,7 @@
 // Stands in for kernels/cuda/platform/registry.h: an entry holds how to call its kernel for one emulated thread.
 #pragma once
 #include <cstddef>
+#include <type_traits>
 
 struct KernelEntry {
   const char* name;
@@ -12,7 +13,16 @@ template <auto Function>
 struct KernelOf;
 template <class Parameters, void (*Function)(const Parameters)>
 struct KernelOf<Function> {
-  static void run(const void* parameters) { Function(*static_cast<const Parameters*>(parameters)); }
+  static void run(const void* parameters) {
+    if constexpr (std::is_trivially_copyable_v<Parameters>) {
+      Function(*static_cast<const Parameters*>(parameters));
+    } else {
+      // Those that hold a TensorMap: the ABI passes them by address, so the kernel sees the launch's own and not a copy.
+      auto function = reinterpret_cast<void (*)(const void*)>(Function);
+      asm("" : "+r"(function));
+      function(parameters);
+    }
+  }
   static KernelEntry entry(const char* name) { return {name, run, sizeof(Parameters)}; }
 };
 template <auto Function>
