@@ -1,5 +1,5 @@
-"""What the copy engine is told of a tensor (`cuda/platform/tensor_map.h`): the arguments of the driver's two encoders, and what of
-them it does not take.
+"""What the copy engine is told of a tensor (`cuda/platform/tensor_map.h`): the arguments of the driver's two encoders, and what
+of them it does not take.
 
 Dimensions stand innermost first: channels, width, height, images; of a filter channels, S, R, K.
 """

@@ -1,6 +1,7 @@
 // The C interface of the kernel object: no torch header, no torch version, no Python version. Python allocates, checks and
 // plans; this launches. Mirrored by pyext/torch_unroll/engines/cuda.py; every function but the name and text getters
 // returns 0 or a cudaError_t.
+#include "platform/encode.h"
 #include "platform/registry.h"
 
 #include <cstdint>
@@ -74,6 +75,9 @@ int torch_unroll_launch(int kernel, const Config* config, const void* parameters
   cudaGetLastError();  // reported here, not by whatever is launched next
   return error;
 }
+
+// Writes the 128 bytes of a TensorMap.
+int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) { return encode_tensor_map(*spec, map); }
 
 // How many blocks (or, with a cluster, clusters) of this launch the current device holds at once.
 int torch_unroll_resident(int kernel, const Config* config, int* count) {

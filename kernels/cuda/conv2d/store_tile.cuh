@@ -8,6 +8,7 @@ template <int kM, int kN, int kThreads, bool kRows, int kPiece, class Result>
 __device__ inline void store_lines(const Result& result, const float* sums, int pitch, int32_t first_row, int32_t first_column,
                                    int thread) {
   constexpr int kLinePieces = (kRows ? kM : kN) / kPiece, kLines = kRows ? kN : kM;
+#pragma unroll 1
   for (int index = thread; index < kLines * kLinePieces; index += kThreads) {
     const int line = index / kLinePieces, along = index % kLinePieces * kPiece;
     const int32_t row = first_row + (kRows ? along : line), column = first_column + (kRows ? line : along);

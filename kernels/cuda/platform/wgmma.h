@@ -26,6 +26,12 @@ __device__ inline uint64_t matrix_descriptor(const void* shared, uint32_t leadin
 // The same, `bytes` further.
 __device__ inline uint64_t advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
+// The same value, of which the compiler does not know that it is: what follows from it is computed anew, not kept in registers.
+__device__ inline int32_t computed_again(int32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Before the first product, and between others and ordinary code that has touched D.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Closes a group of this warpgroup's products.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from torch_unroll.engines import DTYPES
 from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
 from torch_unroll.kernels.table import Kernel, LaunchPlan
+from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 LIBRARIES = Path(__file__).resolve().parent.parent / "lib"
 BUILD_HINT = "build it with: pip install . (needs nvcc; python -m torch_unroll doctor says what is missing)"
@@ -53,6 +54,7 @@ class KernelObject:
         pointer = ctypes.c_void_p
         library.torch_unroll_launch.argtypes = [ctypes.c_int, pointer, pointer, pointer]
         library.torch_unroll_resident.argtypes = [ctypes.c_int, pointer, pointer]
+        library.torch_unroll_encode_tensor_map.argtypes = [pointer, pointer]
         names = [library.torch_unroll_kernel_name(i).decode() for i in range(library.torch_unroll_kernel_count())]
         self.index = {name: i for i, name in enumerate(names)}
         self._prepared: dict[LaunchPlan, tuple[int, _Config]] = {}
@@ -79,6 +81,13 @@ class KernelObject:
             text = self.library.torch_unroll_error_text(status).decode()
             hint = f"; {self.path.name} holds no code for this GPU: rebuild on it" if status == _NO_KERNEL_IMAGE else ""
             raise RuntimeError(f"{plan.kernel.expression} (grid {plan.config.grid}, block {plan.config.block}): {text}{hint}")
+
+    def tensor_map(self, spec: TensorMapSpec) -> TensorMap:
+        """The copy engine's description of a tensor."""
+        encoded = TensorMap()
+        if status := self.library.torch_unroll_encode_tensor_map(ctypes.byref(spec.struct()), ctypes.byref(encoded)):
+            raise RuntimeError(f"{spec}: {self.library.torch_unroll_error_text(status).decode()}")
+        return encoded
 
     def preload(self) -> None:
         """Loads every kernel on the current device: module loading under graph capture fails."""
@@ -129,6 +138,10 @@ class _Launcher:
             status = kernels.library.torch_unroll_resident(kernel, ctypes.byref(config), ctypes.byref(count))
         kernels.check(status, plan)
         return count.value
+
+    @lru_cache(maxsize=4096)  # noqa: B019 (one launcher per process)
+    def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
+        return _object(device.type).tensor_map(spec)
 
     @cache  # noqa: B019 (one launcher per process)
     def properties(self, device: torch.device) -> DeviceProperties:

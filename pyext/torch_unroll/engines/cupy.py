@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch_unroll.engines import DTYPES, nvrtc, nvrtc_cache
 from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
 from torch_unroll.kernels.table import Kernel, LaunchPlan
+from torch_unroll.kernels.tensor_map import TYPES, TensorMap, TensorMapSpec
 
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not used the device yet
 
@@ -56,6 +57,10 @@ class _Launcher:
             status, blocks = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(function, x * y * z, plan.config.shared_bytes)
             _check(status, plan)
         return int(blocks) * self.properties(torch.device("cuda", index)).multiprocessors
+
+    @lru_cache(maxsize=4096)  # noqa: B019 (one launcher per process)
+    def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
+        return encode_tensor_map(_driver(), spec)
 
     @cache  # noqa: B019 (one launcher per process)
     def properties(self, device: torch.device) -> DeviceProperties:
@@ -123,6 +128,38 @@ def launch_config(driver: Any, plan: LaunchPlan, stream: int) -> Any:
         attributes.append(attribute)
     config.attrs, config.numAttrs = attributes, len(attributes)
     return config
+
+
+def encode_tensor_map(driver: Any, spec: TensorMapSpec) -> TensorMap:
+    """By the driver's encoders, as `encode_tensor_map` of platform/encode.h."""
+    types, swizzles = driver.CUtensorMapDataType, driver.CUtensorMapSwizzle
+    dtype = (
+        types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        types.CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
+    )[TYPES.index(spec.dtype)]
+    shared = (
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        getattr(swizzles, f"CU_TENSOR_MAP_SWIZZLE_{spec.swizzle}B"),
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+    tensor = (dtype, 4, spec.address, _numbers(driver.cuuint64_t, spec.extent), _numbers(driver.cuuint64_t, spec.stride))
+    element_stride = _numbers(driver.cuuint32_t, spec.element_stride)
+    if spec.im2col:
+        corners = (list(spec.lower), list(spec.upper))
+        status, encoded = driver.cuTensorMapEncodeIm2col(
+            *tensor, *corners, spec.channels, spec.pixels, element_stride, *shared
+        )
+    else:
+        status, encoded = driver.cuTensorMapEncodeTiled(*tensor, _numbers(driver.cuuint32_t, spec.box), element_stride, *shared)
+    if status:
+        raise RuntimeError(f"{spec}: {_text(status)}")
+    return TensorMap.from_buffer_copy(ctypes.string_at(encoded.getPtr(), ctypes.sizeof(TensorMap)))
+
+
+def _numbers(type_: Any, values: Iterable[int]) -> list[Any]:
+    return [type_(value) for value in values]
 
 
 def allow(driver: Any, function: int, properties: DeviceProperties) -> None:

@@ -17,16 +17,21 @@ import torch
 from torch_unroll.engines.compiled.recording import note_launch
 from torch_unroll.engines.interface import MODULES
 from torch_unroll.kernels.table import Kernel, LaunchPlan, kernels_of
+from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DeviceProperties:
-    """What launch plans depend on; bytes where it says bytes."""
+    """What launch plans depend on; bytes where it says bytes.
+
+    Launchers keep them, and choices are looked up by them in every call, so they are compared by identity.
+    """
 
     multiprocessors: int
     capability: tuple[int, int]
     shared_bytes_per_block: int
     l2_bytes: int
+    name: str = ""  # as the driver tells it; the emulator's device has none
 
     @classmethod
     def of_gpu(cls, device: torch.device) -> DeviceProperties:
@@ -34,7 +39,7 @@ class DeviceProperties:
         found = torch.cuda.get_device_properties(device)
         capability = (found.major, found.minor)
         shared_bytes: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
-        return cls(found.multi_processor_count, capability, shared_bytes, found.L2_cache_size)
+        return cls(found.multi_processor_count, capability, shared_bytes, found.L2_cache_size, found.name)
 
 
 class Launcher(Protocol):
@@ -49,6 +54,9 @@ class Launcher(Protocol):
     def properties(self, device: torch.device) -> DeviceProperties:
         """The device's, cached."""
 
+    def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
+        """What the copy engine reads of a tensor there; made once for each spec. Raises RuntimeError when the driver refuses."""
+
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
         """Makes kernels ready, so that a CUDA graph's capture may be the first to launch them; skips other architectures'."""
 
@@ -59,6 +67,7 @@ class _Recorded:
     def __init__(self, engine: str, launcher: Launcher):
         self._engine, self._launch = engine, launcher.launch
         self.resident, self.properties, self.preload = launcher.resident, launcher.properties, launcher.preload
+        self.tensor_map = launcher.tensor_map
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         note_launch(self._engine, plan)

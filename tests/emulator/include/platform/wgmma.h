@@ -28,6 +28,8 @@ inline uint64_t matrix_descriptor(const void* shared, uint32_t leading, uint32_t
 }
 inline uint64_t advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
+inline int32_t computed_again(int32_t value) { return value; }
+
 inline void wgmma_fence(emulator::Where where = emulator::Where::current()) { emulator::wgmma_fence(where); }
 inline void wgmma_commit(emulator::Where where = emulator::Where::current()) { emulator::wgmma_commit(where); }
 template <int kPending>

@@ -1,0 +1,278 @@
+// The three directions of convolution for implicit_gemm_wgmma.cuh: for each tile what the copy engine fetches, and where the sums
+// go. The host describes the images and the filter as tensor maps and computes every position (hopper.py).
+//
+// The depth of fprop and dgrad is a sequence of blocks, a filter position and as many channels of it as a span holds, of which a
+// step takes as many as make 128 bytes. Channels beyond the last arrive as zeros on both sides. Blocks beyond the last do as
+// well: the copies are made all the same, from outside of the tensor, so that every step has its bytes.
+#pragma once
+#include "conv2d/implicit_gemm_wgmma.cuh"
+
+// One dimension of an image that is gathered from: pixel i of the result and tap t meet at start + i * up + t * step.
+struct Im2colAxis {
+  int32_t pixels, start, up;
+  int32_t taps, step;
+  int32_t first, every;  // tap t is filter position first + t * every
+  int32_t residue;       // of the result: its pixel i is line i * (the gradient's stride) + residue
+};
+
+struct Im2colImage {
+  TensorMap map;  // none where nothing is fetched
+  Im2colAxis vertical, horizontal;
+  __device__ bool fetched() const { return vertical.pixels && horizontal.pixels && vertical.taps && horizontal.taps; }
+};
+
+// A divisor, of what there may be none of: then the quotient is not used.
+__device__ inline int32_t at_least_one(int32_t count) { return count > 0 ? count : 1; }
+
+// A split may have no steps: the other residues, or images, have more.
+__device__ inline int32_t end_of_split(int32_t begin, int32_t steps, int32_t all) {
+  return begin + steps < all ? begin + steps : begin < all ? all : begin;
+}
+
+// A pixel as the copy engine names it.
+struct Pixel {
+  int32_t n, h, w;
+
+  // The pixels of each image come one after the other, line by line.
+  __device__ Pixel(const Im2colImage& image, int32_t index) {
+    const int32_t line = at_least_one(image.horizontal.pixels), plane = line * at_least_one(image.vertical.pixels);
+    const int32_t rest = index % plane;
+    n = index / plane;
+    h = image.vertical.start + rest / line * image.vertical.up;
+    w = image.horizontal.start + rest % line * image.horizontal.up;
+  }
+};
+
+// Walks over blocks: channels first, then filter positions along a line, then lines.
+struct BlockWalk {
+  int32_t channel, s, r;
+
+  __device__ BlockWalk(int32_t block, int32_t channel_blocks, int32_t channels, int32_t taps_w)
+      : channel(block % channel_blocks * channels), s(block / channel_blocks % taps_w), r(block / channel_blocks / taps_w) {}
+
+  __device__ void next(int32_t channels, int32_t channel_end, int32_t taps_w) {
+    channel += channels;
+    if (channel < channel_end) return;
+    channel = 0;
+    if (++s < taps_w) return;
+    s = 0;
+    ++r;
+  }
+};
+
+template <class T, class Epilogue, int kImages>
+struct Conv2dWgmmaParameters {
+  Im2colImage images[kImages];  // x; or dy, once for each residue of the pixels of dx modulo the stride
+  TensorMap filter;
+  T* result;          // (N, groups * channels, height, width), overwritten, unless there are splits
+  float* sums;        // (splits, N, height, width, groups * channels), overwritten if there are
+  int64_t stride[4];  // of the result
+  int32_t N, height, width, groups;
+  int32_t channels, depth_channels;  // of a group: the result's, and those summed over
+  int32_t stride_h, stride_w;        // whose residues there are; 1 in fprop
+  int32_t span, splits, steps_per_split, tiles;
+  Walk walk;  // over the result, or over the sums
+  Epilogue epilogue;
+};
+
+// fprop and dgrad: rows are pixels of the result, columns its channels. kMajor: of the filter in memory, which is Major::depth
+// where the channels summed over are contiguous.
+template <class T, class Epilogue, int kImages, class Tile, Major kMajor>
+struct Conv2dImageProduct {
+  using Type = T;
+  using Parameters = Conv2dWgmmaParameters<T, Epilogue, kImages>;
+  static constexpr Major kMajorA = Major::depth, kMajorB = kMajor;
+  const Parameters& of;
+  BlockTile tile;
+  const Im2colImage& image;
+  int32_t channels, channel_blocks, rows, begin, end;  // channels: of a block
+  Pixel pixel;
+  BlockWalk block;
+
+  __device__ Conv2dImageProduct(const Parameters& of, int32_t number)
+      : of(of),
+        tile(of.N * ceil_divide(of.height, of.stride_h) * ceil_divide(of.width, of.stride_w), of.channels, of.groups, Tile::kM,
+             Tile::kN, number),
+        image(of.images[tile.part / of.splits]),
+        channels(of.span / int32_t(sizeof(T))),
+        channel_blocks(ceil_divide(of.depth_channels, channels)),
+        rows(of.N * image.vertical.pixels * image.horizontal.pixels),
+        begin(tile.part % of.splits * of.steps_per_split),
+        end(tile.row < rows ? end_of_split(begin, of.steps_per_split, all_steps()) : begin),
+        pixel(image, tile.row),
+        block(begin * blocks_per_step(), channel_blocks, channels, at_least_one(image.horizontal.taps)) {}
+
+  __device__ int32_t blocks_per_step() const { return kStepBytes / of.span; }
+  __device__ int32_t all_steps() const {
+    return ceil_divide(image.vertical.taps * image.horizontal.taps * channel_blocks, blocks_per_step());
+  }
+
+  __device__ static OperandLayout layout_a(uint32_t span) { return OperandLayout::depth_major(span, Tile::kM); }
+  __device__ static OperandLayout layout_b(uint32_t span) {
+    return kMajor == Major::depth ? OperandLayout::depth_major(span, Tile::kN) : OperandLayout::row_major(kStepBytes);
+  }
+
+  __device__ static void prefetch(const Parameters& of) {
+    for (int i = 0; i < of.stride_h * of.stride_w; ++i)
+      if (of.images[i].fetched()) prefetch_tensor_map(of.images[i].map);
+    prefetch_tensor_map(of.filter);
+  }
+
+  // The next step's blocks.
+  __device__ void fetch(unsigned char* a, unsigned char* b, uint64_t* barrier) {
+    const int32_t depth_begin = tile.group * of.depth_channels;
+    for (int i = 0; i < blocks_per_step(); ++i) {
+      const bool there = block.r < image.vertical.taps;
+      copy_im2col(a + i * Tile::kM * of.span, image.map, depth_begin + block.channel, pixel.w, pixel.h, there ? pixel.n : of.N,
+                  there ? block.s * image.horizontal.step : 0, there ? block.r * image.vertical.step : 0, barrier);
+      const int32_t s = image.horizontal.first + block.s * image.horizontal.every,
+                    r = image.vertical.first + (there ? block.r : 0) * image.vertical.every;
+      if constexpr (kMajor == Major::depth) {
+        copy_tiled(b + i * Tile::kN * of.span, of.filter, there ? block.channel : of.depth_channels, s, r,
+                   tile.group * of.channels + tile.column, barrier);
+      } else {
+        const int32_t depth = there ? depth_begin + block.channel : of.groups * of.depth_channels;
+        for (int column = 0; column < Tile::kN; column += kStepBytes / int(sizeof(T)))
+          copy_tiled(b + column * kStepBytes + i * channels * kStepBytes, of.filter, tile.column + column, s, r, depth, barrier);
+      }
+      block.next(channels, of.depth_channels, image.horizontal.taps);
+    }
+  }
+
+  template <class Stored, class Each>
+  __device__ ImageResult<Stored, Each> result(Stored* data, const int64_t (&stride)[4], const Each& epilogue) const {
+    return {data,
+            stride,
+            of.N,
+            of.channels,
+            tile.group,
+            image.vertical.pixels,
+            image.horizontal.pixels,
+            of.stride_h,
+            of.stride_w,
+            image.vertical.residue,
+            image.horizontal.residue,
+            epilogue};
+  }
+
+  // Where this tile is in the result, or in its split's sums, which are an image of floats.
+  __device__ Place<ImageResult<T, Epilogue>> place(int group_row, int group_column) const {
+    return {result(of.result, of.stride, of.epilogue), tile.row + group_row, tile.column + group_column};
+  }
+  template <class Each>
+  __device__ Place<ImageResult<float, Each>> place_of_sums(int group_row, int group_column, const Each& epilogue) const {
+    const int64_t all = int64_t(of.groups) * of.channels, line = of.width * all, plane = of.height * line;
+    const int64_t stride[4] = {plane, 1, line, all};
+    return {result(of.sums + tile.part % of.splits * of.N * plane, stride, epilogue), tile.row + group_row,
+            tile.column + group_column};
+  }
+
+  template <class Memory, int kFragments, int kCount>
+  __device__ void store(Memory& memory, const float (&sums)[kFragments][kCount], int group_row, int group_column) const {
+    const bool whole = of.splits == 1;
+    if constexpr (sizeof(T) == 4) {  // results and sums are of one type, and so are the ways to store them
+      store_sums<Tile, ImageResult<T, Epilogue>>(memory, sums, of.walk, [&] {
+        return whole ? place(group_row, group_column) : place_of_sums(group_row, group_column, Epilogue{});
+      });
+    } else if (whole) {
+      store_sums<Tile, ImageResult<T, Epilogue>>(memory, sums, of.walk, [&] { return place(group_row, group_column); });
+    } else {
+      using Sums = NoEpilogue<float>;
+      store_sums<Tile, ImageResult<float, Sums>>(memory, sums, of.walk,
+                                                 [&] { return place_of_sums(group_row, group_column, Sums{}); });
+    }
+  }
+};
+
+template <class T>
+struct Conv2dWgradWgmmaParameters {
+  Im2colImage x;
+  TensorMap dy;  // im2col as well, of a 1x1 filter: pixels in their order, whatever lies between lines and images
+  float* sums;   // (splits, groups * K, taps), overwritten, or added to; channels of a tap are padded to whole blocks
+  int32_t N, groups;
+  int32_t C, K;  // of a group
+  int32_t span, splits, steps_per_split, tiles;
+  int32_t accumulate;
+};
+
+// wgrad: rows are output channels, columns blocks of a filter position's channels; the depth is the pixels, 64 a step.
+template <class T, class Tile>
+struct Conv2dWgradProduct {
+  using Type = T;
+  using Parameters = Conv2dWgradWgmmaParameters<T>;
+  static constexpr Major kMajorA = Major::rows, kMajorB = Major::rows;
+  static constexpr int kPixels = kStepBytes / sizeof(T), kSpan = kStepBytes;  // kSpan: of dy's channels
+  const Parameters& of;
+  int32_t channels, channel_blocks;  // channels: of a block of columns
+  int32_t rows, columns;
+  BlockTile tile;
+  int32_t begin, end, step;
+
+  __device__ Conv2dWgradProduct(const Parameters& of, int32_t number)
+      : of(of),
+        channels(of.span / int32_t(sizeof(T))),
+        channel_blocks(ceil_divide(of.C, channels)),
+        rows(of.K),
+        columns(of.x.vertical.taps * of.x.horizontal.taps * channel_blocks * channels),
+        tile(rows, columns, of.groups, Tile::kM, Tile::kN, number),
+        begin(tile.part * of.steps_per_split),
+        end(end_of_split(begin, of.steps_per_split, ceil_divide(of.N * of.x.vertical.pixels * of.x.horizontal.pixels, kPixels))),
+        step(begin) {}
+
+  __device__ static OperandLayout layout_a(uint32_t) { return OperandLayout::row_major(kSpan); }
+  __device__ static OperandLayout layout_b(uint32_t span) { return OperandLayout::row_major(span); }
+
+  __device__ static void prefetch(const Parameters& of) {
+    prefetch_tensor_map(of.x.map);
+    prefetch_tensor_map(of.dy);
+  }
+
+  // The next step's pixels.
+  __device__ void fetch(unsigned char* a, unsigned char* b, uint64_t* barrier) {
+    const Pixel pixel(of.x, step * kPixels);
+    const int32_t line = of.x.horizontal.pixels, plane = of.x.vertical.pixels * line, rest = step * kPixels - pixel.n * plane;
+    for (int row = 0; row < Tile::kM; row += kSpan / int(sizeof(T)))
+      copy_im2col(a + row * kStepBytes, of.dy, tile.group * of.K + tile.row + row, rest % line, rest / line, pixel.n, 0, 0,
+                  barrier);
+    BlockWalk block(tile.column / channels, channel_blocks, channels, of.x.horizontal.taps);
+    for (int column = 0; column < Tile::kN; column += channels) {
+      const bool there = block.r < of.x.vertical.taps;
+      copy_im2col(b + column * kStepBytes, of.x.map, tile.group * of.C + block.channel, pixel.w, pixel.h, there ? pixel.n : of.N,
+                  there ? block.s * of.x.horizontal.step : 0, there ? block.r * of.x.vertical.step : 0, barrier);
+      block.next(channels, of.C, of.x.horizontal.taps);
+    }
+    ++step;
+  }
+
+  template <class Memory, int kFragments, int kCount>
+  __device__ void store(Memory& memory, const float (&sums)[kFragments][kCount], int group_row, int group_column) const {
+    using Result = SumResult<float>;
+    store_sums<Tile, Result>(memory, sums, Walk::column_pieces, [&] {
+      const int64_t first = (int64_t(tile.part) * of.groups + tile.group) * of.K;
+      return Place<Result>{
+          {of.sums + first * columns, of.K, columns, of.accumulate != 0}, tile.row + group_row, tile.column + group_column};
+    });
+  }
+};
+
+template <class T, class Tile, class Epilogue>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    conv2d_fprop_wgmma_kernel(const __grid_constant__ Conv2dWgmmaParameters<T, Epilogue, 1> parameters) {
+  implicit_gemm_wgmma<Tile, Conv2dImageProduct<T, Epilogue, 1, Tile, Major::depth>>(parameters);
+}
+
+constexpr int kMostResidues = 16;  // strides up to 4 x 4: their maps fit a kernel's 4 KiB of parameters
+
+// The filter (K, C, R, S) as it is has C contiguous, which are columns of the product here. TF32 takes it turned, (C, K, R, S).
+template <class T, class Tile, class Epilogue>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    conv2d_dgrad_wgmma_kernel(const __grid_constant__ Conv2dWgmmaParameters<T, Epilogue, kMostResidues> parameters) {
+  constexpr Major kMajor = sizeof(T) == 4 ? Major::depth : Major::rows;
+  implicit_gemm_wgmma<Tile, Conv2dImageProduct<T, Epilogue, kMostResidues, Tile, kMajor>>(parameters);
+}
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    conv2d_wgrad_wgmma_kernel(const __grid_constant__ Conv2dWgradWgmmaParameters<T> parameters) {
+  implicit_gemm_wgmma<Tile, Conv2dWgradProduct<T, Tile>>(parameters);
+}
