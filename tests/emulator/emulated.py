@@ -11,6 +11,7 @@ import numpy as np
 
 from torch_unroll.kernels.build import BUILD, build
 from torch_unroll.kernels.table import Kernel, LaunchConfig
+from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -79,6 +80,18 @@ class Emulator:
         self.library.torch_unroll_emulator_forget_memory()
         for buffer in buffers:
             self.library.torch_unroll_emulator_allow_memory(ctypes.c_void_p(buffer.ctypes.data), ctypes.c_uint64(buffer.nbytes))
+
+    def encode(self, spec: TensorMapSpec) -> TensorMap:
+        """The map that a kernel's copies take.
+
+        Raises:
+            LaunchError: an encoder of the driver would refuse it.
+        """
+        encoded = TensorMap()
+        status = self.library.torch_unroll_encode_tensor_map(ctypes.byref(spec.struct()), ctypes.byref(encoded))
+        if status:
+            raise LaunchError(self.library.torch_unroll_error_text(status).decode())
+        return encoded
 
     def statistics(self) -> Statistics:
         """Threads run, and switches between them."""

@@ -43,17 +43,19 @@ void copy_box(void* shared, const void* map, const int32_t (&start)[4], const in
   if (!is_shared(barrier, 8)) wrong(what, "the mbarrier is not in this block's shared memory", where);
   mbarrier_require(barrier, where);
 
+  Moment issued, moment;
+  if constexpr (kRace) issued = release(scheduler().current()), moment = copies_moment(*block, barrier);
   Box rows = box;
   for (int row = 0; row < box.rows(); ++row) {
     const BoxRow from = rows.next();
-    if (from.count) see(from.from, size_t(from.count * box.element_bytes()), Access::read, where);
+    if (from.count)
+      see_asynchronous(from.from, size_t(from.count * box.element_bytes()), Access::read, issued, moment, what, where);
     for (int piece = 0; piece < box.row_bytes() / 16; ++piece) {
       unsigned char* place = block->shared + box.place(to, row, piece);
-      see(place, 16, Access::write, where);
+      see_asynchronous(place, 16, Access::write, issued, moment, what, where);
       std::memset(place, 0xff, 16);
     }
   }
-  Moment moment = kRace ? release(scheduler().current()) : Moment{};
   ++block->copies_under_way;
   scheduler().later([=, moment = std::move(moment)]() mutable {
     box.copy(block->shared, to);
@@ -62,5 +64,7 @@ void copy_box(void* shared, const void* map, const int32_t (&start)[4], const in
   });
 }
 
+#ifndef EMULATOR_RACE
 void fence_proxy_async() {}
+#endif
 }  // namespace emulator

@@ -154,6 +154,19 @@ EXPORT void torch_unroll_emulator_statistics(uint64_t* threads, uint64_t* switch
   *threads = scheduler().threads, *switches = scheduler().switches;
 }
 
+// What a copy would write to memory whose first byte is on 1024 bytes in shared memory: boxes that no kernel may ask for
+// included.
+EXPORT int torch_unroll_emulator_copy_box(const TensorMapSpec* spec, const int32_t (*start)[4], const int32_t* offset,
+                                          uint32_t to, unsigned char* memory) {
+  const std::lock_guard guard(state().mutex);
+  std::string wrong = refused_by_driver(*spec);
+  Box box(*spec, *start, offset);
+  if (wrong.empty()) wrong = box.wrong_start();
+  if (!wrong.empty()) return refuse(kInvalidValue, "copy_box", std::move(wrong));
+  box.copy(memory, to);
+  return kSuccess;
+}
+
 #ifdef EMULATOR_COVERAGE
 extern "C" void __gcov_dump();
 // Writes the counts of lines now: a process may end without saying so.

@@ -4,7 +4,9 @@
 #include "race.h"
 
 #include "emulator/thread.h"
+#include "platform/tensor_map.h"
 #include "scheduler.h"
+#include "shadow.h"
 
 #include <algorithm>
 #include <unordered_map>
@@ -20,6 +22,7 @@ Clock::Part join_parts(const Clock::Part& a, const Clock::Part& b) {
   if (a == b || !b) return a;
   if (!a) return b;
   auto joined = std::make_shared<std::vector<uint32_t>>(*a);
+  joined->resize(std::max(a->size(), b->size()));  // actors come after the threads, more of them as mbarriers are made
   for (size_t i = 0; i < b->size(); ++i) (*joined)[i] = std::max((*joined)[i], (*b)[i]);
   return joined;
 }
@@ -44,7 +47,7 @@ SharedClock join(const SharedClock& a, const SharedClock& b) {
 uint32_t Clock::at(uint32_t block, uint32_t thread) const {
   const auto found =
       std::lower_bound(parts.begin(), parts.end(), block, [](const auto& part, uint32_t b) { return part.first < b; });
-  return found != parts.end() && found->first == block ? (*found->second)[thread] : 0;
+  return found != parts.end() && found->first == block && thread < found->second->size() ? (*found->second)[thread] : 0;
 }
 
 Moment release(Thread& thread) {
@@ -74,6 +77,7 @@ SharedClock join(const std::vector<Moment>& moments) {
       part = std::make_shared<std::vector<uint32_t>>(*place->second);
       place->second = part;
     }
+    if (moment.thread >= part->size()) part->resize(moment.thread + 1);
     uint32_t& entry = (*part)[moment.thread];
     entry = std::max(entry, moment.clock);
   }
@@ -81,6 +85,31 @@ SharedClock join(const std::vector<Moment>& moments) {
 }
 
 void acquire(Thread& thread, const SharedClock& clock) { thread.knowledge.known = join(thread.knowledge.known, clock); }
+
+namespace {
+Moment next_moment(Block& block, size_t actor) {
+  return {nullptr, block.linear, uint32_t(block.threads.size() + actor), ++block.actors.clocks[actor]};
+}
+}  // namespace
+
+Moment products_moment(Block& block, unsigned warp) { return next_moment(block, warp); }
+
+Moment copies_moment(Block& block, const uint64_t* barrier) {
+  Actors& actors = block.actors;
+  const auto found = std::find(actors.barriers.begin(), actors.barriers.end(), barrier);
+  const auto actor = block.warps.size() + size_t(found - actors.barriers.begin());
+  if (found == actors.barriers.end()) {
+    if (block.threads.size() + actor > kMaxActor) fail("the race checker tells copies to that many mbarriers apart no more");
+    actors.barriers.push_back(barrier);
+    actors.clocks.push_back(0);
+  }
+  return next_moment(block, actor);
+}
+
+void fence_proxy_async() {
+  Knowledge& mine = scheduler().current().knowledge;
+  mine.proxy_fences.push_back(mine.clock++);
+}
 
 void synchronise(const void* address, size_t bytes, bool writes, Order order, const Where& where) {
   see(address, bytes, writes ? Access::atomic : Access::atomic_read, where);

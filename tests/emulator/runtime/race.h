@@ -30,8 +30,16 @@ struct Moment {
 struct Knowledge {
   SharedClock known;
   uint32_t clock = 1;
-  SharedClock fenced;   // at the last fence: what a relaxed store after it releases
-  SharedClock offered;  // by what relaxed loads have seen: a fence acquires it
+  SharedClock fenced;                  // at the last fence: what a relaxed store after it releases
+  SharedClock offered;                 // by what relaxed loads have seen: a fence acquires it
+  std::vector<uint32_t> proxy_fences;  // its clock at each
+};
+
+// Who reads and writes without being a thread: the products of a warp, the copies that come to an mbarrier. They have clocks as
+// threads have, and numbers after theirs; who has waited for them knows their moment.
+struct Actors {
+  std::vector<uint32_t> clocks;  // of the warps, then of the mbarriers
+  std::vector<const uint64_t*> barriers;
 };
 
 #ifdef EMULATOR_RACE
@@ -42,6 +50,12 @@ void race_block_started(Block& block);
 Moment release(Thread& thread);
 SharedClock join(const std::vector<Moment>& moments);
 void acquire(Thread& thread, const SharedClock& clock);
+Moment products_moment(Block& block, unsigned warp);
+Moment copies_moment(Block& block, const uint64_t* barrier);
+// An access by an actor for the current thread: others' must have been known to who issued it, and what threads wrote must have
+// been fenced for the proxy that the actor goes through.
+void see_asynchronous(const void* address, size_t bytes, Access access, const Moment& issued, const Moment& actor,
+                      const char* what, const Where& where);
 #else
 constexpr bool kRace = false;
 inline void race_launch_started(const void*, size_t) {}
@@ -49,5 +63,8 @@ inline void race_block_started(Block&) {}
 inline Moment release(Thread&) { return {}; }
 inline SharedClock join(const std::vector<Moment>&) { return {}; }
 inline void acquire(Thread&, const SharedClock&) {}
+inline Moment products_moment(Block&, unsigned) { return {}; }
+inline Moment copies_moment(Block&, const uint64_t*) { return {}; }
+inline void see_asynchronous(const void*, size_t, Access, const Moment&, const Moment&, const char*, const Where&) {}
 #endif
 }  // namespace emulator

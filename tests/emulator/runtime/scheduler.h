@@ -79,6 +79,7 @@ struct Block {
   uint32_t rank = 0;  // in the cluster
   bool started = false;
   unsigned copies_under_way = 0;  // of the copy engine, into its shared memory
+  Actors actors;
 };
 
 // Blocks that start and end together; one block, where the launch has no clusters.

@@ -3,6 +3,7 @@
 
 #include "emulator/thread.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <dlfcn.h>
 #include <link.h>
@@ -12,21 +13,28 @@
 
 namespace emulator {
 namespace {
-// The moment of an access: clock, block, thread, and whether it was atomic, in one word; 0 is none.
+// The moment of an access: clock, block, thread or another actor, and whether it was atomic, in one word; 0 is none.
 struct Epoch {
   uint64_t word = 0;
+  static Epoch of(uint32_t clock, uint32_t block, uint32_t thread, bool atomic) {
+    return {uint64_t(clock) << 40 | uint64_t(block & 0xfffffff) << 12 | uint64_t(thread) << 1 | uint64_t(atomic)};
+  }
   static Epoch of(const Thread& thread, bool atomic) {
-    return {uint64_t(thread.knowledge.clock) << 40 | uint64_t(thread.block->linear & 0x1fffffff) << 11 |
-            uint64_t(thread.linear) << 1 | uint64_t(atomic)};
+    return of(thread.knowledge.clock, thread.block->linear, thread.linear, atomic);
   }
   uint32_t clock() const { return uint32_t(word >> 40); }
-  uint32_t block() const { return uint32_t(word >> 11) & 0x1fffffff; }
-  uint32_t thread() const { return uint32_t(word >> 1) & 0x3ff; }
+  uint32_t block() const { return uint32_t(word >> 12) & 0xfffffff; }
+  uint32_t thread() const { return uint32_t(word >> 1) & kMaxActor; }
   bool atomic() const { return word & 1; }
   bool before(const Thread& self) const {
     if (block() == self.block->linear && thread() == self.linear) return true;
     return self.knowledge.known && self.knowledge.known->at(block(), thread()) >= clock();
   }
+  uint32_t known_to(const Moment& self) const {  // the last moment of its thread that is
+    if (block() == self.block && thread() == self.thread) return self.clock;
+    return self.known ? self.known->at(block(), thread()) : 0;
+  }
+  bool before(const Moment& self) const { return known_to(self) >= clock(); }
 };
 
 // Of the readers that no write has followed only a few are kept: any one of them betrays a write that did not wait.
@@ -35,7 +43,7 @@ struct Cell {
   Epoch write, read[kReaders];
   uint32_t write_code = 0, read_code[kReaders] = {};  // where: offsets in the object, or what a stand-in told
 };
-constexpr uint32_t kTold = 1u << 31;
+constexpr uint32_t kTold = 1u << 31, kAsynchronous = 1u << 30;
 constexpr size_t kPageBytes = 64, kMaxPages = 1 << 16;
 struct Page {
   uint64_t launch = 0;
@@ -95,7 +103,7 @@ Page& page_of(uintptr_t address) {
 // "kernel.cuh:12", the innermost place outside the stand-in headers; from the object's line table by addr2line.
 std::string place(uint32_t code) {
   if (code & kTold) {
-    const Where& where = shadow().told[code & ~kTold];
+    const Where& where = shadow().told[code & ~(kTold | kAsynchronous)];
     return base_name(where.file_name()) + (":" + std::to_string(where.line()));
   }
   char command[1024];
@@ -148,32 +156,47 @@ const char* verb(Access access) {
   return "";
 }
 
-[[noreturn]] void report(uintptr_t address, Access access, uint32_t code, Epoch other, const char* other_verb,
-                         uint32_t other_code) {
+std::string name_of(Epoch actor) {
   const dim3 grid = gridDim, size = blockDim;
-  const unsigned b = other.block(), t = other.thread();
-  fail("race on %s\n  this thread %s it at %s\n  thread (%u,%u,%u) of block (%u,%u,%u) %s it at %s, and nothing orders the two",
-       memory_name(address).c_str(), verb(access), place(code).c_str(), t % size.x, t / size.x % size.y, t / size.x / size.y,
-       b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y, other_verb, place(other_code).c_str());
+  const unsigned b = actor.block(), t = actor.thread(), threads = size.x * size.y * size.z, warps = (threads + 31) / 32;
+  std::string name = "a copy by the engine in";
+  if (t < threads)
+    name = "thread (" + std::to_string(t % size.x) + "," + std::to_string(t / size.x % size.y) + "," +
+           std::to_string(t / size.x / size.y) + ") of";
+  else if (t < threads + warps)
+    name = "a product of warp " + std::to_string(t - threads) + " of";
+  return name + " block (" + std::to_string(b % grid.x) + "," + std::to_string(b / grid.x % grid.y) + "," +
+         std::to_string(b / grid.x / grid.y) + ")";
 }
 
-void check_byte(Cell& cell, uintptr_t address, Access access, uint32_t code, Thread& self) {
-  const bool atomic = access == Access::atomic || access == Access::atomic_read;
-  const bool writes = access == Access::write || access == Access::atomic;
-  const Epoch now = Epoch::of(self, atomic);
+[[noreturn]] void report(const char* who, uintptr_t address, Access access, uint32_t code, Epoch other, const char* other_verb,
+                         uint32_t other_code) {
+  fail("race on %s\n  %s %s it at %s\n  %s %s it at %s, and nothing orders the two", memory_name(address).c_str(), who,
+       verb(access), place(code).c_str(), name_of(other).c_str(), other_verb, place(other_code).c_str());
+}
+
+// Checks an access of one byte by `self`, a thread or what a thread knew, and remembers it as of `now`.
+template <class Self>
+void check_byte(const char* who, Cell& cell, uintptr_t address, Access access, uint32_t code, const Self& self, Epoch now) {
+  const bool atomic = now.atomic(), writes = access == Access::write || access == Access::atomic;
   auto clashes = [&](Epoch other) { return other.word && !(atomic && other.atomic()) && !other.before(self); };
-  if (clashes(cell.write)) report(address, access, code, cell.write, cell.write.atomic() ? "changed" : "wrote", cell.write_code);
+  if (clashes(cell.write))
+    report(who, address, access, code, cell.write, cell.write.atomic() ? "changed" : "wrote", cell.write_code);
   if (writes) {
     for (int i = 0; i < kReaders; ++i) {
-      if (clashes(cell.read[i])) report(address, access, code, cell.read[i], "read", cell.read_code[i]);
+      if (clashes(cell.read[i])) report(who, address, access, code, cell.read[i], "read", cell.read_code[i]);
       cell.read[i] = {};
     }
     cell.write = now, cell.write_code = code;
     return;
   }
+  auto superfluous = [&](Epoch other) {
+    return other.word && ((other.block() == now.block() && other.thread() == now.thread()) || other.before(self)) &&
+           (!atomic || other.atomic());
+  };
   int slot = -1;  // of an earlier read that this one makes superfluous, else a free one, else any
   for (int i = 0; i < kReaders && slot < 0; ++i)
-    if (cell.read[i].word && cell.read[i].before(self) && (!atomic || cell.read[i].atomic())) slot = i;
+    if (superfluous(cell.read[i])) slot = i;
   for (int i = 0; i < kReaders && slot < 0; ++i)
     if (!cell.read[i].word) slot = i;
   if (slot < 0) slot = int(scheduler().random().below(kReaders));
@@ -204,18 +227,43 @@ bool is_memory(uintptr_t address, size_t bytes, Access access, uint32_t code) {
   }
   return true;
 }
+template <class Each>
+void for_each_cell(uintptr_t address, size_t bytes, Each&& each) {
+  for (uintptr_t byte = address; byte < address + bytes;) {
+    Page& page = page_of(byte);
+    const uintptr_t end = std::min(address + bytes, (byte / kPageBytes + 1) * kPageBytes);
+    for (; byte < end; ++byte) each(page.cells[byte % kPageBytes], byte);
+  }
+}
+
+uint32_t code_of(const Where& where) {
+  std::vector<Where>& told = shadow().told;
+  size_t i = 0;
+  while (i < told.size() && (told[i].line() != where.line() || told[i].file_name() != where.file_name())) ++i;
+  if (i == told.size()) told.push_back(where);
+  return kTold | uint32_t(i);
+}
+
+// Whether its thread has executed fence_proxy_async after the write, and who issued an asynchronous access knows that.
+bool fenced_for(Epoch write, const Moment& issued) {
+  for (const Block* block : scheduler().active()) {
+    if (block->linear != write.block()) continue;
+    const std::vector<uint32_t>& fences = block->threads[write.thread()].knowledge.proxy_fences;
+    const auto fence = std::lower_bound(fences.begin(), fences.end(), write.clock());
+    return fence != fences.end() && *fence < write.known_to(issued);
+  }
+  return false;
+}
 }  // namespace
 
 void check_access(const void* pointer, size_t bytes, Access access, uint32_t offset) {
   if (!scheduler().running()) return;
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (!is_memory(address, bytes, access, offset)) return;
-  Thread& self = scheduler().current();
-  for (uintptr_t byte = address; byte < address + bytes;) {
-    Page& page = page_of(byte);
-    const uintptr_t end = std::min(address + bytes, (byte / kPageBytes + 1) * kPageBytes);
-    for (; byte < end; ++byte) check_byte(page.cells[byte % kPageBytes], byte, access, offset, self);
-  }
+  const Thread& self = scheduler().current();
+  const Epoch now = Epoch::of(self, access == Access::atomic || access == Access::atomic_read);
+  for_each_cell(address, bytes,
+                [&](Cell& cell, uintptr_t byte) { check_byte("this thread", cell, byte, access, offset, self, now); });
 }
 
 void check_access(const void* pointer, size_t bytes, Access access, const void* code) {
@@ -223,11 +271,34 @@ void check_access(const void* pointer, size_t bytes, Access access, const void* 
 }
 
 void see(const void* address, size_t bytes, Access access, const Where& where) {
-  std::vector<Where>& told = shadow().told;
-  size_t i = 0;
-  while (i < told.size() && (told[i].line() != where.line() || told[i].file_name() != where.file_name())) ++i;
-  if (i == told.size()) told.push_back(where);
-  check_access(address, bytes, access, kTold | uint32_t(i));
+  check_access(address, bytes, access, code_of(where));
+}
+
+void see_asynchronous(const void* pointer, size_t bytes, Access access, const Moment& issued, const Moment& actor,
+                      const char* what, const Where& where) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  const uint32_t code = code_of(where) | kAsynchronous;
+  if (!is_memory(address, bytes, access, code)) return;
+  const Epoch now = Epoch::of(actor.clock, actor.block, actor.thread, false);
+  const std::string who = std::string(what) + " of this thread";
+  Epoch fenced;  // a write that is
+  for_each_cell(address, bytes, [&](Cell& cell, uintptr_t byte) {
+    const Epoch write = cell.write;
+    const bool through_another_proxy = write.word && write.word != fenced.word && !(cell.write_code & kAsynchronous);
+    const uint32_t write_code = cell.write_code;
+    check_byte(who.c_str(), cell, byte, access, code, issued, now);
+    if (!through_another_proxy) return;
+    if (!owns_shared_memory_at(pointer))
+      fail(
+          "%s at %s %s through the copy engine's proxy what %s wrote at %s: fence_proxy_async is for shared memory, only a "
+          "launch "
+          "is between the two proxies' accesses to global memory",
+          what, place(code).c_str(), verb(access), name_of(write).c_str(), place(write_code).c_str());
+    if (!fenced_for(write, issued))
+      fail("%s at %s %s through the copy engine's proxy what %s wrote at %s: fence_proxy_async is missing there, after the write",
+           what, place(code).c_str(), verb(access), name_of(write).c_str(), place(write_code).c_str());
+    fenced = write;
+  });
 }
 
 void race_launch_started(const void* parameters, size_t parameter_bytes) {
@@ -240,6 +311,8 @@ void race_launch_started(const void* parameters, size_t parameter_bytes) {
 
 void race_block_started(Block& block) {
   for (Thread& thread : block.threads) thread.knowledge = {};
+  block.actors.clocks.assign(block.warps.size(), 0);
+  block.actors.barriers.clear();
   for (Barrier& barrier : block.barriers) barrier.arrivals.clear();  // threads that exited arrived at what nobody met at again
   forget_shadow(block.shared, scheduler().request().shared_bytes);
 }

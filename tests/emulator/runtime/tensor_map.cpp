@@ -38,8 +38,15 @@ bool within(const T (&values)[kSize], int64_t low, int64_t high) {
   return std::all_of(values, values + kSize, [&](T value) { return int64_t(value) >= low && int64_t(value) <= high; });
 }
 
+// To nearest even, 10 bits of mantissa.
+uint32_t to_tf32(uint32_t bits) {
+  if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fffe000;
+  return (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
+}
+}  // namespace
+
 // kernels/tensor_map.py repeats these limits, so that a plan can ask before there is a map.
-std::string refused(const TensorMapSpec& spec) {
+std::string refused_by_driver(const TensorMapSpec& spec) {
   if (spec.type < 0 || spec.type > 2) return "type " + std::to_string(spec.type) + " is none";
   if (!spec.address || reinterpret_cast<uintptr_t>(spec.address) % 16) return "its first element is not on 16 bytes";
   if (!within(spec.extent, 1, int64_t(1) << 32)) return "its extents " + list(spec.extent) + " are not all 1 to 2^32";
@@ -67,17 +74,10 @@ std::string refused(const TensorMapSpec& spec) {
   return "";
 }
 
-// To nearest even, 10 bits of mantissa.
-uint32_t to_tf32(uint32_t bits) {
-  if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fffe000;
-  return (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
-}
-}  // namespace
-
 std::string encode_tensor_map(const TensorMapSpec& spec, void* map) {
   if (spec.swizzle != 32 && spec.swizzle != 64 && spec.swizzle != 128)
     return "a swizzle of " + std::to_string(spec.swizzle) + " bytes is none of 32, 64, 128";
-  if (std::string wrong = refused(spec); !wrong.empty()) return wrong;
+  if (std::string wrong = refused_by_driver(spec); !wrong.empty()) return wrong;
   Encoded encoded;
   std::memset(&encoded, 0, sizeof encoded);
   encoded.magic = kMagic;

@@ -6,7 +6,9 @@
 #include <string>
 
 namespace emulator {
-// Writes the 128 bytes; returns what an encoder of the driver would not take, empty if nothing.
+// What of it the driver's encoders do not take, empty if nothing. They take a box without swizzle, which ours are not.
+std::string refused_by_driver(const TensorMapSpec& spec);
+// Writes the 128 bytes, or returns why not.
 std::string encode_tensor_map(const TensorMapSpec& spec, void* map);
 // False if the 128 bytes are not what encode_tensor_map wrote.
 bool decode_tensor_map(const void* map, TensorMapSpec& spec);

@@ -13,6 +13,7 @@ namespace emulator {
 namespace {
 constexpr uint32_t kWindow = 0x400;  // of the block's own shared memory, as in cluster.cpp
 constexpr int kDepthBytes = 32;
+constexpr uint32_t kUnderWay = 0xffbfffff;  // D's words: a signalling NaN, so that arithmetic on it leaves another one
 
 struct Issue {  // one lane's call
   WgmmaType type;
@@ -196,7 +197,7 @@ int index_of(int lane, int i, int count) {
 void require_untouched(const Sums& sums, const Where& where) {
   for (float* d : sums.d)
     for (int i = 0; i < sums.count; ++i)
-      if (std::bit_cast<uint32_t>(d[i]) != 0xffffffff) wrong("wgmma", "D was written while a product on it was under way", where);
+      if (std::bit_cast<uint32_t>(d[i]) != kUnderWay) wrong("wgmma", "D was written while a product on it was under way", where);
 }
 
 // D's sums, taken from D if nothing is under way on it.
@@ -219,7 +220,7 @@ Sums& take_sums(WgmmaQueue& queue, void* const operand[32]) {
   Sums& sums = queue.sums.emplace_back(Sums{d, issue.count, 0, std::vector<float>(size_t(32 * issue.count))});
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < issue.count; ++i) sums.value[size_t(index_of(lane, i, issue.count))] = d[size_t(lane)][i];
-  for (float* each : d) std::memset(each, 0xff, size_t(issue.count) * sizeof(float));
+  for (float* each : d) std::fill_n(reinterpret_cast<uint32_t*>(each), issue.count, kUnderWay);
   return sums;
 }
 
@@ -272,18 +273,33 @@ struct Wait {
   Where where;
 };
 
+// What the products of a group have read is over for every lane, and nothing else is.
+void tell_lanes(Block& block, unsigned warp, const Moment& moment) {
+  const SharedClock clock = join({moment});
+  for (unsigned lane = 0; lane < 32; ++lane) acquire(block.threads[32 * warp + lane], clock);
+}
+
 void wait_for_groups(void* const operand[32], uint32_t lanes) {
   const Wait& wait = *static_cast<Wait*>(operand[std::countr_zero(lanes)]);
   require_whole_warp("wgmma_wait", lanes, wait.where);
   WgmmaQueue& queue = *current_queue("wgmma_wait", wait.where);
+  Block& block = *scheduler().current().block;
+  const unsigned warp = scheduler().current().linear / 32;
+  Moment moment;
+  if constexpr (kRace) moment = products_moment(block, warp);
   for (; queue.groups.size() > wait.pending; queue.groups.pop_front())
     for (unsigned left = queue.groups.front(); left; --left) {
+      const Product& product = queue.products.front();
+      if constexpr (kRace)
+        for (const auto* operand : {&product.a, &product.b})
+          for (uint32_t piece : *operand)
+            see_asynchronous(queue.shared + piece, 16, Access::read, product.issued, moment, "wgmma", product.where);
       multiply_until(queue, queue.over + 1);
-      Sums& sums = *queue.products.front().sums;
-      if (--sums.under_way == 0) give_back(queue, sums, queue.products.front().where);
+      if (--product.sums->under_way == 0) give_back(queue, *product.sums, product.where);
       queue.products.pop_front();
       ++queue.over;
     }
+  if constexpr (kRace) tell_lanes(block, warp, moment);
   if (queue.products.empty()) queue.fenced = false;
 }
 }  // namespace
