@@ -9,7 +9,7 @@ from typing import Any
 import hopper_model as model
 import numpy as np
 import torch
-from emulated import Emulator, instances, launch_config
+from emulated import Emulator, LaunchError, instances, launch_config
 
 from torch_unroll.kernels.tensor_map import ITEM_BYTES, TensorMap, TensorMapSpec
 
@@ -104,6 +104,31 @@ def copy_box(
     return to[:size]
 
 
+def copy_box_anywhere(
+    emulator: Emulator,
+    spec: TensorMapSpec,
+    tensor: np.ndarray,
+    start: Sequence[int],
+    offset: Sequence[int],
+    *,
+    size: int,
+    at: int,
+) -> np.ndarray:
+    """`size` bytes that the engine would leave `at` bytes past a multiple of 1024, without a kernel and its rules.
+
+    Raises:
+        LaunchError: an encoder of the driver would refuse the map, or the copy may not start there.
+    """
+    memory = np.full(at + size + 1024, 0xFF, np.uint8)
+    status = emulator.library.torch_unroll_emulator_copy_box(
+        ctypes.byref(spec.struct()),
+        *((ctypes.c_int32 * 4)(*start), (ctypes.c_int32 * 2)(*offset), at, ctypes.c_void_p(memory.ctypes.data)),
+    )
+    if status:
+        raise LaunchError(emulator.library.torch_unroll_error_text(status).decode())
+    return memory[at : at + size]
+
+
 def numbered(dtype: str, *shape: int) -> np.ndarray:
     """Elements that name themselves, none of them zero."""
     count = np.arange(1, 1 + np.prod(shape)).reshape(shape)
@@ -128,10 +153,21 @@ def operand(of: model.Operand, start: int = 0) -> tuple[Operand, np.ndarray]:
     """For a kernel, beginning `start` bytes into shared memory; NaN before it and behind it, up to 1024 bytes."""
     lead, tail = np.full(start, 0xFF, np.uint8), np.full(-(start + len(of.bytes)) % 1024, 0xFF, np.uint8)
     image = np.concatenate([lead, of.bytes, tail])
-    return Operand(image.ctypes.data, len(image), start, of.leading, of.stride, of.span, of.step), image
+    return Operand(image.ctypes.data, len(image), start + of.start, of.leading, of.stride, of.span, of.step), image
 
 
-def multiply(emulator: Emulator, kernel: str, a: model.Operand, b: model.Operand, n: int, *, starts=(0, 0), steps=2, threads=128):
+def multiply(
+    emulator: Emulator,
+    kernel: str,
+    a: model.Operand,
+    b: model.Operand,
+    n: int,
+    *,
+    starts: tuple[int, int] = (0, 0),
+    steps: int = 2,
+    threads: int = 128,
+) -> np.ndarray:
+    """D = 1 + A B, the operands beginning so many bytes into their part of shared memory."""
     left, left_image = operand(a, starts[0])
     right, right_image = operand(b, starts[1])
     d = np.zeros((64, n), np.float32)

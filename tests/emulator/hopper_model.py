@@ -79,6 +79,7 @@ class Operand(NamedTuple):
     stride: int
     span: int
     step: int  # bytes from one product's depth to the next one's
+    start: int = 0  # of the first one, from the first byte, which is on 1024
 
 
 def depth_major(matrix: np.ndarray, span: int) -> Operand:

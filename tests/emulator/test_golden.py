@@ -1,0 +1,181 @@
+"""What a Hopper GPU was seen to do (golden/README.md), bit for bit. Until it has been recorded the cases are skipped; that they
+would be replayed and could fail is shown with records of the model's own."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hopper_model as model
+import numpy as np
+import pytest
+from emulated import Emulator, LaunchError, emulate
+from hopper_launches import MAJORS, ROWS, copy_box, copy_box_anywhere, multiply, spec_of
+
+Record = dict[str, Any]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Emulator:
+    return emulate(ROWS, "hopper")
+
+
+def from_hex(text: str, digits: int) -> np.ndarray:
+    dtype = {4: np.uint16, 8: np.uint32}[digits]
+    return np.array([int(text[i : i + digits], 16) for i in range(0, len(text), digits)], dtype)
+
+
+def to_hex(words: np.ndarray) -> str:
+    return "".join(f"{word:0{2 * words.itemsize}x}" for word in words.tolist())
+
+
+def replay_im2col(emulator: Emulator, record: Record) -> None:
+    C, W, H, N = record["tensor"]
+    tensor = np.arange(1, 1 + C * W * H * N, dtype=np.uint16).reshape(N, H, W, C)
+    spec = spec_of(
+        tensor, "bfloat16", record["swizzle"], element_stride=(1, *record["stride"], 1), lower=tuple(record["lower"]),
+        upper=tuple(record["upper"]), channels=record["channels"], pixels=record["pixels"],
+    )  # fmt: skip
+    arguments = (spec, tensor, record["start"], record["offset"])
+    if record["encoded"]:
+        with pytest.raises(LaunchError):
+            copy_box_anywhere(emulator, *arguments, size=record["pixels"] * record["pitch"], at=record["base"])
+        return
+    assert record["arrived"], "not as many bytes came as the emulator's copy would bring"
+    expected = from_hex(record["shared"], 4)
+    copied = copy_box_anywhere(emulator, *arguments, size=record["pixels"] * record["pitch"], at=record["base"])
+    np.testing.assert_array_equal(copied.view(np.uint16), expected)
+    if record["swizzle"] and record["base"] % (8 * record["swizzle"]) == 0:  # one that a kernel of ours may ask for
+        copied = copy_box(emulator, *arguments, rows=record["pixels"], at=record["base"], fill=0xFF)[record["base"] :]
+        np.testing.assert_array_equal(copied.view(np.uint16), expected)
+
+
+def replay_tma_tf32(emulator: Emulator, record: Record) -> None:
+    if record["type"] != "TFLOAT32":
+        return  # bits, which no map of ours copies
+    assert record["arrived"]
+    tensor = from_hex(record["from"], 8).view(np.float32).reshape(1, 1, 8, 32)
+    spec = spec_of(tensor, "float32", 0, box=(32, 8, 1, 1))
+    copied = copy_box_anywhere(emulator, spec, tensor, (0, 0, 0, 0), (0, 0), size=1024, at=0)
+    np.testing.assert_array_equal(copied.view(np.uint32), from_hex(record["to"], 8))
+
+
+def replay_wgmma_descriptor(emulator: Emulator, record: Record) -> None:
+    if not record["swizzle"]:
+        return  # no descriptor of ours is without
+    dtype, cpp = {"bf16": (np.uint16, "bfloat16"), "tf32": (np.float32, "float")}[record["type"]]
+    size = np.dtype(dtype).itemsize
+    depth = 32 // size
+    region = np.arange((32 << 10) // size)
+    identity = model.depth_major(as_element(np.eye(64, 2 * depth), dtype), 32)
+    major = {"K": "depth", "MN": "rows"}[record["major"]]
+    majors = f"Major::{major}, {MAJORS[0][:12]}" if record["operand"] == "A" else f"{MAJORS[0][:12]}, Major::{major}"
+    read = np.zeros((64, depth), int)
+    for shift in (0, 8):  # a byte of the index at a time is exact in either type
+        image = as_element(region >> shift & 255, dtype).view(np.uint8)
+        tested = model.Operand(image, record["leading"], record["stride"], record["swizzle"], 0, record["start"])
+        a, b = (tested, identity) if record["operand"] == "A" else (identity, tested)
+        d = multiply(emulator, f"wgmma_kernel<{cpp}, 64, {majors}, Mistake::none>", a, b, 64, steps=1) - 1
+        read += (d[:, :depth] if record["operand"] == "A" else d[:depth].T).astype(int) << shift
+    np.testing.assert_array_equal(read.reshape(-1), from_hex(record["element"], 4))
+
+
+def as_element(values: np.ndarray, dtype: type) -> np.ndarray:
+    """float32, or the upper half of it."""
+    wide = values.astype(np.float32)
+    return wide if dtype is np.float32 else (wide.view(np.uint32) >> 16).astype(np.uint16)
+
+
+REPLAY: dict[str, Callable[[Emulator, Record], None]] = {
+    "im2col": replay_im2col,
+    "tma_tf32": replay_tma_tf32,
+    "wgmma_descriptor": replay_wgmma_descriptor,
+}
+
+
+def replay(emulator: Emulator, directory: Path, kind: str) -> int:
+    """How many records there were."""
+    records = [json.loads(line) for line in gzip.decompress((directory / f"{kind}.jsonl.gz").read_bytes()).splitlines()]
+    for record in records:
+        REPLAY[kind](emulator, record)
+    return len(records)
+
+
+@pytest.mark.parametrize("kind", REPLAY)
+def test_the_emulator_does_what_a_gpu_did(emulator: Emulator, kind: str) -> None:
+    if not (GOLDEN / f"{kind}.jsonl.gz").exists():
+        pytest.skip(f"golden/{kind}.jsonl.gz has not been recorded yet")
+    assert replay(emulator, GOLDEN, kind)
+
+
+# ---- records as a GPU would give them, by the model
+
+
+def im2col_record(seed: int) -> Record:
+    random = np.random.default_rng(seed)
+    swizzle, base = [0, 32, 64, 128][seed % 4], [0, 0, 128, 640][seed // 4 % 4]
+    channels = 8 * int(random.integers(1, (swizzle or 64) // 16 + 1))
+    extent = [8 * int(random.integers(1, 9)), *random.integers(4, 13, 2).tolist(), int(random.integers(1, 4))]
+    lower, upper, stride = [-1, -2], [0, -1], [1 + seed % 2, 2]
+    start = [channels, lower[0] + stride[0], lower[1], extent[3] - 1]
+    offset = random.integers(0, 4, 2).tolist()
+    record: Record = {
+        "tensor": extent, "lower": lower, "upper": upper, "stride": stride, "offset": offset, "channels": channels,
+        "pixels": 16, "start": start, "swizzle": swizzle, "base": base, "pitch": swizzle or channels * 2,
+    }  # fmt: skip
+    if seed % 8 == 7:
+        return record | {"upper": [-extent[1] - 2, 0], "encoded": 1, "arrived": True, "shared": ""}
+    tensor = np.arange(1, 1 + np.prod(extent), dtype=np.uint16).reshape(extent[::-1])
+    rows = model.im2col(tensor, lower, upper, stride, start, offset, channels, 16)
+    shared = model.in_shared_memory(rows, swizzle, base=base)
+    return record | {"encoded": 0, "arrived": True, "shared": to_hex(shared.view(np.uint16))}
+
+
+def tma_tf32_record(seed: int) -> Record:
+    words = np.random.default_rng(seed).integers(0, 1 << 32, 256, np.uint32)
+    kind = ["TFLOAT32", "FLOAT32"][seed % 2]
+    to = words if seed % 2 else model.tf32(words.view(np.float32)).view(np.uint32)
+    return {"type": kind, "arrived": True, "from": to_hex(words), "to": to_hex(to)}
+
+
+def wgmma_descriptor_record(seed: int) -> Record:
+    kind, major, swizzle = ["bf16", "tf32", "bf16"][seed % 3], ["K", "K", "MN"][seed % 3], [32, 64, 128][seed // 3 % 3]
+    start = [0, swizzle - 32, 2 * 8 * swizzle][seed // 9 % 3 if major == "K" else 2 * (seed // 9 % 2)]
+    leading, stride = [2048, 8192][seed % 2], 8 * swizzle * (1 + seed // 2 % 2)
+    element = model.element_read(major, swizzle, start, leading, stride, {"bf16": 2, "tf32": 4}[kind])
+    record = {"type": kind, "operand": "AB"[seed // 3 % 2], "major": major, "swizzle": swizzle, "start": start}
+    return record | {"leading": leading, "stride": stride, "element": to_hex(element.reshape(-1).astype(np.uint16))}
+
+
+MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # and the field that a GPU answered in
+    "im2col": (im2col_record, "shared"),
+    "tma_tf32": (tma_tf32_record, "to"),
+    "wgmma_descriptor": (wgmma_descriptor_record, "element"),
+}
+
+
+def write(directory: Path, kind: str, records: list[Record]) -> None:
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (directory / f"{kind}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_records_are_replayed(emulator: Emulator, kind: str, tmp_path: Path) -> None:
+    make, _ = MADE[kind]
+    write(tmp_path, kind, [make(seed) for seed in range(32)])
+    assert replay(emulator, tmp_path, kind) == 32
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_a_record_of_something_else_fails(emulator: Emulator, kind: str, tmp_path: Path) -> None:
+    make, field = MADE[kind]
+    record = make(2)
+    text = record[field]
+    record[field] = text[:4] + f"{int(text[4:8], 16) ^ 1:04x}" + text[8:]
+    write(tmp_path, kind, [record])
+    with pytest.raises(AssertionError):
+        replay(emulator, tmp_path, kind)
