@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 
 import pytest
 import torch
@@ -16,20 +17,26 @@ from torch_unroll.engines.compiled import DeviceProperties, conv2d, conv2d_call
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import problem as parameters
 from torch_unroll.kernels.cuda.conv2d import variants
+from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice, choose
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
 pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-#: variant, dtype, precision: all that there is
+#: The variants that split the depth of fprop and dgrad too, each with a tile of which small images have several.
+SPLITTING = (Choice("tensor", "64x64", 3), Choice("implicit", "64x64", 3))
+#: variant or choice, dtype, precision: all that there is
 MATHS = [
-    pytest.param(variant.name, dtype, precision, id=f"{variant.name}-{str(dtype).removeprefix('torch.')}-{precision}")
-    for variant in variants.VARIANTS["fprop"]
+    pytest.param(forced, dtype, precision, id=f"{name}-{str(dtype).removeprefix('torch.')}-{precision}")
+    for name, forced in (
+        *((variant.name, variant.name) for variant in VARIANTS["fprop"]),
+        *((f"split {forced.variant}", forced) for forced in SPLITTING),
+    )
     for dtype in DTYPES
     for precision in (("ieee", "tf32") if dtype == torch.float32 else ("ieee",))
-    if (variant.name == "tensor" and (dtype != torch.float64 and (precision == "tf32") == (dtype == torch.float32)))
-    or (variant.name != "tensor" and precision == "ieee")
+    if ("tensor" in name and (dtype != torch.float64 and (precision == "tf32") == (dtype == torch.float32)))
+    or ("tensor" not in name and precision == "ieee")
 ]
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -116,7 +123,7 @@ def _choices() -> Iterator[None]:
 @pytest.fixture
 def fresh_plans() -> Iterator[None]:
     """For a test that changes what plans follow from."""
-    caches = [variants.plan_fprop, variants.plan_dgrad, variants.plan_wgrad, variants.plan_im2col]
+    caches = [choose, variants.plan_im2col]
     for cache in caches:
         cache.cache_clear()
     yield
@@ -132,10 +139,12 @@ def tf32(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
 @pytest.mark.parametrize("name", CASES)
-def test_results_are_as_accurate_as_torchs(name: str, variant: str, dtype: torch.dtype, precision: str, layout: str) -> None:
+def test_results_are_as_accurate_as_torchs(
+    name: str, variant: str | Choice, dtype: torch.dtype, precision: str, layout: str
+) -> None:
     case = CASES[name]
     x, w, bias, dy = case.inputs(dtype, FORMATS[layout])
-    if variant == "tensor" and case.groups > 1 and min(case.w_size[1], case.w_size[0] // case.groups) < 4:
+    if "tensor" in variant and case.groups > 1 and min(case.w_size[1], case.w_size[0] // case.groups) < 4:
         pytest.skip("tensor cores decline this, see test_the_choice_and_its_reasons")
     conv2d.forced = variant
     results = case.ours(x, w, bias, dy, precision)
@@ -168,7 +177,7 @@ STRANGE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("strange", STRANGE)
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
-def test_any_strides(variant: str, dtype: torch.dtype, precision: str, strange: str) -> None:
+def test_any_strides(variant: str | Choice, dtype: torch.dtype, precision: str, strange: str) -> None:
     case = Case((2, 8, 6, 5), (8, 8, 3, 2), stride=(1, 2), padding=(1, 0, 1, 1))
     x, w, dy = (
         STRANGE[strange](torch.randint(-2, 3, t.shape).to(dtype))
@@ -183,7 +192,9 @@ def test_any_strides(variant: str, dtype: torch.dtype, precision: str, strange: 
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
-def test_offsets_beyond_two_thousand_million_elements(variant: str, dtype: torch.dtype, precision: str, layout: str) -> None:
+def test_offsets_beyond_two_thousand_million_elements(
+    variant: str | Choice, dtype: torch.dtype, precision: str, layout: str
+) -> None:
     """The second image lies 2^31 elements after the first; memory between them is never touched, so it costs nothing."""
     case = Case((2, 8, 4, 4), (8, 8, 2, 2))
     _, w, _, _ = case.inputs(dtype, FORMATS[layout])
@@ -202,7 +213,7 @@ def test_offsets_beyond_two_thousand_million_elements(variant: str, dtype: torch
 
 
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
-def test_bitwise_the_same_under_any_schedule(variant: str, dtype: torch.dtype, precision: str) -> None:
+def test_bitwise_the_same_under_any_schedule(variant: str | Choice, dtype: torch.dtype, precision: str) -> None:
     case = Case((4, 16, 9, 9), (16, 16, 3, 3), padding=(1, 1, 1, 1))
     x, w, bias, dy = case.inputs(dtype, torch.channels_last)
     conv2d.forced = variant
@@ -217,7 +228,7 @@ def test_bitwise_the_same_under_any_schedule(variant: str, dtype: torch.dtype, p
 
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
 def test_every_byte_of_a_result_is_written(
-    monkeypatch: pytest.MonkeyPatch, variant: str, dtype: torch.dtype, precision: str
+    monkeypatch: pytest.MonkeyPatch, variant: str | Choice, dtype: torch.dtype, precision: str
 ) -> None:
     for module, name in ((conv2d, "_output"), (conv2d, "allocate_workspace"), (conv2d_call, "allocate_workspace")):
         real = getattr(module, name)
@@ -328,29 +339,24 @@ def test_splits_are_added_in_their_order() -> None:
     assert_exact(result, torch.ones(2, 8, 3, 3))
 
 
-MMA_TILES = variants._MMA_TILES
-
-
 def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fresh_plans: None) -> None:
     launched: set[Kernel] = set()
     case = Case((1, 8, 9, 9), (16, 8, 2, 3), stride=(1, 2), padding=(1, 0, 1, 1))
-    tiles = dict(variants._TILES)
-    for (variant, dtype, precision), choice in ((each.values, choice) for each in MATHS for choice in range(2)):
-        name = str(dtype).removeprefix("torch.")
-        monkeypatch.setattr(variants, "_TILES", {**tiles, name: (tiles[name][min(choice, len(tiles[name]) - 1)],)})
-        monkeypatch.setattr(variants, "_MMA_TILES", (MMA_TILES[choice],))
-        monkeypatch.setattr(variants, "most_int32", 2**31 * choice)
-        for cache in (variants.plan_fprop, variants.plan_dgrad, variants.plan_wgrad, variants.plan_im2col):
-            cache.cache_clear()
-        conv2d.forced = variant
-        watcher = Watcher()
+    for variant, dtype, precision in (each.values for each in MATHS):
         x, w, bias, dy = (torch.randint(-2, 3, t.shape).to(dtype) for t in case.inputs(dtype, torch.contiguous_format))
         exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
-        for direction, result, double in zip(DIRECTIONS, case.ours(x, w, bias, dy, precision, watcher), exact, strict=True):
-            assert_exact(result.double(), double.to(dtype).double(), direction)
-        sums = torch.ones(2, 1, 2, 2, 4, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-        conv2d_call.sum_image_splits(watcher, sums, torch.empty(1, 4, 2, 2, dtype=dtype))
-        launched |= {plan.kernel for plan in watcher.launched}
+        call = conv2d_call.Call(Watcher(), x, w, dy, (case.stride, case.padding, case.dilation, case.groups), precision)
+        name, splits = (variant.variant, 2) if isinstance(variant, Choice) else (variant, 1)
+        (of,) = (each for each in VARIANTS["fprop"] if each.name == name)
+        tiles = {tile for direction in DIRECTIONS for tile in of.tiles(direction, call.problem)}
+        for tile, most_int32 in product(tiles, (0, 2**31)):
+            monkeypatch.setattr(variants, "most_int32", most_int32)
+            variants.plan_im2col.cache_clear()
+            conv2d.forced = Choice(name, tile, splits)
+            watcher = Watcher()
+            for direction, result, double in zip(DIRECTIONS, case.ours(x, w, bias, dy, precision, watcher), exact, strict=True):
+                assert_exact(result.double(), double.to(dtype).double(), direction)
+            launched |= {plan.kernel for plan in watcher.launched}
     assert {row.expression for row in variants.KERNELS} == {row.expression for row in launched}
 
 
@@ -371,35 +377,6 @@ def test_parameter_structs_have_the_size_of_their_mirrors() -> None:
         assert library.library.torch_unroll_parameter_bytes(library.index[row.expression]) == ctypes.sizeof(mirror), (
             row.expression
         )
-
-
-def chosen(dtype: str, precision: str, groups: int) -> tuple[str, dict[str, str]]:
-    channels = 32
-    dense = (channels * 64, 64, 8, 1)
-    problem = parameters.Conv2dProblem(
-        *(dtype, 2, channels, 8, 8, channels, 1, 1, 8, 8),
-        *((1, 1), (0, 0), (1, 1), groups),
-        *(dense, (channels // groups, 1, 1, 1), dense, precision),
-    )
-    name, passed_over = variants.choose("fprop", problem)
-    return name, dict(passed_over)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "precision", "groups", "variant", "reason"),
-    [
-        ("float16", "ieee", 1, "tensor", None),
-        ("bfloat16", "tf32", 4, "tensor", None),
-        ("float32", "tf32", 1, "tensor", None),
-        ("float32", "ieee", 1, "implicit", "fp32_precision"),
-        ("float64", "ieee", 1, "implicit", "float64"),
-        ("float16", "ieee", 32, "implicit", "groups of 1 and 1 channels"),
-    ],
-)
-def test_the_choice_and_its_reasons(dtype: str, precision: str, groups: int, variant: str, reason: str | None) -> None:
-    name, passed_over = chosen(dtype, precision, groups)
-    assert name == variant
-    assert (reason is None and not passed_over) or (reason is not None and reason in passed_over["tensor"])
 
 
 def test_a_refused_variant_says_why() -> None:

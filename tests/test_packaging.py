@@ -76,7 +76,9 @@ def built(tree: Path, *kind: str) -> Path:
 
 
 def device_code(folder: Path = kernels.SOURCES) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in {".cu", ".cuh", ".h", ".py"}}
+    """The kernels' sources, and the table of measured choices."""
+    shipped = {".cu", ".cuh", ".h", ".py", ".json"}
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in shipped}
 
 
 def test_a_wheel_without_nvcc_is_pure_and_carries_every_source(tree: Path, monkeypatch) -> None:

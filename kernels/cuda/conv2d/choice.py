@@ -53,6 +53,14 @@ class Chosen(NamedTuple):
     prediction: Prediction
     passed_over: tuple[tuple[str, str], ...]
 
+    def __str__(self) -> str:
+        of = self.prediction
+        source = "measured" if of.measured else "predicted"
+        return (
+            f"{self.choice}: {source} {1e6 * of.seconds:.3g} µs, {of.share:.1%} of the dense rate, bound by {of.bound};"
+            f" workspace {of.workspace_bytes} B"
+        )
+
 
 def candidates(direction: str, problem: Conv2dProblem, device: Device) -> list[Choice]:
     """Every choice that takes the problem: variants, their tiles, and the splits worth considering."""

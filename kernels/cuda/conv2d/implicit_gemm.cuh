@@ -10,7 +10,8 @@
 // R = S = 1 is the plain product, for which the positions are all inside and the pieces of 16 bytes always whole.
 //
 // A block owns one tile of the result, a thread ThreadM x ThreadN of it, in quads of four neighbours so that fragments are
-// read 16 bytes at a time. Results are overwritten; wgrad's sums are overwritten or added to, as its parameters say.
+// read 16 bytes at a time. Of a depth that is split it owns one split, whose sums split_k.cuh adds. Results and these sums are
+// overwritten; wgrad's sums are overwritten or added to, as its parameters say.
 //
 // The tile. One step of a 128x128 tile reads 8 + 8 values per thread and depth for 64 FMAs: 64 bytes for 64 FMAs, 16 lanes
 // sharing each, which the 128 bytes per cycle of shared memory feed while 128 FMA lanes are busy. 64x64 serves what has few
@@ -217,8 +218,15 @@ __device__ inline void implicit_gemm(const Parameters& parameters) {
     stage ^= 1;
   }
 
-  const auto result = problem.result(parameters);
   const int32_t m = problem.tile.row + row, n = problem.tile.column + column;
+  if constexpr (Problem::kImage) {
+    if (parameters.splits.count > 1) {  // whose channels are contiguous
+      if (walks.c == Walk::column_pieces)
+        return store_sums<Walk::column_pieces, Tile>(problem.split_result(parameters), sums, m, n);
+      return store_sums<Walk::columns, Tile>(problem.split_result(parameters), sums, m, n);
+    }
+  }
+  const auto result = problem.result(parameters);
   switch (walks.c) {
     case Walk::row_pieces:
       return store_sums<Walk::row_pieces, Tile>(result, sums, m, n);

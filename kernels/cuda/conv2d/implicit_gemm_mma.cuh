@@ -5,13 +5,16 @@
 //   tensor     this file. Tiles of the column matrix are formed in shared memory by cp.async, several stages ahead of mma.sync.
 //              Predicted on an H200: half of the dense rate that wgmma reaches, and memory-bound below 150 products a byte.
 //              Measured: not yet.
+//   splits     of the depth, a block for each: for images of few tiles, and always in wgrad. The sums go to memory and are added
+//   by
+//              split_k.cuh, which has the prediction. Measured: not yet.
 //   hopper     TMA forms the columns and wgmma eats them: not here.
 //
 // Operands come in whole pieces of 16 bytes: channels are contiguous and a multiple of 8 (4 of fp32) in each group. What is laid
 // out otherwise (NCHW, odd channels) is packed beforehand, once, by transpose.cuh; the result goes out in any layout.
 //
-// A block owns one tile of the result, a warp a part of it: kM / kWarpsM x kN / kWarpsN, in fragments of 16x8. Results are
-// overwritten; wgrad's sums are overwritten or added to.
+// A block owns one tile of the result and one split of its depth, a warp a part of it: kM / kWarpsM x kN / kWarpsN, in fragments
+// of 16x8. Results, and the sums of splits, are overwritten; wgrad's sums are overwritten or added to.
 //
 // The tile. Both operands bring 64 bytes a line and step, two mma deep: 16 KiB for the 2^20 FLOP of 128x128x32 in 16 bits,
 // 64 FLOP a byte from L2. Three of four stages, 48 KiB, are in flight while one is read.
@@ -178,7 +181,6 @@ __device__ inline void implicit_gemm_mma(const Parameters& parameters) {
   }
   __syncthreads();  // nobody reads a stage any more; what was copied last has been waited for, later groups are empty
 
-  const auto result = problem.result(parameters);
   const bool down = parameters.walks.c == Walk::rows || parameters.walks.c == Walk::row_pieces;
   const int pitch = down ? Memory::kColumnPitch : Memory::kRowPitch;
 #pragma unroll
@@ -192,8 +194,14 @@ __device__ inline void implicit_gemm_mma(const Parameters& parameters) {
       }
   __syncthreads();  // every thread stores what others summed
 
-  store_tile<Tile::kM, Tile::kN, Tile::kThreads>(result, memory.sums, pitch, parameters.walks.c, problem.tile.row,
-                                                 problem.tile.column, int(threadIdx.x));
+  if constexpr (Problem::kImage) {
+    if (parameters.splits.count > 1)
+      return store_tile<Tile::kM, Tile::kN, Tile::kThreads>(problem.split_result(parameters), memory.sums, pitch,
+                                                            parameters.walks.c, problem.tile.row, problem.tile.column,
+                                                            int(threadIdx.x));
+  }
+  store_tile<Tile::kM, Tile::kN, Tile::kThreads>(problem.result(parameters), memory.sums, pitch, parameters.walks.c,
+                                                 problem.tile.row, problem.tile.column, int(threadIdx.x));
 }
 
 template <class T, class Tile, class Epilogue>

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from enum import IntEnum
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 from ...shapes import Conv2dShape
@@ -57,6 +57,15 @@ class Conv2dProblem(NamedTuple):
         return self.C // self.groups * self.R * self.S
 
     @property
+    def dgrad_taps(self) -> int:
+        """Products summed for one element of dx, in the residue modulo the stride that has most."""
+        rows, columns = (
+            -(-taps // (stride // gcd(stride, dilation)))
+            for taps, stride, dilation in zip((self.R, self.S), self.stride, self.dilation, strict=True)
+        )
+        return self.K // self.groups * rows * columns
+
+    @property
     def pointwise(self) -> bool:
         """Whether output pixel (p, q) depends on input pixel (p, q) alone."""
         return (self.R, self.S, self.stride, self.pad, self.P, self.Q) == (1, 1, (1, 1), (0, 0), self.H, self.W)
@@ -106,10 +115,16 @@ def _parameters(
     return type(name, (ctypes.Structure,), {"_fields_": fields, "__doc__": f"Mirror of {name} in the device code."})
 
 
-_walks = ("walks", CWalks)
-FpropParameters = _parameters("Conv2dFpropParameters", ("x", "w", "y"), _walks, ("bias", ctypes.c_void_p))
+class CSplits(ctypes.Structure):
+    """Mirror of `Splits`."""
+
+    _fields_ = [("sums", ctypes.c_void_p), ("count", ctypes.c_int32), ("step", ctypes.c_int32)]
+
+
+_walks, _splits = ("walks", CWalks), ("splits", CSplits)
+FpropParameters = _parameters("Conv2dFpropParameters", ("x", "w", "y"), _walks, _splits, ("bias", ctypes.c_void_p))
 #: Without an epilogue's fields; C++ gives an empty policy one byte, padded to a word.
-DgradParameters = _parameters("Conv2dDgradParameters", ("dy", "w", "dx"), _walks, ("epilogue", ctypes.c_uint8))
+DgradParameters = _parameters("Conv2dDgradParameters", ("dy", "w", "dx"), _walks, _splits, ("epilogue", ctypes.c_uint8))
 WgradParameters = _parameters(
     "Conv2dWgradParameters",
     ("dy", "x", "sums"),

@@ -2,7 +2,7 @@
 // which matrices a block multiplies and where its result goes. The kernels know nothing else of convolution.
 //
 // One dimension of blocks holds everything (a grid's y and z end at 65,535): column tiles run fastest, so that blocks
-// running side by side share rows of the larger operand through L2; then row tiles, groups, and last residues or splits.
+// running side by side share rows of the larger operand through L2; then row tiles, groups, residues, and last splits.
 #pragma once
 #include "conv2d/epilogue.cuh"
 #include "conv2d/geometry.cuh"
@@ -16,13 +16,22 @@ struct Walks {
   int32_t channels_inner;  // the order of taps, see geometry.cuh
 };
 
+// The depth of a product that yields an image, cut over blocks where the image has too few tiles for all multiprocessors. Each
+// split writes sums of its own, which split_k.cuh adds.
+template <class T>
+struct Splits {
+  Accumulator<T>* sums;  // (splits, N, height, width, channels of all groups) contiguous, overwritten; unused by one split
+  int32_t count, step;   // what a split begins at is a multiple of the kernel's step
+};
+
 template <class T, class Epilogue>
 struct Conv2dFpropParameters {
   const T* x;  // (N, C, H, W)
   const T* w;  // (K, C/groups, R, S)
-  T* y;        // (N, K, P, Q), overwritten
+  T* y;        // (N, K, P, Q), overwritten by one split, not touched by more
   Conv2dShape shape;
   Walks walks;
+  Splits<T> splits;
   Epilogue epilogue;
 };
 
@@ -30,9 +39,10 @@ template <class T, class Epilogue>
 struct Conv2dDgradParameters {
   const T* dy;  // (N, K, P, Q)
   const T* w;   // (K, C/groups, R, S)
-  T* dx;        // (N, C, H, W), overwritten
+  T* dx;        // (N, C, H, W), overwritten by one split, not touched by more
   Conv2dShape shape;
   Walks walks;
+  Splits<T> splits;
   Epilogue epilogue;
 };
 
@@ -104,6 +114,29 @@ struct ImageResult {
   __device__ T value(Accumulator<T> sum, int32_t column, int64_t) const { return epilogue(sum, first_channel + column); }
 };
 
+// The sums of one split of an image, as they are: channels innermost, dense.
+template <class T>
+struct SplitResult : ImageResult<Accumulator<T>, NoEpilogue<Accumulator<T>>> {
+  using Sum = Accumulator<T>;
+
+  // `height` and `width` are those of a residue, `H` and `W` those of the image.
+  __device__ SplitResult(const Splits<T>& of, int32_t split, int32_t N, int32_t groups, int32_t channels, int32_t group,
+                         int32_t H, int32_t W, int32_t height, int32_t width, int32_t step_h, int32_t step_w, int32_t residue_h,
+                         int32_t residue_w)
+      : SplitResult(of.sums + split * (int64_t(N) * H * W * groups * channels), Strides(H, W, groups * channels), N, channels,
+                    group, height, width, step_h, step_w, residue_h, residue_w) {}
+
+ private:
+  struct Strides {
+    int64_t stride[4];
+    __device__ Strides(int32_t H, int32_t W, int64_t channels) : stride{H * W * channels, 1, W * channels, channels} {}
+  };
+  __device__ SplitResult(Sum* sums, const Strides& strides, int32_t N, int32_t channels, int32_t group, int32_t height,
+                         int32_t width, int32_t step_h, int32_t step_w, int32_t residue_h, int32_t residue_w)
+      : ImageResult<Sum, NoEpilogue<Sum>>(sums, strides.stride, N, channels, group, height, width, step_h, step_w, residue_h,
+                                          residue_w, NoEpilogue<Sum>()) {}
+};
+
 template <class T>
 struct SumResult {
   using Stored = T;
@@ -130,9 +163,16 @@ __device__ inline Axis fprop_horizontal(const Conv2dShape& of) {
   return fprop_axis(of.W, of.Q, of.S, of.stride_w, of.pad_w, of.dilation_w);
 }
 
+// Where a split of the depth begins: whole steps, as even as they go; the last splits may have none.
+__device__ inline int32_t split_begin(int32_t depth, int32_t split, int32_t splits, int32_t step) {
+  const int32_t begin = split * ceil_divide(ceil_divide(depth, step), splits) * step;
+  return begin < depth ? begin : depth;
+}
+
 template <class T, class Epilogue, int kTileRows, int kTileColumns>
 struct Conv2dFprop {
   using Type = T;
+  static constexpr bool kImage = true;
   int32_t C, K;  // of a group
   BlockTile tile;
   ColumnMatrix<T> a;
@@ -146,6 +186,10 @@ struct Conv2dFprop {
     const Conv2dShape& shape = of.shape;
     return {of.y, shape.y_stride, shape.N, K, tile.group, shape.P, shape.Q, 1, 1, 0, 0, of.epilogue};
   }
+  __device__ SplitResult<T> split_result(const Conv2dFpropParameters<T, Epilogue>& of) const {
+    const Conv2dShape& shape = of.shape;
+    return {of.splits, tile.part, shape.N, shape.groups, K, tile.group, shape.P, shape.Q, shape.P, shape.Q, 1, 1, 0, 0};
+  }
 
  private:
   __device__ Conv2dFprop(const Conv2dFpropParameters<T, Epilogue>& of, const Conv2dShape& shape, const Axis& vertical,
@@ -158,18 +202,20 @@ struct Conv2dFprop {
         b(of.w + int64_t(tile.group) * K * shape.w_stride[0], shape.w_stride[0], shape.w_stride[1], shape.w_stride[2],
           shape.w_stride[3], K, vertical, horizontal, C, of.walks.channels_inner),
         rows(a.rows),
-        depth_begin(0),
-        depth_end(a.taps.count) {}
+        depth_begin(split_begin(a.taps.count, tile.part, of.splits.count, of.splits.step)),
+        depth_end(split_begin(a.taps.count, tile.part + 1, of.splits.count, of.splits.step)) {}
 };
 
 // One residue of input positions modulo the stride is a convolution over dy (see dgrad_axis); together they cover dx. Rows
-// are laid out for the first residue, which has most; the others may leave a block without any.
+// are laid out for the first residue, which has most; the others may leave a block without any. Each residue's taps are split
+// for themselves.
 template <class T, class Epilogue, int kTileRows, int kTileColumns>
 struct Conv2dDgrad {
   using Type = T;
+  static constexpr bool kImage = true;
   int32_t C, K;  // of a group
   BlockTile tile;
-  int32_t residue_h, residue_w;
+  int32_t split, residue_h, residue_w;
   ColumnMatrix<T> a;
   FilterMatrix<T> b;
   int32_t rows, depth_begin, depth_end;
@@ -185,34 +231,46 @@ struct Conv2dDgrad {
     return {of.dx,          shape.x_stride, shape.N,   C,         tile.group, a.vertical.pixels, a.horizontal.pixels,
             shape.stride_h, shape.stride_w, residue_h, residue_w, of.epilogue};
   }
+  __device__ SplitResult<T> split_result(const Conv2dDgradParameters<T, Epilogue>& of) const {
+    const Conv2dShape& shape = of.shape;
+    return {of.splits,      split,          shape.N,   shape.groups,      C,
+            tile.group,     shape.H,        shape.W,   a.vertical.pixels, a.horizontal.pixels,
+            shape.stride_h, shape.stride_w, residue_h, residue_w};
+  }
 
  private:
   __device__ Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of, const Conv2dShape& shape, int32_t C, const BlockTile& tile)
-      : Conv2dDgrad(
-            of, shape, C, tile,
-            dgrad_axis(shape.P, shape.H, shape.R, shape.stride_h, shape.pad_h, shape.dilation_h, tile.part / shape.stride_w),
-            dgrad_axis(shape.Q, shape.W, shape.S, shape.stride_w, shape.pad_w, shape.dilation_w, tile.part % shape.stride_w)) {}
+      : Conv2dDgrad(of, shape, C, tile, tile.part % (shape.stride_h * shape.stride_w)) {}
 
   __device__ Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of, const Conv2dShape& shape, int32_t C, const BlockTile& tile,
-                         const Axis& vertical, const Axis& horizontal)
+                         int32_t residue)
+      : Conv2dDgrad(
+            of, shape, C, tile, residue,
+            dgrad_axis(shape.P, shape.H, shape.R, shape.stride_h, shape.pad_h, shape.dilation_h, residue / shape.stride_w),
+            dgrad_axis(shape.Q, shape.W, shape.S, shape.stride_w, shape.pad_w, shape.dilation_w, residue % shape.stride_w)) {}
+
+  __device__ Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of, const Conv2dShape& shape, int32_t C, const BlockTile& tile,
+                         int32_t residue, const Axis& vertical, const Axis& horizontal)
       : C(C),
         K(shape.K / shape.groups),
         tile(tile),
-        residue_h(tile.part / shape.stride_w),
-        residue_w(tile.part % shape.stride_w),
+        split(tile.part / (shape.stride_h * shape.stride_w)),
+        residue_h(residue / shape.stride_w),
+        residue_w(residue % shape.stride_w),
         a(of.dy + int64_t(tile.group) * K * shape.y_stride[1], shape.y_stride, shape.N, vertical, horizontal, K,
           of.walks.channels_inner),
         b(of.w + int64_t(tile.group) * K * shape.w_stride[0], shape.w_stride[1], shape.w_stride[0], shape.w_stride[2],
           shape.w_stride[3], C, vertical, horizontal, K, of.walks.channels_inner),
         rows(a.rows),
-        depth_begin(0),
-        depth_end(a.taps.count) {}
+        depth_begin(split_begin(a.taps.count, split, of.splits.count, of.splits.step)),
+        depth_end(split_begin(a.taps.count, split + 1, of.splits.count, of.splits.step)) {}
 };
 
 // The depth is the pixels, of which a block takes one split; its sums go to the split's own plane of the workspace.
 template <class T, int kTileRows, int kTileColumns>
 struct Conv2dWgrad {
   using Type = T;
+  static constexpr bool kImage = false;
   int32_t C, K;  // of a group
   BlockTile tile;
   Transposed<ImageMatrix<T>> a;

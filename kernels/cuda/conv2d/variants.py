@@ -1,19 +1,24 @@
-"""Convolution's rows of the kernel table, and the choice and launch plans of its variants.
+"""Convolution's rows of the kernel table, and the launch plans of its portable variants.
 
-A plan depends on the problem and the device alone, never on data, and is computed once for each.
+A plan depends on the problem and on what was chosen for it (`choice.py`), never on data, and is computed once for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from ...table import CPP_TYPES, DTYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
-from .problem import ITEM_BYTES, Conv2dProblem, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
+from .problem import ITEM_BYTES, Conv2dProblem, Walk, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
 
-#: Bytes of workspace that one call may take: half of it for columns or packed images, of which as many are made at once as fit,
-#: though never less than one; half for wgrad's splits, of which there is never less than one. A packed filter comes on top.
+#: Bytes of workspace that one call may take. Half of it is for columns or packed images,
+#:     N · groups · (channels of a group, rounded up to 16 bytes) · H · W · bytes of an element
+#: for each that has to be packed (C·R·S · P · Q instead for columns), made for as many images at a time as fit, though never for
+#: less than one. Half of it is for the sums of split products,
+#:     splits · elements of the result · 4 bytes (8 of float64),
+#: of which wgrad has always one split, fprop and dgrad none unless they have several. A packed filter comes on top.
+#: `choice.set_workspace_limit` changes it.
 workspace_limit = 256 << 20
 #: Elements up to which a gather divides 32-bit indices.
 most_int32 = 2**31
@@ -37,14 +42,28 @@ class Tile:
     thread_columns: int
 
     @property
+    def name(self) -> str:
+        """What a choice calls it."""
+        return f"{self.rows}x{self.columns}"
+
+    @property
     def threads(self) -> int:
         """Per block."""
         return self.rows // self.thread_rows * (self.columns // self.thread_columns)
 
     @property
+    def resident(self) -> int:
+        """Blocks of a multiprocessor."""
+        return 2 if self.thread_rows * self.thread_columns <= 16 else 1
+
+    @property
     def text(self) -> str:
         """As C++."""
         return f"Tile<{self.rows}, {self.columns}, {self.depth}, {self.thread_rows}, {self.thread_columns}>"
+
+    def step(self, dtype: str) -> int:
+        """Depth per step."""
+        return self.depth
 
     def shared_bytes(self, dtype: str) -> int:
         """sizeof(ImplicitGemmMemory): the problem; coordinates; two stages of both tiles, a line padded by 16 bytes."""
@@ -63,17 +82,27 @@ class MmaTile:
     warps_across: int
 
     @property
+    def name(self) -> str:
+        """What a choice calls it."""
+        return f"{self.rows}x{self.columns}"
+
+    @property
     def threads(self) -> int:
         """Per block."""
         return 32 * self.warps_down * self.warps_across
+
+    @property
+    def resident(self) -> int:
+        """Blocks of a multiprocessor."""
+        return 512 // self.threads
 
     @property
     def text(self) -> str:
         """As C++."""
         return f"MmaTile<{self.rows}, {self.columns}, {self.warps_down}, {self.warps_across}>"
 
-    def depth(self, dtype: str) -> int:
-        """Per step: four pieces of 16 bytes."""
+    def step(self, dtype: str) -> int:
+        """Depth per step: four pieces of 16 bytes."""
         return 4 * mma_piece(dtype)
 
     def shared_bytes(self, dtype: str) -> int:
@@ -131,22 +160,25 @@ KERNELS = (
 
 @dataclass(frozen=True)
 class GemmPlan:
-    """One product: how it is launched and how it walks memory."""
+    """One product: how it is launched, how it walks memory, and how its depth is split."""
 
     launch: LaunchPlan
     walks: Walks
-    splits: int = 1
-    pixels_per_split: int = 0
+    splits: int
+    split: int  # of wgrad: pixels of one split; of fprop and dgrad: what the depth of one is a multiple of
 
 
-def _choose_tile(dtype: str, tensor: bool, rows: int, columns: int, parts: int, multiprocessors: int) -> Tile | MmaTile:
-    """The largest that still gives every multiprocessor a block and is more than half used."""
-    tiles: tuple[Tile | MmaTile, ...] = _MMA_TILES if tensor else _TILES[dtype]
-    for tile in tiles:
-        blocks = _ceil_divide(rows, tile.rows) * _ceil_divide(columns, tile.columns) * parts
-        if blocks >= multiprocessors and columns * 2 > tile.columns and rows * 2 > tile.rows:
-            return tile
-    return tiles[-1]
+@cache
+def tiles(dtype: str, tensor: bool) -> dict[str, Tile | MmaTile]:
+    """By name, the largest first."""
+    found: tuple[Tile | MmaTile, ...] = _MMA_TILES if tensor else _TILES[dtype]
+    return {tile.name: tile for tile in found}
+
+
+def split_evenly(depth: int, step: int, splits: int) -> tuple[int, int]:
+    """The depth of one split in whole steps, and how many splits then have any."""
+    each = _ceil_divide(_ceil_divide(depth, step), splits) * step
+    return each, max(1, _ceil_divide(depth, each)) if depth else 1
 
 
 def _gemm_launch(direction: str, dtype: str, tile: Tile | MmaTile, rows: int, columns: int, parts: int) -> LaunchPlan:
@@ -159,47 +191,46 @@ def _piece(dtype: str, tensor: bool) -> int:
     return mma_piece(dtype) if tensor else piece(dtype)
 
 
+def _split_walks(dtype: str, walks: Walks, channels: int, splits: int) -> Walks:
+    """Sums of a split have their channels innermost, whatever the result has."""
+    if splits == 1:
+        return walks
+    return walks._replace(c=Walk.COLUMN_PIECES if channels % (16 // sum_bytes(dtype)) == 0 else Walk.COLUMNS)
+
+
 @lru_cache(maxsize=4096)
-def plan_fprop(problem: Conv2dProblem, tensor: bool, multiprocessors: int) -> GemmPlan:
+def plan_fprop(problem: Conv2dProblem, tensor: bool, tile_name: str, splits: int) -> GemmPlan:
     """y(pixel, K) = columns of x(pixel, tap) · filter(K, tap)."""
-    K = problem.group_channels[1]
-    rows = problem.N * problem.P * problem.Q
-    tile = _choose_tile(problem.dtype, tensor, rows, K, problem.groups, multiprocessors)
-    launch = _gemm_launch("fprop", problem.dtype, tile, rows, K, problem.groups)
-    return GemmPlan(launch, fprop_walks(problem, _piece(problem.dtype, tensor)))
+    dtype, K = problem.dtype, problem.group_channels[1]
+    tile = tiles(dtype, tensor)[tile_name]
+    splits = split_evenly(problem.taps, tile.step(dtype), splits)[1]
+    launch = _gemm_launch("fprop", dtype, tile, problem.N * problem.P * problem.Q, K, problem.groups * splits)
+    walks = _split_walks(dtype, fprop_walks(problem, _piece(dtype, tensor)), K, splits)
+    return GemmPlan(launch, walks, splits, tile.step(dtype))
 
 
 @lru_cache(maxsize=4096)
-def plan_dgrad(problem: Conv2dProblem, tensor: bool, multiprocessors: int) -> GemmPlan:
+def plan_dgrad(problem: Conv2dProblem, tensor: bool, tile_name: str, splits: int) -> GemmPlan:
     """dx(pixel, C) = columns of dy(pixel, tap) · filter(C, tap), once for each residue of the pixels modulo the stride."""
-    C = problem.group_channels[0]
+    dtype, C = problem.dtype, problem.group_channels[0]
+    tile = tiles(dtype, tensor)[tile_name]
+    splits = split_evenly(problem.dgrad_taps, tile.step(dtype), splits)[1]
     (stride_h, stride_w), residues = problem.stride, problem.stride[0] * problem.stride[1]
     rows = problem.N * _ceil_divide(problem.H, stride_h) * _ceil_divide(problem.W, stride_w)
-    tile = _choose_tile(problem.dtype, tensor, rows, C, problem.groups * residues, multiprocessors)
-    launch = _gemm_launch("dgrad", problem.dtype, tile, rows, C, problem.groups * residues)
-    return GemmPlan(launch, dgrad_walks(problem, _piece(problem.dtype, tensor)))
+    launch = _gemm_launch("dgrad", dtype, tile, rows, C, problem.groups * residues * splits)
+    walks = _split_walks(dtype, dgrad_walks(problem, _piece(dtype, tensor)), C, splits)
+    return GemmPlan(launch, walks, splits, tile.step(dtype))
 
 
 @lru_cache(maxsize=4096)
-def plan_wgrad(problem: Conv2dProblem, tensor: bool, multiprocessors: int, limit: int, most_splits: int) -> GemmPlan:
-    """Sums (splits, K, taps) of dy(K, pixel) · columns of x(tap, pixel), each over its own pixels.
-
-    There are as many splits as give each multiprocessor two blocks, as long as a split has 16 steps and all fit `limit` bytes.
-    """
-    dtype, K, pixels = problem.dtype, problem.group_channels[1], problem.N * problem.P * problem.Q
-    tile = _choose_tile(dtype, tensor, K, problem.taps, problem.groups * _ceil_divide(pixels, 1024), multiprocessors)
-    depth = tile.depth(dtype) if isinstance(tile, MmaTile) else tile.depth
-    blocks = _ceil_divide(K, tile.rows) * _ceil_divide(problem.taps, tile.columns) * problem.groups
-    splits = min(
-        _ceil_divide(2 * multiprocessors, blocks),
-        _ceil_divide(pixels, 16 * depth),
-        max(1, limit // (problem.K * problem.taps * sum_bytes(dtype))),
-        most_splits,
-    )
-    pixels_per_split = _ceil_divide(_ceil_divide(pixels, splits), depth) * depth
-    splits = _ceil_divide(pixels, pixels_per_split)
+def plan_wgrad(problem: Conv2dProblem, tensor: bool, tile_name: str, splits: int) -> GemmPlan:
+    """Sums (splits, K, taps) of dy(K, pixel) · columns of x(tap, pixel), each over its own pixels."""
+    dtype, K = problem.dtype, problem.group_channels[1]
+    tile = tiles(dtype, tensor)[tile_name]
+    pixels_per_split, splits = split_evenly(problem.N * problem.P * problem.Q, tile.step(dtype), splits)
     launch = _gemm_launch("wgrad", dtype, tile, K, problem.taps, problem.groups * splits)
-    return GemmPlan(launch, wgrad_walks(problem, _piece(dtype, tensor), 16 // sum_bytes(dtype)), splits, pixels_per_split)
+    walks = wgrad_walks(problem, _piece(dtype, tensor), 16 // sum_bytes(dtype))
+    return GemmPlan(launch, walks, splits, pixels_per_split)
 
 
 @lru_cache(maxsize=4096)
@@ -233,57 +264,6 @@ def plan_im2col(dtype: str, name: str, elements: int, multiprocessors: int) -> L
     index = "int32_t" if elements + 64 * multiprocessors * _IM2COL_THREADS < most_int32 else "int64_t"
     kernel = Kernel("conv2d/im2col.cuh", f"{name}_kernel", (CPP_TYPES[dtype], index))
     return LaunchPlan(kernel, LaunchConfig((blocks, 1, 1), (_IM2COL_THREADS, 1, 1)), "gather")
-
-
-# ---- variants: one predicate selects and explains ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to compute a direction. `refuses` tells why it does not take a problem, None if it does."""
-
-    name: str
-    refuses: Callable[[Conv2dProblem], str | None]
-
-
-def _index_limits(problem: Conv2dProblem) -> str | None:
-    largest = max(problem.H * problem.W, problem.P * problem.Q, problem.taps, problem.K // problem.groups * problem.R * problem.S)
-    return None if largest < 2**30 else f"one plane, or one filter, has {largest} elements; positions are counted in 30 bits"
-
-
-def _tensor_cores(problem: Conv2dProblem) -> str | None:
-    if problem.dtype == "float64":
-        return "tensor cores multiply fp16, bf16 and TF32, not float64"
-    if problem.dtype == "float32" and problem.precision != "tf32":
-        return "float32 products are to be IEEE: torch.backends.cudnn.conv.fp32_precision = 'tf32' allows tensor cores"
-    C, K = problem.group_channels
-    if problem.groups > 1 and min(C, K) < 4:
-        return f"groups of {C} and {K} channels would leave tensor cores multiplying padding"
-    return _index_limits(problem)
-
-
-TENSOR = Variant("tensor", _tensor_cores)
-IMPLICIT = Variant("implicit", _index_limits)
-EXPLICIT = Variant("explicit", _index_limits)
-#: By direction, the preferred first.
-VARIANTS: dict[str, tuple[Variant, ...]] = dict.fromkeys(DIRECTIONS, (TENSOR, IMPLICIT, EXPLICIT))
-
-
-@lru_cache(maxsize=4096)
-def choose(direction: str, problem: Conv2dProblem, forced: str | None = None) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The variant for a problem, the forced one or none if one is forced, and those passed over with their reasons.
-
-    Raises:
-        RuntimeError: none takes it.
-    """
-    passed_over: list[tuple[str, str]] = []
-    for variant in VARIANTS[direction]:
-        reason = variant.refuses(problem) if forced in (None, variant.name) else f"{forced} is asked for"
-        if reason is None:
-            return variant.name, tuple(passed_over)
-        passed_over.append((variant.name, reason))
-    reasons = "; ".join(f"{name}: {why}" for name, why in passed_over)
-    raise RuntimeError(f"conv2d_{direction}: no variant takes {problem}: {reasons}")
 
 
 def images_per_launch(bytes_per_image: int, pixels_per_image: Sequence[int], images: int, limit: int) -> int:

@@ -1,4 +1,4 @@
-"""Host code of convolution, unfold and fold: chooses a variant and runs it.
+"""Host code of convolution, unfold and fold: asks for a choice and runs its variant.
 
 Every function takes the launcher first. A call that has nothing to compute launches nothing.
 """
@@ -16,103 +16,101 @@ from torch_unroll.engines.compiled.conv2d_call import (
     allocate_workspace,
     pack_channels,
     packed_bytes,
+    sum_dtype,
     whole_pieces,
 )
 from torch_unroll.engines.compiled.recording import note_choice
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.kernels.cuda.conv2d import variants
-from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.cuda.conv2d.choice import Choice, choose
 from torch_unroll.shapes import convolved, output_memory_format
 
-#: The only variant allowed, for tests and benchmarks; None: `variants.choose` decides.
-forced: str | None = None
-
-_SUM_DTYPES = {torch.float64: torch.float64}
+#: The only variant or choice allowed, for tests and benchmarks; None: `choice.choose` decides.
+forced: str | Choice | None = None
 
 
 # ---- variants ---------------------------------------------------------------------------------------------------------------
 
 
-def _implicit_fprop(call: Call, bias: Tensor | None) -> None:
+def _implicit_fprop(call: Call, bias: Tensor | None, choice: Choice) -> None:
     for chunk in call.chunks():
-        chunk.fprop(bias)
+        chunk.fprop(bias, choice)
 
 
-def _explicit_fprop(call: Call, bias: Tensor | None) -> None:
+def _explicit_fprop(call: Call, bias: Tensor | None, choice: Choice) -> None:
     flat = call.w.contiguous().flatten(1)[:, :, None, None]  # the columns' rows are C R S
     chunks = call.chunks(call.column_bytes)
     columns = chunks[0].columns()
     for chunk in chunks:
         chunk.im2col(columns)
-        chunk.pointwise(columns[: chunk.problem.N], flat, chunk.y).fprop(bias)
+        chunk.pointwise(columns[: chunk.problem.N], flat, chunk.y).fprop(bias, choice)
 
 
-def _implicit_dgrad(call: Call) -> None:
+def _implicit_dgrad(call: Call, choice: Choice) -> None:
     for chunk in call.chunks():
-        chunk.dgrad()
+        chunk.dgrad(choice)
 
 
-def _explicit_dgrad(call: Call) -> None:
+def _explicit_dgrad(call: Call, choice: Choice) -> None:
     flat = call.w.contiguous().flatten(1)[:, :, None, None]
     chunks = call.chunks(call.column_bytes)
     columns = chunks[0].columns()
     for chunk in chunks:
-        chunk.pointwise(columns[: chunk.problem.N], flat, chunk.y).dgrad()
+        chunk.pointwise(columns[: chunk.problem.N], flat, chunk.y).dgrad(choice)
         chunk.col2im(columns)
 
 
 def _sums(call: Call, plan: variants.GemmPlan) -> Tensor:
-    dtype = _SUM_DTYPES.get(call.x.dtype, torch.float32)
-    return allocate_workspace((plan.splits, call.problem.K, call.problem.taps), call.x, dtype)
+    return allocate_workspace((plan.splits, call.problem.K, call.problem.taps), call.x, sum_dtype(call.x.dtype))
 
 
-def _implicit_wgrad(call: Call) -> None:
+def _implicit_wgrad(call: Call, choice: Choice) -> None:
     chunks = call.chunks()
-    plan = chunks[0].wgrad_plan()
+    plan = chunks[0].wgrad_plan(choice)
     sums = _sums(call, plan)
     for i, chunk in enumerate(chunks):
-        chunk.wgrad(sums, chunk.wgrad_plan(plan.splits), accumulate=i > 0)
+        chunk.wgrad(sums, chunk.wgrad_plan(choice, plan.splits), accumulate=i > 0)
     call.sum_splits(sums, plan.walks.channels_inner, *call.problem.group_channels)
 
 
-def _explicit_wgrad(call: Call) -> None:
+def _explicit_wgrad(call: Call, choice: Choice) -> None:
     chunks = call.chunks(call.column_bytes)
     columns = chunks[0].columns()
     shape_of_w = torch.empty((call.problem.K, call.problem.taps, 1, 1), device="meta")
     products = [chunk.pointwise(columns[: chunk.problem.N], shape_of_w, chunk.y) for chunk in chunks]
-    plan = products[0].wgrad_plan()
+    plan = products[0].wgrad_plan(choice)
     sums = _sums(call, plan)
     for i, (chunk, product) in enumerate(zip(chunks, products, strict=True)):
         chunk.im2col(columns)
-        product.wgrad(sums, product.wgrad_plan(plan.splits), accumulate=i > 0)
+        product.wgrad(sums, product.wgrad_plan(choice, plan.splits), accumulate=i > 0)
     call.sum_splits(sums, False, *call.problem.group_channels)
 
 
-def _tensor_fprop(call: Call, bias: Tensor | None) -> None:
+def _tensor_fprop(call: Call, bias: Tensor | None, choice: Choice) -> None:
     w = pack_channels(call.launcher, call.w, 1)
     for chunk in call.chunks(packed_bytes(call.problem.groups, call.x)):
         x = pack_channels(call.launcher, chunk.x, call.problem.groups)
-        call.on(x, w, chunk.y).fprop(bias, tensor=True)
+        call.on(x, w, chunk.y).fprop(bias, choice)
         del x  # before the next chunk's takes its place
 
 
-def _tensor_dgrad(call: Call) -> None:
+def _tensor_dgrad(call: Call, choice: Choice) -> None:
     groups, K = call.problem.groups, call.problem.group_channels[1]
     w = pack_channels(call.launcher, call.w, 1, K, whole_pieces(K, call.w))
     for chunk in call.chunks(packed_bytes(groups, call.y)):
         dy = pack_channels(call.launcher, chunk.y, groups)
-        call.on(chunk.x, w, dy).dgrad(tensor=True)
+        call.on(chunk.x, w, dy).dgrad(choice)
         del dy
 
 
-def _tensor_wgrad(call: Call) -> None:
+def _tensor_wgrad(call: Call, choice: Choice) -> None:
     groups = call.problem.groups
     channels, outputs = (whole_pieces(each, call.x) for each in call.problem.group_channels)
     shape_of_w = torch.empty((groups * outputs, channels, *call.w.shape[2:]), device="meta")
     plan = sums = None
     for chunk in call.chunks(packed_bytes(groups, call.x, call.y)):
         packed = call.on(pack_channels(call.launcher, chunk.x, groups), shape_of_w, pack_channels(call.launcher, chunk.y, groups))
-        plan = packed.wgrad_plan(tensor=True, most_splits=plan.splits if plan else 2**31)
+        plan = packed.wgrad_plan(choice, plan.splits if plan else 2**31)
         first, sums = sums is None, _sums(packed, plan) if sums is None else sums
         packed.wgrad(sums, plan, accumulate=not first)
         del packed
@@ -121,19 +119,28 @@ def _tensor_wgrad(call: Call) -> None:
     call.sum_splits(sums, plan.walks.channels_inner, channels, outputs)
 
 
-_FPROP: dict[str, Callable[[Call, Tensor | None], None]] = {
+#: The host functions of each variant in choice.VARIANTS.
+_FPROP: dict[str, Callable[[Call, Tensor | None, Choice], None]] = {
     "tensor": _tensor_fprop,
     "implicit": _implicit_fprop,
     "explicit": _explicit_fprop,
 }
-_DGRAD: dict[str, Callable[[Call], None]] = {"tensor": _tensor_dgrad, "implicit": _implicit_dgrad, "explicit": _explicit_dgrad}
-_WGRAD: dict[str, Callable[[Call], None]] = {"tensor": _tensor_wgrad, "implicit": _implicit_wgrad, "explicit": _explicit_wgrad}
+_DGRAD: dict[str, Callable[[Call, Choice], None]] = {
+    "tensor": _tensor_dgrad,
+    "implicit": _implicit_dgrad,
+    "explicit": _explicit_dgrad,
+}
+_WGRAD: dict[str, Callable[[Call, Choice], None]] = {
+    "tensor": _tensor_wgrad,
+    "implicit": _implicit_wgrad,
+    "explicit": _explicit_wgrad,
+}
 
 
-def _variant(direction: str, problem: Conv2dProblem) -> str:
-    name, passed_over = variants.choose(direction, problem, forced)
-    note_choice(f"conv2d_{direction}", passed_over)
-    return name
+def _choice(direction: str, call: Call) -> Choice:
+    chosen = choose(direction, call.problem, call.device, forced)
+    note_choice(f"conv2d_{direction}", chosen.passed_over, chosen)
+    return chosen.choice
 
 
 def _output(size: tuple[int, int, int, int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -162,7 +169,8 @@ def conv2d_fprop(
         return y.zero_() if bias is None else y.copy_(bias.view(1, K, 1, 1).expand_as(y))
     if y.numel():
         call = Call(launcher, x, w, y, (stride, padding, dilation, groups), precision)
-        _FPROP[_variant("fprop", call.problem)](call, None if bias is None else bias.contiguous())
+        choice = _choice("fprop", call)
+        _FPROP[choice.variant](call, None if bias is None else bias.contiguous(), choice)
     return y
 
 
@@ -182,7 +190,8 @@ def conv2d_dgrad(
         return dx.zero_()
     if dx.numel():
         call = Call(launcher, dx, w, dy, (stride, padding, dilation, groups), precision)
-        _DGRAD[_variant("dgrad", call.problem)](call)
+        choice = _choice("dgrad", call)
+        _DGRAD[choice.variant](call, choice)
     return dx
 
 
@@ -202,7 +211,8 @@ def conv2d_wgrad(
         return dw.zero_()
     if dw.numel():
         call = Call(launcher, x, dw, dy, (stride, padding, dilation, groups), precision)
-        _WGRAD[_variant("wgrad", call.problem)](call)
+        choice = _choice("wgrad", call)
+        _WGRAD[choice.variant](call, choice)
     return dw
 
 

@@ -13,6 +13,7 @@ from torch_unroll.engines.compiled.recording import note_workspace
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.kernels.cuda.conv2d import problem as parameters
 from torch_unroll.kernels.cuda.conv2d import variants
+from torch_unroll.kernels.cuda.conv2d.model import Choice
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 
 
@@ -26,6 +27,11 @@ def allocate_workspace(
     workspace = torch.empty(tuple(size), dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
     note_workspace(workspace.nbytes)
     return workspace
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What products are summed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 #: stride, padding, dilation, groups
@@ -58,7 +64,8 @@ class Call:
     def __init__(self, launcher: Launcher, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, precision: str):
         self.launcher, self.x, self.w, self.y, self.geometry, self.precision = launcher, x, w, y, geometry, precision
         self.problem = _problem(x, w, y, geometry, precision)
-        self.multiprocessors = launcher.properties(x.device).multiprocessors
+        self.device = launcher.properties(x.device)
+        self.multiprocessors = self.device.multiprocessors
 
     def chunks(self, bytes_per_image: int = 0) -> list[Call]:
         """The same call for as many images at a time as a launch and the workspace take."""
@@ -76,29 +83,44 @@ class Call:
         """A 1×1 convolution of other tensors with the same groups."""
         return Call(self.launcher, x, w, y, ((1, 1), (0, 0, 0, 0), (1, 1), self.problem.groups), self.precision)
 
-    def fprop(self, bias: Tensor | None, tensor: bool = False) -> None:
-        plan = variants.plan_fprop(self.problem, tensor, self.multiprocessors)
+    def fprop(self, bias: Tensor | None, choice: Choice) -> None:
+        plan = variants.plan_fprop(self.problem, choice.variant == "tensor", choice.tile, choice.splits)
+        sums = self._image_sums(plan, self.y)
         pointers = (self.x.data_ptr(), self.w.data_ptr(), self.y.data_ptr())
         bias_pointer = None if bias is None else bias.data_ptr()
-        struct = parameters.FpropParameters(*pointers, self.problem.shape(), plan.walks.struct(), bias_pointer)
+        splits = parameters.CSplits(None if sums is None else sums.data_ptr(), plan.splits, plan.split)
+        struct = parameters.FpropParameters(*pointers, self.problem.shape(), plan.walks.struct(), splits, bias_pointer)
         self.launcher.launch(plan.launch, struct, self.x.device)
+        if sums is not None:
+            sum_image_splits(self.launcher, sums, self.y, bias)
 
-    def dgrad(self, tensor: bool = False) -> None:
-        plan = variants.plan_dgrad(self.problem, tensor, self.multiprocessors)
+    def dgrad(self, choice: Choice) -> None:
+        plan = variants.plan_dgrad(self.problem, choice.variant == "tensor", choice.tile, choice.splits)
+        sums = self._image_sums(plan, self.x)
         pointers = (self.y.data_ptr(), self.w.data_ptr(), self.x.data_ptr())
-        struct = parameters.DgradParameters(*pointers, self.problem.shape(), plan.walks.struct())
+        splits = parameters.CSplits(None if sums is None else sums.data_ptr(), plan.splits, plan.split)
+        struct = parameters.DgradParameters(*pointers, self.problem.shape(), plan.walks.struct(), splits)
         self.launcher.launch(plan.launch, struct, self.x.device)
+        if sums is not None:
+            sum_image_splits(self.launcher, sums, self.x)
+
+    def _image_sums(self, plan: variants.GemmPlan, result: Tensor) -> Tensor | None:
+        """Room for the sums of each split, (splits, N, H, W, channels); none where there is but one."""
+        if plan.splits == 1:
+            return None
+        N, channels, H, W = result.shape
+        return allocate_workspace((plan.splits, N, H, W, channels), result, sum_dtype(result.dtype))
 
     def wgrad(self, sums: Tensor, plan: variants.GemmPlan, accumulate: bool) -> None:
         pointers = (self.y.data_ptr(), self.x.data_ptr(), sums.data_ptr())
         struct = parameters.WgradParameters(
-            *pointers, self.problem.shape(), plan.walks.struct(), plan.splits, plan.pixels_per_split, accumulate
+            *pointers, self.problem.shape(), plan.walks.struct(), plan.splits, plan.split, accumulate
         )
         self.launcher.launch(plan.launch, struct, self.x.device)
 
-    def wgrad_plan(self, most_splits: int = 2**31, tensor: bool = False) -> variants.GemmPlan:
+    def wgrad_plan(self, choice: Choice, most_splits: int = 2**31) -> variants.GemmPlan:
         """The plan of wgrad; a later chunk adds to the splits of the first, so it has no more."""
-        return variants.plan_wgrad(self.problem, tensor, self.multiprocessors, variants.workspace_limit // 2, most_splits)
+        return variants.plan_wgrad(self.problem, choice.variant == "tensor", choice.tile, min(choice.splits, most_splits))
 
     def sum_splits(self, sums: Tensor, channels_inner: bool, channels: int, outputs: int) -> None:
         """Adds the splits in `sums`, (splits, groups · outputs, taps of `channels`), into w's place."""
@@ -117,7 +139,9 @@ class Call:
         self._gather("col2im", self.problem.H * self.problem.W, parameters.Col2imParameters, columns, self.x)
 
     def _gather(self, name: str, pixels: int, struct: type[ctypes.Structure], source: Tensor, result: Tensor) -> None:
-        plan = variants.plan_im2col(self.problem.dtype, name, self.problem.N * self.problem.C * pixels, self.multiprocessors)
+        plan = variants.plan_im2col(
+            self.problem.dtype, name, self.problem.N * self.problem.C * pixels, self.device.multiprocessors
+        )
         self.launcher.launch(plan, struct(source.data_ptr(), result.data_ptr(), self.problem.shape()), self.x.device)
 
     def columns(self) -> Tensor:

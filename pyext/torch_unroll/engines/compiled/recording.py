@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from torch_unroll.kernels.cuda.conv2d.choice import Chosen
 from torch_unroll.kernels.table import LaunchPlan
 
 
 @dataclass
 class Recording:
-    """The launches of a stretch of code, in order; bytes of workspace beside inputs and outputs; variants passed over."""
+    """The launches of a stretch of code, in order; bytes of workspace beside inputs and outputs; what was chosen by a table or a
+    model, and what was passed over."""
 
     launches: list[tuple[str, LaunchPlan]] = field(default_factory=list)  # engine, plan
     workspace_bytes: int = 0
     passed_over: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # function -> (variant, reason)
+    choices: dict[str, Chosen] = field(default_factory=dict)  # function -> the choice of its last call
 
 
 _active: Recording | None = None
@@ -44,7 +47,12 @@ def note_workspace(bytes_: int) -> None:
         _active.workspace_bytes += bytes_
 
 
-def note_choice(function: str, passed_over: tuple[tuple[str, str], ...]) -> None:
-    """Called where a variant is chosen, with those tried before it and why each was refused."""
-    if _active is not None and passed_over:
+def note_choice(function: str, passed_over: tuple[tuple[str, str], ...], chosen: Chosen | None = None) -> None:
+    """Called where a variant is chosen, with those tried before it and why each was refused, and with the choice where more than
+    a variant is chosen."""
+    if _active is None:
+        return
+    if passed_over:
         _active.passed_over[function] = passed_over
+    if chosen is not None:
+        _active.choices[function] = chosen
