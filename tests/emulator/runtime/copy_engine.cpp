@@ -43,7 +43,7 @@ void copy_box(void* shared, const void* map, const int32_t (&start)[4], const in
   if (!is_shared(barrier, 8)) wrong(what, "the mbarrier is not in this block's shared memory", where);
   mbarrier_require(barrier, where);
 
-  Moment issued, moment;
+  Moment issued{}, moment{};
   if constexpr (kRace) issued = release(scheduler().current()), moment = copies_moment(*block, barrier);
   Box rows = box;
   for (int row = 0; row < box.rows(); ++row) {

@@ -13,6 +13,12 @@
 
 namespace emulator {
 namespace {
+// What the issuer of an asynchronous access knew, and some epochs that this is known to comprise: neighbours have the same.
+struct Issuer {
+  const Moment& moment;
+  mutable uint64_t ordered[8] = {};
+};
+
 // The moment of an access: clock, block, thread or another actor, and whether it was atomic, in one word; 0 is none.
 struct Epoch {
   uint64_t word = 0;
@@ -34,7 +40,13 @@ struct Epoch {
     if (block() == self.block && thread() == self.thread) return self.clock;
     return self.known ? self.known->at(block(), thread()) : 0;
   }
-  bool before(const Moment& self) const { return known_to(self) >= clock(); }
+  bool before(const Issuer& self) const {
+    uint64_t& ordered = self.ordered[thread() % 8];
+    if (ordered == word) return true;
+    const bool found = known_to(self.moment) >= clock();
+    if (found) ordered = word;
+    return found;
+  }
 };
 
 // Of the readers that no write has followed only a few are kept: any one of them betrays a write that did not wait.
@@ -280,13 +292,13 @@ void see_asynchronous(const void* pointer, size_t bytes, Access access, const Mo
   const uint32_t code = code_of(where) | kAsynchronous;
   if (!is_memory(address, bytes, access, code)) return;
   const Epoch now = Epoch::of(actor.clock, actor.block, actor.thread, false);
-  const std::string who = std::string(what) + " of this thread";
+  const Issuer issuer{issued};
   Epoch fenced;  // a write that is
   for_each_cell(address, bytes, [&](Cell& cell, uintptr_t byte) {
     const Epoch write = cell.write;
     const bool through_another_proxy = write.word && write.word != fenced.word && !(cell.write_code & kAsynchronous);
     const uint32_t write_code = cell.write_code;
-    check_byte(who.c_str(), cell, byte, access, code, issued, now);
+    check_byte(what, cell, byte, access, code, issuer, now);
     if (!through_another_proxy) return;
     if (!owns_shared_memory_at(pointer))
       fail(

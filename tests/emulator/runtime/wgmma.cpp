@@ -285,7 +285,7 @@ void wait_for_groups(void* const operand[32], uint32_t lanes) {
   WgmmaQueue& queue = *current_queue("wgmma_wait", wait.where);
   Block& block = *scheduler().current().block;
   const unsigned warp = scheduler().current().linear / 32;
-  Moment moment;
+  Moment moment{};
   if constexpr (kRace) moment = products_moment(block, warp);
   for (; queue.groups.size() > wait.pending; queue.groups.pop_front())
     for (unsigned left = queue.groups.front(); left; --left) {
