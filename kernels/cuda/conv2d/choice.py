@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import variants
+from .hopper import HOPPER
 from .model import Choice, Device, Prediction, Variant, share
 from .model import predict as predict_of
 from .portable import EXPLICIT, IMPLICIT, TENSOR
@@ -41,7 +42,7 @@ __all__ = ["VARIANTS", "Choice", "Chosen", "Prediction", "candidates", "choose",
 
 TABLE = Path(__file__).with_name("choices.json")
 #: By direction, the preferred first.
-VARIANTS: dict[str, tuple[Variant, ...]] = dict.fromkeys(variants.DIRECTIONS, (TENSOR, IMPLICIT, EXPLICIT))
+VARIANTS: dict[str, tuple[Variant, ...]] = dict.fromkeys(variants.DIRECTIONS, (HOPPER, TENSOR, IMPLICIT, EXPLICIT))
 #: How many times faster than a preferred variant another one has to be predicted: the order is a prediction as well.
 MARGIN = 1.25
 

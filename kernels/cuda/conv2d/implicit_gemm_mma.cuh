@@ -5,9 +5,8 @@
 //   tensor     this file. Tiles of the column matrix are formed in shared memory by cp.async, several stages ahead of mma.sync.
 //              Predicted on an H200: half of the dense rate that wgmma reaches, and memory-bound below 150 products a byte.
 //              Measured: not yet.
-//   splits     of the depth, a block for each: for images of few tiles, and always in wgrad. The sums go to memory and are added
-//   by
-//              split_k.cuh, which has the prediction. Measured: not yet.
+//   splits     of the depth, a block for each: for images of few tiles, and always in wgrad. The sums go to memory;
+//              split_k.cuh adds them, and has the prediction. Measured: not yet.
 //   hopper     TMA forms the columns and wgmma eats them: not here.
 //
 // Operands come in whole pieces of 16 bytes: channels are contiguous and a multiple of 8 (4 of fp32) in each group. What is laid

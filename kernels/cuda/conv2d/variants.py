@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from ...table import CPP_TYPES, DTYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
+from . import wgmma
 from .problem import ITEM_BYTES, Conv2dProblem, Walk, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
 
 #: Bytes of workspace that one call may take. Half of it is for columns or packed images,
@@ -150,6 +151,7 @@ _mma_types = tuple(CPP_TYPES[dtype] for dtype in _MMA_DTYPES)
 KERNELS = (
     *(_gemm_kernel(direction, dtype, tile) for dtype in DTYPES for tile in _TILES[dtype] for direction in DIRECTIONS),
     *(_gemm_kernel(direction, dtype, tile) for dtype in _MMA_DTYPES for tile in _MMA_TILES for direction in DIRECTIONS),
+    *wgmma.KERNELS,
     *instantiate("conv2d/transpose.cuh", "pack_channels_kernel", _mma_types),
     *instantiate("conv2d/split_k.cuh", "conv2d_sum_splits_kernel", _types),
     *(_sum_image_splits_kernel(dtype) for dtype in DTYPES),

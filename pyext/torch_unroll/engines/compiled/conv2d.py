@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torch_unroll.engines.compiled import Launcher
+from torch_unroll.engines.compiled import Launcher, conv2d_hopper
 from torch_unroll.engines.compiled.conv2d_call import (
     Call,
     allocate_workspace,
@@ -121,16 +121,19 @@ def _tensor_wgrad(call: Call, choice: Choice) -> None:
 
 #: The host functions of each variant in choice.VARIANTS.
 _FPROP: dict[str, Callable[[Call, Tensor | None, Choice], None]] = {
+    "hopper": conv2d_hopper.fprop,
     "tensor": _tensor_fprop,
     "implicit": _implicit_fprop,
     "explicit": _explicit_fprop,
 }
 _DGRAD: dict[str, Callable[[Call, Choice], None]] = {
+    "hopper": conv2d_hopper.dgrad,
     "tensor": _tensor_dgrad,
     "implicit": _implicit_dgrad,
     "explicit": _explicit_dgrad,
 }
 _WGRAD: dict[str, Callable[[Call, Choice], None]] = {
+    "hopper": conv2d_hopper.wgrad,
     "tensor": _tensor_wgrad,
     "implicit": _implicit_wgrad,
     "explicit": _explicit_wgrad,

@@ -65,7 +65,6 @@ class Call:
         self.launcher, self.x, self.w, self.y, self.geometry, self.precision = launcher, x, w, y, geometry, precision
         self.problem = _problem(x, w, y, geometry, precision)
         self.device = launcher.properties(x.device)
-        self.multiprocessors = self.device.multiprocessors
 
     def chunks(self, bytes_per_image: int = 0) -> list[Call]:
         """The same call for as many images at a time as a launch and the workspace take."""

@@ -17,24 +17,26 @@ from torch_unroll.engines.compiled.conv2d_call import (
     sum_image_splits,
     whole_pieces,
 )
-from torch_unroll.kernels.cuda.conv2d import hopper
-from torch_unroll.kernels.cuda.conv2d.hopper import HopperPlan, Image
+from torch_unroll.kernels.cuda.conv2d import im2col_maps, wgmma
+from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.kernels.cuda.conv2d.im2col_maps import Image
+from torch_unroll.kernels.cuda.conv2d.wgmma import WgmmaPlan
 from torch_unroll.kernels.tensor_map import ITEM_BYTES, TensorMapSpec
 
 
-def fprop(call: Call, bias: Tensor | None, tile: str, splits: int) -> None:
+def fprop(call: Call, bias: Tensor | None, choice: Choice) -> None:
     """y = x * w + bias."""
     groups = call.problem.groups
     w = _fetchable(call.launcher, call.w, 1)
     for chunk in call.chunks(packed_bytes(groups, call.x)):
         x = _fetchable(call.launcher, chunk.x, groups)
         product = call.on(x, w, chunk.y)
-        plan = hopper.plan("fprop", product.problem, tile, splits, call.multiprocessors)
+        plan = wgmma.plan("fprop", product.problem, choice.tile, choice.splits, call.device.multiprocessors)
         _launch_image("fprop", product, plan, x, w, chunk.y, bias)
         del x, product  # before the next chunk's takes its place
 
 
-def dgrad(call: Call, tile: str, splits: int) -> None:
+def dgrad(call: Call, choice: Choice) -> None:
     """dx from dy and w."""
     groups, K = call.problem.groups, call.problem.group_channels[1]
     outputs = whole_pieces(K, call.w)
@@ -46,22 +48,22 @@ def dgrad(call: Call, tile: str, splits: int) -> None:
     for chunk in call.chunks(packed_bytes(groups, call.y)):
         dy = _fetchable(call.launcher, chunk.y, groups)
         product = call.on(chunk.x, shape_of_w, dy)
-        plan = hopper.plan("dgrad", product.problem, tile, splits, call.multiprocessors)
+        plan = wgmma.plan("dgrad", product.problem, choice.tile, choice.splits, call.device.multiprocessors)
         _launch_image("dgrad", product, plan, dy, w, chunk.x, None)
         del dy, product
 
 
-def wgrad(call: Call, tile: str, splits: int) -> None:
+def wgrad(call: Call, choice: Choice) -> None:
     """dw from dy and x, summed over splits of the pixels."""
     groups, (C, K), (R, S) = call.problem.groups, call.problem.group_channels, call.w.shape[2:]
     inputs, outputs = whole_pieces(C, call.x), whole_pieces(K, call.x)
-    channels = hopper.padded_channels(call.problem.dtype, inputs)
+    channels = wgmma.padded_channels(call.problem.dtype, inputs)
     shape_of_w = torch.empty((groups * outputs, inputs, R, S), device="meta")
-    sums = None
+    sums, splits = None, choice.splits
     for chunk in call.chunks(packed_bytes(groups, call.x, call.y)):
         x, dy = (_fetchable(call.launcher, each, groups) for each in (chunk.x, chunk.y))
         product = call.on(x, shape_of_w, dy)
-        plan = hopper.plan("wgrad", product.problem, tile, splits, call.multiprocessors)
+        plan = wgmma.plan("wgrad", product.problem, choice.tile, splits, call.device.multiprocessors)
         first = sums is None
         if sums is None:
             sums = allocate_workspace((plan.splits, groups * outputs, R * S * channels), call.x, torch.float32)
@@ -73,7 +75,7 @@ def wgrad(call: Call, tile: str, splits: int) -> None:
 
 
 def _launch_image(
-    direction: str, product: Call, plan: HopperPlan, image: Tensor, filter: Tensor, result: Tensor, bias: Tensor | None
+    direction: str, product: Call, plan: WgmmaPlan, image: Tensor, filter: Tensor, result: Tensor, bias: Tensor | None
 ) -> None:
     """Sums over `image` for every pixel of `result`; both are of all groups."""
     launcher, problem, groups = product.launcher, product.problem, product.problem.groups
@@ -82,10 +84,10 @@ def _launch_image(
     block = plan.span // item
     depth_contiguous = direction == "fprop" or item == 4
     box = (block, plan.tile.columns) if depth_contiguous else (128 // item, block)
-    struct: Any = hopper.image_parameters(1 if direction == "fprop" else 16)()
+    struct: Any = wgmma.image_parameters(1 if direction == "fprop" else 16)()
     for i, each in enumerate(plan.images):
         struct.images[i] = _image(launcher, image, each, block, plan.tile.rows)
-    spec = hopper.filter_map(problem.dtype, filter.shape, filter.stride(), *box, address=filter.data_ptr())
+    spec = im2col_maps.filter_map(problem.dtype, filter.shape, filter.stride(), *box, address=filter.data_ptr())
     struct.filter = launcher.tensor_map(spec, filter.device)
     sums = allocate_workspace((plan.splits, N, H, W, channels), result, torch.float32) if plan.splits > 1 else None
     struct.result, struct.stride = result.data_ptr(), (ctypes.c_int64 * 4)(*result.stride())
@@ -101,12 +103,12 @@ def _launch_image(
         sum_image_splits(launcher, sums, result, bias)
 
 
-def _launch_wgrad(product: Call, plan: HopperPlan, x: Tensor, dy: Tensor, sums: Tensor, accumulate: bool) -> None:
+def _launch_wgrad(product: Call, plan: WgmmaPlan, x: Tensor, dy: Tensor, sums: Tensor, accumulate: bool) -> None:
     launcher, problem = product.launcher, product.problem
     item = ITEM_BYTES[problem.dtype]
     pixels = 128 // item  # of a step
-    as_it_is = hopper.as_it_is(problem.P, problem.Q)
-    struct: Any = hopper.WgradParameters()
+    as_it_is = im2col_maps.as_it_is(problem.P, problem.Q)
+    struct: Any = wgmma.WgradParameters()
     struct.x = _image(launcher, x, plan.images[0], plan.span // item, pixels)
     struct.dy = _image(launcher, dy, as_it_is, 128 // item, pixels).map
     struct.sums = sums.data_ptr()
@@ -116,10 +118,10 @@ def _launch_wgrad(product: Call, plan: HopperPlan, x: Tensor, dy: Tensor, sums: 
     launcher.launch(plan.launch, struct, x.device)
 
 
-def _image(launcher: Launcher, tensor: Tensor, image: Image, channels: int, pixels: int) -> hopper.CImage:
+def _image(launcher: Launcher, tensor: Tensor, image: Image, channels: int, pixels: int) -> wgmma.CImage:
     """As the kernels take it; its map is made where there is anything to fetch."""
     vertical, horizontal = image
-    filled = hopper.CImage(vertical=hopper.CAxis(*vertical), horizontal=hopper.CAxis(*horizontal))
+    filled = wgmma.CImage(vertical=wgmma.CAxis(*vertical), horizontal=wgmma.CAxis(*horizontal))
     if vertical.walked and horizontal.walked:
         filled.map = launcher.tensor_map(_map(tensor, image, channels, pixels), tensor.device)
     return filled
@@ -127,7 +129,7 @@ def _image(launcher: Launcher, tensor: Tensor, image: Image, channels: int, pixe
 
 def _map(tensor: Tensor, image: Image, channels: int, pixels: int) -> TensorMapSpec:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return hopper.image_map(dtype, tensor.shape, tensor.stride(), image, channels, pixels, tensor.data_ptr())
+    return im2col_maps.image_map(dtype, tensor.shape, tensor.stride(), image, channels, pixels, tensor.data_ptr())
 
 
 def _fetchable(launcher: Launcher, tensor: Tensor, groups: int) -> Tensor:
@@ -138,6 +140,6 @@ def _fetchable(launcher: Launcher, tensor: Tensor, groups: int) -> Tensor:
 def _dense(packed: Tensor) -> Tensor:
     """Itself; or a copy, where its strides are of a kind that maps do not know, such as of an expanded batch."""
     _, _, H, W = packed.shape
-    if _map(packed, hopper.as_it_is(H, W), 16, 1).refused() is None:
+    if _map(packed, im2col_maps.as_it_is(H, W), 16, 1).refused() is None:
         return packed
     return allocate_workspace(packed.shape, packed, memory_format=torch.channels_last).copy_(packed)
