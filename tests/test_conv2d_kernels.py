@@ -16,16 +16,41 @@ from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import DeviceProperties, conv2d, conv2d_call
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import problem as parameters
-from torch_unroll.kernels.cuda.conv2d import variants
+from torch_unroll.kernels.cuda.conv2d import variants, wgmma
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice, choose
+from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 from torch_unroll.kernels.table import Kernel, LaunchPlan
+from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
 pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: The variants that split the depth of fprop and dgrad too, each with a tile of which small images have several.
-SPLITTING = (Choice("tensor", "64x64", 3), Choice("implicit", "64x64", 3))
+SPLITTING = (Choice("hopper", "64x256", 3), Choice("tensor", "64x64", 3), Choice("implicit", "64x64", 3))
+
+
+#: What the emulator stands in for.
+DEVICE = DeviceProperties(16, (9, 0), 227 << 10, 50 << 20)
+
+
+def takes(forced: str | Choice, direction: str, problem: Conv2dProblem) -> bool:
+    """Whether a variant, or its tile, serves a direction of a problem; which do not is test_conv2d_choice.py's matter."""
+    name = forced.variant if isinstance(forced, Choice) else forced
+    (variant,) = (each for each in VARIANTS[direction] if each.name == name)
+    served = variant.refuses(direction, problem, DEVICE) is None
+    return served and (not isinstance(forced, Choice) or forced.tile in variant.tiles(direction, problem))
+
+
+def _multiplies(forced: str | Choice, dtype: torch.dtype, precision: str) -> bool:
+    """Whether a variant computes products of such a kind; TF32 is asked for where only that can."""
+    x = torch.empty(1, 8, 3, 3, dtype=dtype)
+    geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+    of = {each: conv2d_call._problem(x, x, x[:, :, :1, :1], geometry, each) for each in ("ieee", precision)}
+    return takes(forced, "fprop", of[precision]) and (precision == "ieee" or not takes(forced, "fprop", of["ieee"]))
+
+
+DIRECTIONS = ("fprop", "dgrad", "wgrad")
 #: variant or choice, dtype, precision: all that there is
 MATHS = [
     pytest.param(forced, dtype, precision, id=f"{name}-{str(dtype).removeprefix('torch.')}-{precision}")
@@ -35,8 +60,7 @@ MATHS = [
     )
     for dtype in DTYPES
     for precision in (("ieee", "tf32") if dtype == torch.float32 else ("ieee",))
-    if ("tensor" in name and (dtype != torch.float64 and (precision == "tf32") == (dtype == torch.float32)))
-    or ("tensor" not in name and precision == "ieee")
+    if _multiplies(forced, dtype, precision)
 ]
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -57,6 +81,9 @@ class Watcher:
     def properties(self, device: torch.device) -> DeviceProperties:
         return cuda.LAUNCHER.properties(device)
 
+    def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
+        return cuda.LAUNCHER.tensor_map(spec, device)
+
 
 @dataclass
 class Case:
@@ -71,31 +98,37 @@ class Case:
 
     def inputs(self, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, w = torch.randn(self.x_size), torch.randn(self.w_size)
-        dy = torch.randn(self.exact(x.double(), w.double(), None)[0].shape)
+        dy = torch.randn(self.exact(x.double(), w.double(), None)["fprop"].shape)
         x, w, dy = (each.to(dtype).contiguous(memory_format=memory_format) for each in (x, w, dy))
         return x, w, torch.randn(self.w_size[0]).to(dtype), dy
 
-    def exact(self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor | None = None) -> list[Tensor]:
-        """y, and with dy also dx and dw, in the dtype of x, by torch."""
+    def exact(self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor | None = None) -> dict[str, Tensor]:
+        """y, and with dy also dx and dw, in the dtype of x, by torch; by direction."""
         top, bottom, left, right = self.padding
         padded = F.pad(x, (left, right, top, bottom)).detach().requires_grad_()
         w = w.detach().requires_grad_()
         y = F.conv2d(padded, w, bias, self.stride, 0, self.dilation, self.groups)
         if dy is None:
-            return [y.detach()]
+            return {"fprop": y.detach()}
         dx, dw = torch.autograd.grad(y, (padded, w), dy)
-        return [y.detach(), dx[:, :, top : top + x.shape[2], left : left + x.shape[3]], dw]
+        return {"fprop": y.detach(), "dgrad": dx[:, :, top : top + x.shape[2], left : left + x.shape[3]], "wgrad": dw}
 
     def ours(
         self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor, precision: str, launcher: Watcher | None = None
-    ) -> list[Tensor]:
-        geometry = (self.stride, self.padding, self.dilation, self.groups, precision)
+    ) -> dict[str, Tensor]:
+        """The same, as far as the forced variant takes it."""
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
         to = launcher or Watcher()
-        return [
-            conv2d.conv2d_fprop(to, x, w, bias, *geometry),
-            conv2d.conv2d_dgrad(to, dy, w, self.x_size[2:], *geometry),
-            conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], *geometry),
-        ]
+        calls = {
+            "fprop": lambda: conv2d.conv2d_fprop(to, x, w, bias, *geometry, precision),
+            "dgrad": lambda: conv2d.conv2d_dgrad(to, dy, w, self.x_size[2:], *geometry, precision),
+            "wgrad": lambda: conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], *geometry, precision),
+        }
+        problem = conv2d_call._problem(x, w, dy, geometry, precision)
+        taken = [each for each in calls if conv2d.forced is None or takes(conv2d.forced, each, problem)]
+        if not taken:
+            pytest.skip(f"{conv2d.forced} declines this in every direction")
+        return {direction: calls[direction]() for direction in taken}
 
 
 CASES = {
@@ -110,7 +143,6 @@ CASES = {
     "kernel beyond the plane": Case((2, 3, 2, 3), (4, 3, 5, 5), padding=(2, 3, 2, 2)),
     "several tiles": Case((2, 24, 13, 11), (72, 24, 1, 1)),
 }
-DIRECTIONS = ("fprop", "dgrad", "wgrad")
 
 
 @pytest.fixture(autouse=True)
@@ -131,9 +163,11 @@ def fresh_plans() -> Iterator[None]:
         cache.cache_clear()
 
 
-def tf32(x: Tensor) -> Tensor:
-    """To nearest with 10 bits of mantissa, ties away from zero."""
-    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+def tf32(x: Tensor, ties_to_even: bool) -> Tensor:
+    """To nearest with 10 bits of mantissa; ties away from zero, or to even as the copy engine rounds."""
+    bits = x.view(torch.int32)
+    half = 0xFFF + (bits >> 13 & 1) if ties_to_even else 0x1000
+    return ((bits + half) & ~0x1FFF).view(torch.float32)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -144,17 +178,15 @@ def test_results_are_as_accurate_as_torchs(
 ) -> None:
     case = CASES[name]
     x, w, bias, dy = case.inputs(dtype, FORMATS[layout])
-    if "tensor" in variant and case.groups > 1 and min(case.w_size[1], case.w_size[0] // case.groups) < 4:
-        pytest.skip("tensor cores decline this, see test_the_choice_and_its_reasons")
     conv2d.forced = variant
     results = case.ours(x, w, bias, dy, precision)
     given = [each.to(dtype) for each in (x, w, dy)]
     if precision == "tf32":  # exact products of rounded operands, summed in fp32
-        given = [tf32(each) for each in given]
+        given = [tf32(each, ties_to_even="hopper" in variant) for each in given]
     exact = case.exact(given[0].double(), given[1].double(), bias.double(), given[2].double())
     torchs = case.exact(given[0], given[1], bias, given[2])
-    for direction, result, same, double in zip(DIRECTIONS, results, torchs, exact, strict=True):
-        assert_as_accurate(result, same, double, direction)
+    for direction, result in results.items():
+        assert_as_accurate(result, torchs[direction], exact[direction], direction)
         like = {"fprop": (x, w), "dgrad": (dy, w), "wgrad": (dy, x)}[direction]
         channels_last = any(each.is_contiguous(memory_format=torch.channels_last) and not each.is_contiguous() for each in like)
         assert result.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -186,8 +218,8 @@ def test_any_strides(variant: str | Choice, dtype: torch.dtype, precision: str, 
     )
     conv2d.forced = variant
     exact = case.exact(x.double(), w.double(), None, dy.double())
-    for direction, result, double in zip(DIRECTIONS, case.ours(x, w, None, dy, precision), exact, strict=True):
-        assert_exact(result.double(), double, direction)
+    for direction, result in case.ours(x, w, None, dy, precision).items():
+        assert_exact(result.double(), exact[direction], direction)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -208,8 +240,8 @@ def test_offsets_beyond_two_thousand_million_elements(
     w = torch.randint(-2, 3, w.shape).to(dtype)
     conv2d.forced = variant
     exact = case.exact(x.double(), w.double(), None, dy.double())
-    for direction, result, double in zip(DIRECTIONS, case.ours(x, w, None, dy, precision), exact, strict=True):
-        assert_exact(result.double(), double, direction)
+    for direction, result in case.ours(x, w, None, dy, precision).items():
+        assert_exact(result.double(), exact[direction], direction)
 
 
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
@@ -222,8 +254,8 @@ def test_bitwise_the_same_under_any_schedule(variant: str | Choice, dtype: torch
     first = case.ours(x, w, bias, dy, precision)
     for other in (2, 3):
         seed(ctypes.c_uint64(other))
-        for direction, result, before in zip(DIRECTIONS, case.ours(x, w, bias, dy, precision), first, strict=True):
-            assert_exact(result, before, direction)
+        for direction, result in case.ours(x, w, bias, dy, precision).items():
+            assert_exact(result, first[direction], direction)
 
 
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
@@ -236,11 +268,11 @@ def test_every_byte_of_a_result_is_written(
     conv2d.forced = variant
     for name in ("residues without taps", "odd channels", "strided"):
         x, w, bias, dy = CASES[name].inputs(dtype, torch.contiguous_format)
-        for direction, result in zip(DIRECTIONS, CASES[name].ours(x, w, bias, dy, precision), strict=True):
+        for direction, result in CASES[name].ours(x, w, bias, dy, precision).items():
             assert torch.isfinite(result).all(), direction
 
 
-@pytest.mark.parametrize("variant", ["tensor", "implicit", "explicit"])
+@pytest.mark.parametrize("variant", ["hopper", "tensor", "implicit", "explicit"])
 def test_workspace_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch, fresh_plans: None, variant: str) -> None:
     case = Case((7, 8, 6, 6), (8, 8, 3, 3), padding=(1, 1, 1, 1))
     x, w, bias, dy = (
@@ -250,8 +282,8 @@ def test_workspace_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch, fresh
     limit = 2 * 8 * 9 * 36 * 2  # in one half of it one image's columns, or fewer than seven of x and dy packed
     monkeypatch.setattr(variants, "workspace_limit", limit)
     exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
-    for direction, result, double in zip(DIRECTIONS, case.ours(x, w, bias, dy, "ieee"), exact, strict=True):
-        assert_exact(result.double(), double.half().double(), direction)
+    for direction, result in case.ours(x, w, bias, dy, "ieee").items():
+        assert_exact(result.double(), exact[direction].half().double(), direction)
     geometry = (case.stride, case.padding, case.dilation, case.groups, "ieee")
     for function, inputs in (
         (conv2d.conv2d_fprop, (x, w, None)),
@@ -262,9 +294,9 @@ def test_workspace_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch, fresh
         with recording() as record:
             function(watcher, *inputs, *geometry)
         assert record.workspace_bytes <= limit
-        chunks = sum("gemm" in plan.kernel.source for plan in watcher.launched)
+        chunks = sum(plan.variant in ("hopper", "tensor", "implicit") for plan in watcher.launched)
         packed = 2 if function is conv2d.conv2d_wgrad else 1  # x and dy
-        assert chunks == {"explicit": 7, "implicit": 1, "tensor": packed}[variant]
+        assert chunks == {"explicit": 7, "implicit": 1, "tensor": packed, "hopper": packed}[variant]
 
 
 @pytest.mark.parametrize(
@@ -354,8 +386,8 @@ def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fre
             variants.plan_im2col.cache_clear()
             conv2d.forced = Choice(name, tile, splits)
             watcher = Watcher()
-            for direction, result, double in zip(DIRECTIONS, case.ours(x, w, bias, dy, precision, watcher), exact, strict=True):
-                assert_exact(result.double(), double.to(dtype).double(), direction)
+            for direction, result in case.ours(x, w, bias, dy, precision, watcher).items():
+                assert_exact(result.double(), exact[direction].to(dtype).double(), direction)
             launched |= {plan.kernel for plan in watcher.launched}
     assert {row.expression for row in variants.KERNELS} == {row.expression for row in launched}
 
@@ -363,6 +395,9 @@ def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fre
 def test_parameter_structs_have_the_size_of_their_mirrors() -> None:
     library = cuda._object("cpu")
     mirrors = {
+        "conv2d_fprop_wgmma": wgmma.image_parameters(1),
+        "conv2d_dgrad_wgmma": wgmma.image_parameters(wgmma.MOST_RESIDUES),
+        "conv2d_wgrad_wgmma": wgmma.WgradParameters,
         "conv2d_fprop": parameters.FpropParameters,
         "conv2d_dgrad": parameters.DgradParameters,
         "conv2d_wgrad": parameters.WgradParameters,
@@ -373,7 +408,7 @@ def test_parameter_structs_have_the_size_of_their_mirrors() -> None:
         "pack_channels": parameters.PackChannelsParameters,
     }
     for row in variants.KERNELS:
-        (mirror,) = (struct for name, struct in mirrors.items() if row.name.startswith(name))
+        mirror = next(struct for name, struct in mirrors.items() if row.name.startswith(name))
         assert library.library.torch_unroll_parameter_bytes(library.index[row.expression]) == ctypes.sizeof(mirror), (
             row.expression
         )

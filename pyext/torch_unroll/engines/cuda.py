@@ -54,6 +54,8 @@ class KernelObject:
         pointer = ctypes.c_void_p
         library.torch_unroll_launch.argtypes = [ctypes.c_int, pointer, pointer, pointer]
         library.torch_unroll_resident.argtypes = [ctypes.c_int, pointer, pointer]
+        if not hasattr(library, "torch_unroll_encode_tensor_map"):
+            raise OSError(f"{path.name} is older than its sources")
         library.torch_unroll_encode_tensor_map.argtypes = [pointer, pointer]
         names = [library.torch_unroll_kernel_name(i).decode() for i in range(library.torch_unroll_kernel_count())]
         self.index = {name: i for i, name in enumerate(names)}

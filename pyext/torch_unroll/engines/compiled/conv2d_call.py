@@ -25,7 +25,7 @@ def allocate_workspace(
 ) -> Tensor:
     """Uninitialised, and noted for `explain`."""
     workspace = torch.empty(tuple(size), dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
-    note_workspace(workspace.nbytes)
+    note_workspace(workspace)
     return workspace
 
 

@@ -84,7 +84,7 @@ def _launch_image(
     block = plan.span // item
     depth_contiguous = direction == "fprop" or item == 4
     box = (block, plan.tile.columns) if depth_contiguous else (128 // item, block)
-    struct: Any = wgmma.image_parameters(1 if direction == "fprop" else 16)()
+    struct: Any = wgmma.image_parameters(1 if direction == "fprop" else wgmma.MOST_RESIDUES)()
     for i, each in enumerate(plan.images):
         struct.images[i] = _image(launcher, image, each, block, plan.tile.rows)
     spec = im2col_maps.filter_map(problem.dtype, filter.shape, filter.stride(), *box, address=filter.data_ptr())

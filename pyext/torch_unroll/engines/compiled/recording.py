@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from torch_unroll.kernels.cuda.conv2d.choice import Chosen
 from torch_unroll.kernels.table import LaunchPlan
@@ -12,13 +15,17 @@ from torch_unroll.kernels.table import LaunchPlan
 
 @dataclass
 class Recording:
-    """The launches of a stretch of code, in order; bytes of workspace beside inputs and outputs; what was chosen by a table or a
-    model, and what was passed over."""
+    """The launches of a stretch of code, in order; the most bytes of workspace there were at once beside inputs and outputs; what
+    was chosen by a table or a model, and what was passed over."""
 
     launches: list[tuple[str, LaunchPlan]] = field(default_factory=list)  # engine, plan
     workspace_bytes: int = 0
     passed_over: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # function -> (variant, reason)
     choices: dict[str, Chosen] = field(default_factory=dict)  # function -> the choice of its last call
+    _live_bytes: int = 0
+
+    def _release(self, bytes_: int) -> None:
+        self._live_bytes -= bytes_
 
 
 _active: Recording | None = None
@@ -41,10 +48,12 @@ def note_launch(engine: str, plan: LaunchPlan) -> None:
         _active.launches.append((engine, plan))
 
 
-def note_workspace(bytes_: int) -> None:
-    """Called where host code allocates what is neither input nor output; the peak is at most the sum."""
+def note_workspace(workspace: Tensor) -> None:
+    """Called where host code has allocated what is neither input nor output; counts until the tensor is gone."""
     if _active is not None:
-        _active.workspace_bytes += bytes_
+        _active._live_bytes += workspace.nbytes
+        _active.workspace_bytes = max(_active.workspace_bytes, _active._live_bytes)
+        weakref.finalize(workspace, _active._release, workspace.nbytes)
 
 
 def note_choice(function: str, passed_over: tuple[tuple[str, str], ...], chosen: Chosen | None = None) -> None:

@@ -106,7 +106,7 @@ class _Layer:
         parameters = RnnParameters()
         rows = _padded_rows(w)
         if rows is not w:
-            note_workspace(rows.nbytes)
+            note_workspace(rows)
         keep = [rows]
         parameters.w, parameters.w_stride = rows.data_ptr(), rows.stride(1)
         if self.batch_sizes is not None:
