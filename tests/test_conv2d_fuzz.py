@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d
+from torch_unroll.kernels.cuda.conv2d.choice import Choice
 
 pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 
@@ -39,7 +40,7 @@ class Problem:
     seed: int
     dtype: torch.dtype
     precision: str
-    variant: str | None
+    variant: str | Choice | None
     x_size: tuple[int, ...]
     w_size: tuple[int, ...]
     y_size: tuple[int, ...]
@@ -91,6 +92,8 @@ def draw(seed: int) -> Problem:
     few = groups > 1 and min(channels, outputs) < 4
     tensor = () if dtype == torch.float64 or few or (dtype, precision) == (torch.float32, "ieee") else ("tensor",)
     variant = random.choice((None, None, "implicit", "explicit", *tensor))
+    if variant and random.random() < 0.5:
+        variant = Choice(variant, "64x64", random.randint(1, 9))
     layout = random.choice(("contiguous", "channels_last"))
     layouts = tuple(random.choice((layout, layout, *LAYOUTS)) for _ in range(3))
     return Problem(

@@ -15,11 +15,13 @@ from torch_unroll.replace import replace
 from torch_unroll.rnn import rnn, rnn_cell
 from torch_unroll.unfold import fold, unfold
 from torch_unroll.warmup import warmup
+from torch_unroll.workspace import conv2d_workspace
 
 __version__ = "0.1.0"
 
 __all__ = [
     "conv2d",
+    "conv2d_workspace",
     "conv_transpose2d",
     "engines",
     "explain",

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch_unroll.engines import NAMES, claims, refusal, resolve, select
 from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.kernels.cuda.conv2d.choice import Chosen
 from torch_unroll.kernels.table import LaunchPlan
 
 #: op -> the module that holds its function
@@ -58,6 +59,9 @@ class Explanation:
     launches: list[LaunchPlan] = field(default_factory=list)
     variants_passed_over: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # function -> (variant, why)
     workspace_bytes: int = 0
+    #: Of convolution: direction's function -> its variant, tile and splits; the time it was measured to take on this GPU, or is
+    #: predicted to; what bounds it; its workspace.
+    choices: dict[str, Chosen] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.op}: engine {self.engine}"]
@@ -70,6 +74,7 @@ class Explanation:
                 f"grid {_times(config.grid)}, block {_times(config.block)}{cluster}, {config.shared_bytes} B shared{cooperative}"
             )
             lines.append(f"  {plan.variant}: {plan.kernel.expression}  {shape}")
+        lines += [f"  {function}: {chosen}" for function, chosen in self.choices.items()]
         lines += [
             f"  {function}: not {variant}: {why}"
             for function, choices in self.variants_passed_over.items()
@@ -92,8 +97,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         args, kwargs: as that function takes them.
 
     Returns:
-        An `Explanation`: the engine, the kernels with their launch shapes, workspace, and why other engines and variants were
-        passed over.
+        An `Explanation`: the engine, the kernels with their launch shapes, workspace, why other engines and variants were
+        passed over, and of a convolution what was chosen for each direction and what is expected of it.
 
     Raises:
         ValueError: there is no such op.
@@ -115,4 +120,4 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     reasons = {name: refusal(name, op, first.device, first.dtype) for name in NAMES[: NAMES.index(serving)]}
     passed_over = {name: reason or f"engine {asked} was asked for" for name, reason in reasons.items()}
     launches = [plan for _, plan in record.launches]
-    return Explanation(op, serving, passed_over, launches, record.passed_over, record.workspace_bytes)
+    return Explanation(op, serving, passed_over, launches, record.passed_over, record.workspace_bytes, record.choices)
