@@ -25,6 +25,7 @@ Start here:
   python -m benchmarks run --suite resnet50 --dtype bf16 --out mine.json
   python -m benchmarks report mine.json                      tables, plots and a page to look at: mine.md, mine.html, mine-*.png
   python -m benchmarks compare old.json new.json             FASTER, SLOWER, SAME or UNSURE, case by case
+  python -m benchmarks choices --suite resnet50 --write      find convolution's fastest variants, tiles and splits: its table
   python -m benchmarks repro 'conv2d/fprop/bf16/channels_last/N=32,C=64,H=56,W=56,K=64,R=3,S=3,padding=1'
 
 How it is measured, and what the numbers mean: benchmarks/README.md. Every row was compared with float64 before it was timed.
@@ -68,6 +69,29 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("out/benchmarks.json"),
         help="result file (out/benchmarks.json); an interrupted run resumes",
     )
+
+    choices = commands.add_parser(
+        "choices",
+        help="search for the fastest variant, tile and splits of each convolution; makes the table they are chosen by",
+        description="Times what could compute each convolution of the suites. Without a GPU, a dry run on emulated kernels.",
+    )
+    _add_choice(choices)
+    choices.add_argument(
+        "--strategy",
+        choices=("grid", "random", "halving"),
+        default="halving",
+        help="time all candidates, a random quarter of them, or ever fewer with ever more samples (halving)",
+    )
+    choices.add_argument("--budget", type=float, metavar="MINUTES", help="stop in time; the same command goes on")
+    choices.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    choices.add_argument("--seed", type=int, default=0, help="of the inputs and of the random strategy (0)")
+    choices.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/choices.json"),
+        help="what was measured (out/choices.json); a second run continues it",
+    )
+    choices.add_argument("--write", action="store_true", help="enter the best in kernels/cuda/conv2d/choices.json when done")
 
     listing = commands.add_parser("list", aliases=["suites"], help="the suites, or the cases of some")
     _add_choice(listing)
@@ -204,6 +228,24 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _choices(arguments: argparse.Namespace) -> int:
+    from benchmarks import choices
+
+    device = _device(arguments.device)
+    if arguments.write:
+        choices.require_gpu(device)
+    arguments.op = ["conv2d"]
+    cases = choices.distinct(telling(selection(arguments, device)))
+    if device.type == "cpu":
+        cases = list({case.key: case for case in (each.shrunk() for each in cases)}.values())
+    search = choices.Search(cases, device, arguments.strategy, arguments.out, arguments.budget, arguments.seed)
+    document = search.go()
+    print(choices.summary(document))
+    if arguments.write:
+        print(choices.write(document))
+    return 0
+
+
 def _list(arguments: argparse.Namespace) -> int:
     if not any((arguments.suite, arguments.op, arguments.case, arguments.direction)):
         width = max(map(len, SUITES))
@@ -253,6 +295,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run,
+    "choices": _choices,
     "list": _list,
     "suites": _list,
     "report": _report,

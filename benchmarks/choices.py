@@ -1,0 +1,335 @@
+"""The search that makes convolution's table of choices, kernels/cuda/conv2d/choices.json: for each problem of the suites, the
+variant, tile and splits that take the least time on this GPU. Every candidate's result is compared with float64 before it is
+timed.
+
+A search writes each finished problem to disk at once; interrupted, the same command continues it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks import results
+from benchmarks.cases import Case
+from benchmarks.cuda_timing import L2Flush, measure
+from benchmarks.environment import describe
+from benchmarks.measure import fair
+from benchmarks.ops.operation import Call, double
+from benchmarks.runner import device_is_lost, start_again
+from benchmarks.suites import Selected
+from benchmarks.timing import Limits, interleave, loop_sampler, summarize
+from torch_unroll.engines import load, refusal, resolve_precision
+from torch_unroll.engines.compiled import CompiledEngine, conv2d, conv2d_call
+from torch_unroll.kernels.cuda.conv2d import choice as table
+from torch_unroll.kernels.cuda.conv2d.choice import Choice
+
+SCHEMA = "torch-unroll-choices"
+VERSION = 1
+
+#: Seconds of each choice, the median of so many samples, all choices in turn.
+Timer = Callable[[Sequence[Choice], int], dict[Choice, float]]
+#: The best choice, and the seconds of all that were timed. The choices come with the one predicted fastest first.
+Strategy = Callable[[Sequence[Choice], Timer], tuple[Choice, dict[Choice, float]]]
+
+#: Samples of each choice: of the first round of halving, and of whatever is entered in the table.
+FEW, MANY = 4, 32
+#: What the random strategy times.
+SHARE = 0.25
+
+
+# ---- strategies ----------------------------------------------------------------------------------------------------------
+
+
+def grid(choices: Sequence[Choice], timer: Timer) -> tuple[Choice, dict[Choice, float]]:
+    """All of them."""
+    seconds = timer(choices, MANY)
+    return min(seconds, key=seconds.__getitem__), seconds
+
+
+def random(choices: Sequence[Choice], timer: Timer, seed: str) -> tuple[Choice, dict[Choice, float]]:
+    """A share of them that follows from the seed, and the one predicted fastest."""
+    first, *others = choices
+    return grid([first, *Random(seed).sample(others, round(SHARE * len(others)))], timer)
+
+
+def halving(choices: Sequence[Choice], timer: Timer) -> tuple[Choice, dict[Choice, float]]:
+    """Successive halving (Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
+    2016): all of them with few samples, then the faster half with twice as many, and so on until the last have MANY."""
+    left, samples, seconds = list(choices), FEW, dict[Choice, float]()
+    while True:
+        seconds.update(timer(left, samples))
+        left.sort(key=seconds.__getitem__)
+        if samples >= MANY:
+            return left[0], seconds
+        left, samples = left[: -(-len(left) // 2)], 2 * samples
+
+
+STRATEGIES = ("grid", "random", "halving")
+
+
+def _strategy(name: str, seed: str) -> Strategy:
+    return partial(random, seed=seed) if name == "random" else {"grid": grid, "halving": halving}[name]
+
+
+# ---- one problem ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _forced(choice: Choice | None) -> Iterator[None]:
+    previous, conv2d.forced = conv2d.forced, choice
+    try:
+        yield
+    finally:
+        conv2d.forced = previous
+
+
+def _with(choice: Choice, call: Call) -> Call:
+    def forced() -> tuple[Tensor, ...]:
+        with _forced(choice):
+            return call()
+
+    return forced
+
+
+def engine_of(device: torch.device) -> str:
+    """The compiled engine that serves a device.
+
+    Raises:
+        ValueError: there is none.
+    """
+    reasons = {name: refusal(name, "conv2d", device, torch.float32) for name in ("cuda", "cupy")}
+    for name, reason in reasons.items():
+        if reason is None:
+            return name
+    raise ValueError("choices: no compiled engine runs here; " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+
+
+class Prepared:
+    """A problem with its tensors: what can compute it, which of that is right, and how long it takes."""
+
+    def __init__(self, case: Case, device: torch.device, engine: str, seed: int):
+        self.case, self.device = case, device
+        operation = case.operation
+        tensors = operation.tensors(case, device, seed)
+        self._call = operation.call(case, tensors, engine)
+        compiled = load(engine)
+        assert isinstance(compiled, CompiledEngine)
+        (result,) = self._call()
+        x, w, y = {
+            "fprop": (tensors["x"], tensors["w"], result),
+            "dgrad": (result, tensors["w"], tensors["dy"]),
+            "wgrad": (tensors["x"], result, tensors["dy"]),
+        }[case.direction]
+        shape = case.shape
+        padding = (shape.padding[0], shape.padding[0], shape.padding[1], shape.padding[1])
+        geometry = (shape.stride, padding, shape.dilation, shape.groups)
+        of = conv2d_call.Call(compiled.launcher, x, w, y, geometry, resolve_precision("conv", x))
+        self.key = table.problem_key(case.direction, of.problem)
+        candidates = table.candidates(case.direction, of.problem, of.device)
+        predicted = {each: table.predict(each, case.direction, of.problem, of.device).seconds for each in candidates}
+        self.choices = sorted(candidates, key=predicted.__getitem__)
+        #: What would be chosen without a table.
+        self.by_model = table.choose(case.direction, of.problem, replace(of.device, name="")).choice
+        torch.backends.cudnn.benchmark = False  # what is not timed needs no search
+        self._exact = operation.call(case, double(tensors), "eager")()
+        self._torchs = operation.call(case, tensors, "eager")()
+        self._tensors, self._engine = tensors, engine
+
+    def complaint(self, choice: Choice) -> str | None:
+        """What is wrong with a choice's result; None if nothing is."""
+        with _forced(choice):
+            found = self._call()
+        return self.case.operation.complaint(self.case, self._engine, self._tensors, found, self._exact, self._torchs)
+
+    def time(self, choices: Sequence[Choice], samples: int) -> dict[Choice, float]:
+        """Cold on a GPU; on a CPU, where the emulator computes, by the clock on the wall."""
+        limits = Limits(least=samples, most=samples, seconds=float("inf"), uncertainty=0.0)
+        calls = {str(each): _with(each, self._call) for each in choices}
+        if self.device.type == "cuda":
+            timed = measure(calls, L2Flush(self.device), limits).cold
+        else:
+            timed = interleave({name: loop_sampler(call, seconds=0.0) for name, call in calls.items()}, limits)
+        return {each: summarize(timed[str(each)]).median for each in choices}
+
+
+def search(prepared: Prepared, strategy: Strategy) -> dict[str, Any]:
+    """A problem's row: the best choice, the model's, and every candidate's time in microseconds or what is wrong with it."""
+    wrong: dict[str, str] = {}
+    right: list[Choice] = []
+    for each in prepared.choices:
+        try:
+            problem = prepared.complaint(each)
+        except torch.OutOfMemoryError as error:
+            problem = f"out of memory: {str(error).splitlines()[0]}"
+        if problem is None:
+            right.append(each)
+        else:
+            wrong[str(each)] = problem
+    row: dict[str, Any] = {"case": prepared.case.key, "wrong": wrong, "model": list(prepared.by_model), "best": None, "us": {}}
+    if right:
+        best, seconds = strategy(right, prepared.time)
+        row.update(best=[*best, _microseconds(seconds[best])], us={str(each): _microseconds(s) for each, s in seconds.items()})
+    return row
+
+
+def _microseconds(seconds: float) -> float:
+    return float(f"{1e6 * seconds:.4g}")
+
+
+# ---- the search ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Search:
+    """The cases of a search, and how it goes about them."""
+
+    cases: list[Case]
+    device: torch.device
+    strategy: str
+    out: Path
+    minutes: float | None = None
+    seed: int = 0
+    prepare: Callable[[Case, torch.device, str, int], Prepared] = Prepared
+
+    def go(self) -> dict[str, Any]:
+        """Searches; returns the document, which is also on disk. Ctrl-C keeps what was measured."""
+        engine = engine_of(self.device)
+        document = self._resume(describe(self.device))
+        rows: dict[str, Any] = document["problems"]
+        if document["begun"] is not None:
+            rows[document["begun"]] = {"case": document["begun"], "key": None, "error": "the process ended in this case"}
+            document["begun"] = None
+        done = {row["case"] for row in rows.values()}
+        wanted = [case for case in self.cases if case.key not in done]
+        if done:
+            print(f"continuing: {len(self.cases) - len(wanted)} of {len(self.cases)} cases are done", file=sys.stderr)
+        deadline = None if self.minutes is None else time.monotonic() + 60 * self.minutes
+        longest = 0.0
+        progress = tqdm(wanted, unit="case", file=sys.stderr, dynamic_ncols=True)
+        for i, case in enumerate(progress):
+            began = time.monotonic()
+            if deadline is not None and began + longest > deadline:
+                progress.close()
+                print(f"{len(wanted) - i} cases left: they do not fit in {self.minutes:g} minutes", file=sys.stderr)
+                break
+            progress.set_description(case.key[:60])
+            document["begun"] = case.key
+            results.save(document, self.out)
+            try:
+                rows[case.key] = self._row(case, engine)
+            except KeyboardInterrupt:
+                document["begun"] = None
+                results.save(document, self.out)
+                raise
+            except Exception as problem:  # one bad case does not end the search
+                rows[case.key] = {"case": case.key, "key": None, "error": f"{type(problem).__name__}: {problem}"[:500]}
+                progress.write(f"{case.key}: {rows[case.key]['error']}", file=sys.stderr)
+            document["begun"] = None
+            results.save(document, self.out)
+            if "error" in rows[case.key] and device_is_lost(self.device):
+                start_again()
+            longest = max(longest, time.monotonic() - began)
+        return document
+
+    def _row(self, case: Case, engine: str) -> dict[str, Any]:
+        stream = torch.cuda.stream(torch.cuda.Stream(self.device)) if self.device.type == "cuda" else nullcontext()
+        with fair(case.dtype), stream:
+            prepared = self.prepare(case, self.device, engine, self.seed)
+            return {"key": prepared.key, **search(prepared, _strategy(self.strategy, f"{self.seed} {case.key}"))}
+
+    def _resume(self, environment: dict[str, Any]) -> dict[str, Any]:
+        new = {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "environment": environment,
+            "strategy": self.strategy,
+            "seed": self.seed,
+            "begun": None,
+            "problems": {},
+        }
+        if not self.out.exists():
+            return new
+        try:
+            found = json.loads(self.out.read_text())
+        except json.JSONDecodeError as problem:
+            raise results.ForeignError(f"{self.out}: not JSON ({problem})") from problem
+        if not isinstance(found, dict) or (found.get("schema"), found.get("version")) != (SCHEMA, VERSION):
+            raise results.ForeignError(f"{self.out}: expected schema {SCHEMA} version {VERSION}")
+        told = [(name, found["environment"], environment) for name in ("device", "engine_digest", "torch", "driver")]
+        told += [(name, found, new) for name in ("strategy", "seed")]
+        changed = [f"{name}: {old.get(name)} → {now.get(name)}" for name, old, now in told if old.get(name) != now.get(name)]
+        if changed:
+            raise results.ForeignError(
+                f"{self.out}: left by another search ({'; '.join(changed)}); delete it, or name another --out"
+            )
+        return {**new, **found}
+
+
+def distinct(selected: Sequence[Selected]) -> list[Case]:
+    """The convolutions, each direction by itself, without their biases, which change no choice."""
+    cases = [each.case for each in selected if each.case.op == "conv2d" and each.case.direction != "train"]
+    return list({bare.key: bare for bare in (replace(each, shape=replace(each.shape, bias=0)) for each in cases)}.values())
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------------
+
+
+def require_gpu(device: torch.device) -> None:
+    """Refuses to enter in the table what no GPU has measured."""
+    if device.type != "cuda":
+        raise ValueError("--write: the table holds what a GPU has measured, and this search runs on the CPU, on emulated kernels")
+
+
+def write(document: Mapping[str, Any]) -> str:
+    """Enters a search's best choices in the table; what was done, in words."""
+    path = table.TABLE
+    environment = document["environment"]
+    if environment["device_type"] != "cuda":
+        require_gpu(torch.device("cpu"))
+    devices = json.loads(path.read_text())["devices"]
+    found = {row["key"]: row["best"] for row in document["problems"].values() if row.get("key") and row.get("best")}
+    devices[environment["device"]] = {**devices.get(environment["device"], {}), **found}
+    path.write_text(_text(devices))
+    return f"{len(found)} entries of {environment['device']} written to {path}"
+
+
+def _text(devices: Mapping[str, Mapping[str, Any]]) -> str:
+    """An entry a line."""
+    parts = []
+    for name, entries in sorted(devices.items()):
+        lines = ",\n".join(f"      {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted(entries.items()))
+        parts.append(f"    {json.dumps(name)}: {{\n{lines}\n    }}")
+    inside = "{\n" + ",\n".join(parts) + "\n  }" if parts else "{}"
+    return f'{{\n  "devices": {inside}\n}}\n'
+
+
+def summary(document: Mapping[str, Any]) -> str:
+    """How much faster the best choices are than the model's, and what was wrong."""
+    rows = list(document["problems"].values())
+    ratios = []
+    for row in rows:
+        model = row.get("us", {}).get(str(Choice(*row["model"]))) if row.get("best") else None
+        if model is not None:
+            ratios.append(model / row["best"][-1])
+    lines = [f"{sum(bool(row.get('best')) for row in rows)} of {len(rows)} cases have a best choice"]
+    if document["environment"]["device_type"] != "cuda":
+        lines.append("a dry run: emulated kernels were timed by the clock on the wall, which says nothing of a GPU")
+    elif ratios:
+        median = summarize(ratios).median
+        lines.append(f"the model's own choice takes {median:.2f} times as long in the median, {max(ratios):.2f} at most")
+    lines += [f"wrong: {row['case']}: {choice}: {why}" for row in rows for choice, why in row.get("wrong", {}).items()]
+    lines += [f"failed: {row['case']}: {row['error']}" for row in rows if "error" in row]
+    return "\n".join(lines)

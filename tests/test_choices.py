@@ -1,0 +1,242 @@
+"""The search for convolution's fastest choices: what its strategies find and spend, how it goes on, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import choices
+from benchmarks.cases import Case, parse
+from benchmarks.choices import MANY, Search, distinct, grid, halving, search, summary, write
+from benchmarks.cli import main
+from benchmarks.results import ForeignError
+from benchmarks.suites import select
+from torch_unroll.engines import cuda
+from torch_unroll.kernels.cuda.conv2d import choice as table
+from torch_unroll.kernels.cuda.conv2d.choice import Choice
+
+CPU = torch.device("cpu")
+CANDIDATES = [Choice("tensor", tile, splits) for tile in ("128x128", "64x64") for splits in range(1, 9)]
+CASES = [
+    parse(f"conv2d/{direction}/fp32/nchw/N=1,C=8,H=5,W=5,K={K},R=3,S=3") for direction in ("fprop", "wgrad") for K in (8, 16)
+]
+needs_emulator = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
+
+
+class Clock:
+    """A timer of choices whose true times are known, with noise that more samples take away; counts what it is asked for."""
+
+    def __init__(self, best: Choice, noise: float = 0.2):
+        self.best, self.noise, self.samples, self.calls = best, noise, 0, 0
+        self.random = Random(0)
+
+    def __call__(self, timed: Sequence[Choice], samples: int) -> dict[Choice, float]:
+        self.samples += samples * len(timed)
+        self.calls += 1
+        return {each: self.true(each) * (1 + self.noise * self.random.uniform(-1, 1) / samples) for each in timed}
+
+    def true(self, choice: Choice) -> float:
+        return 1e-5 if choice == self.best else 1e-5 * (1.2 + 0.1 * CANDIDATES.index(choice))
+
+
+@pytest.mark.parametrize("best", CANDIDATES)
+def test_grid_and_halving_find_the_best_and_halving_spends_less(best: Choice) -> None:
+    all_of_them, few_of_them = Clock(best), Clock(best)
+    found, seconds = grid(CANDIDATES, all_of_them)
+    assert found == best
+    assert set(seconds) == set(CANDIDATES)
+    found, seconds = halving(CANDIDATES, few_of_them)
+    assert found == best
+    assert set(seconds) == set(CANDIDATES)
+    assert few_of_them.samples <= all_of_them.samples / 2
+    assert all_of_them.samples == MANY * len(CANDIDATES)
+
+
+def test_halving_of_one_and_two() -> None:
+    for count in (1, 2):
+        clock = Clock(CANDIDATES[count - 1])
+        assert halving(CANDIDATES[:count], clock)[0] == CANDIDATES[count - 1]
+
+
+def test_random_takes_a_seeded_share_and_what_was_predicted_fastest() -> None:
+    clock = Clock(CANDIDATES[0])
+    best, seconds = choices.random(CANDIDATES, clock, "a")
+    assert best == CANDIDATES[0]
+    assert len(seconds) == 1 + round(0.25 * 15)
+    assert seconds.keys() == choices.random(CANDIDATES, Clock(best), "a")[1].keys()
+    assert any(seconds.keys() != choices.random(CANDIDATES, Clock(best), other)[1].keys() for other in "bcd")
+
+
+class Fake:
+    """A problem whose candidates are made up."""
+
+    def __init__(self, case: Case, wrong: dict[Choice, str] | None = None, best: Choice = CANDIDATES[5]):
+        self.case, self.key, self.choices = case, f"key of {case.key}", list(CANDIDATES)
+        self.by_model, self.wrong, self.time = CANDIDATES[0], wrong or {}, Clock(best)
+
+    def complaint(self, choice: Choice) -> str | None:
+        return self.wrong.get(choice)
+
+
+def test_what_is_wrong_is_told_and_not_timed() -> None:
+    row = search(Fake(CASES[0], {CANDIDATES[5]: "too far from float64"}), grid)  # type: ignore[arg-type]
+    assert row["wrong"] == {"tensor 128x128, 6 splits": "too far from float64"}
+    assert "tensor 128x128, 6 splits" not in row["us"]
+    assert row["best"][:3] == ["tensor", "128x128", 1]
+    assert row["best"][3] == pytest.approx(12, rel=0.1)
+    nothing = search(Fake(CASES[0], dict.fromkeys(CANDIDATES, "wrong")), grid)  # type: ignore[arg-type]
+    assert nothing["best"] is None
+
+
+def fakes(log: list[str], fail: str = "", stop: str = "") -> Any:
+    def prepare(case: Case, device: torch.device, engine: str, seed: int) -> Any:
+        log.append(case.key)
+        if case.key == stop:
+            raise KeyboardInterrupt
+        if case.key == fail:
+            raise RuntimeError("no luck")
+        return Fake(case)
+
+    return prepare
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "engine_of", lambda device: "cuda")
+
+
+@pytest.mark.usefixtures("served")
+def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
+    out, log = tmp_path / "out" / "choices.json", list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        Search(CASES, CPU, "grid", out, prepare=fakes(log, stop=CASES[2].key)).go()
+    assert list(json.loads(out.read_text())["problems"]) == [case.key for case in CASES[:2]]
+    log.clear()
+    document = Search(CASES, CPU, "grid", out, prepare=fakes(log, fail=CASES[3].key)).go()
+    assert log == [case.key for case in CASES[2:]]
+    assert document == json.loads(out.read_text())
+    assert document["problems"][CASES[2].key]["best"][:3] == list(CANDIDATES[5])
+    assert document["problems"][CASES[3].key]["error"] == "RuntimeError: no luck"
+    assert f"failed: {CASES[3].key}: RuntimeError: no luck" in summary(document)
+    assert "3 of 4 cases have a best choice" in summary(document)
+
+
+@pytest.mark.usefixtures("served")
+def test_a_case_that_took_the_process_down_is_not_tried_again(tmp_path: Path) -> None:
+    out, log = tmp_path / "choices.json", list[str]()
+    document = Search(CASES[:1], CPU, "grid", out, prepare=fakes(log)).go()
+    out.write_text(json.dumps({**document, "begun": CASES[1].key}))
+    document = Search(CASES, CPU, "grid", out, prepare=fakes(log)).go()
+    assert CASES[1].key not in log
+    assert document["problems"][CASES[1].key]["error"] == "the process ended in this case"
+
+
+@pytest.mark.usefixtures("served")
+def test_another_search_is_not_continued(tmp_path: Path) -> None:
+    out, log = tmp_path / "choices.json", list[str]()
+    Search(CASES[:1], CPU, "grid", out, prepare=fakes(log)).go()
+    with pytest.raises(ForeignError, match=r"left by another search \(strategy: grid → halving; seed: 0 → 1\)"):
+        Search(CASES, CPU, "halving", out, seed=1, prepare=fakes(log)).go()
+    for text in ("{", "[]", '{"schema": "torch-unroll-benchmarks", "version": 1}'):
+        out.write_text(text)
+        with pytest.raises(ForeignError):
+            Search(CASES, CPU, "grid", out, prepare=fakes(log)).go()
+
+
+@pytest.mark.usefixtures("served")
+def test_a_budget_leaves_the_rest_for_another_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, log = tmp_path / "choices.json", list[str]()
+    Search(CASES, CPU, "grid", out, minutes=-1, prepare=fakes(log)).go()
+    assert not log
+    assert "4 cases left" in capsys.readouterr().err
+
+
+def test_distinct_problems_have_no_bias_and_no_training() -> None:
+    cases = distinct(select(["alexnet", "lenet5", "unrolling", "pooling"], ["bf16"], ["nchw"]))
+    assert {case.op for case in cases} == {"conv2d"}
+    assert {case.direction for case in cases} == {"fprop", "dgrad", "wgrad"}
+    assert not any(case.shape.bias for case in cases)
+    assert len({case.key for case in cases}) == len(cases)
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    path = tmp_path / "table.json"
+    path.write_text(table.TABLE.read_text())
+    monkeypatch.setattr(table, "TABLE", path)
+    return path
+
+
+def measured(key: str, best: list[Any] | None, device: str = "NVIDIA H200") -> dict[str, Any]:
+    row = {"case": key, "key": key, "best": best, "us": {}, "wrong": {}, "model": ["tensor", "64x64", 1]}
+    return {"environment": {"device": device, "device_type": "cuda"}, "problems": {key: row}}
+
+
+def test_what_a_gpu_measured_is_entered_and_replaces_what_was_there(shipped: Path) -> None:
+    write(measured("a", ["tensor", "64x64", 2, 9.5]))
+    write(measured("b", ["hopper", "128x256", 1, 7.0]))
+    write(measured("a", ["tensor", "128x128", 1, 8.5]))
+    write(measured("c", None))
+    write(measured("a", ["tensor", "64x64", 1, 20.0], "NVIDIA A100-SXM4-80GB"))
+    devices = json.loads(shipped.read_text())["devices"]
+    assert devices["NVIDIA H200"] == {"a": ["tensor", "128x128", 1, 8.5], "b": ["hopper", "128x256", 1, 7.0]}
+    assert devices["NVIDIA A100-SXM4-80GB"] == {"a": ["tensor", "64x64", 1, 20.0]}
+    table.measured.cache_clear()
+    assert table.measured()["NVIDIA H200"]["a"] == (Choice("tensor", "128x128", 1), pytest.approx(8.5e-6))
+    table.measured.cache_clear()
+
+
+def test_the_shipped_table_is_as_the_search_writes_it() -> None:
+    text = table.TABLE.read_text()
+    assert choices._text(json.loads(text)["devices"]) == text
+
+
+def test_a_cpu_writes_no_table(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = shipped.read_text()
+    assert main(["choices", "--suite", "lenet5", "--device", "cpu", "--write"]) == 2
+    assert "--write: the table holds what a GPU has measured, and this search runs on the CPU" in capsys.readouterr().err
+    document = measured("a", ["tensor", "64x64", 2, 9.5])
+    document["environment"]["device_type"] = "cpu"
+    with pytest.raises(ValueError, match="what a GPU has measured"):
+        write(document)
+    assert shipped.read_text() == before
+
+
+@needs_emulator
+@pytest.mark.parametrize("strategy", ["grid", "random", "halving"])
+def test_a_dry_run_on_the_emulator(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choices, "MANY", 4)
+    out = tmp_path / "choices.json"
+    arguments = ["choices", "--suite", "lenet5", "--device", "cpu", "--strategy", strategy, "--out", str(out), "--dtype", "fp16"]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    rows = json.loads(out.read_text())["problems"].values()
+    assert {row["key"].partition("/")[0] for row in rows} == {"fprop", "dgrad", "wgrad"}
+    for row in rows:
+        assert row["wrong"] == {}
+        assert {*row["us"]} >= {str(Choice(*row["best"][:3]))}
+        assert row["best"][3] > 0
+    assert "a dry run" in said.out
+    assert main(arguments) == 0
+    assert "continuing: " in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_a_search_on_a_gpu(tmp_path: Path, shipped: Path) -> None:
+    out = tmp_path / "choices.json"
+    arguments = ["choices", "--suite", "resnet50", "--dtype", "bf16", "--layout", "channels_last", "--out", str(out), "--write"]
+    assert main([*arguments, "--case", "N=32,C=512,H=7,W=7,K=512"]) == 0
+    entries = json.loads(shipped.read_text())["devices"][torch.cuda.get_device_name()]
+    assert len(entries) == 3
+    assert all(microseconds > 0 for *_, microseconds in entries.values())
