@@ -89,7 +89,9 @@ class TensorMapSpec(NamedTuple):
         inner = (self.extent[0] * ITEM_BYTES[self.dtype], *self.stride)
         if any(inner[i + 1] < inner[i] or (i and inner[i + 1] % inner[i]) for i in range(3)):
             return f"its strides of {self.stride} bytes are not each a multiple of the one before"
-        if row % 16 or row > self.swizzle:
+        if self.swizzle not in (32, 64, 128):
+            return f"a swizzle of {self.swizzle} bytes is none of 32, 64 and 128"
+        if row % 16 or not 0 < row <= self.swizzle:
             return f"a row of the box has {row} bytes, not a multiple of 16 up to {self.swizzle}"
         if any(not 1 <= stride <= 8 for stride in self.element_stride):
             return f"strides {self.element_stride} are not all 1 to 8"

@@ -178,6 +178,8 @@ __device__ inline void implicit_gemm_wgmma(const Parameters& parameters) {
     const Product product(parameters, number);
     if (product.tile.row >= product.rows) continue;  // a residue with fewer pixels than the first; it has no steps either
     float sums[kFragments][Tile::kGroupN / 2] = {};
+#pragma unroll
+    for (int m = 0; m < kFragments; ++m) wgmma_written(sums[m]);
     // Described anew for every tile: kept while the last one was stored, it would have taken the sums' registers.
     const int32_t span = computed_again(parameters.span);
     const OperandLayout layout_a = Product::layout_a(span), layout_b = Product::layout_b(span);
@@ -190,7 +192,7 @@ __device__ inline void implicit_gemm_wgmma(const Parameters& parameters) {
     for (int32_t step = product.begin; step < product.end; ++step, place.next()) {
       const uint64_t a = advance(first_a, place.stage * Tile::kStageBytes), b = advance(first_b, place.stage * Tile::kStageBytes);
       mbarrier_wait(&memory.full[place.stage], place.turn);
-      wgmma_fence();
+      wgmma_fence();  // in every step: ptxas wants one on every way to a product
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll

@@ -2,7 +2,7 @@
 // by kN columns, 32 bytes of depth at once, with both operands in shared memory. Asynchronous: D and the operands are nobody
 // else's from the product on until a wait for its group.
 //
-//   wgmma_fence();  wgmma<T, ...>(d, a, b); ...  wgmma_commit();  wgmma_wait<0>(d);
+//   wgmma_written(d);  wgmma_fence();  wgmma<T, ...>(d, a, b); ...  wgmma_commit();  wgmma_wait<0>(d);
 //
 // Lane l of warp w of the warpgroup holds d[i]: row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2.
 //
@@ -32,7 +32,13 @@ __device__ inline int32_t computed_again(int32_t value) {
   return value;
 }
 
-// Before the first product, and between others and ordinary code that has touched D.
+// What has been written to d does not move behind what follows. No instruction.
+template <int kCount>
+__device__ inline void wgmma_written(float (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+// Before the first product, after wgmma_written, and between others and ordinary code that has touched D.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Closes a group of this warpgroup's products.
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -46,8 +52,7 @@ template <int kPending, int kCount>
 __device__ inline void wgmma_wait(float (&d)[kCount]) {
   static_assert(kPending == 0, "D of a group under way may not be touched");
   wgmma_wait<0>();
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  wgmma_written(d);
 }
 
 // T: half or bfloat16, 16 deep, or float, 8 deep, of which TF32's 19 bits are read.

@@ -31,6 +31,8 @@ inline uint64_t advance(uint64_t descriptor, uint32_t bytes) { return descriptor
 inline int32_t computed_again(int32_t value) { return value; }
 
 inline void wgmma_fence(emulator::Where where = emulator::Where::current()) { emulator::wgmma_fence(where); }
+template <int kCount>
+inline void wgmma_written(float (&)[kCount]) {}
 inline void wgmma_commit(emulator::Where where = emulator::Where::current()) { emulator::wgmma_commit(where); }
 template <int kPending>
 inline void wgmma_wait(emulator::Where where = emulator::Where::current()) {
