@@ -22,7 +22,10 @@ from torch_unroll.kernels import SOURCES  # noqa: E402
 from torch_unroll.kernels.build import BUILD, build  # noqa: E402
 from torch_unroll.kernels.table import OPS, kernels  # noqa: E402
 
-BARRIER = re.compile(r"\b(__syncthreads|__syncwarp|cluster_sync|cluster_wait|barrier_sync|copy_async_wait<\d+>)\([^()]*\);")
+BARRIER = re.compile(
+    r"\b(__syncthreads|__syncwarp|cluster_sync|cluster_wait|barrier_sync|mbarrier_wait|(?:copy_async|wgmma)_wait<\d+>|wgmma_fence)"
+    r"\([^()]*\);"
+)
 
 #: (file, the line without its comment) of barriers that may be missing without harm, and why they stand there all the same.
 REDUNDANT: dict[tuple[str, str], str] = {
@@ -96,7 +99,10 @@ class Mutants:
             path.write_text(text)
 
 
-NOTICED = re.compile(r"(race on|deadlock|outside of|the results differ|threads of one block|of the cluster has).*|did not end.*")
+NOTICED = re.compile(
+    r"(race on|deadlock|outside of|the results differ|threads of one block|of the cluster has|it is not initialised"
+    r"|more arrivals than|D was written|without wgmma_fence|no wgmma_wait).*|did not end.*"
+)
 
 
 def reason(result: subprocess.CompletedProcess[str]) -> str | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 import torch_unroll as tu
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d, max_pool2d, rnn
-from torch_unroll.kernels.cuda.conv2d.variants import VARIANTS as CONV2D_VARIANTS
+from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS as CONV2D_VARIANTS
 from torch_unroll.kernels.cuda.rnn.variants import VARIANTS as RNN_VARIANTS
 from torch_unroll.kernels.table import LaunchPlan
 
