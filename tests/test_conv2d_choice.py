@@ -126,6 +126,14 @@ def test_images_of_few_tiles_are_split_and_others_are_not(direction: str) -> Non
     assert choose(direction, problem(), H200).prediction.workspace_bytes == 0
 
 
+def test_splits_that_gain_little_are_not_worth_a_second_kernel() -> None:
+    of = problem("float16", H=8)
+    found = {each: predict(each, "fprop", of, A100).seconds for each in candidates("fprop", of, A100)}
+    fastest = min(found, key=found.__getitem__)
+    assert fastest.splits > 1
+    assert choose("fprop", of, A100).choice == fastest._replace(splits=1)
+
+
 @pytest.mark.parametrize(("C", "K", "tile"), [(256, 256, "128x128"), (32, 32, "64x64")])
 def test_narrow_products_take_the_small_tile(C: int, K: int, tile: str) -> None:
     assert choose("fprop", problem(C=C, K=K), A100).choice == Choice("tensor", tile, 1)

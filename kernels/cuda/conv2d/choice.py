@@ -45,6 +45,8 @@ TABLE = Path(__file__).with_name("choices.json")
 VARIANTS: dict[str, tuple[Variant, ...]] = dict.fromkeys(variants.DIRECTIONS, (HOPPER, TENSOR, IMPLICIT, EXPLICIT))
 #: How many times faster than a preferred variant another one has to be predicted: the order is a prediction as well.
 MARGIN = 1.25
+#: How many times faster splits of fprop and dgrad have to be predicted than one: they cost the host a kernel and an allocation.
+SPLIT_MARGIN = 1.1
 
 
 class Chosen(NamedTuple):
@@ -202,6 +204,9 @@ def choose(direction: str, problem: Conv2dProblem, device: Device, forced: str |
             for each in _choices(variant, direction, problem, device)
         ]
         fastest = min(predictions, key=lambda each: each[1].seconds)
+        if direction != "wgrad" and fastest[0].splits > 1:
+            whole = min((each for each in predictions if each[0].splits == 1), key=lambda each: each[1].seconds)
+            fastest = fastest if fastest[1].seconds * SPLIT_MARGIN < whole[1].seconds else whole
         if best is None or fastest[1].seconds * MARGIN < best[1].seconds:
             best = fastest
     assert best is not None

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 from ...table import CPP_TYPES, DTYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
 from . import wgmma
-from .problem import ITEM_BYTES, Conv2dProblem, Walk, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
+from .problem import ITEM_BYTES, Conv2dProblem, CSplits, CWalks, Walk, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
 
 #: Bytes of workspace that one call may take. Half of it is for columns or packed images,
 #:     N · groups · (channels of a group, rounded up to 16 bytes) · H · W · bytes of an element
@@ -168,6 +168,16 @@ class GemmPlan:
     walks: Walks
     splits: int
     split: int  # of wgrad: pixels of one split; of fprop and dgrad: what the depth of one is a multiple of
+
+    @cached_property
+    def c_walks(self) -> CWalks:
+        """As parameter structs take them."""
+        return self.walks.struct()
+
+    @cached_property
+    def undivided(self) -> CSplits:
+        """What parameter structs of fprop and dgrad take where there is one split."""
+        return CSplits(None, 1, self.split)
 
 
 @cache

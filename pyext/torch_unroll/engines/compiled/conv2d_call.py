@@ -87,8 +87,8 @@ class Call:
         sums = self._image_sums(plan, self.y)
         pointers = (self.x.data_ptr(), self.w.data_ptr(), self.y.data_ptr())
         bias_pointer = None if bias is None else bias.data_ptr()
-        splits = parameters.CSplits(None if sums is None else sums.data_ptr(), plan.splits, plan.split)
-        struct = parameters.FpropParameters(*pointers, self.problem.shape(), plan.walks.struct(), splits, bias_pointer)
+        splits = plan.undivided if sums is None else parameters.CSplits(sums.data_ptr(), plan.splits, plan.split)
+        struct = parameters.FpropParameters(*pointers, self.problem.shape(), plan.c_walks, splits, bias_pointer)
         self.launcher.launch(plan.launch, struct, self.x.device)
         if sums is not None:
             sum_image_splits(self.launcher, sums, self.y, bias)
@@ -97,8 +97,8 @@ class Call:
         plan = variants.plan_dgrad(self.problem, choice.variant == "tensor", choice.tile, choice.splits)
         sums = self._image_sums(plan, self.x)
         pointers = (self.y.data_ptr(), self.w.data_ptr(), self.x.data_ptr())
-        splits = parameters.CSplits(None if sums is None else sums.data_ptr(), plan.splits, plan.split)
-        struct = parameters.DgradParameters(*pointers, self.problem.shape(), plan.walks.struct(), splits)
+        splits = plan.undivided if sums is None else parameters.CSplits(sums.data_ptr(), plan.splits, plan.split)
+        struct = parameters.DgradParameters(*pointers, self.problem.shape(), plan.c_walks, splits)
         self.launcher.launch(plan.launch, struct, self.x.device)
         if sums is not None:
             sum_image_splits(self.launcher, sums, self.x)
@@ -112,9 +112,7 @@ class Call:
 
     def wgrad(self, sums: Tensor, plan: variants.GemmPlan, accumulate: bool) -> None:
         pointers = (self.y.data_ptr(), self.x.data_ptr(), sums.data_ptr())
-        struct = parameters.WgradParameters(
-            *pointers, self.problem.shape(), plan.walks.struct(), plan.splits, plan.split, accumulate
-        )
+        struct = parameters.WgradParameters(*pointers, self.problem.shape(), plan.c_walks, plan.splits, plan.split, accumulate)
         self.launcher.launch(plan.launch, struct, self.x.device)
 
     def wgrad_plan(self, choice: Choice, most_splits: int = 2**31) -> variants.GemmPlan:
