@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import conv2d
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
+from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 
 pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 
@@ -40,7 +41,6 @@ class Problem:
     seed: int
     dtype: torch.dtype
     precision: str
-    variant: str | Choice | None
     x_size: tuple[int, ...]
     w_size: tuple[int, ...]
     y_size: tuple[int, ...]
@@ -89,18 +89,12 @@ def draw(seed: int) -> Problem:
         ):
             break
     dtype, precision = random.choice(MATHS)
-    few = groups > 1 and min(channels, outputs) < 4
-    tensor = () if dtype == torch.float64 or few or (dtype, precision) == (torch.float32, "ieee") else ("tensor",)
-    variant = random.choice((None, None, "implicit", "explicit", *tensor))
-    if variant and random.random() < 0.5:
-        variant = Choice(variant, "64x64", random.randint(1, 9))
     layout = random.choice(("contiguous", "channels_last"))
     layouts = tuple(random.choice((layout, layout, *LAYOUTS)) for _ in range(3))
     return Problem(
         seed,
         dtype,
         precision,
-        variant,
         (N, channels * groups, H, W),
         (outputs * groups, channels, R, S),
         (N, outputs * groups, P, Q),
@@ -116,6 +110,16 @@ def integers(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator:
     return LAYOUTS[layout](torch.randint(-2, 3, shape, generator=generator).to(dtype))
 
 
+def pick(random: Random, direction: str, problem: Conv2dProblem) -> str | Choice | None:
+    """A variant that takes a direction, Hopper's more often, by itself or with a tile and splits; or none."""
+    device = cuda.LAUNCHER.properties(torch.device("cpu"))
+    takers = [variant for variant in VARIANTS[direction] if variant.refuses(direction, problem, device) is None]
+    variant = random.choice((None, takers[0], *takers))
+    if variant is None or random.random() < 0.5:
+        return variant and variant.name
+    return Choice(variant.name, random.choice(variant.tiles(direction, problem)), random.randint(1, 9))
+
+
 def check(problem: Problem) -> None:
     generator = torch.Generator().manual_seed(problem.seed)
     sizes = (problem.x_size, problem.w_size, problem.y_size)
@@ -128,22 +132,28 @@ def check(problem: Problem) -> None:
     assert padded.grad is not None
     assert weight.grad is not None
     H, W = problem.x_size[2:]
-    geometry = (problem.stride, problem.padding, problem.dilation, problem.groups, problem.precision)
-    conv2d.forced = problem.variant
-    try:
-        results = {
-            "fprop": (conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, bias, *geometry), y),
-            "dgrad": (
-                conv2d.conv2d_dgrad(cuda.LAUNCHER, dy, w, (H, W), *geometry),
-                padded.grad[:, :, top : top + H, left : left + W],
-            ),
-            "wgrad": (conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, problem.w_size[2:], *geometry), weight.grad),
-        }
-    finally:
-        conv2d.forced = None
-    for direction, (actual, expected) in results.items():
+    geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    calls = {
+        "fprop": (lambda: conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, bias, *geometry, problem.precision), y),
+        "dgrad": (
+            lambda: conv2d.conv2d_dgrad(cuda.LAUNCHER, dy, w, (H, W), *geometry, problem.precision),
+            padded.grad[:, :, top : top + H, left : left + W],
+        ),
+        "wgrad": (
+            lambda: conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, problem.w_size[2:], *geometry, problem.precision),
+            weight.grad,
+        ),
+    }
+    random = Random(problem.seed)
+    for direction, (call, expected) in calls.items():
+        of = conv2d_call._problem(x, w, dy, geometry, problem.precision)
+        conv2d.forced = pick(random, direction, of)
+        try:
+            actual = call()
+        finally:
+            forced, conv2d.forced = conv2d.forced, None
         assert actual.dtype == problem.dtype
-        assert torch.equal(actual.double(), expected.to(problem.dtype).double()), f"{direction} of {problem}"
+        assert torch.equal(actual.double(), expected.to(problem.dtype).double()), f"{direction} by {forced} of {problem}"
 
 
 @pytest.mark.parametrize("first", range(0, QUICK, BATCH))
