@@ -1,0 +1,209 @@
+"""What the Hopper variant tells the copy engine: positions, tensor maps, and what it leaves to others."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_unroll.engines import cuda, cupy
+from torch_unroll.engines.compiled import DeviceProperties
+from torch_unroll.kernels.cuda.conv2d import wgmma
+from torch_unroll.kernels.cuda.conv2d.hopper import HOPPER
+from torch_unroll.kernels.cuda.conv2d.im2col_maps import as_it_is, dgrad_axis, filter_map, fprop_axis, image_map
+from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.tensor_map import TensorMapSpec
+
+H200 = DeviceProperties(132, (9, 0), 227 << 10, 50 << 20, "NVIDIA H200")
+IMAGE = image_map(
+    "bfloat16", (2, 64, 9, 7), (4032, 1, 448, 64), (fprop_axis(5, 3, 2, 1, 1), fprop_axis(7, 3, 1, 1, 1)), 64, 128, 4096
+)
+FILTER = filter_map("float32", (16, 32, 3, 3), (288, 1, 96, 32), 32, 128, 8192)
+
+one_axis = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 4), st.integers(0, 8), st.integers(1, 3))
+
+
+def meetings(extent: int, taps: int, stride: int, pad: int, dilation: int) -> Iterator[tuple[int, int, int]]:
+    """Input position, output position and filter position of every product along one dimension, by definition."""
+    outputs = (extent + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
+    for p in range(outputs):
+        for r in range(taps):
+            if 0 <= (h := p * stride - pad + r * dilation) < extent:
+                yield h, p, r
+
+
+@given(one_axis)
+def test_every_pixel_meets_every_filter_position_that_it_should(axis: tuple[int, int, int, int, int]) -> None:
+    extent, taps, stride, pad, dilation = axis
+    expected = set(meetings(*axis))
+    outputs = (extent + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
+    if outputs < 1:
+        return
+    of = fprop_axis(outputs, taps, stride, pad, dilation)
+    found = {(of.start + i * of.up + t * of.step, i, of.first + t * of.every) for i in range(of.pixels) for t in range(of.taps)}
+    assert {each for each in found if 0 <= each[0] < extent} == expected
+    assert of.start + (of.pixels - 1) * of.up == extent - 1 + of.upper(extent)
+
+    found = set()
+    for residue in range(stride):
+        back = dgrad_axis(extent, taps, stride, pad, dilation, residue)
+        found |= {
+            (i * stride + back.residue, back.start + i * back.up + t * back.step, back.first + t * back.every)
+            for i in range(back.pixels)
+            for t in range(back.taps)
+        }
+        assert back.step >= 0, "an offset is never negative"
+    assert {each for each in found if 0 <= each[1] < outputs} == expected
+
+
+@pytest.mark.parametrize("spec", [IMAGE, FILTER], ids=["image", "filter"])
+def test_both_launchers_pass_on_the_same_map(spec: TensorMapSpec) -> None:
+    """What CuPy's engine gives the driver is what the C interface is given."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    noted: dict[str, Any] = {}
+
+    def note(name: str) -> Any:
+        def encode(*arguments: Any) -> tuple[int, Any]:
+            noted[name] = arguments
+            return 0, SimpleNamespace(getPtr=lambda: ctypes.addressof(made))
+
+        return encode
+
+    made = (ctypes.c_uint8 * 128)(*range(128))
+    names = (
+        "CUtensorMapDataType",
+        "CUtensorMapSwizzle",
+        "CUtensorMapInterleave",
+        "CUtensorMapL2promotion",
+        "CUtensorMapFloatOOBfill",
+    )
+    stand_in = SimpleNamespace(
+        **{name: getattr(driver, name) for name in (*names, "cuuint64_t", "cuuint32_t")},
+        cuTensorMapEncodeIm2col=note("im2col"),
+        cuTensorMapEncodeTiled=note("tiled"),
+    )
+    assert bytes(cupy.encode_tensor_map(stand_in, spec).bytes) == bytes(range(128))
+    c = spec.struct()
+    ((name, arguments),) = noted.items()
+    assert name == ("im2col" if c.im2col else "tiled")
+    dtype, rank, address, extent, stride, *rest = arguments
+    assert dtype.name.removeprefix("CU_TENSOR_MAP_DATA_TYPE_") == ("FLOAT16", "BFLOAT16", "TFLOAT32")[c.type]
+    assert (rank, address) == (4, c.address)
+    assert [int(each) for each in extent] == list(c.extent)
+    assert [int(each) for each in stride] == list(c.stride)
+    if c.im2col:
+        lower, upper, channels, pixels, element_stride, *rest = rest
+        assert (lower, upper, channels, pixels) == (list(c.lower), list(c.upper), c.channels, c.pixels)
+    else:
+        box, element_stride, *rest = rest
+        assert [int(each) for each in box] == list(c.box)
+    assert [int(each) for each in element_stride] == list(c.element_stride)
+    assert rest[1].name == f"CU_TENSOR_MAP_SWIZZLE_{c.swizzle}B"
+
+
+@pytest.mark.skipif(
+    not cuda.library_path("cuda").exists() or torch.cuda.is_available(), reason="a build on a machine without GPU"
+)
+def test_without_a_driver_the_encoder_says_so() -> None:
+    with pytest.raises(RuntimeError, match="driver version is insufficient"):
+        cuda._object("cuda").tensor_map(IMAGE)
+
+
+@pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"address": 4104},
+        {"stride": (128, 904, 8064)},
+        {"stride": (64, 896, 8064)},
+        {"lower": (-129, -1)},
+        {"upper": (128, 0)},
+        {"element_stride": (1, 9, 1, 1)},
+        {"channels": 72},
+        {"pixels": 2048},
+        {"swizzle": 48},
+        {"upper": (-9, -1)},
+    ],
+    ids=str,
+)
+def test_what_we_call_refused_is_refused(wrong: dict[str, Any]) -> None:
+    """The emulator's encoder has the limits of the driver's manual on its own account."""
+    assert IMAGE.refused() is None
+    cuda._object("cpu").tensor_map(IMAGE)
+    spec = IMAGE._replace(**wrong)
+    assert spec.refused() is not None
+    with pytest.raises(RuntimeError, match="encode_tensor_map"):
+        cuda._object("cpu").tensor_map(spec)
+
+
+def problem(
+    dtype: str = "bfloat16", *, C: int = 64, K: int = 64, R: int = 3, stride: int = 1, pad: int = 1, **more: Any
+) -> Conv2dProblem:
+    """A convolution of dense channels_last images of 224x224."""
+    dilation, groups, precision, H = (
+        more.get(name, default) for name, default in (("dilation", 1), ("groups", 1), ("precision", "ieee"), ("H", 224))
+    )
+    P = (H + 2 * pad - dilation * (R - 1) - 1) // stride + 1
+    return Conv2dProblem(
+        *(dtype, 2, C, H, H, K, R, R, P, P, (stride, stride), (pad, pad), (dilation, dilation), groups),
+        *((C * H * H, 1, C * H, C), (C // groups * R * R, 1, C // groups * R, C // groups), (K * P * P, 1, K * P, K), precision),
+    )
+
+
+@pytest.mark.parametrize(
+    ("direction", "of", "reason"),
+    [
+        ("fprop", problem("float64"), "float64"),
+        ("fprop", problem("float32"), "fp32_precision"),
+        ("wgrad", problem("float32", precision="tf32"), "depth contiguous"),
+        ("fprop", problem(pad=129, R=7), "corners"),
+        ("dgrad", problem(pad=0, R=130), "corners"),
+        ("fprop", problem(stride=9, R=9), "strides"),
+        ("dgrad", problem(stride=5, R=5), "25 residues"),
+        ("fprop", problem(R=3, dilation=128, pad=128, H=512), "reaches over 256 pixels"),
+        ("fprop", problem(C=96, K=96, groups=4), "24 channels"),
+        ("wgrad", problem(C=96, K=96, groups=4), None),
+        ("dgrad", problem("float32", precision="tf32", stride=4, R=5), None),
+        ("fprop", problem(C=3, R=7, stride=2, pad=3), None),
+    ],
+)
+def test_what_is_left_to_other_variants(direction: str, of: Conv2dProblem, reason: str | None) -> None:
+    refused = HOPPER.refuses(direction, of, H200)
+    assert refused is None if reason is None else refused is not None and reason in refused
+
+
+def test_other_gpus_are_left_to_other_variants() -> None:
+    for capability in ((8, 0), (10, 0), (12, 0)):
+        device = DeviceProperties(132, capability, 227 << 10, 50 << 20)
+        assert "compute capability 9.0" in str(HOPPER.refuses("fprop", problem(), device))
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"), [(8, 32), (16, 32), (32, 64), (48, 32), (64, 128), (72, 32), (96, 64), (128, 128)]
+)
+def test_few_channels_share_a_step(channels: int, expected: int) -> None:
+    """As few steps as there can be, and then as few copies."""
+    assert wgmma.span("fprop", "bfloat16", channels) == expected
+
+
+def test_a_tile_fits_the_multiprocessor_as_often_as_it_says() -> None:
+    for tile in wgmma.TILES.values():
+        assert tile.shared_bytes <= 227 << 10
+        assert tile.blocks * (tile.shared_bytes + 1024) <= 228 << 10
+        assert tile.stages >= 3
+
+
+def test_rates_are_those_of_the_ladder_note() -> None:
+    rates = {name: round(tile.rate, 2) for name, tile in wgmma.TILES.items()}
+    assert rates == {"128x256": 1.0, "256x128": 0.89, "128x128": 0.8, "128x64": 0.57, "64x256": 0.73}
+
+
+def test_an_image_as_it_is_names_its_own_pixels() -> None:
+    spec = image_map("float16", (2, 64, 5, 6), (1920, 1, 384, 64), as_it_is(5, 6), 64, 64)
+    assert (spec.lower, spec.upper, spec.element_stride) == ((0, 0), (0, 0), (1, 1, 1, 1))
