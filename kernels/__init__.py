@@ -14,7 +14,7 @@ def digest() -> str:
     """Sixteen hex digits that change with any kernel source or table: the identity of a measurement or a cached binary."""
     total = hashlib.sha256()
     for path in sorted(SOURCES.rglob("*")):
-        if path.suffix in {".h", ".cuh", ".cu", ".py"}:
+        if path.suffix in {".h", ".cuh", ".cu", ".py", ".json"}:
             total.update(path.relative_to(SOURCES).as_posix().encode())
             total.update(path.read_bytes())
     return total.hexdigest()[:16]

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from . import wgmma
 from .im2col_maps import Image, image_map, images
-from .model import Device, Passes
-from .portable import Tensor
+from .model import Device
+from .portable import Tensor, whole
 from .problem import ITEM_BYTES, Conv2dProblem
 
 _MOST_OFFSET = 255  # of a filter position, as the copy instruction holds it
@@ -46,13 +46,12 @@ class Hopper(Tensor):
         whole = wgmma.padded_channels(problem.dtype, channels) * problem.groups
         return packed._replace(K=whole) if direction == "dgrad" else packed._replace(C=whole)
 
-    def passes(self, direction: str, problem: Conv2dProblem) -> Passes:
-        """TF32's dgrad turns the filter, which `tensor` reads as it is."""
-        found = super().passes(direction, problem)
+    def packed_filter(self, direction: str, problem: Conv2dProblem) -> int:
+        """TF32's dgrad turns the filter, to (C, K, R, S)."""
         if direction != "dgrad" or problem.dtype != "float32":
-            return found
-        turned = problem.K * problem.taps * ITEM_BYTES[problem.dtype]
-        return Passes(found.moved_bytes + 2 * turned, found.launches + 1, found.workspace_bytes + turned)
+            return super().packed_filter(direction, problem)
+        K = problem.group_channels[1]
+        return problem.C * whole(K, problem) * problem.R * problem.S * ITEM_BYTES[problem.dtype]
 
 
 @lru_cache(maxsize=4096)

@@ -107,9 +107,7 @@ class Tensor(Variant):
 
     def passes(self, direction: str, problem: Conv2dProblem) -> Passes:
         item, groups = ITEM_BYTES[problem.dtype], problem.groups
-        C, K = problem.group_channels
         x_size, y_size = (problem.N, problem.C, problem.H, problem.W), (problem.N, problem.K, problem.P, problem.Q)
-        w_size = (problem.K, C, problem.R, problem.S)
         per_image = passed = launches = 0
         for used, strides, size, aligned in (
             (direction != "dgrad", problem.x_strides, x_size, problem.x_aligned),
@@ -124,16 +122,21 @@ class Tensor(Variant):
         images = images_at_once(problem, per_image) if per_image else problem.N
         chunks = -(-problem.N // images)
         workspace, launches = images * per_image, launches * chunks + chunks - 1
-        outputs_whole = direction == "fprop" or whole(K, problem) == K
-        if direction != "wgrad" and not (
-            outputs_whole and self._packed(problem, problem.w_strides, w_size, problem.w_aligned, 1)
-        ):
-            outputs = problem.K if direction == "fprop" else groups * whole(K, problem)
-            packed = outputs * whole(C, problem) * problem.R * problem.S * item
+        if packed := self.packed_filter(direction, problem):
             workspace += packed
-            passed += packed + problem.K * C * problem.R * problem.S * item
+            passed += packed + problem.K * problem.taps * item
             launches += 1
         return Passes(passed, launches, workspace)
+
+    def packed_filter(self, direction: str, problem: Conv2dProblem) -> int:
+        """Bytes of the filter's copy; 0 where it is read as it is."""
+        C, K = problem.group_channels
+        size = (problem.K, C, problem.R, problem.S)
+        outputs_whole = direction == "fprop" or whole(K, problem) == K
+        if direction == "wgrad" or (outputs_whole and self._packed(problem, problem.w_strides, size, problem.w_aligned, 1)):
+            return 0
+        outputs = problem.K if direction == "fprop" else problem.groups * whole(K, problem)
+        return outputs * whole(C, problem) * problem.R * problem.S * ITEM_BYTES[problem.dtype]
 
     @staticmethod
     def _packed(problem: Conv2dProblem, strides: Four, size: Four, aligned: bool, groups: int) -> bool:

@@ -83,6 +83,7 @@ struct ImageResult {
   int32_t rows, columns, first_channel;
   int32_t step_h, step_w, residue_h, residue_w;  // pixel i of a residue is line i * step + residue
   Divisor plane, line;
+  bool evenly;  // pixels are stride_w apart, over the ends of lines and images too
   Epilogue epilogue;
 
   __device__ ImageResult(T* image, const int64_t (&stride)[4], int32_t N, int32_t channels, int32_t group, int32_t height,
@@ -102,9 +103,11 @@ struct ImageResult {
         residue_w(residue_w),
         plane(height * width),
         line(width),
+        evenly(step_h == 1 && step_w == 1 && stride_h == width * stride_w && stride_n == height * stride_h),
         epilogue(epilogue) {}
 
   __device__ int64_t row(int32_t pixel) const {
+    if (evenly) return pixel * stride_w;
     int32_t n, i, j, rest;
     plane.split(pixel, n, rest);
     line.split(rest, i, j);

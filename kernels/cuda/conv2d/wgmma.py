@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan
 from ...tensor_map import ITEM_BYTES, Pair, TensorMap
@@ -224,7 +224,7 @@ def image_parameters(count: int) -> type[ctypes.Structure]:
     return _on_64_bytes("Conv2dWgmmaParameters", fields)
 
 
-def _on_64_bytes(name: str, fields: list[tuple[str, type]]) -> type[ctypes.Structure]:
+def _on_64_bytes(name: str, fields: list[Any]) -> type[ctypes.Structure]:
     """A structure as long as C++ makes it, whose maps lie on 64 bytes."""
     size = ctypes.sizeof(type(name, (ctypes.Structure,), {"_fields_": fields}))
     padding = ("padding", ctypes.c_uint8 * (-size % 64))
