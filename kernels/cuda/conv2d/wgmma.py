@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan
 from ...tensor_map import ITEM_BYTES, Pair, TensorMap
@@ -113,9 +113,11 @@ def span(direction: str, dtype: str, channels: int) -> int:
     return min((128, 64, 32), key=lambda each: (_ceil_divide(channels * item, each) * each, -each))
 
 
-class WgmmaPlan(NamedTuple):
-    """One product: its launch, and what its parameters hold beside pointers and maps."""
+@dataclass(frozen=True, eq=False)
+class WgmmaPlan:
+    """One product: its launch, and what its parameters hold beside pointers and maps. Compared by identity, like launch plans."""
 
+    problem: Conv2dProblem
     launch: LaunchPlan
     tile: WgmmaTile
     images: tuple[Image, ...]
@@ -185,7 +187,7 @@ def plan(direction: str, problem: Conv2dProblem, tile_name: str, splits: int, mu
         walk = (fprop_walks if direction == "fprop" else dgrad_walks)(problem, piece).c
     width = span(direction, dtype, depth_channels(direction, problem))
     launch = LaunchPlan(kernel(direction, dtype, tile), config, "hopper")
-    return WgmmaPlan(launch, tile, images(direction, problem), width, splits, steps_per_split, tiles, walk)
+    return WgmmaPlan(problem, launch, tile, images(direction, problem), width, splits, steps_per_split, tiles, walk)
 
 
 # ---- parameter structs, as in wgmma_products.cuh ----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ It allocates with torch, asks the op's `variants.py` for launch plans, fills par
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -42,7 +42,7 @@ class DeviceProperties:
         return cls(found.multi_processor_count, capability, shared_bytes, found.L2_cache_size, found.name)
 
 
-class Launcher(Protocol):
+class Launcher(Hashable, Protocol):
     """Puts a planned kernel on torch's current stream."""
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:

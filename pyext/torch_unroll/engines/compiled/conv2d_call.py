@@ -51,7 +51,7 @@ def _problem(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, precision: str
     )
 
 
-def _four(strides: tuple[int, ...]) -> tuple[int, int, int, int]:
+def _four(strides: Sequence[int]) -> tuple[int, int, int, int]:
     return strides[0], strides[1], strides[2], strides[3]
 
 
@@ -168,15 +168,20 @@ def sum_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Ten
     launcher.launch(variants.plan_sum_image_splits(dtype, N * H * W, channels), struct, result.device)
 
 
+def _is_packed(tensor: Tensor, groups: int) -> bool:
+    """Whether channels are innermost, each group's in whole pieces of 16 bytes."""
+    piece = 16 // tensor.element_size()
+    aligned = tensor.data_ptr() % 16 == 0
+    return parameters.whole_pieces(_four(tensor.stride()), _four(tensor.shape), aligned, groups, piece)
+
+
 def pack_channels(launcher: Launcher, tensor: Tensor, groups: int, images: int = 0, padded_images: int = 0) -> Tensor:
     """A tensor (N, groups · channels, H, W) as tensor cores take it: channels innermost, each group's padded with zeros to whole
     pieces of 16 bytes; itself, if it is. With `images`, N are groups of so many, each padded to `padded_images`."""
     N, C, H, W = tensor.shape
     dtype = str(tensor.dtype).removeprefix("torch.")
     images, padded_images = images or N, padded_images or N
-    if images == padded_images and parameters.whole_pieces(
-        _four(tensor.stride()), (N, C, H, W), tensor.data_ptr() % 16 == 0, groups, variants.mma_piece(dtype)
-    ):
+    if images == padded_images and _is_packed(tensor, groups):
         return tensor
     N, channels, padded = N // images * padded_images, C // groups, whole_pieces(C // groups, tensor)
     packed = allocate_workspace((N, groups * padded, H, W), tensor, memory_format=torch.channels_last)
@@ -198,8 +203,9 @@ def whole_pieces(channels: int, tensor: Tensor) -> int:
 
 
 def packed_bytes(groups: int, *tensors: Tensor) -> int:
-    """What packing one image of each would take."""
+    """What packing one image of each takes; nothing for those that are used as they are."""
     return sum(
         groups * whole_pieces(tensor.shape[1] // groups, tensor) * tensor[0, 0].numel() * tensor.element_size()
         for tensor in tensors
+        if not _is_packed(tensor, groups)
     )
