@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+import torch_unroll as tu
 from torch_unroll.engines import cuda, cupy
-from torch_unroll.engines.compiled import DeviceProperties
+from torch_unroll.engines.compiled import DeviceProperties, conv2d
+from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import wgmma
 from torch_unroll.kernels.cuda.conv2d.hopper import HOPPER
 from torch_unroll.kernels.cuda.conv2d.im2col_maps import as_it_is, dgrad_axis, filter_map, fprop_axis, image_map
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 from torch_unroll.kernels.tensor_map import TensorMapSpec
+from torch_unroll.testing import assert_exact
 
 H200 = DeviceProperties(132, (9, 0), 227 << 10, 50 << 20, "NVIDIA H200")
 IMAGE = image_map(
@@ -207,3 +211,37 @@ def test_rates_are_those_of_the_ladder_note() -> None:
 def test_an_image_as_it_is_names_its_own_pixels() -> None:
     spec = image_map("float16", (2, 64, 5, 6), (1920, 1, 384, 64), as_it_is(5, 6), 64, 64)
     assert (spec.lower, spec.upper, spec.element_stride) == ((0, 0), (0, 0), (1, 1, 1, 1))
+
+
+@pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
+@pytest.mark.parametrize(("stride", "precision"), [(1, "ieee"), (2, "ieee"), (1, "tf32")])
+def test_gradients_of_every_order(stride: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Third order, of small integers, whose sums are exact in every dtype."""
+    dtype = torch.float32 if precision == "tf32" else torch.bfloat16
+    monkeypatch.setattr(conv2d, "forced", "hopper" if precision == "ieee" else None)  # it declines wgrad of TF32
+    generator = torch.Generator().manual_seed(stride)
+
+    def integers(*size: int) -> torch.Tensor:
+        return torch.randint(-1, 2, size, generator=generator).to(dtype)
+
+    x, w, dy = integers(2, 16, 5, 5), integers(8, 16, 3, 3), integers(2, 8, *((5, 5) if stride == 1 else (3, 3)))
+    along = integers(*x.shape), integers(*w.shape)
+
+    def orders(function: Any, to: torch.dtype) -> list[torch.Tensor]:
+        inputs = [each.to(to).requires_grad_() for each in (x, w, dy)]
+        y = function(*inputs[:2])
+        first = torch.autograd.grad(y, inputs[:2], inputs[2], create_graph=True)
+        second = torch.autograd.grad(
+            sum((a * b.to(to)).sum() for a, b in zip(first, along, strict=True)), inputs, create_graph=True
+        )
+        third = torch.autograd.grad(sum(each.sum() for each in second), inputs, allow_unused=True)
+        return [y, *first, *second, *(each for each in third if each is not None)]
+
+    with recording() as record:
+        ours = orders(lambda x, w: tu.conv2d(x, w, None, stride, 1, engine="cuda", precision=precision), dtype)
+    theirs = orders(lambda x, w: F.conv2d(x, w, None, stride, 1), torch.float64)
+    names = {plan.kernel.name for _, plan in record.launches if plan.variant == "hopper"}
+    assert {"conv2d_fprop_wgmma_kernel", "conv2d_dgrad_wgmma_kernel"} <= names
+    assert ("conv2d_wgrad_wgmma_kernel" in names) == (precision == "ieee")
+    for result, expected in zip(ours, theirs, strict=True):
+        assert_exact(result.double(), expected.to(dtype).double())
