@@ -7,7 +7,7 @@
 //              Measured: not yet.
 //   splits     of the depth, a block for each: for images of few tiles, and always in wgrad. The sums go to memory;
 //              split_k.cuh adds them, and has the prediction. Measured: not yet.
-//   hopper     TMA forms the columns and wgmma eats them: not here.
+//   hopper     implicit_gemm_wgmma.cuh: the copy engine forms the columns and wgmma multiplies them; compute capability 9.0.
 //
 // Operands come in whole pieces of 16 bytes: channels are contiguous and a multiple of 8 (4 of fp32) in each group. What is laid
 // out otherwise (NCHW, odd channels) is packed beforehand, once, by transpose.cuh; the result goes out in any layout.

@@ -1,5 +1,5 @@
 // The three directions of convolution for implicit_gemm_wgmma.cuh: for each tile what the copy engine fetches, and where the sums
-// go. The host describes the images and the filter as tensor maps and computes every position (hopper.py).
+// go. The host describes the images and the filter as tensor maps and computes every position (im2col_maps.py).
 //
 // The depth of fprop and dgrad is a sequence of blocks, a filter position and as many channels of it as a span holds, of which a
 // step takes as many as make 128 bytes. Channels beyond the last arrive as zeros on both sides. Blocks beyond the last do as
