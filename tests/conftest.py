@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
+
+from torch_unroll.engines import refusal
+from torch_unroll.kernels.cuda.conv2d import variants
+from torch_unroll.kernels.cuda.conv2d.choice import choose
 
 torch.set_num_threads(1)
 settings.register_profile("reproducible", derandomize=True, deadline=None)
@@ -14,6 +20,28 @@ settings.load_profile("reproducible")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where kernels run that engine `cuda` launches: the emulator if it is built, and a GPU if there is one. New tensors are made
+    there."""
+    place = torch.device(request.param)
+    if reason := refusal("cuda", "conv2d", place, torch.float32):
+        pytest.skip(reason)
+    with place, torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield place
+
+
+@pytest.fixture
+def fresh_plans() -> Iterator[None]:
+    """For a test that changes what convolution's plans follow from."""
+    caches = [choose, variants.plan_im2col]
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

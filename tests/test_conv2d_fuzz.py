@@ -19,7 +19,7 @@ from torch_unroll.engines.compiled import conv2d, conv2d_call
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 
-pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
+pytestmark = pytest.mark.usefixtures("device")
 
 QUICK, LONG = 400, int(os.environ.get("TORCH_UNROLL_FUZZ", "2000"))
 SEED = int(os.environ.get("TORCH_UNROLL_FUZZ_SEED", "0"))
@@ -107,13 +107,13 @@ def draw(seed: int) -> Problem:
 
 
 def integers(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator: torch.Generator) -> Tensor:
-    return LAYOUTS[layout](torch.randint(-2, 3, shape, generator=generator).to(dtype))
+    return LAYOUTS[layout](torch.randint(-2, 3, shape, generator=generator, device="cpu").to(torch.get_default_device(), dtype))
 
 
-def pick(random: Random, direction: str, problem: Conv2dProblem) -> str | Choice | None:
+def pick(random: Random, direction: str, problem: Conv2dProblem, device: torch.device) -> str | Choice | None:
     """A variant that takes a direction, Hopper's more often, by itself or with a tile and splits; or none."""
-    device = cuda.LAUNCHER.properties(torch.device("cpu"))
-    takers = [variant for variant in VARIANTS[direction] if variant.refuses(direction, problem, device) is None]
+    of = cuda.LAUNCHER.properties(device)
+    takers = [variant for variant in VARIANTS[direction] if variant.refuses(direction, problem, of) is None]
     variant = random.choice((None, takers[0], *takers))
     if variant is None or random.random() < 0.5:
         return variant and variant.name
@@ -121,7 +121,7 @@ def pick(random: Random, direction: str, problem: Conv2dProblem) -> str | Choice
 
 
 def check(problem: Problem) -> None:
-    generator = torch.Generator().manual_seed(problem.seed)
+    generator = torch.Generator("cpu").manual_seed(problem.seed)
     sizes = (problem.x_size, problem.w_size, problem.y_size)
     x, w, dy = (integers(shape, problem.dtype, layout, generator) for shape, layout in zip(sizes, problem.layouts, strict=True))
     bias = integers((problem.w_size[0], 1, 1, 1), problem.dtype, "contiguous", generator).flatten()
@@ -147,7 +147,7 @@ def check(problem: Problem) -> None:
     random = Random(problem.seed)
     for direction, (call, expected) in calls.items():
         of = conv2d_call._problem(x, w, dy, geometry, problem.precision)
-        conv2d.forced = pick(random, direction, of)
+        conv2d.forced = pick(random, direction, of, x.device)
         try:
             actual = call()
         finally:

@@ -17,28 +17,25 @@ from torch_unroll.engines.compiled import DeviceProperties, conv2d, conv2d_call
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import problem as parameters
 from torch_unroll.kernels.cuda.conv2d import variants, wgmma
-from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice, choose
+from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
-pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
+pytestmark = pytest.mark.usefixtures("device")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+H200 = DeviceProperties(132, (9, 0), 227 << 10, 50 << 20)
 #: The variants that split the depth of fprop and dgrad too, each with a tile of which small images have several.
 SPLITTING = (Choice("hopper", "64x256", 3), Choice("tensor", "64x64", 3), Choice("implicit", "64x64", 3))
 
 
-#: What the emulator stands in for.
-DEVICE = DeviceProperties(16, (9, 0), 227 << 10, 50 << 20)
-
-
-def takes(forced: str | Choice, direction: str, problem: Conv2dProblem) -> bool:
+def takes(forced: str | Choice, direction: str, problem: Conv2dProblem, device: DeviceProperties) -> bool:
     """Whether a variant, or its tile, serves a direction of a problem; which do not is test_conv2d_choice.py's matter."""
     name = forced.variant if isinstance(forced, Choice) else forced
     (variant,) = (each for each in VARIANTS[direction] if each.name == name)
-    served = variant.refuses(direction, problem, DEVICE) is None
+    served = variant.refuses(direction, problem, device) is None
     return served and (not isinstance(forced, Choice) or forced.tile in variant.tiles(direction, problem))
 
 
@@ -47,7 +44,8 @@ def _multiplies(forced: str | Choice, dtype: torch.dtype, precision: str) -> boo
     x = torch.empty(1, 8, 3, 3, dtype=dtype)
     geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
     of = {each: conv2d_call._problem(x, x, x[:, :, :1, :1], geometry, each) for each in ("ieee", precision)}
-    return takes(forced, "fprop", of[precision]) and (precision == "ieee" or not takes(forced, "fprop", of["ieee"]))
+    taken = {each: takes(forced, "fprop", problem, H200) for each, problem in of.items()}
+    return taken[precision] and (precision == "ieee" or not taken["ieee"])
 
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
@@ -125,7 +123,8 @@ class Case:
             "wgrad": lambda: conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], *geometry, precision),
         }
         problem = conv2d_call._problem(x, w, dy, geometry, precision)
-        taken = [each for each in calls if conv2d.forced is None or takes(conv2d.forced, each, problem)]
+        device = to.properties(x.device)
+        taken = [each for each in calls if conv2d.forced is None or takes(conv2d.forced, each, problem, device)]
         if not taken:
             pytest.skip(f"{conv2d.forced} declines this in every direction")
         return {direction: calls[direction]() for direction in taken}
@@ -150,17 +149,6 @@ def _choices() -> Iterator[None]:
     """Takes back what a test forced."""
     yield
     conv2d.forced = None
-
-
-@pytest.fixture
-def fresh_plans() -> Iterator[None]:
-    """For a test that changes what plans follow from."""
-    caches = [choose, variants.plan_im2col]
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
 
 
 def tf32(x: Tensor, ties_to_even: bool) -> Tensor:
@@ -245,11 +233,13 @@ def test_offsets_beyond_two_thousand_million_elements(
 
 
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
-def test_bitwise_the_same_under_any_schedule(variant: str | Choice, dtype: torch.dtype, precision: str) -> None:
+def test_bitwise_the_same_under_any_schedule(
+    variant: str | Choice, dtype: torch.dtype, precision: str, device: torch.device
+) -> None:
     case = Case((4, 16, 9, 9), (16, 16, 3, 3), padding=(1, 1, 1, 1))
     x, w, bias, dy = case.inputs(dtype, torch.channels_last)
     conv2d.forced = variant
-    seed = cuda._object("cpu").library.torch_unroll_emulator_seed
+    seed = cuda._object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
     seed(ctypes.c_uint64(1))
     first = case.ours(x, w, bias, dy, precision)
     for other in (2, 3):
@@ -319,58 +309,6 @@ def test_empty(x_size: tuple[int, ...], w_size: tuple[int, ...], padding: tuple[
     assert_exact(conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, w_size[2:], *geometry), torch.zeros(w_size, dtype=dtype))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("index", ["int32_t", "int64_t"])
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_unfold_and_fold(monkeypatch: pytest.MonkeyPatch, fresh_plans: None, dtype: torch.dtype, layout: str, index: str) -> None:
-    monkeypatch.setattr(variants, "most_int32", 2**31 if index == "int32_t" else 0)
-    geometry = ((3, 2), (2, 1), (1, 2), (1, 3))
-    torchs = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 3)}
-    x = torch.randn(2, 3, 7, 6).to(dtype).contiguous(memory_format=FORMATS[layout])
-    watcher = Watcher()
-    columns = conv2d.unfold(watcher, x, *geometry)
-    assert_exact(columns, F.unfold(x, **torchs))
-    assert_as_accurate(
-        conv2d.fold(watcher, columns, (7, 6), *geometry),
-        F.fold(columns, (7, 6), **torchs),
-        F.fold(columns.double(), (7, 6), **torchs),
-    )
-    assert {plan.kernel.arguments[1] for plan in watcher.launched} == {index}
-
-
-RESULT_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "nchw": lambda t: t,
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
-    "offset channels_last": STRANGE["unaligned channels_last"],
-    "transposed": STRANGE["transposed"],
-}
-
-
-@pytest.mark.parametrize("layout", RESULT_LAYOUTS)
-@pytest.mark.parametrize(
-    "size",
-    [(2, 64, 5, 7), (1, 40, 7, 7), (3, 5, 4, 3), (70, 33, 1, 1), (2, 8, 9, 1), (1, 1, 6, 8)],
-    ids=lambda size: "×".join(map(str, size)),
-)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_splits_of_an_image_are_added(dtype: torch.dtype, size: tuple[int, int, int, int], layout: str) -> None:
-    N, channels, H, W = size
-    sums = torch.randint(-9, 10, (5, N, H, W, channels)).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    bias = torch.randint(-9, 10, (channels,)).to(dtype)
-    exact = sums.sum(0).permute(0, 3, 1, 2)
-    for each in (None, bias):
-        result = RESULT_LAYOUTS[layout](torch.full(size, float("nan"), dtype=dtype))
-        conv2d_call.sum_image_splits(cuda.LAUNCHER, sums, result, each)
-        assert_exact(result.double(), (exact if each is None else exact + each.view(-1, 1, 1)).double())
-
-
-def test_splits_are_added_in_their_order() -> None:
-    sums = torch.tensor([1e8, 1.0, -1e8, 1.0]).view(4, 1, 1, 1, 1).expand(4, 2, 3, 3, 8).contiguous()
-    result = torch.empty(2, 8, 3, 3)
-    conv2d_call.sum_image_splits(cuda.LAUNCHER, sums, result)
-    assert_exact(result, torch.ones(2, 8, 3, 3))
-
-
 def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fresh_plans: None) -> None:
     launched: set[Kernel] = set()
     case = Case((1, 8, 9, 9), (16, 8, 2, 3), stride=(1, 2), padding=(1, 0, 1, 1))
@@ -392,8 +330,8 @@ def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fre
     assert {row.expression for row in variants.KERNELS} == {row.expression for row in launched}
 
 
-def test_parameter_structs_have_the_size_of_their_mirrors() -> None:
-    library = cuda._object("cpu")
+def test_parameter_structs_have_the_size_of_their_mirrors(device: torch.device) -> None:
+    library = cuda._object(device.type)
     mirrors = {
         "conv2d_fprop_wgmma": wgmma.image_parameters(1),
         "conv2d_dgrad_wgmma": wgmma.image_parameters(wgmma.MOST_RESIDUES),
