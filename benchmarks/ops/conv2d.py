@@ -97,7 +97,8 @@ class Conv2d(Operation):
         if is_engine(provider):
             sides = [padding[0], padding[0], padding[1], padding[1]]
             first, size = ("dy, w", (shape.H, shape.W)) if direction == "dgrad" else ("dy, x", (shape.R, shape.S))
-            return f"conv2d_{direction}({first}, {size}, {stride}, {sides}, {dilation}, {groups}, 'conv', {provider!r})"
+            packed = "False" if direction == "dgrad" else "False, False"
+            return f"conv2d_{direction}({first}, {size}, {stride}, {sides}, {dilation}, {groups}, 'conv', {provider!r}, {packed})"
         mask, result = ([True, False, False], 0) if direction == "dgrad" else ([False, True, False], 1)
         return (
             f"torch.ops.aten.convolution_backward(dy, x, w, None, {stride}, {padding}, {dilation}, False, (0, 0),"

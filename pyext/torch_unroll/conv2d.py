@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
+from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop, pack_once
 from torch_unroll.engines import claims, resolve
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.shapes import facts, pair, remembered, require, require_tensors
@@ -96,6 +97,9 @@ def conv2d(
 ) -> Tensor:
     """Convolution of an image batch; the same as `torch.nn.functional.conv2d`.
 
+    An NCHW input whose products tensor cores compute, in groups of whole 16 bytes of channels, is packed channels_last; where
+    `weight` requires a gradient, the copy is kept for it in place of `input`, if `torch_unroll.conv2d_workspace` has room for it.
+
     Args:
         input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, of any strides.
         weight: (K, C/groups, R, S), of the same dtype.
@@ -121,7 +125,9 @@ def conv2d(
     padding = padding if isinstance(padding, str) else pair(padding, "padding")
     sides = _conv2d_sides(facts(input), facts(weight), facts(bias), stride, padding, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    y = conv2d_fprop(batched, weight, bias, stride, sides, dilation, groups, precision, resolved)
+    twice = weight.requires_grad and torch.is_grad_enabled()  # wgrad takes it again
+    x, packed = pack_once(batched, twice, weight.shape[0], groups, precision, resolved)
+    y = conv2d_fprop(x, weight, bias, stride, sides, dilation, groups, precision, resolved, packed)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -162,7 +168,9 @@ def conv_transpose2d(
     padding, extra = pair(padding, "padding"), pair(output_padding, "output_padding")
     size, sides = _conv_transpose2d_sizes(facts(input), facts(weight), facts(bias), stride, padding, extra, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    x = conv2d_dgrad(batched, weight, size, stride, sides, dilation, groups, precision, resolved)
+    twice = weight.requires_grad and torch.is_grad_enabled()
+    dy, packed = pack_once(batched, twice, weight.shape[1] * groups, groups, precision, resolved)
+    x = conv2d_dgrad(dy, weight, size, stride, sides, dilation, groups, precision, resolved, packed)
     if bias is not None:
         x = x + bias.to(x.dtype).view(1, -1, 1, 1)
     return x if input.dim() == 4 else x.squeeze(0)

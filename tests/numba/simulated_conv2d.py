@@ -141,7 +141,8 @@ def test_autocast_and_operator_checks() -> None:
         y = tu.conv2d(x, w, engine="numba")
     assert y.dtype == torch.bfloat16
     assert {gradient.dtype for gradient in torch.autograd.grad(y.sum(), (x, w))} == {torch.float32}
-    torch.library.opcheck(torch.ops.torch_unroll.conv2d_fprop, (x, w, None, [1, 1], [0, 0, 0, 0], [1, 1], 1, "conv", "numba"))
+    geometry = ([1, 1], [0, 0, 0, 0], [1, 1], 1, "conv", "numba")
+    torch.library.opcheck(torch.ops.torch_unroll.conv2d_fprop, (x, w, None, *geometry, False))
 
 
 def test_not_a_number_and_infinity_travel() -> None:

@@ -1,7 +1,8 @@
 """What every engine provides. Output strides and saved tensors do not depend on the engine.
 
 Tensors are of one dtype and device, of any strides, and already checked: an engine never sees a size that does not fit.
-Pairs are (height, width). `precision` is "tf32" or "ieee" and matters for float32 alone.
+Pairs are (height, width). `precision` is "tf32" or "ieee" and matters for float32 alone. `layout` is that of the result;
+None stands for torch's rule, `shapes.output_memory_format` of the two tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Padding = tuple[int, int, int, int]
 
 #: Which module of an engine's package holds each function.
 MODULES = {
-    **dict.fromkeys(("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "unfold", "fold"), "conv2d"),
+    **dict.fromkeys(("conv2d_pack", "conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "unfold", "fold"), "conv2d"),
     **dict.fromkeys(("max_pool2d_forward", "max_pool2d_backward", "max_pool2d_gather", "max_pool2d_indices"), "max_pool2d"),
     **dict.fromkeys(("max_over_time_forward", "max_over_time_backward", "max_over_time_gather"), "max_pool2d"),
     **dict.fromkeys(("rnn_forward", "rnn_backward", "rnn_tangent", "rnn_cell_forward", "rnn_cell_backward"), "rnn"),
@@ -35,6 +36,9 @@ class Engine(Protocol):
     def warmup(self, op: str, dtype: torch.dtype, device: torch.device) -> None:
         """Compiles and loads whatever calls of an op (one of `kernels.table.OPS`) would on first use."""
 
+    def conv2d_pack(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) -> a copy in dense channels_last memory."""
+
     def conv2d_fprop(
         self,
         x: Tensor,
@@ -45,16 +49,35 @@ class Engine(Protocol):
         dilation: Pair,
         groups: int,
         precision: str,
+        layout: torch.memory_format | None = None,
     ) -> Tensor:
         """x (N, C, H, W), w (K, C/groups, R, S), bias (K) -> y (N, K, P, Q)."""
 
     def conv2d_dgrad(
-        self, dy: Tensor, w: Tensor, x_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
+        self,
+        dy: Tensor,
+        w: Tensor,
+        x_size: Pair,
+        stride: Pair,
+        padding: Padding,
+        dilation: Pair,
+        groups: int,
+        precision: str,
+        layout: torch.memory_format | None = None,
     ) -> Tensor:
         """dy (N, K, P, Q), w -> dx (N, C, H, W); x_size is (H, W)."""
 
     def conv2d_wgrad(
-        self, dy: Tensor, x: Tensor, w_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
+        self,
+        dy: Tensor,
+        x: Tensor,
+        w_size: Pair,
+        stride: Pair,
+        padding: Padding,
+        dilation: Pair,
+        groups: int,
+        precision: str,
+        layout: torch.memory_format | None = None,
     ) -> Tensor:
         """dy, x -> dw (K, C/groups, R, S); w_size is (R, S)."""
 

@@ -153,6 +153,14 @@ def _output(size: tuple[int, int, int, int], like: Tensor, memory_format: torch.
 # ---- what engines bind ------------------------------------------------------------------------------------------------------
 
 
+def conv2d_pack(launcher: Launcher, x: Tensor) -> Tensor:
+    if x.numel() and x.dtype != torch.float64 and whole_pieces(x.shape[1], x) == x.shape[1]:  # what the kernel takes unpadded
+        packed = pack_channels(launcher, x, 1)
+        if packed is not x:
+            return packed
+    return x.clone(memory_format=torch.channels_last)
+
+
 def conv2d_fprop(
     launcher: Launcher,
     x: Tensor,
@@ -163,11 +171,12 @@ def conv2d_fprop(
     dilation: Pair,
     groups: int,
     precision: str,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
     (N, _, H, W), (K, _, R, S) = x.shape, w.shape
     P = convolved(H, R, stride[0], padding[0] + padding[1], dilation[0])
     Q = convolved(W, S, stride[1], padding[2] + padding[3], dilation[1])
-    y = _output((N, K, P, Q), x, output_memory_format(x, w))
+    y = _output((N, K, P, Q), x, layout or output_memory_format(x, w))
     if not x.numel() or not w.numel():
         return y.zero_() if bias is None else y.copy_(bias.view(1, K, 1, 1).expand_as(y))
     if y.numel():
@@ -187,8 +196,9 @@ def conv2d_dgrad(
     dilation: Pair,
     groups: int,
     precision: str,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
-    dx = _output((dy.shape[0], w.shape[1] * groups, *x_size), dy, output_memory_format(dy, w))
+    dx = _output((dy.shape[0], w.shape[1] * groups, *x_size), dy, layout or output_memory_format(dy, w))
     if not dy.numel() or not w.numel():
         return dx.zero_()
     if dx.numel():
@@ -208,8 +218,9 @@ def conv2d_wgrad(
     dilation: Pair,
     groups: int,
     precision: str,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
-    dw = _output((dy.shape[1], x.shape[1] // groups, *w_size), dy, output_memory_format(dy, x))
+    dw = _output((dy.shape[1], x.shape[1] // groups, *w_size), dy, layout or output_memory_format(dy, x))
     if not dy.numel() or not x.numel():
         return dw.zero_()
     if dw.numel():

@@ -11,24 +11,36 @@ from torch_unroll.kernels.numba import conv2d as kernels
 from torch_unroll.kernels.numba.types import TILE
 from torch_unroll.shapes import convolved, output_memory_format
 
-__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold", "warmup"]
+__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_pack", "conv2d_wgrad", "fold", "unfold", "warmup"]
 
 
 def _tiles(rows: int, columns: int) -> int:
     return -(-rows // TILE) * -(-columns // TILE)
 
 
-def _output(size: tuple[int, ...], like: Tensor, other: Tensor) -> Tensor:
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=output_memory_format(like, other))
+def _output(size: tuple[int, ...], like: Tensor, other: Tensor, layout: torch.memory_format | None) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout or output_memory_format(like, other))
+
+
+def conv2d_pack(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.channels_last)
 
 
 def conv2d_fprop(
-    x: Tensor, w: Tensor, bias: Tensor | None, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    precision: str,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
     (N, _, H, W), (K, _, R, S) = x.shape, w.shape
     P = convolved(H, R, stride[0], padding[0] + padding[1], dilation[0])
     Q = convolved(W, S, stride[1], padding[2] + padding[3], dilation[1])
-    y = _output((N, K, P, Q), x, w)
+    y = _output((N, K, P, Q), x, w, layout)
     if y.numel():
         tiles, bias = groups * _tiles(K // groups, N * P * Q), x.new_empty(0) if bias is None else bias
         geometry = (stride, (padding[0], padding[2]), dilation, groups)
@@ -37,10 +49,18 @@ def conv2d_fprop(
 
 
 def conv2d_dgrad(
-    dy: Tensor, w: Tensor, x_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
+    dy: Tensor,
+    w: Tensor,
+    x_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    precision: str,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
     N, channels = dy.shape[0], w.shape[1]
-    dx = _output((N, channels * groups, *x_size), dy, w)
+    dx = _output((N, channels * groups, *x_size), dy, w, layout)
     if dx.numel():
         tiles = groups * _tiles(channels, N * dx.shape[2] * dx.shape[3])
         geometry = (stride, (padding[0], padding[2]), dilation, groups)
@@ -49,10 +69,18 @@ def conv2d_dgrad(
 
 
 def conv2d_wgrad(
-    dy: Tensor, x: Tensor, w_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
+    dy: Tensor,
+    x: Tensor,
+    w_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    precision: str,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
     (N, K, P, Q), channels = dy.shape, x.shape[1] // groups
-    dw = _output((K, channels, *w_size), dy, x)
+    dw = _output((K, channels, *w_size), dy, x, layout)
     if dw.numel():
         taps, pixels = channels * w_size[0] * w_size[1], N * P * Q
         tiles = groups * _tiles(K // groups, taps)

@@ -5,6 +5,7 @@ y = w · im2col(x);  dx = col2im(wᵀ · dy);  dw = dy · im2col(x)ᵀ  (Chellap
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.engines.reference.arithmetic import product
 from torch_unroll.shapes import convolved, output_memory_format
 
-__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold"]
+__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_pack", "conv2d_wgrad", "fold", "unfold"]
 
 
 def _im2col(x: Tensor, kernel_size: Pair, output_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Tensor:
@@ -41,8 +42,20 @@ def _col2im(columns: Tensor, x_size: Pair, stride: Pair, padding: Padding, dilat
     return padded[:, :, top : top + H, left : left + W]
 
 
+def conv2d_pack(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.channels_last)
+
+
 def conv2d_fprop(
-    x: Tensor, w: Tensor, bias: Tensor | None, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    precision: str,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
     (N, _, H, W), (K, channels, R, S) = x.shape, w.shape
     P = convolved(H, R, stride[0], padding[0] + padding[1], dilation[0])
@@ -51,28 +64,44 @@ def conv2d_fprop(
     y = product(w.reshape(groups, K // groups, channels * R * S), columns, precision).reshape(N, K, P, Q)
     if bias is not None:
         y = y + bias.to(y.dtype).view(1, K, 1, 1)
-    return y.to(x.dtype).contiguous(memory_format=output_memory_format(x, w))
+    return y.to(x.dtype).contiguous(memory_format=layout or output_memory_format(x, w))
 
 
 def conv2d_dgrad(
-    dy: Tensor, w: Tensor, x_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
+    dy: Tensor,
+    w: Tensor,
+    x_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    precision: str,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
     (N, K, P, Q), (_, channels, R, S) = dy.shape, w.shape
     weights = w.reshape(groups, K // groups, channels * R * S).transpose(1, 2)
     columns = product(weights, dy.reshape(N, groups, K // groups, P * Q), precision)
     dx = _col2im(columns.reshape(N, groups * channels, R, S, P, Q), x_size, stride, padding, dilation)
-    return dx.to(dy.dtype).contiguous(memory_format=output_memory_format(dy, w))
+    return dx.to(dy.dtype).contiguous(memory_format=layout or output_memory_format(dy, w))
 
 
 def conv2d_wgrad(
-    dy: Tensor, x: Tensor, w_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int, precision: str
+    dy: Tensor,
+    x: Tensor,
+    w_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    precision: str,
+    layout: torch.memory_format | None = None,
 ) -> Tensor:
     (N, K, P, Q), C = dy.shape, x.shape[1]
     rows = C // groups * w_size[0] * w_size[1]
     columns = _im2col(x, w_size, (P, Q), stride, padding, dilation).reshape(N, groups, rows, P * Q)
     dw = product(dy.reshape(N, groups, K // groups, P * Q), columns.transpose(2, 3), precision).sum(0)
     dw = dw.reshape(K, C // groups, *w_size).to(x.dtype)
-    return dw.contiguous(memory_format=output_memory_format(dy, x))
+    return dw.contiguous(memory_format=layout or output_memory_format(dy, x))
 
 
 def unfold(x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
