@@ -133,8 +133,9 @@ __device__ inline void store_sums(const Result& result, const Sum (&sums)[Tile::
       Vector<Stored, kRowPiece * kColumnPiece> piece;
 #pragma unroll
       for (int e = 0; e < kRowPiece * kColumnPiece; ++e)
-        piece.element[e] =
-            result.value(sums[kRowPiece > 1 ? i + e : i][kColumnPiece > 1 ? j + e : j], kColumnPiece > 1 ? n + e : n, offset + e);
+        piece.element[e] = result.finished(
+            result.narrowed(sums[kRowPiece > 1 ? i + e : i][kColumnPiece > 1 ? j + e : j], kColumnPiece > 1 ? n + e : n),
+            offset + e);
       store_vector<kRowPiece * kColumnPiece>(result.data + offset, piece);
     }
   }

@@ -195,12 +195,12 @@ __device__ inline void implicit_gemm_mma(const Parameters& parameters) {
 
   if constexpr (Problem::kImage) {
     if (parameters.splits.count > 1)
-      return store_tile<Tile::kM, Tile::kN, Tile::kThreads>(problem.split_result(parameters), memory.sums, pitch,
-                                                            parameters.walks.c, problem.tile.row, problem.tile.column,
-                                                            int(threadIdx.x));
+      return store_tile<Tile::kM, Tile::kN, Tile::kThreads, false>(problem.split_result(parameters), memory.sums, pitch,
+                                                                   parameters.walks.c, problem.tile.row, problem.tile.column,
+                                                                   int(threadIdx.x));
   }
-  store_tile<Tile::kM, Tile::kN, Tile::kThreads>(problem.result(parameters), memory.sums, pitch, parameters.walks.c,
-                                                 problem.tile.row, problem.tile.column, int(threadIdx.x));
+  store_tile<Tile::kM, Tile::kN, Tile::kThreads, false>(problem.result(parameters), memory.sums, pitch, parameters.walks.c,
+                                                        problem.tile.row, problem.tile.column, int(threadIdx.x));
 }
 
 template <class T, class Tile, class Epilogue>

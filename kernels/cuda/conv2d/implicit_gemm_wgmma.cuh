@@ -10,6 +10,9 @@
 //              dense rate 128x256 could reach all, 256x128 0.89, 128x128 0.80, 128x64 0.57. Measured: not yet.
 //   packed     spans of 32 and 64 bytes: where channels are few, several taps fill one step, so that C = 16 multiplies no zeros.
 //              Predicted: C = 16 four times as fast as with spans of 128. Measured: not yet.
+//   staged     sums become results in registers and pass through shared memory as such, 16 bytes at a time. Predicted: 1,000 clocks
+//              of shared memory for 128x256 in 16 bits, beside 9,200 of products for 64 channels of 3x3; as fp32 three times that.
+//              Measured: not yet.
 //   not taken  Major::rows of TF32 (wgmma has none): wgrad of TF32 stays with `tensor`, dgrad turns the filter first.
 //              Stores by the copy engine: they know one rectangle, and a tile's pixels wrap over lines; to be tried for dense
 //              results.
@@ -40,7 +43,7 @@ struct WgmmaTile {
   static constexpr int kBlocks = kM + kN <= 256 ? 2 : 1;                   // of a multiprocessor
   static constexpr int kStageBytes = (kM + kN) * kStepBytes;
   static constexpr int kStages = (kBlocks == 2 ? 100 << 10 : 200 << 10) / kStageBytes;
-  static constexpr int kChunk = kBlocks == 2 ? 16 : 32;  // columns that a warpgroup puts into shared memory at once, to store
+  static constexpr int kChunkBytes = kBlocks == 2 ? 64 : 128;  // of a row, that a warpgroup stages at once to store them
   static_assert(kGroupM % 64 == 0 && kGroupN % 64 == 0 && kStages >= 3);
 };
 
@@ -63,14 +66,22 @@ struct OperandLayout {
   __device__ uint32_t at(int multiplication) const { return multiplication % 2 * odd + multiplication / 2 * two; }
 };
 
+// Results of type T on their way from registers to memory: 64 rows of some columns, in lines of what is contiguous in memory,
+// padded so that a warp's pairs along a row, or words down a column, lie in different banks.
+template <class Tile, class T>
+struct Staging {
+  static constexpr int kColumns = Tile::kChunkBytes / int(sizeof(T));
+  static constexpr int kRowPitch = kColumns + 8, kColumnPitch = sizeof(T) == 4 ? 64 + 4 : 64 + 8;
+  static constexpr int kCount = 64 * kRowPitch > kColumns* kColumnPitch ? 64 * kRowPitch : kColumns * kColumnPitch;
+  static constexpr int kBytes = kCount * int(sizeof(T));
+};
+
 // Shared memory. The place of a tile's results is described there and not in registers, which the sums need.
 template <class Tile>
 struct WgmmaMemory {
-  // Padded so that a warp's pairs along a row, or words down a column, lie in different banks.
-  static constexpr int kRowPitch = Tile::kChunk + 8, kColumnPitch = 64 + 4;
-  static constexpr int kSums = 64 * kRowPitch > Tile::kChunk* kColumnPitch ? 64 * kRowPitch : Tile::kChunk * kColumnPitch;
+  static_assert(Staging<Tile, float>::kBytes >= Staging<Tile, half>::kBytes);
   alignas(1024) unsigned char stages[Tile::kStages][Tile::kStageBytes];  // the left operand's kM rows, then the right one's
-  alignas(16) float sums[Tile::kGroups][kSums];
+  alignas(16) unsigned char staging[Tile::kGroups][Staging<Tile, float>::kBytes];
   alignas(16) unsigned char place[Tile::kGroups][192];
   alignas(8) uint64_t full[Tile::kStages], empty[Tile::kStages];
 };
@@ -87,53 +98,63 @@ struct RingPlace {
   }
 };
 
-// One warp's part of 64 x kChunk of a warpgroup's sums, to shared memory in lines of what is contiguous in the result.
-template <int kRowPitch, int kColumnPitch, int kChunk, int kFragments, int kCount>
-__device__ inline void put_chunk(float* to, const float (&sums)[kFragments][kCount], int chunk, bool down) {
-  constexpr int kEach = kChunk / 2, kChunks = kCount / kEach;  // registers of a chunk; chunks of a fragment
-  const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
-  const int row = 16 * warp + lane / 4, column = lane % 4 * 2;
-  float* const first = to + (down ? column * kColumnPitch + row : row * kRowPitch + column);
-#pragma unroll
-  for (int each = 0; each < kFragments * kChunks; ++each)  // the registers' indices must be constants
-    if (each == chunk) {
-#pragma unroll
-      for (int i = 0; i < kEach; i += 2) {
-        const float left = sums[each / kChunks][each % kChunks * kEach + i],
-                    right = sums[each / kChunks][each % kChunks * kEach + i + 1];
-        if (down) {
-          float* const at = first + i / 4 * 8 * kColumnPitch + i / 2 % 2 * 8;
-          at[0] = left;
-          at[kColumnPitch] = right;
-        } else {
-          store_vector<2>(first + i / 2 % 2 * 8 * kRowPitch + i / 4 * 8, Vector<float, 2>{{left, right}});
-        }
-      }
-    }
-}
-
 // A result, and which of its elements a warpgroup's first sum is.
 template <class Result>
 struct Place {
   Result result;
   int32_t row, column;
 };
-
-// Stores a warpgroup's sums, chunk by chunk. `describe` gives the Place, to one thread.
-template <class Tile, class Result, class Memory, int kFragments, int kCount, class Describe>
-__device__ inline void store_sums(Memory& memory, const float (&sums)[kFragments][kCount], Walk walk, const Describe& describe) {
+template <class Result, class Tile>
+__device__ inline Place<Result>& place_of(WgmmaMemory<Tile>& memory) {
   static_assert(sizeof(Place<Result>) <= sizeof(memory.place[0]));
+  return *reinterpret_cast<Place<Result>*>(memory.place[threadIdx.x / 128]);
+}
+
+// One warp's part of a chunk of its warpgroup's sums: what becomes of them, to shared memory. `column`: the chunk's first one.
+template <class Staging, class Result, int kFragments, int kCount>
+__device__ inline void stage_chunk(typename Result::Stored* to, const float (&sums)[kFragments][kCount], int chunk, bool down,
+                                   const Result& result, int32_t column) {
+  using Stored = typename Result::Stored;
+  constexpr int kEach = Staging::kColumns / 2, kChunks = kCount / kEach;  // registers of a chunk; chunks of a fragment
+  const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  const int row = 16 * warp + lane / 4, across = lane % 4 * 2;
+  const auto narrowed = [&](float sum, int32_t at) { return at < result.columns ? result.narrowed(sum, at) : Stored{}; };
+#pragma unroll
+  for (int each = 0; each < kFragments * kChunks; ++each)  // the registers' indices must be constants
+    if (each == chunk) {
+#pragma unroll
+      for (int i = 0; i < kEach; i += 2) {
+        const int of_row = row + i / 2 % 2 * 8, of_column = across + i / 4 * 8, at = each % kChunks * kEach + i;
+        const Stored left = narrowed(sums[each / kChunks][at], column + of_column),
+                     right = narrowed(sums[each / kChunks][at + 1], column + of_column + 1);
+        if (down) {
+          to[of_column * Staging::kColumnPitch + of_row] = left;
+          to[(of_column + 1) * Staging::kColumnPitch + of_row] = right;
+        } else {
+          store_vector<2>(to + of_row * Staging::kRowPitch + of_column, Vector<Stored, 2>{{left, right}});
+        }
+      }
+    }
+}
+
+// Stores a warpgroup's sums, chunk by chunk, to their place.
+template <class Result, class Tile, int kFragments, int kCount>
+__device__ inline void store_sums(WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount], Walk walk) {
+  using Stored = typename Result::Stored;
+  using Staged = Staging<Tile, Stored>;
   const int group = int(threadIdx.x) / 128, thread = int(threadIdx.x) % 128;
   const bool down = walk == Walk::rows || walk == Walk::row_pieces;
-  constexpr int kChunks = 2 * kCount / Tile::kChunk;
-  Place<Result>& place = *reinterpret_cast<Place<Result>*>(memory.place[group]);
-  if (thread == 0) place = describe();
+  constexpr int kChunks = 2 * kCount / Staged::kColumns;
+  Stored* const staging = reinterpret_cast<Stored*>(memory.staging[group]);
+  const Place<Result>& place = place_of<Result>(memory);
+  barrier_sync(1 + group, 128);  // one thread has described the place
 #pragma unroll 1
   for (int chunk = 0; chunk < kFragments * kChunks; ++chunk) {
-    put_chunk<Memory::kRowPitch, Memory::kColumnPitch, Tile::kChunk>(memory.sums[group], sums, chunk, down);
-    barrier_sync(1 + group, 128);  // every thread stores what others summed, where one has found it to be
-    store_tile<64, Tile::kChunk, 128>(place.result, memory.sums[group], down ? Memory::kColumnPitch : Memory::kRowPitch, walk,
-                                      place.row + chunk / kChunks * 64, place.column + chunk % kChunks * Tile::kChunk, thread);
+    const int32_t column = place.column + chunk % kChunks * Staged::kColumns;
+    stage_chunk<Staged>(staging, sums, chunk, down, place.result, column);
+    barrier_sync(1 + group, 128);  // every thread stores what others summed
+    store_tile<64, Staged::kColumns, 128, true>(place.result, staging, down ? Staged::kColumnPitch : Staged::kRowPitch, walk,
+                                                place.row + chunk / kChunks * 64, column, thread);
     barrier_sync(1 + group, 128);  // nobody reads this chunk any more, nor, after the last one, the place
   }
 }
@@ -177,6 +198,8 @@ __device__ inline void implicit_gemm_wgmma(const Parameters& parameters) {
   for (int32_t number = int32_t(blockIdx.x); number < parameters.tiles; number += int32_t(gridDim.x)) {
     const Product product(parameters, number);
     if (product.tile.row >= product.rows) continue;  // a residue with fewer pixels than the first; it has no steps either
+    // Before the products: their sums leave no registers for it.
+    if (threadIdx.x % 128 == 0) product.describe(memory, group_row, group_column);
     float sums[kFragments][Tile::kGroupN / 2] = {};
 #pragma unroll
     for (int m = 0; m < kFragments; ++m) wgmma_written(sums[m]);
@@ -207,7 +230,6 @@ __device__ inline void implicit_gemm_wgmma(const Parameters& parameters) {
 #pragma unroll
     for (int m = 0; m < kFragments; ++m) wgmma_wait<0>(sums[m]);
     if (before >= 0 && lane == 0) mbarrier_arrive(&memory.empty[before]);
-    // Computed again: kept through the products it would take registers from the sums.
-    Product(parameters, computed_again(number)).store(memory, sums, group_row, group_column);
+    Product::store(parameters, memory, sums);
   }
 }

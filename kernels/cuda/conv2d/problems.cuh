@@ -73,11 +73,12 @@ struct BlockTile {
   }
 };
 
-// ---- results: where element (row, column) goes and what is stored there ------------------------------------------------
+// ---- results: where element (row, column) goes, what becomes of its sum, and what of that with what memory holds ---------
 
 template <class T, class Epilogue>
 struct ImageResult {
   using Stored = T;
+  using Policy = Epilogue;
   T* data;
   int64_t stride_n, stride_c, stride_h, stride_w;
   int32_t rows, columns, first_channel;
@@ -114,7 +115,8 @@ struct ImageResult {
     return n * stride_n + (i * step_h + residue_h) * stride_h + (j * step_w + residue_w) * stride_w;
   }
   __device__ int64_t column(int32_t channel) const { return channel * stride_c; }
-  __device__ T value(Accumulator<T> sum, int32_t column, int64_t) const { return epilogue(sum, first_channel + column); }
+  __device__ T narrowed(Accumulator<T> sum, int32_t column) const { return epilogue(sum, first_channel + column); }
+  __device__ T finished(T value, int64_t) const { return value; }
 };
 
 // The sums of one split of an image, as they are: channels innermost, dense.
@@ -149,7 +151,8 @@ struct SumResult {
 
   __device__ int64_t row(int32_t index) const { return int64_t(index) * columns; }
   __device__ int64_t column(int32_t index) const { return index; }
-  __device__ T value(T sum, int32_t, int64_t offset) const { return accumulate ? data[offset] + sum : sum; }
+  __device__ T narrowed(T sum, int32_t) const { return sum; }
+  __device__ T finished(T sum, int64_t offset) const { return accumulate ? data[offset] + sum : sum; }
 };
 
 // ---- directions: what a block multiplies. One thread computes it and it stays in shared memory: in registers, where every

@@ -3,11 +3,13 @@
 #include "conv2d/problems.cuh"
 #include "platform/vector.h"
 
-// Line by line: a line is a row of the result or, kRows, a column, whichever is contiguous in memory.
-template <int kM, int kN, int kThreads, bool kRows, int kPiece, class Result>
-__device__ inline void store_lines(const Result& result, const float* sums, int pitch, int32_t first_row, int32_t first_column,
+// Line by line: a line is a row of the result or, kRows, a column, whichever is contiguous in memory. Staged: sums, or,
+// kNarrowed, what has become of them already. Lines of `staged` are 16-byte aligned.
+template <int kM, int kN, int kThreads, bool kNarrowed, bool kRows, int kPiece, class Result, class Staged>
+__device__ inline void store_lines(const Result& result, const Staged* staged, int pitch, int32_t first_row, int32_t first_column,
                                    int thread) {
   constexpr int kLinePieces = (kRows ? kM : kN) / kPiece, kLines = kRows ? kN : kM;
+  constexpr int kLoad = kPiece * int(sizeof(Staged)) > 16 ? 16 / int(sizeof(Staged)) : kPiece;
 #pragma unroll 1
   for (int index = thread; index < kLines * kLinePieces; index += kThreads) {
     const int line = index / kLinePieces, along = index % kLinePieces * kPiece;
@@ -16,25 +18,35 @@ __device__ inline void store_lines(const Result& result, const float* sums, int 
     const int64_t offset = result.row(row) + result.column(column);
     Vector<typename Result::Stored, kPiece> piece;
 #pragma unroll
-    for (int e = 0; e < kPiece; ++e)
-      piece.element[e] = result.value(sums[line * pitch + along + e], kRows ? column : column + e, offset + e);
+    for (int e = 0; e < kPiece; e += kLoad) {
+      const Vector<Staged, kLoad> loaded = load_vector<kLoad>(staged + line * pitch + along + e);
+#pragma unroll
+      for (int i = 0; i < kLoad; ++i) {
+        typename Result::Stored value;
+        if constexpr (kNarrowed)
+          value = loaded.element[i];
+        else
+          value = result.narrowed(loaded.element[i], kRows ? column : column + e + i);
+        piece.element[e + i] = result.finished(value, offset + e + i);
+      }
+    }
     store_vector<kPiece>(result.data + offset, piece);
   }
 }
 
-// By kThreads threads, of which `thread` is one. Lines of `sums` are what is contiguous in the result, as `walk` has it.
-template <int kM, int kN, int kThreads, class Result>
-__device__ inline void store_tile(const Result& result, const float* sums, int pitch, Walk walk, int32_t first_row,
+// By kThreads threads, of which `thread` is one. Lines of `staged` are what is contiguous in the result, as `walk` has it.
+template <int kM, int kN, int kThreads, bool kNarrowed, class Result, class Staged>
+__device__ inline void store_tile(const Result& result, const Staged* staged, int pitch, Walk walk, int32_t first_row,
                                   int32_t first_column, int thread) {
   constexpr int kPiece = 16 / sizeof(typename Result::Stored);
   switch (walk) {
     case Walk::rows:
-      return store_lines<kM, kN, kThreads, true, 1>(result, sums, pitch, first_row, first_column, thread);
+      return store_lines<kM, kN, kThreads, kNarrowed, true, 1>(result, staged, pitch, first_row, first_column, thread);
     case Walk::row_pieces:
-      return store_lines<kM, kN, kThreads, true, kPiece>(result, sums, pitch, first_row, first_column, thread);
+      return store_lines<kM, kN, kThreads, kNarrowed, true, kPiece>(result, staged, pitch, first_row, first_column, thread);
     case Walk::columns:
-      return store_lines<kM, kN, kThreads, false, 1>(result, sums, pitch, first_row, first_column, thread);
+      return store_lines<kM, kN, kThreads, kNarrowed, false, 1>(result, staged, pitch, first_row, first_column, thread);
     case Walk::column_pieces:
-      return store_lines<kM, kN, kThreads, false, kPiece>(result, sums, pitch, first_row, first_column, thread);
+      return store_lines<kM, kN, kThreads, kNarrowed, false, kPiece>(result, staged, pitch, first_row, first_column, thread);
   }
 }

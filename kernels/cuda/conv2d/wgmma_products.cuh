@@ -75,6 +75,17 @@ struct Conv2dWgmmaParameters {
   Epilogue epilogue;
 };
 
+// What sums of splits are stored by: nothing is done to them yet. Of TF32 they are of the result's type, and by an epilogue of
+// its type, which without a bias does nothing, the same code stores both.
+template <class T, class Epilogue>
+struct EpilogueOfSums {
+  using type = NoEpilogue<float>;
+};
+template <class Epilogue>
+struct EpilogueOfSums<float, Epilogue> {
+  using type = Epilogue;
+};
+
 // fprop and dgrad: rows are pixels of the result, columns its channels. kMajor: of the filter in memory, which is Major::depth
 // where the channels summed over are contiguous.
 template <class T, class Epilogue, int kImages, class Tile, Major kMajor>
@@ -155,32 +166,28 @@ struct Conv2dImageProduct {
             epilogue};
   }
 
+  using Whole = ImageResult<T, Epilogue>;
+  using Sums = ImageResult<float, typename EpilogueOfSums<T, Epilogue>::type>;
+
   // Where this tile is in the result, or in its split's sums, which are an image of floats.
-  __device__ Place<ImageResult<T, Epilogue>> place(int group_row, int group_column) const {
-    return {result(of.result, of.stride, of.epilogue), tile.row + group_row, tile.column + group_column};
-  }
-  template <class Each>
-  __device__ Place<ImageResult<float, Each>> place_of_sums(int group_row, int group_column, const Each& epilogue) const {
-    const int64_t all = int64_t(of.groups) * of.channels, line = of.width * all, plane = of.height * line;
-    const int64_t stride[4] = {plane, 1, line, all};
-    return {result(of.sums + tile.part % of.splits * of.N * plane, stride, epilogue), tile.row + group_row,
-            tile.column + group_column};
+  __device__ void describe(WgmmaMemory<Tile>& memory, int group_row, int group_column) const {
+    const int32_t row = tile.row + group_row, column = tile.column + group_column;
+    if (of.splits == 1) {
+      place_of<Whole>(memory) = {result(of.result, of.stride, of.epilogue), row, column};
+    } else {
+      const int64_t all = int64_t(of.groups) * of.channels, line = of.width * all, plane = of.height * line;
+      const int64_t stride[4] = {plane, 1, line, all};
+      place_of<Sums>(memory) = {result(of.sums + tile.part % of.splits * of.N * plane, stride, typename Sums::Policy{}), row,
+                                column};
+    }
   }
 
-  template <class Memory, int kFragments, int kCount>
-  __device__ void store(Memory& memory, const float (&sums)[kFragments][kCount], int group_row, int group_column) const {
-    const bool whole = of.splits == 1;
-    if constexpr (sizeof(T) == 4) {  // results and sums are of one type, and so are the ways to store them
-      store_sums<Tile, ImageResult<T, Epilogue>>(memory, sums, of.walk, [&] {
-        return whole ? place(group_row, group_column) : place_of_sums(group_row, group_column, Epilogue{});
-      });
-    } else if (whole) {
-      store_sums<Tile, ImageResult<T, Epilogue>>(memory, sums, of.walk, [&] { return place(group_row, group_column); });
-    } else {
-      using Sums = NoEpilogue<float>;
-      store_sums<Tile, ImageResult<float, Sums>>(memory, sums, of.walk,
-                                                 [&] { return place_of_sums(group_row, group_column, Sums{}); });
-    }
+  template <int kFragments, int kCount>
+  __device__ static void store(const Parameters& of, WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount]) {
+    if (sizeof(T) == 4 || of.splits == 1)
+      store_sums<Whole>(memory, sums, of.walk);
+    else
+      store_sums<Sums>(memory, sums, of.walk);
   }
 };
 
@@ -244,14 +251,15 @@ struct Conv2dWgradProduct {
     ++step;
   }
 
-  template <class Memory, int kFragments, int kCount>
-  __device__ void store(Memory& memory, const float (&sums)[kFragments][kCount], int group_row, int group_column) const {
-    using Result = SumResult<float>;
-    store_sums<Tile, Result>(memory, sums, Walk::column_pieces, [&] {
-      const int64_t first = (int64_t(tile.part) * of.groups + tile.group) * of.K;
-      return Place<Result>{
-          {of.sums + first * columns, of.K, columns, of.accumulate != 0}, tile.row + group_row, tile.column + group_column};
-    });
+  __device__ void describe(WgmmaMemory<Tile>& memory, int group_row, int group_column) const {
+    const int64_t first = (int64_t(tile.part) * of.groups + tile.group) * of.K;
+    place_of<SumResult<float>>(memory) = {
+        {of.sums + first * columns, of.K, columns, of.accumulate != 0}, tile.row + group_row, tile.column + group_column};
+  }
+
+  template <int kFragments, int kCount>
+  __device__ static void store(const Parameters&, WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount]) {
+    store_sums<SumResult<float>>(memory, sums, Walk::column_pieces);
   }
 };
 
