@@ -10,9 +10,9 @@
 //              dense rate 128x256 could reach all, 256x128 0.89, 128x128 0.80, 128x64 0.57. Measured: not yet.
 //   packed     spans of 32 and 64 bytes: where channels are few, several taps fill one step, so that C = 16 multiplies no zeros.
 //              Predicted: C = 16 four times as fast as with spans of 128. Measured: not yet.
-//   staged     sums become results in registers and pass through shared memory as such, 16 bytes at a time. Predicted: 1,000 clocks
-//              of shared memory for 128x256 in 16 bits, beside 9,200 of products for 64 channels of 3x3; as fp32 three times that.
-//              Measured: not yet.
+//   staged     sums become results in registers and pass through shared memory as such, 16 bytes at a time. Predicted: 1,000
+//              clocks of shared memory for 128x256 in 16 bits, beside 9,200 of products for 64 channels of 3x3; as fp32 three
+//              times that. Measured: not yet.
 //   not taken  Major::rows of TF32 (wgmma has none): wgrad of TF32 stays with `tensor`, dgrad turns the filter first.
 //              Stores by the copy engine: they know one rectangle, and a tile's pixels wrap over lines; to be tried for dense
 //              results.
