@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
+from planted import Fault, launch_from
 from test_conv2d_kernels import Case, Watcher
 
-from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d
-from torch_unroll.kernels import SOURCES
-from torch_unroll.kernels.build import BUILD, build
 from torch_unroll.kernels.cuda.conv2d import wgmma
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 from torch_unroll.kernels.table import LaunchPlan, kernels
 
 pytestmark = pytest.mark.slow
 
-DIRECTORY = BUILD / "conv2d-hopper-faults"
 SEEDS = 20
 TILE, WGRAD_TILE = "128x64", "64x256"
 #: More steps than stages; two tiles a block, of which one is wider than the result.
@@ -29,30 +24,21 @@ CASE = Case((9, 48, 9, 7), (72, 48, 3, 3), padding=(1, 1, 1, 1))
 MACHINERY, PRODUCTS = "implicit_gemm_wgmma.cuh", "wgmma_products.cuh"
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A piece of source, what it becomes, and the emulator's mode in which that must show."""
-
-    name: str
-    source: str
-    old: str
-    new: str
-    mode: str = "race"
-
-
 FAULTS = (
     Fault("none", MACHINERY, "", ""),
-    Fault("none in plain mode", MACHINERY, "", "", "plain"),
+    Fault("none in plain mode", MACHINERY, "", "", mode="plain"),
     Fault(
         "barriers used before they are ones",
         MACHINERY,
         "__syncthreads();  // nobody uses a barrier before it is one",
         "",
     ),
-    Fault("the first turn waits", MACHINERY, "place.turn ^ 1);", "place.turn);", "plain"),
+    Fault("the first turn waits", MACHINERY, "place.turn ^ 1);", "place.turn);", mode="plain"),
     Fault("the wrong turn is waited for", MACHINERY, "full[place.stage], place.turn);", "full[place.stage], place.turn ^ 1);"),
     Fault("nobody waits for the bytes", MACHINERY, "mbarrier_wait(&memory.full[place.stage], place.turn);", ""),
-    Fault("nobody waits for the bytes, plain", MACHINERY, "mbarrier_wait(&memory.full[place.stage], place.turn);", "", "plain"),
+    Fault(
+        "nobody waits for the bytes, plain", MACHINERY, "mbarrier_wait(&memory.full[place.stage], place.turn);", "", mode="plain"
+    ),
     Fault(
         "bytes that never come",
         MACHINERY,
@@ -66,11 +52,11 @@ FAULTS = (
         "&memory.full[place.stage], Tile::kStageBytes - 16",
     ),
     Fault("a stage given back before its products are over", MACHINERY, "wgmma_wait<1>();", "wgmma_wait<2>();"),
-    Fault("the same, plain", MACHINERY, "wgmma_wait<1>();", "wgmma_wait<7>();", "plain"),
+    Fault("the same, plain", MACHINERY, "wgmma_wait<1>();", "wgmma_wait<7>();", mode="plain"),
     Fault("sums read while they are summed", MACHINERY, "wgmma_wait<0>(sums[m]);", ";"),
     Fault("no fence before the products", MACHINERY, "wgmma_fence();", ";"),
-    Fault("the wrong swizzle", MACHINERY, "leading, stride, span);", "leading, stride, span == 128 ? 64 : 128);", "plain"),
-    Fault("the wrong step of depth", MACHINERY, "32 * span,", "64 * span,", "plain"),
+    Fault("the wrong swizzle", MACHINERY, "leading, stride, span);", "leading, stride, span == 128 ? 64 : 128);", mode="plain"),
+    Fault("the wrong step of depth", MACHINERY, "32 * span,", "64 * span,", mode="plain"),
     Fault(
         "sums overwritten while they are stored",
         MACHINERY,
@@ -88,39 +74,25 @@ FAULTS = (
         PRODUCTS,
         "pixel.w, pixel.h, there ? pixel.n : of.N,",
         "pixel.h, pixel.w, there ? pixel.n : of.N,",
-        "plain",
+        mode="plain",
     ),
-    Fault("taps from the wrong end", PRODUCTS, "first + block.s * image", "first - block.s * image", "plain"),
+    Fault("taps from the wrong end", PRODUCTS, "first + block.s * image", "first - block.s * image", mode="plain"),
 )
 
 
 class FaultyWatcher(Watcher):
-    """Launches the kernels of one object."""
+    """Launches the kernels of one tile in bf16, from sources that have the fault."""
 
-    def __init__(self, kernels: cuda.KernelObject):
+    def __init__(self, fault: Fault):
         super().__init__()
-        self.kernels = kernels
+        tiles = {wgmma.TILES[each].text for each in (TILE, WGRAD_TILE)}
+        bf16 = [row for row in kernels("conv2d") if row.arguments[0] == "bfloat16"]
+        self.kernels = fault.kernels(
+            "conv2d", [row for row in bf16 if tiles & set(row.arguments) or "Tile" not in row.expression]
+        )
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
-        kernel, config = self.kernels.prepare(plan)
-        status = self.kernels.library.torch_unroll_launch(kernel, ctypes.byref(config), ctypes.byref(parameters), None)
-        self.kernels.check(status, plan)
-
-
-def faulty_object(fault: Fault) -> cuda.KernelObject:
-    """The kernels of one tile in bf16, compiled from sources that have the fault."""
-    folder = DIRECTORY / fault.name.replace(" ", "-").replace(",", "")
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(SOURCES / "conv2d", folder / "conv2d")
-    path = folder / "conv2d" / fault.source
-    text = path.read_text()
-    assert not fault.old or fault.old in text, "the source has changed, and the fault with it"
-    path.write_text(text.replace(fault.old, fault.new) if fault.old else text)
-    tiles = {wgmma.TILES[each].text for each in (TILE, WGRAD_TILE)}
-    bf16 = [row for row in kernels("conv2d") if row.arguments[0] == "bfloat16"]
-    rows = [row for row in bf16 if tiles & set(row.arguments) or "Tile" not in row.expression]
-    output = folder / "kernels.so"
-    return cuda.KernelObject(build("emulated", rows, output, mode=fault.mode, directory=DIRECTORY / fault.mode, include=[folder]))
+        launch_from(self.kernels, plan, parameters)
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +103,7 @@ def _choices() -> Iterator[None]:
 
 def noticed(fault: Fault) -> str | None:
     """How the fault showed under one of many schedules: the emulator's report, or wrong results; None if it did not."""
-    launcher = FaultyWatcher(faulty_object(fault))
+    launcher = FaultyWatcher(fault)
     generator = torch.Generator().manual_seed(0)
 
     def integers(*size: int) -> torch.Tensor:

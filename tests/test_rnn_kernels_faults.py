@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from planted import Fault, launch_from
 from test_rnn_kernels import Case
 
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import DeviceProperties, rnn
-from torch_unroll.kernels import SOURCES
-from torch_unroll.kernels.build import BUILD, build
 from torch_unroll.kernels.cuda.rnn import variants
 from torch_unroll.kernels.table import LaunchPlan
 
 pytestmark = pytest.mark.slow
 
-DIRECTORY = BUILD / "rnn-faults"
 SEEDS = 20
 
 
 @dataclass(frozen=True)
-class Fault:
-    """A piece of source, what it becomes, and the kernel in which that must show."""
+class RnnFault(Fault):
+    """And the kernel in which that must show."""
 
-    name: str
-    source: str
-    old: str
-    new: str
     variant: str
     H: int = 64
-    mode: str = "race"
     dtype: torch.dtype = torch.bfloat16
 
 
 FAULTS = (
-    Fault("none, grid_flags", "grid_flags.cuh", "", "", "grid_flags"),
-    Fault("none, cluster", "cluster.cuh", "", "", "cluster"),
-    Fault("none, single_block", "single_block.cuh", "", "", "single_block"),
-    Fault("nobody waits", "grid_flags.cuh", "return waits && found;", "return false;", "grid_flags", mode="plain"),
-    Fault(
+    RnnFault("none, grid_flags", "grid_flags.cuh", "", "", "grid_flags"),
+    RnnFault("none, cluster", "cluster.cuh", "", "", "cluster"),
+    RnnFault("none, single_block", "single_block.cuh", "", "", "single_block"),
+    RnnFault("nobody waits", "grid_flags.cuh", "return waits && found;", "return false;", "grid_flags", mode="plain"),
+    RnnFault(
         "published before it is complete",
         "grid_flags.cuh",
         "const uint4 bits = slices::gather_lanes(publishable(value));",
@@ -53,34 +45,38 @@ FAULTS = (
         mode="plain",
     ),
     # In 16 bits rounding makes every NaN the same one already.
-    Fault("the sentinel as a result", "grid_flags.cuh", "sentinel >> 1", "sentinel", "grid_flags", 64, "plain", torch.float32),
-    Fault("one buffer of sums", "slices.cuh", "sums + parity * Sums::size", "sums", "grid_flags"),
-    Fault(
+    RnnFault(
+        "the sentinel as a result", "grid_flags.cuh", "sentinel >> 1", "sentinel", "grid_flags", mode="plain", dtype=torch.float32
+    ),
+    RnnFault("one buffer of sums", "slices.cuh", "sums + parity * Sums::size", "sums", "grid_flags"),
+    RnnFault(
         "no barrier before the sums",
         "slices.cuh",
         "sum.put(product, 0);\n      __syncthreads();",
         "sum.put(product, 0);",
         "cluster",
     ),
-    Fault("no cluster barrier at the start", "cluster.cuh", "cluster_sync();", "__syncthreads();", "cluster"),
-    Fault("the slot that is being read", "cluster.cuh", "carry.at(now ^ 1, column", "carry.at(now, column", "cluster"),
-    Fault("a block nobody waits for", "cluster.cuh", "rank < blocks", "rank < int(cluster_size())", "cluster", H=32),
-    Fault("stores after the last step", "cluster.cuh", "if (s + 1 >= products) return;", "", "cluster", mode="plain"),
-    Fault("bytes that never come", "cluster.cuh", "return uint32_t(kTileColumns", "return 16 + uint32_t(kTileColumns", "cluster"),
-    Fault("no barrier between steps", "single_block.cuh", "__syncthreads();  // the next step", "//", "single_block"),
+    RnnFault("no cluster barrier at the start", "cluster.cuh", "cluster_sync();", "__syncthreads();", "cluster"),
+    RnnFault("the slot that is being read", "cluster.cuh", "carry.at(now ^ 1, column", "carry.at(now, column", "cluster"),
+    RnnFault("a block nobody waits for", "cluster.cuh", "rank < blocks", "rank < int(cluster_size())", "cluster", H=32),
+    RnnFault("stores after the last step", "cluster.cuh", "if (s + 1 >= products) return;", "", "cluster", mode="plain"),
+    RnnFault(
+        "bytes that never come", "cluster.cuh", "return uint32_t(kTileColumns", "return 16 + uint32_t(kTileColumns", "cluster"
+    ),
+    RnnFault("no barrier between steps", "single_block.cuh", "__syncthreads();  // the next step", "//", "single_block"),
 )
 
 
 class FaultyLauncher:
-    """Launches the kernels of one object, on a GPU that is large enough."""
+    """Launches the fault's variant for its dtype, forward and backward, on a GPU that is large enough."""
 
-    def __init__(self, fault: Fault):
-        self.kernels = faulty_object(fault)
+    def __init__(self, fault: RnnFault):
+        math = variants.arithmetic(str(fault.dtype).removeprefix("torch."), "ieee")
+        rows = [row for row in variants.KERNELS if row.name == f"rnn_{fault.variant}_kernel" and row.arguments[0] == math]
+        self.kernels = fault.kernels("rnn", [row for row in rows if row.arguments[2:] in ((), ("1",), ("2",))])
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
-        kernel, config = self.kernels.prepare(plan)
-        status = self.kernels.library.torch_unroll_launch(kernel, ctypes.byref(config), ctypes.byref(parameters), None)
-        self.kernels.check(status, plan)
+        launch_from(self.kernels, plan, parameters)
 
     def resident(self, plan: LaunchPlan, device: torch.device) -> int:
         return cuda.LAUNCHER.resident(plan, device)
@@ -89,32 +85,13 @@ class FaultyLauncher:
         return replace(cuda.LAUNCHER.properties(device), multiprocessors=6)
 
 
-def faulty_object(fault: Fault) -> cuda.KernelObject:
-    """The fault's variant for its dtype, forward and backward, compiled from sources that have the fault."""
-    math = variants.arithmetic(str(fault.dtype).removeprefix("torch."), "ieee")
-    folder = DIRECTORY / fault.name.replace(" ", "-").replace(",", "")
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(SOURCES / "rnn", folder / "rnn")
-    path = folder / "rnn" / fault.source
-    text = path.read_text()
-    assert not fault.old or text.count(fault.old) == 1, "the source has changed, and the fault with it"
-    path.write_text(text.replace(fault.old, fault.new) if fault.old else text)
-    rows = [
-        row
-        for row in variants.KERNELS
-        if row.name == f"rnn_{fault.variant}_kernel" and row.arguments[0] == math and row.arguments[2:] in ((), ("1",), ("2",))
-    ]
-    output = folder / "kernels.so"
-    return cuda.KernelObject(build("emulated", rows, output, mode=fault.mode, directory=DIRECTORY / fault.mode, include=[folder]))
-
-
 @pytest.fixture
 def variant() -> Iterator[None]:
     yield
     rnn.forced = None
 
 
-def noticed(fault: Fault) -> str | None:
+def noticed(fault: RnnFault) -> str | None:
     """How the fault showed under one of many schedules: the emulator's report, or wrong results; None if it did not."""
     launcher = FaultyLauncher(fault)
     rnn.forced = fault.variant
@@ -135,7 +112,7 @@ def noticed(fault: Fault) -> str | None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_planted_faults_are_noticed(variant: None, fault: Fault) -> None:
+def test_planted_faults_are_noticed(variant: None, fault: RnnFault) -> None:
     report = noticed(fault)
     print(report)
     assert (report is None) == (not fault.old), report
