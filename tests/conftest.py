@@ -44,6 +44,14 @@ def fresh_plans() -> Iterator[None]:
         cache.cache_clear()
 
 
+@pytest.fixture
+def switches_may_be_set() -> Iterator[None]:
+    """For the benchmark runner, which sets torch's switches; torch's own test utilities, which other tests of the process import,
+    forbid that."""
+    with torch.backends.__allow_nonbracketed_mutation():
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips GPU tests, visibly, where there is no GPU."""
     if not torch.cuda.is_available():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,8 @@ from benchmarks.timing import QUICK, Summary
 from torch_unroll.engines import load, refusal
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("switches_may_be_set")
 SETTING = Setting(CPU, ("torch",), ("eager",), QUICK)
-
-
-@pytest.fixture(autouse=True)
-def _switches_may_be_set() -> Iterator[None]:
-    """The runner sets torch's switches; torch's own test utilities, which other tests of the process import, forbid that."""
-    with torch.backends.__allow_nonbracketed_mutation():
-        yield
 
 
 def case(**changes: int) -> Case:

@@ -21,6 +21,7 @@ from torch_unroll.engines import cuda
 from torch_unroll.kernels.cuda.conv2d import choice as table
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 
+pytestmark = pytest.mark.usefixtures("switches_may_be_set")
 CPU = torch.device("cpu")
 CANDIDATES = [Choice("tensor", tile, splits) for tile in ("128x128", "64x64") for splits in range(1, 9)]
 CASES = [
