@@ -24,7 +24,7 @@ from torch_unroll.kernels.table import kernels  # noqa: E402
 
 DIRECTORY = BUILD / "emulated-coverage"
 LAUNCHED = DIRECTORY / "launched"
-STEMS = ("conv2d", "max_", "rnn")
+STEMS = ("conv2d", "max_", "rnn", "kernel_rows")
 TESTS = tuple(sorted(f"tests/{path.name}" for stem in STEMS for path in (ROOT / "tests").glob(f"test_{stem}*.py")))
 
 
