@@ -171,14 +171,15 @@ struct Conv2dImageProduct {
 
   // Where this tile is in the result, or in its split's sums, which are an image of floats.
   __device__ void describe(WgmmaMemory<Tile>& memory, int group_row, int group_column) const {
-    const int32_t row = tile.row + group_row, column = tile.column + group_column;
     if (of.splits == 1) {
-      place_of<Whole>(memory) = {result(of.result, of.stride, of.epilogue), row, column};
+      place_of<Whole>(memory) =
+          Place<Whole>{result(of.result, of.stride, of.epilogue), tile.row + group_row, tile.column + group_column};
     } else {
       const int64_t all = int64_t(of.groups) * of.channels, line = of.width * all, plane = of.height * line;
       const int64_t stride[4] = {plane, 1, line, all};
-      place_of<Sums>(memory) = {result(of.sums + tile.part % of.splits * of.N * plane, stride, typename Sums::Policy{}), row,
-                                column};
+      place_of<Sums>(memory) =
+          Place<Sums>{result(of.sums + tile.part % of.splits * of.N * plane, stride, typename Sums::Policy{}),
+                      tile.row + group_row, tile.column + group_column};
     }
   }
 
