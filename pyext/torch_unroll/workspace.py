@@ -19,8 +19,9 @@ class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_gr
 
         splits · elements of the result · 4 bytes (8 of float64)
 
-    where wgrad's result is dw, channels rounded up likewise, and has always one split; with less, there are fewer splits. So a
-    call stays within the limit, except where one image or one split of wgrad does not; a packed filter comes on top.
+    where wgrad's result is dw, channels rounded up likewise (to 32 bytes and more by variant `hopper`: whole blocks), and has
+    always one split; with less, there are fewer splits. So a call stays within the limit, except where one image or one split of
+    wgrad does not; a packed filter comes on top.
     `torch_unroll.explain` tells what a call takes.
 
     Args:

@@ -19,7 +19,7 @@ class Hopper(Tensor):
 
     name = "hopper"
     persistent = True
-    #: Of what the tile could reach: dense products of an H200 run at 0.8 of their rate for want of power.
+    #: Of what the tile could reach: an estimate, since large dense products run short of power before they reach their rate.
     power = 0.8
 
     def refuses(self, direction: str, problem: Conv2dProblem, device: Device) -> str | None:
