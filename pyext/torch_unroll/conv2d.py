@@ -11,7 +11,8 @@ from torch import Tensor
 from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop, pack_once
 from torch_unroll.engines import claims, resolve
 from torch_unroll.engines.interface import Padding, Pair
-from torch_unroll.shapes import facts, pair, remembered, require, require_tensors
+from torch_unroll.registration import is_recorded
+from torch_unroll.shapes import facts, index, pair, remembered, require, require_tensors
 
 
 def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: Pair, groups: int) -> None:
@@ -21,7 +22,11 @@ def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: 
     (x, *kind), (w, *kind_of_w) = input, weight
     require(len(x) in (3, 4), f"input: expected 3 or 4 dimensions, got shape {tuple(x)}")
     require(len(w) == 4, f"weight: expected 4 dimensions, got shape {tuple(w)}")
-    require(min(w) > 0, f"weight: expected extents above 0, got shape {tuple(w)}")
+    require(min(w[0], w[2], w[3]) > 0, f"weight: expected extents above 0, got shape {tuple(w)}")
+    require(
+        min(x[-2:]) > 0 or x[-3] == 0 or (len(x) == 4 and x[0] == 0),
+        f"input: expected a plane with pixels, or no batch or channels, got shape {tuple(x)}",
+    )
     require(kind == kind_of_w, f"weight: expected {kind[0]} on {kind[1]} like input, got {kind_of_w[0]} on {kind_of_w[1]}")
     if bias is not None:
         require(kind == [*bias[1:]], f"bias: expected {kind[0]} on {kind[1]} like input, got {bias[1]} on {bias[2]}")
@@ -75,12 +80,18 @@ def _conv_transpose2d_sizes(
         require(fits, f"output_padding: expected less than stride {stride} or dilation {dilation}, got {extra}")
     _require_common(input, weight, bias, stride, dilation, groups)
     x, w = input[0], weight[0]
+    require(w[1] > 0, f"weight: expected extents above 0, got shape {tuple(w)}")
     _require_channels(x, w[0], bias, w[1] * groups)
     spans = [(x[i - 2] - 1) * stride[i] + dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
     H, W = (spans[i] - 2 * padding[i] + extra[i] for i in (0, 1))
     require(H > 0 and W > 0, f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}")
     # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
     return (H, W), (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
+
+
+def _wgrad_follows(weight: Tensor) -> bool:
+    """Whether an image will be taken a second time. Nothing is packed for it in a recorded call, which may be trained or not."""
+    return weight.requires_grad and torch.is_grad_enabled() and not is_recorded()
 
 
 def conv2d(
@@ -121,11 +132,13 @@ def conv2d(
     resolved = resolve(engine)
     if not claims(resolved, input):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    stride, dilation, groups = pair(stride, "stride"), pair(dilation, "dilation"), index(groups, "groups")
     padding = padding if isinstance(padding, str) else pair(padding, "padding")
     sides = _conv2d_sides(facts(input), facts(weight), facts(bias), stride, padding, dilation, groups)
+    if input.shape[-3] == 0:  # nothing to compute; torch's own operator says what comes of it
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    twice = weight.requires_grad and torch.is_grad_enabled()  # wgrad takes it again
+    twice = _wgrad_follows(weight)
     x, packed = pack_once(batched, twice, weight.shape[0], groups, precision, resolved)
     y = conv2d_fprop(x, weight, bias, stride, sides, dilation, groups, precision, resolved, packed)
     return y if input.dim() == 4 else y.squeeze(0)
@@ -164,11 +177,11 @@ def conv_transpose2d(
     resolved = resolve(engine)
     if not claims(resolved, input):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    stride, dilation, groups = pair(stride, "stride"), pair(dilation, "dilation"), index(groups, "groups")
     padding, extra = pair(padding, "padding"), pair(output_padding, "output_padding")
     size, sides = _conv_transpose2d_sizes(facts(input), facts(weight), facts(bias), stride, padding, extra, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    twice = weight.requires_grad and torch.is_grad_enabled()
+    twice = _wgrad_follows(weight)
     dy, packed = pack_once(batched, twice, weight.shape[1] * groups, groups, precision, resolved)
     x = conv2d_dgrad(dy, weight, size, stride, sides, dilation, groups, precision, resolved, packed)
     if bias is not None:

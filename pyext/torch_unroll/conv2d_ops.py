@@ -13,10 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_one_of, require_rank, require_shape
 from torch_unroll.engines import resolve_precision, select
+from torch_unroll.engines.interface import PRECISIONS
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.registration import Operator, move_batch, operator, save
-from torch_unroll.shapes import convolved, output_memory_format
+from torch_unroll.shapes import convolved, output_memory_format, require
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine"
 
@@ -88,10 +90,46 @@ def pack_once(image: Tensor, twice: bool, channels: int, groups: int, precision:
     return image, False
 
 
+def _check_geometry(stride, padding, dilation, groups, precision):
+    require_numbers(stride, "stride", 2, 1)
+    require_numbers(padding, "padding", 4, -MOST)  # below and to the right, a transposed convolution may take rows away
+    require(min(padding[0], padding[2]) >= 0, f"padding: expected 0 or more above and to the left, got {tuple(padding)}")
+    require_numbers(dilation, "dilation", 2, 1)
+    require(groups > 0, f"groups: expected a number above 0, got {groups}")
+    require_one_of(precision, "precision", PRECISIONS)
+
+
+def _check_channels(channels, w_channels, outputs, groups):
+    """Those of the image and of the filter; by tensors or by what they would be."""
+    require(outputs % groups == 0, f"groups: expected a divisor of {outputs} output channels, got {groups}")
+    require(channels == w_channels * groups, f"x: expected {w_channels} channels for {groups} groups each, got {channels}")
+
+
+def _check_output(size, x_size, w_size, stride, padding, dilation):
+    """That a convolution of these extents yields these."""
+    require_numbers(w_size, "w", 2, 1)
+    for extent, x_extent, w_extent, step, before, after, spread in zip(
+        size, x_size, w_size, stride, padding[::2], padding[1::2], dilation, strict=True
+    ):
+        expected = convolved(x_extent, w_extent, step, before + after, spread)
+        fits = is_symbolic(extent, expected) or extent == expected
+        require(fits, f"dy: expected extents that the convolution yields, {expected}, got {extent}")
+
+
+def _channels(saved: Tensor) -> int:
+    """Of an image that a hook may have exchanged: the operators that it goes to refuse one of another rank."""
+    return saved.shape[1] if saved.dim() == 4 else 0
+
+
 class Conv2dPack(Operator):
     """x (N, C, H, W) -> a copy in channels_last memory."""
 
     autocast = True
+
+    @staticmethod
+    def check(x, engine):
+        require_alike(x, "x")
+        require_rank(x, "x", "NCHW")
 
     @staticmethod
     def compute(x, engine):
@@ -122,6 +160,21 @@ class Conv2dFprop(Operator):
     """x (N, C, H, W), w (K, C/groups, R, S), bias (K) -> y (N, K, P, Q). `padding` is top, bottom, left, right."""
 
     autocast = True
+    has_history = True
+
+    @staticmethod
+    def check(x, w, bias, stride, padding, dilation, groups, precision, engine, x_packed):
+        require_alike(x, "x", w=w, bias=bias)
+        require_rank(x, "x", "NCHW")
+        require_rank(w, "w", "KCRS")
+        _check_geometry(stride, padding, dilation, groups, precision)
+        _check_channels(x.shape[1], w.shape[1], w.shape[0], groups)
+        require_shape(bias, "bias", w.shape[0])
+        require_numbers(w.shape[2:], "w", 2, 1)
+        for i in (0, 1):
+            extent = convolved(x.shape[2 + i], w.shape[2 + i], stride[i], padding[2 * i] + padding[2 * i + 1], dilation[i])
+            fits = extent > 0 or (extent == 0 and x.shape[2 + i] == 0)
+            require(fits, f"w: expected a filter within the padded x, got {tuple(w.shape)} for {tuple(x.shape)}")
 
     @staticmethod
     def compute(x, w, bias, stride, padding, dilation, groups, precision, engine, x_packed):
@@ -137,15 +190,14 @@ class Conv2dFprop(Operator):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w, bias, *ctx.geometry, ctx.x_packed = inputs
-        ctx.has_bias = bias is not None
+        x, w, _, *ctx.geometry, ctx.x_packed = inputs
         save(ctx, x, w)
 
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
         need_x, need_w, need_bias = ctx.needs_input_grad[:3]
-        image, packed = pack_once(dy, need_x and need_w, x.shape[1], *ctx.geometry[3:])
+        image, packed = pack_once(dy, need_x and need_w, _channels(x), *ctx.geometry[3:])
         dx = conv2d_dgrad(image, w, x.shape[2:], *ctx.geometry, packed) if need_x else None
         dw = conv2d_wgrad(image, x, w.shape[2:], *ctx.geometry, packed, ctx.x_packed) if need_w else None
         return dx, dw, dy.sum((0, 2, 3)) if need_bias else None, *(None for _ in ctx.geometry), None
@@ -176,6 +228,18 @@ class Conv2dDgrad(Operator):
     """dy (N, K, P, Q), w (K, C/groups, R, S) -> dx (N, C, H, W); `x_size` is (H, W)."""
 
     autocast = True
+    has_history = True
+
+    @staticmethod
+    def check(dy, w, x_size, stride, padding, dilation, groups, precision, engine, dy_packed):
+        require_alike(dy, "dy", w=w)
+        require_rank(dy, "dy", "NKPQ")
+        require_rank(w, "w", "KCRS")
+        _check_geometry(stride, padding, dilation, groups, precision)
+        require_numbers(x_size, "x_size", 2, 0)
+        _check_channels(w.shape[1] * groups, w.shape[1], dy.shape[1], groups)
+        require(dy.shape[1] == w.shape[0], f"dy: expected {w.shape[0]} channels like w, got {dy.shape[1]}")
+        _check_output(dy.shape[2:], x_size, w.shape[2:], stride, padding, dilation)
 
     @staticmethod
     def compute(dy, w, x_size, stride, padding, dilation, groups, precision, engine, dy_packed):
@@ -197,7 +261,7 @@ class Conv2dDgrad(Operator):
     def backward(ctx, ddx):
         dy, w = ctx.saved_tensors
         need_dy, need_w = ctx.needs_input_grad[:2]
-        image, packed = pack_once(ddx, need_dy and need_w, dy.shape[1], *ctx.geometry[3:])
+        image, packed = pack_once(ddx, need_dy and need_w, _channels(dy), *ctx.geometry[3:])
         ddy = conv2d_fprop(image, w, None, *ctx.geometry, packed) if need_dy else None
         dw = conv2d_wgrad(dy, image, w.shape[2:], *ctx.geometry, ctx.dy_packed, packed) if need_w else None
         return ddy, dw, None, *(None for _ in ctx.geometry), None
@@ -226,6 +290,19 @@ class Conv2dWgrad(Operator):
     """dy (N, K, P, Q), x (N, C, H, W) -> dw (K, C/groups, R, S); `w_size` is (R, S)."""
 
     autocast = True
+    has_history = True
+
+    @staticmethod
+    def check(dy, x, w_size, stride, padding, dilation, groups, precision, engine, dy_packed, x_packed):
+        require_alike(x, "x", dy=dy)
+        require_rank(dy, "dy", "NKPQ")
+        require_rank(x, "x", "NCHW")
+        _check_geometry(stride, padding, dilation, groups, precision)
+        require(x.shape[1] % groups == 0, f"groups: expected a divisor of {x.shape[1]} channels, got {groups}")
+        _check_channels(x.shape[1], x.shape[1] // groups, dy.shape[1], groups)
+        require(dy.shape[0] == x.shape[0], f"dy: expected {x.shape[0]} images like x, got {dy.shape[0]}")
+        require_numbers(w_size, "w_size", 2, 1)
+        _check_output(dy.shape[2:], x.shape[2:], w_size, stride, padding, dilation)
 
     @staticmethod
     def compute(dy, x, w_size, stride, padding, dilation, groups, precision, engine, dy_packed, x_packed):

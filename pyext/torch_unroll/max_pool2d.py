@@ -9,24 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torch_unroll.checks import MOST_INT32
 from torch_unroll.engines import claims, resolve
-from torch_unroll.max_pool2d_ops import max_over_time_forward, max_pool2d_forward, max_pool2d_indices
+from torch_unroll.max_over_time_ops import max_over_time_forward
+from torch_unroll.max_pool2d_ops import max_pool2d_forward, max_pool2d_indices
+from torch_unroll.registration import is_recorded
 from torch_unroll.shapes import Pair, pair, pooled, require, require_tensors
-
-_LARGEST = 2**31 - 1  # of a size argument, as in torch
 
 
 def _wants_gradient(x: Tensor) -> bool:
     """Whether a derivative of this call may be asked for: only then are its choices written down."""
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or is_recorded():
         return True
     return (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0
 
 
 def _sizes(value: Any, name: str, least: int) -> Pair:
     height, width = pair(value, name)
-    within = min(height, width) >= least and max(height, width) <= _LARGEST
-    require(within, f"{name}: expected numbers from {least} to {_LARGEST}, got {(height, width)}")
+    within = min(height, width) >= least and max(height, width) <= MOST_INT32
+    require(within, f"{name}: expected numbers from {least} to {MOST_INT32}, got {(height, width)}")
     return height, width
 
 
@@ -68,6 +69,8 @@ def max_pool2d(
     if not claims(resolved, input):
         theirs: Any = F.max_pool2d
         return theirs(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    if type(ceil_mode) is not bool:
+        raise TypeError(f"ceil_mode: expected a bool, got {ceil_mode!r}")
     window = _sizes(kernel_size, "kernel_size", 1)
     strides = window if stride is None or stride in ((), []) else _sizes(stride, "stride", 1)
     pads, steps = _sizes(padding, "padding", 0), _sizes(dilation, "dilation", 1)
@@ -76,7 +79,7 @@ def max_pool2d(
         all(2 * pads[i] <= window[i] for i in (0, 1)),
         f"padding: expected at most half of kernel_size {window}, got {pads}",
     )
-    require(window[0] * window[1] <= _LARGEST, f"kernel_size: expected a window of at most {_LARGEST} cells, got {window}")
+    require(window[0] * window[1] <= MOST_INT32, f"kernel_size: expected a window of at most {MOST_INT32} cells, got {window}")
     require(
         input.dim() in (3, 4) and 0 not in input.shape[-3:],
         f"input: expected (N, C, H, W) or (C, H, W), with no extent but N of 0, got shape {tuple(input.shape)}",

@@ -6,58 +6,134 @@ the ops below name each other, which gives gradients of every order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_unroll.checks import (
+    MOST_INT32,
+    is_symbolic,
+    require_alike,
+    require_int32,
+    require_numbers,
+    require_place,
+    require_rank,
+    require_shape,
+    require_strided,
+)
 from torch_unroll.engines import select
 from torch_unroll.engines.interface import Engine
-from torch_unroll.registration import Operator, move_batch, operator, save
-from torch_unroll.shapes import output_memory_format, pooled, pooling_offset_dtype
+from torch_unroll.registration import Operator, move_batch, operator, save, with_history
+from torch_unroll.shapes import output_memory_format, pooled, pooling_offset_dtype, require
 
 _GEOMETRY = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 
 
-def _engine(name: str, tensor: Tensor) -> Engine:
+def pooling_engine(name: str, tensor: Tensor) -> Engine:
+    """The engine that pools a tensor."""
     return select(name, "max_pool2d", tensor.device, tensor.dtype)
 
 
-def _fold_batch(tensor: Tensor, dim: int | None, size: int, into: int = 0) -> Tensor:
+def fold_batch(tensor: Tensor, dim: int | None, size: int, into: int = 0) -> Tensor:
     """The batch of a vmap joins dimension `into`."""
     moved = move_batch(tensor, dim, size, into)
     assert moved is not None
     return moved.flatten(into, into + 1)
 
 
-def _split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offsets: bool) -> tuple[tuple[Tensor, Tensor], tuple]:
-    """Undoes `_fold_batch` for a forward's results."""
+def split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offsets: bool) -> tuple[tuple[Tensor, Tensor], tuple]:
+    """Undoes `fold_batch` for a forward's results."""
     y, offsets = results
     if not with_offsets:
         return (y.unflatten(dim, (size, -1)), offsets), (dim, None)
     return (y.unflatten(dim, (size, -1)), offsets.unflatten(dim, (size, -1))), (dim, dim)
 
 
-def _save_choice(ctx: Any, output: tuple[Tensor, Tensor]) -> None:
+def save_choice(ctx: Any, output: tuple[Tensor, ...]) -> None:
+    """Keeps the offsets among a forward's outputs, and the anchor behind them."""
     offsets = output[1]
     ctx.mark_non_differentiable(offsets)
     ctx.set_materialize_grads(False)
-    save(ctx, offsets)
+    save(ctx, *output[1:])
 
 
-def _choice(ctx: Any) -> Tensor:
-    (offsets,) = ctx.saved_tensors
+def choice(ctx: Any) -> Tensor:
+    """The offsets that `save_choice` kept."""
+    offsets: Tensor = ctx.saved_tensors[0]
     if offsets.dim() == 1:
         raise RuntimeError("with_offsets: expected True for a forward whose derivative is wanted, got False")
     return offsets
 
 
+def _check_geometry(kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
+    """That of a window."""
+    for name, numbers, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        require_numbers(numbers, name, 2, least, MOST_INT32)
+    cells = kernel_size[0] * kernel_size[1]
+    require(cells <= MOST_INT32, f"kernel_size: expected a window of at most {MOST_INT32} cells, got {tuple(kernel_size)}")
+    require(
+        2 * padding[0] <= kernel_size[0] and 2 * padding[1] <= kernel_size[1],
+        f"padding: expected at most half of kernel_size {tuple(kernel_size)}, got {tuple(padding)}",
+    )
+
+
+def _check_planes(extents: Sequence[int], name: str) -> None:
+    """That every plane has pixels; only the batch may be empty."""
+    require(0 not in extents, f"{name}: expected extents above 0, got {tuple(extents)}")
+    require_int32(extents, name)
+
+
+def _check_windows(
+    offsets: Tensor,
+    x_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> None:
+    """That offsets are those of a pooling of this geometry, rounded down or up."""
+    _check_geometry(kernel_size, stride, padding, dilation)
+    require_rank(offsets, "offsets", "NCPQ")
+    check_offsets(offsets, kernel_size[0] * kernel_size[1])
+    require_numbers(x_size, "x_size", 2, 1, MOST_INT32)
+    for i in (0, 1):
+        extent = offsets.shape[2 + i]
+        sizes = [pooled(x_size[i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for ceil_mode in (False, True)]
+        fits = is_symbolic(extent, *sizes) or extent in sizes
+        require(fits, f"offsets: expected extents that the pooling yields, {sizes}, got {extent}")
+
+
+def check_offsets(offsets: Tensor, cells: int) -> None:
+    """The dtype in which the cells of a window are counted."""
+    dtype = pooling_offset_dtype(cells)
+    require(offsets.dtype == dtype, f"offsets: expected {dtype} for windows of {cells} cells, got {offsets.dtype}")
+
+
 class MaxPool2dForward(Operator):
     """x (N, C, H, W) -> y (N, C, P, Q), and the choice of each window, laid out like y; empty without `with_offsets`."""
 
+    anchored = True
+
+    @staticmethod
+    def check(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
+        require_alike(x, "x")
+        require_rank(x, "x", "NCHW")
+        _check_planes(x.shape[1:], "x")
+        _check_geometry(kernel_size, stride, padding, dilation)
+        for i in (0, 1):
+            extent = pooled(x.shape[2 + i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode)
+            require(extent > 0, f"kernel_size: expected a window within the padded x {tuple(x.shape)}, got {tuple(kernel_size)}")
+
     @staticmethod
     def compute(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
-        return _engine(engine, x).max_pool2d_forward(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets)
+        return pooling_engine(engine, x).max_pool2d_forward(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets)
 
     @staticmethod
     def fake(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
@@ -73,30 +149,42 @@ class MaxPool2dForward(Operator):
     def setup_context(ctx, inputs, output):
         x, *geometry, _, _, ctx.engine = inputs
         ctx.geometry, ctx.x_size = geometry, x.shape[2:]
-        _save_choice(ctx, output)
+        save_choice(ctx, output)
 
     @staticmethod
-    def backward(ctx, dy, _):
-        dx = None if dy is None else max_pool2d_backward(dy, _choice(ctx), ctx.x_size, *ctx.geometry, ctx.engine)
+    def backward(ctx, dy, _, danchor=None):
+        offsets = choice(ctx)
+        if dy is None:  # reached through the anchor alone, whose derivative is zero
+            dx = None if danchor is None else danchor.new_zeros(*offsets.shape[:2], *ctx.x_size)
+        else:
+            dx = max_pool2d_backward(dy, offsets, ctx.x_size, *ctx.geometry, ctx.engine)
+            dx = with_history(dx, *ctx.saved_tensors[1:])
         return dx, *(None,) * 7
 
     @staticmethod
     def jvp(ctx, dx, *_):
-        return (None if dx is None else max_pool2d_gather(dx, _choice(ctx), *ctx.geometry, ctx.engine)), None
+        return (None if dx is None else max_pool2d_gather(dx, choice(ctx), *ctx.geometry, ctx.engine)), None
 
     @staticmethod
     def vmap(info, in_dims, x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
-        folded = _fold_batch(x, in_dims[0], info.batch_size)
+        folded = fold_batch(x, in_dims[0], info.batch_size)
         results = max_pool2d_forward(folded, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine)
-        return _split_batch(results, info.batch_size, 0, with_offsets)
+        return split_batch(results, info.batch_size, 0, with_offsets)
 
 
 class MaxPool2dBackward(Operator):
     """dy (N, C, P, Q) -> dx (N, C, H, W): each pixel is the sum of the windows that chose it. `x_size` is (H, W)."""
 
     @staticmethod
+    def check(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
+        require_alike(dy, "dy")
+        require_place(offsets, "offsets", dy, "dy")
+        _check_windows(offsets, x_size, kernel_size, stride, padding, dilation)
+        require_shape(dy, "dy", *offsets.shape)
+
+    @staticmethod
     def compute(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
-        return _engine(engine, dy).max_pool2d_backward(dy, offsets, x_size, kernel_size, stride, padding, dilation)
+        return pooling_engine(engine, dy).max_pool2d_backward(dy, offsets, x_size, kernel_size, stride, padding, dilation)
 
     @staticmethod
     def fake(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
@@ -120,7 +208,7 @@ class MaxPool2dBackward(Operator):
 
     @staticmethod
     def vmap(info, in_dims, dy, offsets, *geometry):
-        dy, offsets = (_fold_batch(each, dim, info.batch_size) for each, dim in zip((dy, offsets), in_dims[:2], strict=True))
+        dy, offsets = (fold_batch(each, dim, info.batch_size) for each, dim in zip((dy, offsets), in_dims[:2], strict=True))
         return max_pool2d_backward(dy, offsets, *geometry).unflatten(0, (info.batch_size, -1)), 0
 
 
@@ -128,8 +216,18 @@ class MaxPool2dGather(Operator):
     """x (N, C, H, W) -> (N, C, P, Q): the cell that each window of another forward chose; 0 where it chose none."""
 
     @staticmethod
+    def check(x, offsets, kernel_size, stride, padding, dilation, engine):
+        require_alike(x, "x")
+        require_place(offsets, "offsets", x, "x")
+        require_rank(x, "x", "NCHW")
+        _check_windows(offsets, x.shape[2:], kernel_size, stride, padding, dilation)
+        require(
+            x.shape[:2] == offsets.shape[:2], f"x: expected N and C like offsets {tuple(offsets.shape)}, got {tuple(x.shape)}"
+        )
+
+    @staticmethod
     def compute(x, offsets, kernel_size, stride, padding, dilation, engine):
-        return _engine(engine, x).max_pool2d_gather(x, offsets, kernel_size, stride, padding, dilation)
+        return pooling_engine(engine, x).max_pool2d_gather(x, offsets, kernel_size, stride, padding, dilation)
 
     @staticmethod
     def fake(x, offsets, kernel_size, stride, padding, dilation, engine):
@@ -153,12 +251,17 @@ class MaxPool2dGather(Operator):
 
     @staticmethod
     def vmap(info, in_dims, x, offsets, *geometry):
-        x, offsets = (_fold_batch(each, dim, info.batch_size) for each, dim in zip((x, offsets), in_dims[:2], strict=True))
+        x, offsets = (fold_batch(each, dim, info.batch_size) for each, dim in zip((x, offsets), in_dims[:2], strict=True))
         return max_pool2d_gather(x, offsets, *geometry).unflatten(0, (info.batch_size, -1)), 0
 
 
 class MaxPool2dIndices(Operator):
     """offsets (N, C, P, Q) -> torch's int64 indices row · W + column into the plane. No derivative."""
+
+    @staticmethod
+    def check(offsets, x_size, kernel_size, stride, padding, dilation, engine):
+        require_strided(offsets, "offsets")
+        _check_windows(offsets, x_size, kernel_size, stride, padding, dilation)
 
     @staticmethod
     def compute(offsets, x_size, kernel_size, stride, padding, dilation, engine):
@@ -184,107 +287,8 @@ class MaxPool2dIndices(Operator):
 
     @staticmethod
     def vmap(info, in_dims, offsets, *geometry):
-        folded = _fold_batch(offsets, in_dims[0], info.batch_size)
+        folded = fold_batch(offsets, in_dims[0], info.batch_size)
         return max_pool2d_indices(folded, *geometry).unflatten(0, (info.batch_size, -1)), 0
-
-
-class MaxOverTimeForward(Operator):
-    """x (T, N, C), lengths (N) or none -> y (N, C) over the first `lengths` steps, and the step of each, as in pooling."""
-
-    @staticmethod
-    def compute(x, lengths, with_offsets, engine):
-        return _engine(engine, x).max_over_time_forward(x, lengths, with_offsets)
-
-    @staticmethod
-    def fake(x, lengths, with_offsets, engine):
-        y = x.new_empty(x.shape[1:])
-        return y, x.new_empty(x.shape[1:] if with_offsets else (0,), dtype=pooling_offset_dtype(x.shape[0]))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.steps, ctx.engine = inputs[0].shape[0], inputs[-1]
-        _save_choice(ctx, output)
-
-    @staticmethod
-    def backward(ctx, dy, _):
-        dx = None if dy is None else max_over_time_backward(dy, _choice(ctx), ctx.steps, ctx.engine)
-        return dx, None, None, None
-
-    @staticmethod
-    def jvp(ctx, dx, *_):
-        return (None if dx is None else max_over_time_gather(dx, _choice(ctx), ctx.engine)), None
-
-    @staticmethod
-    def vmap(info, in_dims, x, lengths, with_offsets, engine):
-        x = _fold_batch(x, in_dims[0], info.batch_size, into=1)
-        lengths = None if lengths is None else _fold_batch(lengths, in_dims[1], info.batch_size)
-        return _split_batch(max_over_time_forward(x, lengths, with_offsets, engine), info.batch_size, 0, with_offsets)
-
-
-class MaxOverTimeBackward(Operator):
-    """dy (N, C) -> dx (T, N, C): the gradient at the step that was chosen, 0 elsewhere. `steps` is T."""
-
-    @staticmethod
-    def compute(dy, offsets, steps, engine):
-        return _engine(engine, dy).max_over_time_backward(dy, offsets, steps)
-
-    @staticmethod
-    def fake(dy, offsets, steps, engine):
-        return dy.new_empty(steps, *dy.shape)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, offsets, ctx.steps, ctx.engine = inputs
-        save(ctx, offsets)
-
-    @staticmethod
-    def backward(ctx, ddx):
-        (offsets,) = ctx.saved_tensors
-        return max_over_time_gather(ddx, offsets, ctx.engine), None, None, None
-
-    @staticmethod
-    def jvp(ctx, ddy, *_):
-        (offsets,) = ctx.saved_tensors
-        return max_over_time_backward(ddy, offsets, ctx.steps, ctx.engine)
-
-    @staticmethod
-    def vmap(info, in_dims, dy, offsets, steps, engine):
-        dy, offsets = (_fold_batch(each, dim, info.batch_size) for each, dim in zip((dy, offsets), in_dims[:2], strict=True))
-        return max_over_time_backward(dy, offsets, steps, engine).unflatten(1, (info.batch_size, -1)), 1
-
-
-class MaxOverTimeGather(Operator):
-    """x (T, N, C) -> (N, C): x at the step that another forward chose; 0 where it had none."""
-
-    @staticmethod
-    def compute(x, offsets, engine):
-        return _engine(engine, x).max_over_time_gather(x, offsets)
-
-    @staticmethod
-    def fake(x, offsets, engine):
-        return x.new_empty(x.shape[1:])
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, offsets, ctx.engine = inputs
-        ctx.steps = x.shape[0]
-        save(ctx, offsets)
-
-    @staticmethod
-    def backward(ctx, dy):
-        (offsets,) = ctx.saved_tensors
-        return max_over_time_backward(dy, offsets, ctx.steps, ctx.engine), None, None
-
-    @staticmethod
-    def jvp(ctx, dx, *_):
-        (offsets,) = ctx.saved_tensors
-        return max_over_time_gather(dx, offsets, ctx.engine)
-
-    @staticmethod
-    def vmap(info, in_dims, x, offsets, engine):
-        x = _fold_batch(x, in_dims[0], info.batch_size, into=1)
-        offsets = _fold_batch(offsets, in_dims[1], info.batch_size)
-        return max_over_time_gather(x, offsets, engine).unflatten(0, (info.batch_size, -1)), 0
 
 
 max_pool2d_forward = operator(
@@ -298,10 +302,3 @@ max_pool2d_gather = operator(f"max_pool2d_gather(Tensor x, Tensor offsets, {_GEO
 max_pool2d_indices = operator(
     f"max_pool2d_indices(Tensor offsets, SymInt[] x_size, {_GEOMETRY}, str engine) -> Tensor", MaxPool2dIndices
 )
-max_over_time_forward = operator(
-    "max_over_time_forward(Tensor x, Tensor? lengths, bool with_offsets, str engine) -> (Tensor, Tensor)", MaxOverTimeForward
-)
-max_over_time_backward = operator(
-    "max_over_time_backward(Tensor dy, Tensor offsets, SymInt steps, str engine) -> Tensor", MaxOverTimeBackward
-)
-max_over_time_gather = operator("max_over_time_gather(Tensor x, Tensor offsets, str engine) -> Tensor", MaxOverTimeGather)

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from torch_unroll.autocast import DEVICE_TYPES, lower
+from torch_unroll.checks import remembering
+
 LIBRARY = torch.library.Library("torch_unroll", "DEF")
 
 #: The vmap that `torch.autograd.grad(..., is_grads_batched=True)` runs a backward in; its tensors look like any other.
@@ -29,10 +32,20 @@ class Operator:
 
     #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operator of the same name.
     autocast: bool = False
+    #: Whether every gradient goes through `with_history`: torch's own backward takes every input of the forward.
+    has_history: bool = False
+    #: Whether the Function has one more output, an empty tensor, for `with_history`.
+    anchored: bool = False
+
+    @staticmethod
+    def check(*inputs: Any) -> None:
+        """Raises unless the inputs fit each other, without reading data. Runs before `compute` and `fake`, however those are
+        reached."""
+        raise NotImplementedError
 
     @staticmethod
     def compute(*inputs: Any) -> Any:
-        """The result, on real tensors; autograd is off here."""
+        """The result, on real tensors that were checked; autograd is off here."""
         raise NotImplementedError
 
     @staticmethod
@@ -67,6 +80,42 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_forward(*tensors)
 
 
+#: What gradients are tied to that formally depend on the inputs of a forward, with no derivative.
+_NOWHERE = torch.empty(0, device="cpu", requires_grad=True)
+
+
+class _WithHistory(Function):
+    """gradient, anchor (0) -> the gradient; its derivative by the anchor is zero, and none by `_NOWHERE`."""
+
+    @staticmethod
+    def forward(gradient: Tensor, anchor: Tensor) -> Tensor:
+        return gradient.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.leads_on = inputs[1] is not _NOWHERE
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None]:
+        return outer, outer.new_zeros(0) if ctx.leads_on else None
+
+    @staticmethod
+    def jvp(ctx: Any, moved: Tensor, _: Tensor | None) -> Tensor:
+        return moved
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, anchor: Tensor) -> tuple[Tensor, int | None]:
+        return _WithHistory.apply(gradient, anchor), in_dims[0]
+
+
+def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor | None:
+    """A gradient that can be differentiated again wherever torch's can: under `create_graph` it requires a gradient, even if
+    nothing it was computed from does. Its derivative by the anchor's history is zero; without an anchor it has none."""
+    if gradient is None or gradient.requires_grad or not torch.is_grad_enabled():
+        return gradient
+    return _WithHistory.apply(gradient, anchor)
+
+
 def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether someone will ask for a derivative of this call: only then is a Function worth its cost."""
     if torch.is_grad_enabled():
@@ -74,6 +123,21 @@ def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
             if tensor is not None and tensor.requires_grad:
                 return True
     return forward_ad._current_level >= 0
+
+
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+
+def is_recorded() -> bool:
+    """Whether Python runs once, to be recorded by `torch.jit.trace`, `torch.export` or `make_fx`: what it decides then holds for
+    every later call, with gradients or without. torch.compile is no such case, it guards what was decided."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._get_dispatch_mode(_PROXY) is not None
+        or torch._ops._get_dispatch_mode_pre_dispatch(_PROXY) is not None
+    )
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -92,20 +156,6 @@ def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-def _lower(inputs: tuple[Any, ...], device_type: str) -> tuple[Any, ...]:
-    """The inputs as autocast hands them on: every floating-point tensor but fp64 in its dtype."""
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(
-        value.to(dtype)
-        if isinstance(value, Tensor)
-        and value.device.type == device_type
-        and value.is_floating_point()
-        and value.dtype != torch.float64
-        else value
-        for value in inputs
-    )
-
-
 def _register_autocast(name: str, op: Any, device_type: str) -> None:
     """Lowers the inputs of an op under autocast and runs it with autocast off, so that no product inside it is lowered again."""
     key = f"Autocast{device_type.upper()}"
@@ -113,9 +163,14 @@ def _register_autocast(name: str, op: Any, device_type: str) -> None:
 
     def autocast(*inputs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(keyset):
-            return op(*_lower(inputs, device_type))
+            return op(*lower(inputs, device_type))
 
     LIBRARY.impl(name, autocast, key)
+
+
+def _hashable(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs with tuples for the lists that the dispatcher makes of them."""
+    return tuple(tuple(value) if isinstance(value, list) else value for value in inputs)
 
 
 def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
@@ -123,41 +178,69 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
     torch.func's transforms."""
     name, _, arguments = schema.partition("(")
     arity = len(list(takewhile(lambda argument: argument.startswith("Tensor"), arguments.split(", "))))  # tensors come first
+    check = remembering(definition.check, arity)
+
+    def compute(*inputs: Any) -> Any:
+        check(*inputs)
+        return definition.compute(*inputs)
+
+    def compute_dispatched(*inputs: Any) -> Any:
+        return compute(*_hashable(inputs))
+
+    def fake(*inputs: Any) -> Any:
+        definition.check(*inputs)
+        return definition.fake(*inputs)
+
     LIBRARY.define(schema)
-    LIBRARY.impl(name, definition.compute, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"torch_unroll::{name}", definition.fake, lib=LIBRARY)
+    LIBRARY.impl(name, compute_dispatched, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"torch_unroll::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.torch_unroll, name).default
+
+    def save_and_anchor(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+        if definition.anchored:
+            output = (*output, inputs[0].new_empty(0))
+        definition.setup_context(ctx, inputs, output)
+        return output
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             output = op(*inputs)
-        definition.setup_context(ctx, inputs, output)
-        return output
+        return save_and_anchor(ctx, inputs, output)
 
     def forward_plain(ctx: Any, *inputs: Any) -> Any:
-        output = definition.compute(*inputs)
-        definition.setup_context(ctx, inputs, output)
-        return output
+        return save_and_anchor(ctx, inputs, compute(*inputs))
 
     def forward_transformed(*inputs: Any) -> Any:
         return op(*inputs)  # a Function's forward runs without gradients: a guard would only stop torch.compile
 
-    derivatives = {"backward": staticmethod(definition.backward), "jvp": staticmethod(definition.jvp)}
-    transforms = {"setup_context": staticmethod(definition.setup_context), "vmap": staticmethod(definition.vmap)}
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        results = definition.backward(ctx, *gradients)
+        return tuple(map(with_history, results)) if definition.has_history else results
 
-    def function(forward: Callable[..., Any], **methods: Any) -> type[Function]:
-        return type(definition.__name__, (Function,), {"forward": staticmethod(forward), **derivatives, **methods})
+    def jvp_anchored(ctx: Any, *tangents: Any) -> Any:
+        moved = definition.jvp(ctx, *tangents)
+        return *moved, moved[0].new_zeros(0)
 
-    dispatched, plain, transformed = function(forward), function(forward_plain), function(forward_transformed, **transforms)
+    def function(forward: Callable[..., Any], **methods: Callable[..., Any]) -> type[Function]:
+        methods = {"forward": forward, "backward": backward, "jvp": definition.jvp, **methods}
+        return type(definition.__name__, (Function,), {key: staticmethod(method) for key, method in methods.items()})
+
+    anchored = {"jvp": jvp_anchored} if definition.anchored else {}
+    dispatched, plain = function(forward, **anchored), function(forward_plain, **anchored)
+    transformed = function(forward_transformed, setup_context=definition.setup_context, vmap=definition.vmap)
+
+    def apply(function: type[Function], inputs: tuple[Any, ...]) -> Any:
+        outputs = function.apply(*inputs)
+        return outputs[:-1] if definition.anchored else outputs
 
     def autograd(*inputs: Any) -> Any:
         if _differentiates(inputs[:arity]):
-            return dispatched.apply(*inputs)
+            return apply(dispatched, _hashable(inputs))
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 
     LIBRARY.impl(name, autograd, "Autograd")
-    for device_type in ("cpu", "cuda") if definition.autocast else ():
+    for device_type in DEVICE_TYPES if definition.autocast else ():
         _register_autocast(name, op, device_type)
     torch.library.register_vmap(f"torch_unroll::{name}", definition.vmap, lib=LIBRARY)
 
@@ -165,10 +248,10 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
         if torch._C._are_functorch_transforms_active():
             device_type = inputs[0].device.type
             if definition.autocast and torch.is_autocast_enabled(device_type):
-                inputs = _lower(inputs, device_type)
+                inputs = lower(inputs, device_type)
             return transformed.apply(*inputs)
         if not torch.compiler.is_compiling() and _is_plain(tensors := inputs[:arity]):
-            return plain.apply(*inputs) if _differentiates(tensors) else definition.compute(*inputs)
+            return apply(plain, inputs) if _differentiates(tensors) else compute(*inputs)
         return op(*inputs)
 
     call.__name__ = call.__qualname__ = name

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from torch_unroll.autocast import lowered_dtype
 from torch_unroll.engines import claims, resolve
+from torch_unroll.engines.interface import NONLINEARITIES
 from torch_unroll.linear import linear
 from torch_unroll.rnn_cell_ops import rnn_cell_forward
-from torch_unroll.rnn_ops import rnn_forward
+from torch_unroll.rnn_ops import check_batch_sizes, rnn_forward
 from torch_unroll.rnn_steps import Steps
-from torch_unroll.shapes import require, require_tensors
+from torch_unroll.shapes import index, require, require_tensors
 
-NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")
 _TORCHS: dict[str, Callable[..., Any]] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 _TORCHS_CELL: dict[str, Callable[..., Tensor]] = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}
 
@@ -28,12 +29,13 @@ def _check_nonlinearity(nonlinearity: str) -> None:
 
 
 def _check_alike(input: Tensor, others: dict[str, Tensor | None]) -> None:
-    """One floating-point dtype, unless autocast is about to see to that, and one device."""
+    """One floating-point dtype, after autocast where it is enabled, and one device."""
     require(input.dtype.is_floating_point, f"input: expected a floating-point dtype, got {input.dtype}")
-    cast = torch.is_autocast_enabled(input.device.type)
+    expected = lowered_dtype(input)
     for name, other in others.items():
         if other is not None:
-            require(cast or other.dtype == input.dtype, f"{name}: expected dtype {input.dtype} like input, got {other.dtype}")
+            dtype = lowered_dtype(other)
+            require(dtype == expected, f"{name}: expected dtype {expected} like input, got {dtype}")
             require(other.device == input.device, f"{name}: expected device {input.device} like input, got {other.device}")
 
 
@@ -80,16 +82,6 @@ def _check_segments(segments: int, cuttable: bool) -> None:
         raise ValueError(f"recompute_segments: expected a number above 0, got {segments!r}")
     if not cuttable:
         raise ValueError("recompute_segments: expected None for bidirectional or packed input, which no state cuts in two")
-
-
-def _check_batch_sizes(batch_sizes: Tensor) -> None:
-    """What can be known before the operator reads them."""
-    require(
-        batch_sizes.dim() == 1 and batch_sizes.dtype == torch.int64 and batch_sizes.device.type == "cpu",
-        f"batch_sizes: expected shape (T,), int64, on the CPU, got {_shape(batch_sizes)}, {batch_sizes.dtype},"
-        f" on {batch_sizes.device}",
-    )
-    require(batch_sizes.shape[0] > 0, "batch_sizes: expected a sequence of at least one step, got none")
 
 
 def _check_lengths(lengths: Tensor, x: Tensor, N: int) -> None:
@@ -225,6 +217,7 @@ def rnn(
     """
     resolved = resolve(engine)
     _check_nonlinearity(nonlinearity)
+    num_layers = index(num_layers, "num_layers")
     require_tensors(input=input, h0=h0, batch_sizes=batch_sizes, lengths=lengths)
     if recompute_segments is not None:
         _check_segments(recompute_segments, cuttable=batch_sizes is None and not bidirectional)
@@ -234,7 +227,7 @@ def rnn(
     x = input if batched else input.unsqueeze(axis)
     start = h0 if h0 is None or batched else h0.unsqueeze(1)
     if batch_sizes is not None:
-        _check_batch_sizes(batch_sizes)
+        check_batch_sizes(batch_sizes)
     if not claims(resolved, input):
         # torch's operator reads batch_sizes on the host, where torch.compile has none.
         beyond_torch = lengths is not None or recompute_segments or (packed and torch.compiler.is_compiling())

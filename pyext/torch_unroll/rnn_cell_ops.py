@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_unroll.checks import require_alike, require_one_of, require_rank, require_shape
 from torch_unroll.engines import resolve_precision, select
+from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS
 from torch_unroll.engines.reference.rnn import curvature, slope
 from torch_unroll.linear import add, linear, outer
 from torch_unroll.registration import Operator, move_batch, operator, save
+from torch_unroll.shapes import require
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -37,10 +40,27 @@ def _vmap(function: Any, weights: int, info: Any, in_dims: tuple[Any, ...], inpu
     return tuple(each.unflatten(0, (B, each.shape[0] // B)) for each in outputs), (0,) * len(outputs)
 
 
+def _check_weights(I: int, H: int, w_ih: Tensor, w_hh: Tensor, nonlinearity: str, precision: str) -> None:  # noqa: E741
+    require_shape(w_ih, "w_ih", H, I)
+    require_shape(w_hh, "w_hh", H, H)
+    require_one_of(nonlinearity, "nonlinearity", NONLINEARITIES)
+    require_one_of(precision, "precision", PRECISIONS)
+
+
 class RnnCellForward(Operator):
     """x (N, I), h (N, H), w_ih (H, I), w_hh (H, H), biases (H) -> the next h (N, H)."""
 
     autocast = True
+
+    @staticmethod
+    def check(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, precision, engine):
+        require_alike(x, "x", h=h, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
+        require_rank(x, "x", "NI")
+        require_rank(h, "h", "NH")
+        require(x.shape[0] == h.shape[0], f"h: expected {x.shape[0]} samples like x, got {h.shape[0]}")
+        _check_weights(x.shape[1], h.shape[1], w_ih, w_hh, nonlinearity, precision)
+        require_shape(b_ih, "b_ih", h.shape[1])
+        require_shape(b_hh, "b_hh", h.shape[1])
 
     @staticmethod
     def compute(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, precision, engine):
@@ -90,6 +110,14 @@ class RnnCellBackward(Operator):
     """dh_next, h_next (N, H) -> dz (N, H), dx = dz w_ih (N, I), dh = dz w_hh (N, H)."""
 
     autocast = True
+
+    @staticmethod
+    def check(dh_next, h_next, w_ih, w_hh, nonlinearity, precision, engine):
+        require_alike(h_next, "h_next", dh_next=dh_next, w_ih=w_ih, w_hh=w_hh)
+        require_rank(h_next, "h_next", "NH")
+        require_shape(dh_next, "dh_next", *h_next.shape)
+        require_rank(w_ih, "w_ih", "HI")
+        _check_weights(w_ih.shape[1], h_next.shape[1], w_ih, w_hh, nonlinearity, precision)
 
     @staticmethod
     def compute(dh_next, h_next, w_ih, w_hh, nonlinearity, precision, engine):

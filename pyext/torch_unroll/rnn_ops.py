@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_unroll.checks import (
+    check_lengths,
+    require_alike,
+    require_int32,
+    require_one_of,
+    require_rank,
+    require_shape,
+    require_strided,
+)
 from torch_unroll.engines import load, resolve_precision, select
+from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS
 from torch_unroll.engines.reference.rnn import curvature
 from torch_unroll.linear import add, linear, outer
 from torch_unroll.registration import Operator, move_batch, operator, save
@@ -51,6 +61,49 @@ def _sizes(batch_sizes: Tensor | None, rows: Tensor, start: Tensor) -> tuple[int
         sum(sizes) == rows.shape[0], f"batch_sizes: expected a sum of {rows.shape[0]}, the rows of the input, got {sum(sizes)}"
     )
     return sizes
+
+
+def _check_layer(
+    rows_name: str,
+    rows: Tensor,
+    w_hh: Tensor,
+    start_name: str,
+    start: Tensor,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    precision: str,
+) -> None:
+    """One layer's tensors; what `batch_sizes` holds is checked where it is read."""
+    require_alike(rows, rows_name, **{"w_hh": w_hh, start_name: start})
+    require_rank(w_hh, "w_hh", "DHH")
+    require_rank(start, start_name, "DNH")
+    (D, N, H), packed = start.shape, batch_sizes is not None
+    require(D in (1, 2), f"{start_name}: expected 1 or 2 directions, got {D}")
+    require_shape(w_hh, "w_hh", D, H, H)
+    if batch_sizes is None:
+        require_rank(rows, rows_name, "TNX")
+        require_shape(rows, rows_name, rows.shape[0], N, D * H)
+    else:
+        require_rank(rows, rows_name, "TX")
+        require_shape(rows, rows_name, rows.shape[0], D * H)
+        check_batch_sizes(batch_sizes)
+    require_int32((*rows.shape, N, H), rows_name)
+    require(lengths is None or not packed, "lengths: expected None beside batch_sizes")
+    check_lengths(lengths, N, rows, rows_name)
+    require_one_of(nonlinearity, "nonlinearity", NONLINEARITIES)
+    require_one_of(precision, "precision", PRECISIONS)
+
+
+def check_batch_sizes(batch_sizes: Tensor) -> None:
+    """What can be known before their numbers are read."""
+    require_strided(batch_sizes, "batch_sizes")
+    require(
+        batch_sizes.dim() == 1 and batch_sizes.dtype == torch.int64 and batch_sizes.device.type == "cpu",
+        f"batch_sizes: expected shape (T,), int64, on the CPU, got {tuple(batch_sizes.shape)}, {batch_sizes.dtype},"
+        f" on {batch_sizes.device}",
+    )
+    require(batch_sizes.shape[0] > 0, "batch_sizes: expected a sequence of at least one step, got none")
 
 
 def _like(rows: Tensor) -> Tensor:
@@ -149,6 +202,10 @@ class RnnForward(Operator):
     autocast = True
 
     @staticmethod
+    def check(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
+        _check_layer("z", z, w_hh, "h0", h0, lengths, batch_sizes, nonlinearity, precision)
+
+    @staticmethod
     def compute(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
         chosen, sizes = select(engine, "rnn", z.device, z.dtype), _sizes(batch_sizes, z, h0)
         return chosen.rnn_forward(z, w_hh, h0, lengths, sizes, nonlinearity, resolve_precision(precision, z))
@@ -186,6 +243,12 @@ class RnnBackward(Operator):
     """BPTT: dh like h -> dz like h, 0 past a sample's length, and dh0 like h0, of which only the shape counts."""
 
     autocast = True
+
+    @staticmethod
+    def check(dh, h, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
+        _check_layer("h", h, w_hh, "h0", h0, lengths, batch_sizes, nonlinearity, precision)
+        require_alike(h, "h", dh=dh)
+        require_shape(dh, "dh", *h.shape)
 
     @staticmethod
     def compute(dh, h, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
@@ -254,7 +317,14 @@ class RnnTangent(Operator):
     autocast = True
 
     @staticmethod
+    def check(p, h, w_hh, u0, lengths, batch_sizes, nonlinearity, precision, engine):
+        _check_layer("h", h, w_hh, "u0", u0, lengths, batch_sizes, nonlinearity, precision)
+        require_alike(h, "h", p=p)
+        require_shape(p, "p", *h.shape)
+
+    @staticmethod
     def compute(p, h, w_hh, u0, lengths, batch_sizes, nonlinearity, precision, engine):
+        select(engine, "rnn", h.device, h.dtype)  # refuses for the engine that asked
         sizes = _sizes(batch_sizes, h, u0)
         return load("torch").rnn_tangent(p, h, w_hh, u0, lengths, sizes, nonlinearity, resolve_precision(precision, h))
 

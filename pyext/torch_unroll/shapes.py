@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from torch_unroll.autocast import lowered_dtype
+
 Pair = tuple[int, int]
 
 
-def pair(value: int | Sequence[int], name: str) -> Pair:
+def index(value: Any, name: str) -> int:
+    """A size as an int: whatever `operator.index` takes (numpy's integers, integer tensors of one element), but no bool."""
+    if type(value) is int:
+        return value
+    if isinstance(value, torch.SymInt):
+        return cast(int, value)
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {value!r}") from None
+
+
+def pair(value: Any, name: str) -> Pair:
     """A torch-style size argument (an int, or one or two of them) as (height, width)."""
     if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
         return value  # the usual case, quickly
-    if isinstance(value, (int, torch.SymInt)):
-        return (value, value)
-    if not isinstance(value, (tuple, list)) or not all(isinstance(each, (int, torch.SymInt)) for each in value):
-        raise TypeError(f"{name}: expected an int or a tuple of ints, got {value!r}")
-    if len(value) == 1:
-        return (value[0], value[0])
-    if len(value) != 2:
-        raise RuntimeError(f"{name}: expected one int or two, got {len(value)}")
-    return (value[0], value[1])
+    if not isinstance(value, (tuple, list)):
+        both = index(value, name)
+        return (both, both)
+    sizes = [index(size, name) for size in value]
+    if len(sizes) not in (1, 2):
+        raise RuntimeError(f"{name}: expected one int or two, got {len(sizes)}")
+    return (sizes[0], sizes[-1])
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -85,8 +100,8 @@ def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def facts(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    """What a check asks of a tensor."""
-    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+    """What a check asks of a tensor that autocast may lower: shape, the dtype it then has, device."""
+    return None if tensor is None else (tensor.shape, lowered_dtype(tensor), tensor.device)
 
 
 def require_tensors(**arguments: Tensor | None) -> None:

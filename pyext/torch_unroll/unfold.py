@@ -5,18 +5,39 @@ Each is linear, and each is the other's transpose: so they are each other's deri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_unroll.checks import require_alike, require_numbers, require_rank
 from torch_unroll.engines import claims, resolve, select
 from torch_unroll.registration import Operator, operator
-from torch_unroll.shapes import convolved, pair, require, require_tensors
+from torch_unroll.shapes import Pair, convolved, pair, require, require_tensors
+
+
+def _check_geometry(
+    x_size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Pair:
+    """P and Q."""
+    require_numbers(kernel_size, "kernel_size", 2, 1)
+    require_numbers(stride, "stride", 2, 1)
+    require_numbers(padding, "padding", 2, 0)
+    require_numbers(dilation, "dilation", 2, 1)
+    P, Q = (convolved(x_size[i], kernel_size[i], stride[i], 2 * padding[i], dilation[i]) for i in (0, 1))
+    require(P > 0 and Q > 0, f"kernel_size: expected a window within the padded {tuple(x_size)}, got {tuple(kernel_size)}")
+    return P, Q
 
 
 class Unfold(Operator):
     """x (N, C, H, W) -> columns (N, C·R·S, P·Q)."""
+
+    @staticmethod
+    def check(x, kernel_size, stride, padding, dilation, engine):
+        require_alike(x, "x")
+        require_rank(x, "x", "NCHW")
+        _check_geometry(x.shape[2:], kernel_size, stride, padding, dilation)
 
     @staticmethod
     def compute(x, kernel_size, stride, padding, dilation, engine):
@@ -47,6 +68,16 @@ class Unfold(Operator):
 
 class Fold(Operator):
     """columns (N, C·R·S, P·Q) -> x (N, C, H, W), the sum of the cells that cover each pixel."""
+
+    @staticmethod
+    def check(columns, output_size, kernel_size, stride, padding, dilation, engine):
+        require_alike(columns, "columns")
+        require(columns.dim() == 3, f"columns: expected (N, C·R·S, P·Q), got shape {tuple(columns.shape)}")
+        require_numbers(output_size, "output_size", 2, 1)
+        P, Q = _check_geometry(output_size, kernel_size, stride, padding, dilation)
+        cells = kernel_size[0] * kernel_size[1]
+        require(columns.shape[1] % cells == 0, f"columns: expected rows that {cells} cells divide, got {columns.shape[1]}")
+        require(columns.shape[2] == P * Q, f"columns: expected {P * Q} columns ({P}×{Q} windows), got {columns.shape[2]}")
 
     @staticmethod
     def compute(columns, output_size, kernel_size, stride, padding, dilation, engine):

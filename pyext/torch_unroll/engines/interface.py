@@ -16,6 +16,10 @@ Pair = tuple[int, int]
 #: top, bottom, left, right
 Padding = tuple[int, int, int, int]
 
+NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")
+#: How fp32 products are computed: by torch's switch for convolution or for recurrence, or as told.
+PRECISIONS = ("conv", "rnn", "tf32", "ieee")
+
 #: Which module of an engine's package holds each function.
 MODULES = {
     **dict.fromkeys(("conv2d_pack", "conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "unfold", "fold"), "conv2d"),

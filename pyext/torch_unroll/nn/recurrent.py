@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from torch_unroll.rnn import NONLINEARITIES, rnn, rnn_cell
+from torch_unroll.engines.interface import NONLINEARITIES
+from torch_unroll.rnn import rnn, rnn_cell
 
 
 class RNN(RNNBase):
@@ -43,7 +44,7 @@ class RNN(RNNBase):
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         """As torch's, but for the weights that forward reads (functional_call and parametrizations replace them)."""
         dtype = getattr(self, self._flat_weights_names[0]).dtype
-        if input.dtype != dtype and not torch.is_autocast_enabled(input.device.type):
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from torch_unroll.engines import DTYPES
 from torch_unroll.engines.interface import MODULES
 
 
@@ -27,8 +28,8 @@ class ReferenceEngine:
         """Nothing of it is compiled."""
 
     def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        """It takes every floating-point or complex tensor that torch can compute with."""
-        return None if dtype.is_floating_point or dtype.is_complex else f"has no formulas for {dtype}"
+        """It takes the dtypes of the compiled kernels, wherever torch can compute with them."""
+        return None if dtype in DTYPES else f"has no formulas for {dtype}"
 
 
 ENGINE = ReferenceEngine()

@@ -1,0 +1,105 @@
+"""What every operator asks of its inputs before anything addresses memory by them, however the call came about.
+
+Front ends word the mistakes of a public call as torch does; graphs, traces and `torch.ops.torch_unroll` know no front end. A
+check reads shapes, dtypes, devices and layouts, never data, so its answer is kept: the same call a second time costs a look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_unroll.shapes import require
+
+_MOST_KNOWN = 8192
+MOST = 2**63 - 1
+MOST_INT32 = 2**31 - 1
+
+
+def remembering(check: Callable[..., None], tensors: int) -> Callable[..., None]:
+    """A check that is made once for each kind of call; the first `tensors` inputs are tensors or None, the others hashable."""
+    known: set[Any] = set()
+
+    def call(*inputs: Any) -> None:
+        facts = [
+            None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.layout) for tensor in inputs[:tensors]
+        ]
+        kind = (*facts, inputs[tensors:])
+        if kind not in known:
+            check(*inputs)
+            if len(known) >= _MOST_KNOWN:
+                known.clear()
+            known.add(kind)
+
+    return call
+
+
+def is_symbolic(*extents: int) -> bool:
+    """Whether extents stand for those of later calls: asking how two of them compare would tie a graph to the answer, which
+    every later call is asked for itself."""
+    return any(isinstance(extent, torch.SymInt) for extent in extents)
+
+
+def require_strided(tensor: Tensor, name: str) -> None:
+    """No sparse layout, nor any other whose memory has no strides."""
+    require(tensor.layout == torch.strided, f"{name}: expected a strided tensor, got layout {tensor.layout}")
+
+
+def require_alike(like: Tensor, like_name: str, **others: Tensor | None) -> None:
+    """One dtype and one device, and no layout but torch's strided one."""
+    require_strided(like, like_name)
+    for name, tensor in others.items():
+        if tensor is not None:
+            require_place(tensor, name, like, like_name)
+            require(tensor.dtype == like.dtype, f"{name}: expected {like.dtype} like {like_name}, got {tensor.dtype}")
+
+
+def require_place(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
+    """The device of another tensor, and a layout that can be addressed."""
+    require_strided(tensor, name)
+    require(tensor.device == like.device, f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
+
+
+def require_shape(tensor: Tensor | None, name: str, *expected: int) -> None:
+    """Exactly these extents; None stands for a tensor left out."""
+    require(
+        tensor is None or tuple(tensor.shape) == expected,
+        f"{name}: expected shape {expected}, got {None if tensor is None else tuple(tensor.shape)}",
+    )
+
+
+def require_rank(tensor: Tensor, name: str, letters: str) -> None:
+    """As many dimensions as there are letters."""
+    require(tensor.dim() == len(letters), f"{name}: expected ({', '.join(letters)}), got shape {tuple(tensor.shape)}")
+
+
+def require_numbers(values: Sequence[int], name: str, count: int, least: int, most: int = MOST) -> None:
+    """So many numbers within a range; `most` is by default what an int64 holds."""
+    within = len(values) == count and all(least <= value <= most for value in values)
+    require(within, f"{name}: expected {count} numbers from {least} to {most}, got {tuple(values)}")
+
+
+def require_int32(extents: Sequence[int], name: str) -> None:
+    """Extents that the kernels' 32-bit fields hold."""
+    within = is_symbolic(*extents) or max(extents) <= MOST_INT32
+    require(within, f"{name}: expected extents of at most {MOST_INT32}, got {tuple(extents)}")
+
+
+def require_one_of(value: str, name: str, known: Sequence[str]) -> None:
+    """A name that the kernels know."""
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_lengths(lengths: Tensor | None, N: int, like: Tensor, like_name: str) -> None:
+    """How many steps of each sample count: (N), integers, on the device of another tensor; None stands for all of them."""
+    if lengths is not None:
+        require_place(lengths, "lengths", like, like_name)
+        require(lengths.dtype in _INTEGERS, f"lengths: expected an integer dtype, got {lengths.dtype}")
+        require_shape(lengths, "lengths", N)
