@@ -11,28 +11,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
 
 from torch_unroll.shapes import require
 
-_MOST_KNOWN = 8192
 MOST = 2**63 - 1
 MOST_INT32 = 2**31 - 1
 
 
+_MOST_KINDS = 8192
+
+
 def remembering(check: Callable[..., None], tensors: int) -> Callable[..., None]:
-    """A check that is made once for each kind of call; the first `tensors` inputs are tensors or None, the others hashable."""
-    known: set[Any] = set()
+    """A check that is made once for each kind of call; the first `tensors` inputs are tensors or None, the others hashable.
+
+    A kind is what torch.compile guards a graph by: the tensors' types, dispatch keys, dtypes, devices and sizes, compared in C++.
+    A look-up by the same facts as Python objects would take several times as long.
+    """
+    kinds: dict[Any, list[TensorGuards]] = {}
 
     def call(*inputs: Any) -> None:
-        facts = [
-            None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.layout) for tensor in inputs[:tensors]
-        ]
-        kind = (*facts, inputs[tensors:])
-        if kind not in known:
-            check(*inputs)
-            if len(known) >= _MOST_KNOWN:
-                known.clear()
-            known.add(kind)
+        present = [tensor for tensor in inputs[:tensors] if tensor is not None]
+        key: Any = (present[0].shape, inputs[tensors:])
+        if len(present) < tensors:
+            key = (key, tuple([tensor is None for tensor in inputs[:tensors]]))
+        for guards in kinds.get(key, ()):
+            if guards.check(*present):
+                return
+        check(*inputs)
+        if len(kinds) >= _MOST_KINDS:
+            kinds.clear()
+        any_strides = [[None] * tensor.dim() for tensor in present]
+        guards = TensorGuards(*present, dynamic_dims_sizes=None, dynamic_dims_strides=any_strides)
+        if guards.check(*present):  # they never take one tensor for two
+            kinds.setdefault(key, []).append(guards)
 
     return call
 
