@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import HigherOrderOperator, _compute_keyset
 from torch.overrides import TorchFunctionMode
 
 from torch_unroll.conv2d import conv2d, conv_transpose2d
@@ -55,12 +57,35 @@ def _max_pool2d_with_indices(*args: Any, **kwargs: Any) -> Any:
     return max_pool2d(*args[:6], **kwargs)
 
 
+def _unchecked(function: Any) -> Callable[..., Any]:
+    """A copy of a Python function of torch's that asks no mode and no subclass; what it calls still does."""
+    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    namespace = {**function.__globals__, **dict.fromkeys(checks, lambda *_: False)}
+    copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+#: The functions of torch that call code of the user's (hooks, and the models that a checkpoint runs again) and that a mode sees.
+_CALLS_USER_CODE = {f: _unchecked(f) for f in (Tensor.backward, torch.autograd.backward, torch.autograd.grad)}
+
+
+def _call_higher_order(operator: HigherOrderOperator, *args: Any, **kwargs: Any) -> Any:
+    """What `HigherOrderOperator.__call__` does once it has asked the modes."""
+    keys = _compute_keyset(args, kwargs, operator.non_fallthrough_keys)
+    return operator.dispatch(keys.highestPriorityTypeId(), *args, **kwargs)
+
+
 class override(TorchFunctionMode):  # noqa: N801 (a context manager, named like torch.no_grad)
     """Within `with tu.override():`, torch's convolutions, poolings, folds and recurrences are torch_unroll's.
 
     It sees calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `torch.rnn_tanh`, `torch.rnn_relu`
-    and their cells, by modules too, in this thread, under `torch.compile` as well. It does not see other threads, scripted
-    modules, or a checkpoint's recomputation after the block has ended; for those, and for good, use `torch_unroll.replace`.
+    and their cells, by modules too, in this thread, under `torch.compile` as well; and in a backward pass within the block, by
+    hooks and by what `torch.utils.checkpoint` computes again.
+
+    It does not see other threads, scripted modules, the bodies of custom operators, what a compiled function runs in a checkpoint
+    or another higher-order operator, or a backward pass after the block has ended: a checkpoint then computes again with torch's
+    functions, and may report that other tensors were saved. For those, and for good, use `torch_unroll.replace`.
     """
 
     table: ClassVar[dict[Any, Callable[..., Any]]] = {
@@ -78,5 +103,22 @@ class override(TorchFunctionMode):  # noqa: N801 (a context manager, named like 
     }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        ours = self.table.get(func)
-        return (ours or func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if ours := self.table.get(func):
+            return ours(*args, **kwargs)
+        # A mode that torch.compile traces cannot be entered again inside a higher-order operator.
+        if torch.compiler.is_compiling() or not (func in _CALLS_USER_CODE or isinstance(func, HigherOrderOperator)):
+            return func(*args, **kwargs)
+        return self._resume(func, types, args, kwargs)
+
+    def _resume(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Calls a function of torch's with this mode active inside it; torch takes a mode off the stack while it asks it."""
+        with self:
+            for kind in types:  # a subclass is asked after the modes
+                if kind not in (Tensor, torch.nn.Parameter):
+                    result = kind.__torch_function__(func, types, args, kwargs)
+                    if result is not NotImplemented:
+                        return result
+            if isinstance(func, HigherOrderOperator):
+                return _call_higher_order(func, *args, **kwargs)
+            return _CALLS_USER_CODE[func](*args, **kwargs)

@@ -144,6 +144,9 @@ class _Stack:
     def run(self, x: Tensor, h0: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
         """Every layer, with dropout between them."""
         last = []
+        running = steps.running(x.transpose(0, 1) if self.batch_first else x)
+        if running is not None:  # 0 · NaN is NaN: what lies past a length would reach the weight's gradient, where dz is 0
+            x = x.masked_fill(~(running.transpose(0, 1) if self.batch_first else running), 0)
         for number, (weights, start) in enumerate(zip(self.layers, h0.split(len(self.layers[0])), strict=True)):
             if number > 0 and self.dropout:
                 x = torch.dropout(x, self.dropout, True)

@@ -28,10 +28,12 @@ class Steps:
         return (t.unsqueeze(1) < self.lengths).unsqueeze(2)
 
     def previous(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
-        """For each step what the step walked before it holds; `start` (N, ·) where there is none."""
+        """For each step what the step walked before it holds; `start` (N, ·) where there is none, 0 for samples of no steps."""
         if self.batch_sizes is not None:
             index = self._packed_neighbours(sequence.shape[0], start.shape[0], direction).to(sequence.device)
             return torch.cat((start, sequence)).index_select(0, index)
+        if self.lengths is not None:
+            start = start.masked_fill((self.lengths <= 0).unsqueeze(1), 0)
         start = start.unsqueeze(0)
         if direction == 0:
             return torch.cat((start, sequence[:-1]))
@@ -67,7 +69,7 @@ class Steps:
         sizes = self.batch_sizes
         assert sizes is not None
         ends = sizes.cumsum(0)
-        row = torch.arange(total)
+        row = torch.arange(total, device=sizes.device)
         step = torch.searchsorted(ends, row, right=True)
         sample = row - (ends - sizes)[step]
         if direction == 0:
@@ -79,6 +81,6 @@ class Steps:
         """The row of each packed sample's last step."""
         sizes = self.batch_sizes
         assert sizes is not None
-        sample = torch.arange(N)
+        sample = torch.arange(N, device=sizes.device)
         last = (sizes.unsqueeze(0) > sample.unsqueeze(1)).sum(1) - 1
         return (sizes.cumsum(0) - sizes)[last] + sample

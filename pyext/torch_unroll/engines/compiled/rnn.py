@@ -249,6 +249,6 @@ def _packed(batch_sizes: tuple[int, ...], device: torch.device) -> Tensor:
     lengths: list[int] = []
     for steps, batch in zip(range(len(batch_sizes), 0, -1), reversed(batch_sizes), strict=True):
         lengths += [steps] * (batch - len(lengths))
-    table = torch.tensor([*accumulate(batch_sizes[:-1], initial=0), *lengths], dtype=torch.int64)
+    table = torch.tensor([*accumulate(batch_sizes[:-1], initial=0), *lengths], dtype=torch.int64, device="cpu")
     # From pinned memory, so that the host does not wait for the copy.
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

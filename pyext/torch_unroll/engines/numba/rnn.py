@@ -52,7 +52,7 @@ def _rows(h: Tensor, samples: int, lengths: Tensor | None, batch_sizes: tuple[in
         numbers: list[int] = []
         for left, batch in zip(range(steps, 0, -1), reversed(batch_sizes), strict=True):
             numbers += [left] * (batch - len(numbers))
-        table = torch.tensor([*accumulate(batch_sizes[:-1], initial=0), *numbers], dtype=torch.int64)
+        table = torch.tensor([*accumulate(batch_sizes[:-1], initial=0), *numbers], dtype=torch.int64, device="cpu")
         if h.is_cuda:  # from pinned memory, so that the host does not wait for the copy
             table = table.pin_memory().to(h.device, non_blocking=True)
         return _Rows(table[:steps], 1, table[steps:])
