@@ -41,6 +41,9 @@ INPUTS: dict[str, Callable[[torch.dtype, torch.device], Tensor]] = {
     "batch first": lambda dtype, device: _data((5, 6, 8), dtype, device).transpose(0, 1),
     "expanded": lambda dtype, device: _data((6, 1, 8), dtype, device).expand(6, 4, 8),
     "every other channel": lambda dtype, device: _data((6, 4, 17), dtype, device)[..., 1::2],
+    "one sequence": lambda dtype, device: _data((7, 1, 16), dtype, device),
+    "one short sequence": lambda dtype, device: _data((5, 1, 3), dtype, device),
+    "one channel": lambda dtype, device: _data((6, 1, 1), dtype, device),
     "two-byte steps": lambda dtype, device: _data((300, 2, 8), dtype, device),
 }
 
@@ -52,7 +55,7 @@ INPUTS: dict[str, Callable[[torch.dtype, torch.device], Tensor]] = {
 def test_like_torch(target: Target, name: str, dtype: torch.dtype, masked: bool) -> None:
     x = INPUTS[name](dtype, target.device)
     T, N, _ = x.shape
-    lengths = torch.tensor([T + 3, 0, -2, 1, T, T // 2][:N], device=target.device) if masked else None
+    lengths = torch.tensor([T // 2, T + 3, 0, -2, 1, T][:N], device=target.device) if masked else None
     leaf = x.detach().requires_grad_()
     y = max_over_time(leaf, lengths, engine=target.engine)
     expected, chosen = _expected(x, lengths)

@@ -73,6 +73,7 @@ class _Call(NamedTuple):
     x_strides: Strides
     aligned: bool
     device: Device
+    with_lengths: bool = False  # images end at rows of their own
 
     @property
     def types(self) -> tuple[str, str]:
@@ -156,6 +157,8 @@ def _staged(direction: str, call: _Call, share: Share | None, rows: int) -> Plan
     pooling = call.pooling
     if pooling.offset == "int32_t":
         return _TOO_LARGE
+    if call.with_lengths:
+        return "sequences have lengths of their own"
     sides = zip(call.x_strides, pooling.x_strides, pooling.x_size, strict=True)
     if any(stride != expected and extent != 1 for stride, expected, extent in sides):
         return "the input is not dense"
@@ -194,9 +197,11 @@ def _first(variants: Mapping[str, Callable[[_Call], Planned | str]], call: _Call
 
 
 @lru_cache(maxsize=4096)
-def forward_plan(pooling: Pooling, dtype: str, x_strides: Strides, aligned: bool, device: Device) -> Planned:
+def forward_plan(
+    pooling: Pooling, dtype: str, x_strides: Strides, aligned: bool, device: Device, with_lengths: bool = False
+) -> Planned:
     """`aligned`: x, y and offsets start at multiples of 16 bytes."""
-    return _first(_FORWARD, _Call(pooling, dtype, x_strides, aligned, device))
+    return _first(_FORWARD, _Call(pooling, dtype, x_strides, aligned, device, with_lengths))
 
 
 @lru_cache(maxsize=4096)

@@ -72,7 +72,8 @@ def _forward(
 ) -> None:
     """Fills y, and offsets where there are any."""
     if y.numel():
-        planned = variants.forward_plan(pooling, _NAMES[x.dtype], x_strides, _aligned(x), _device(launcher, x))
+        device, with_lengths = _device(launcher, x), lengths is not None
+        planned = variants.forward_plan(pooling, _NAMES[x.dtype], x_strides, _aligned(x), device, with_lengths)
         note_choice("max_pool2d_forward", planned.passed_over)
         _launch(launcher, planned, variants.ForwardParameters, x.device, x, y, offsets, lengths)
 
