@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop, pack_once
 from torch_unroll.engines import claims, resolve
 from torch_unroll.engines.interface import Padding, Pair
-from torch_unroll.registration import is_recorded
+from torch_unroll.registration import gradient_with_history, is_recorded
 from torch_unroll.shapes import facts, index, pair, remembered, require, require_tensors
 
 
@@ -185,5 +185,5 @@ def conv_transpose2d(
     dy, packed = pack_once(batched, twice, weight.shape[1] * groups, groups, precision, resolved)
     x = conv2d_dgrad(dy, weight, size, stride, sides, dilation, groups, precision, resolved, packed)
     if bias is not None:
-        x = x + bias.to(x.dtype).view(1, -1, 1, 1)
+        x = x + gradient_with_history(bias, input, weight).to(x.dtype).view(1, -1, 1, 1)
     return x if input.dim() == 4 else x.squeeze(0)

@@ -72,7 +72,8 @@ def max_pool2d(
     if type(ceil_mode) is not bool:
         raise TypeError(f"ceil_mode: expected a bool, got {ceil_mode!r}")
     window = _sizes(kernel_size, "kernel_size", 1)
-    strides = window if stride is None or stride in ((), []) else _sizes(stride, "stride", 1)
+    overlapless = stride is None or (isinstance(stride, (tuple, list)) and not stride)
+    strides = window if overlapless else _sizes(stride, "stride", 1)
     pads, steps = _sizes(padding, "padding", 0), _sizes(dilation, "dilation", 1)
     spans = [steps[i] * (window[i] - 1) + 1 for i in (0, 1)]
     require(

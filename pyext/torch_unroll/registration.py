@@ -32,7 +32,7 @@ class Operator:
 
     #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operator of the same name.
     autocast: bool = False
-    #: Whether every gradient goes through `with_history`: torch's own backward takes every input of the forward.
+    #: Whether gradients go through `with_history` where one of the first two inputs requires one, which torch's backward takes.
     has_history: bool = False
     #: Whether the Function has one more output, an empty tensor, for `with_history`.
     anchored: bool = False
@@ -114,6 +114,30 @@ def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor |
     if gradient is None or gradient.requires_grad or not torch.is_grad_enabled():
         return gradient
     return _WithHistory.apply(gradient, anchor)
+
+
+class _GradientWithHistory(Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor | None:
+        return with_history(gradient)
+
+    @staticmethod
+    def jvp(ctx: Any, moved: Tensor) -> Tensor:
+        return moved
+
+
+def gradient_with_history(tensor: Tensor, *beside: Tensor) -> Tensor:
+    """A tensor whose gradient goes through `with_history`, where one of the tensors beside it requires one; for what is computed
+    around an op, though torch's operator computes it within."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return tensor
+    if tensor.requires_grad and torch.is_grad_enabled() and any(other.requires_grad for other in beside):
+        return _GradientWithHistory.apply(tensor)
+    return tensor
 
 
 def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -215,7 +239,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
 
     def backward(ctx: Any, *gradients: Any) -> Any:
         results = definition.backward(ctx, *gradients)
-        return tuple(map(with_history, results)) if definition.has_history else results
+        return tuple(map(with_history, results)) if definition.has_history and any(ctx.needs_input_grad[:2]) else results
 
     def jvp_anchored(ctx: Any, *tangents: Any) -> Any:
         moved = definition.jvp(ctx, *tangents)

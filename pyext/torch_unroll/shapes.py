@@ -36,7 +36,8 @@ def pair(value: Any, name: str) -> Pair:
     if not isinstance(value, (tuple, list)):
         both = index(value, name)
         return (both, both)
-    sizes = [index(size, name) for size in value]
+    # torch takes no bool for the first of a sequence, and takes those behind it for ints.
+    sizes = [index(int(size) if i > 0 and isinstance(size, bool) else size, name) for i, size in enumerate(value)]
     if len(sizes) not in (1, 2):
         raise RuntimeError(f"{name}: expected one int or two, got {len(sizes)}")
     return (sizes[0], sizes[-1])

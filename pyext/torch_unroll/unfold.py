@@ -5,7 +5,7 @@ Each is linear, and each is the other's transpose: so they are each other's deri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -115,11 +115,19 @@ fold_op = operator(
 )
 
 
+def _size(value: Any, name: str) -> Pair:
+    """A size argument as torch's Python wrapper of these two ops takes it: whatever can be iterated stands for two numbers."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        value = tuple(value)
+        require(len(value) == 2, f"{name}: expected two numbers, got {len(value)}")
+    return pair(value, name)
+
+
 def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tuple[tuple[int, int], ...]:
     pairs = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
     for name, value in pairs.items():
         least = 0 if name == "padding" else 1
-        pairs[name] = pair(value, name)
+        pairs[name] = _size(value, name)
         require(min(pairs[name]) >= least, f"{name}: expected numbers of {least} or more, got {pairs[name]}")
     return tuple(pairs.values())
 
@@ -188,7 +196,7 @@ def fold(
         return F.fold(input, output_size, kernel_size, dilation, padding, stride)
     geometry = _geometry(kernel_size, dilation, padding, stride)
     (R, S), step, pad, spread = geometry
-    H, W = pair(output_size, "output_size")
+    H, W = _size(output_size, "output_size")
     require(H > 0 and W > 0, f"output_size: expected numbers above 0, got {(H, W)}")
     require(input.dim() in (2, 3), f"input: expected 2 or 3 dimensions, got shape {tuple(input.shape)}")
     batched = input if input.dim() == 3 else input.unsqueeze(0)
