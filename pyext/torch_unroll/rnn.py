@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from torch_unroll.autocast import lowered_dtype
-from torch_unroll.engines import claims, resolve
+from torch_unroll.engines import DTYPES, claims, resolve
 from torch_unroll.engines.interface import NONLINEARITIES
 from torch_unroll.linear import linear
 from torch_unroll.rnn_cell_ops import rnn_cell_forward
@@ -29,9 +29,9 @@ def _check_nonlinearity(nonlinearity: str) -> None:
 
 
 def _check_alike(input: Tensor, others: dict[str, Tensor | None]) -> None:
-    """One floating-point dtype, after autocast where it is enabled, and one device."""
-    require(input.dtype.is_floating_point, f"input: expected a floating-point dtype, got {input.dtype}")
+    """One dtype that engines take, after autocast where it is enabled, and one device."""
     expected = lowered_dtype(input)
+    require(expected in DTYPES, f"input: expected a floating-point dtype (fp16, bf16, fp32, fp64), got {expected}")
     for name, other in others.items():
         if other is not None:
             dtype = lowered_dtype(other)
