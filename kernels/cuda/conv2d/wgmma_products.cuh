@@ -69,7 +69,7 @@ struct Conv2dWgmmaParameters {
   int64_t stride[4];  // of the result
   int32_t N, height, width, groups;
   int32_t channels, depth_channels;  // of a group: the result's, and those summed over
-  int32_t stride_h, stride_w;        // whose residues there are; 1 in fprop
+  int32_t stride_h, stride_w;        // whose residues there are, at most height and width; 1 in fprop
   int32_t span, splits, steps_per_split, tiles;
   Walk walk;  // over the result, or over the sums
   Epilogue epilogue;
