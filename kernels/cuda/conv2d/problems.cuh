@@ -182,7 +182,7 @@ __device__ inline int32_t split_begin(int32_t depth, int32_t split, int32_t spli
 template <class T, class Epilogue, int kTileRows, int kTileColumns>
 struct Conv2dFprop {
   using Type = T;
-  static constexpr bool kImage = true;
+  static constexpr bool kImage = true, kGathersFromDy = false;
   int32_t C, K;  // of a group
   BlockTile tile;
   ColumnMatrix<T> a;
@@ -222,7 +222,7 @@ struct Conv2dFprop {
 template <class T, class Epilogue, int kTileRows, int kTileColumns>
 struct Conv2dDgrad {
   using Type = T;
-  static constexpr bool kImage = true;
+  static constexpr bool kImage = true, kGathersFromDy = true;
   int32_t C, K;  // of a group
   BlockTile tile;
   int32_t split, residue_h, residue_w;
@@ -281,7 +281,7 @@ struct Conv2dDgrad {
 template <class T, int kTileRows, int kTileColumns>
 struct Conv2dWgrad {
   using Type = T;
-  static constexpr bool kImage = false;
+  static constexpr bool kImage = false, kGathersFromDy = false;
   int32_t C, K;  // of a group
   BlockTile tile;
   Transposed<ImageMatrix<T>> a;

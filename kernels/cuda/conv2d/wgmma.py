@@ -208,6 +208,16 @@ class CImage(ctypes.Structure):
     _fields_ = [("map", TensorMap), ("vertical", CAxis), ("horizontal", CAxis)]
 
 
+class COperandsInMemory(ctypes.Structure):
+    """Mirror of OperandsInMemory."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("dy", "filter")),
+        *((name, ctypes.c_int64 * 4) for name in ("dy_stride", "filter_stride")),
+        *((name, ctypes.c_int32) for name in ("P", "Q")),
+    ]
+
+
 _IMAGE_INTEGERS = (
     *("N", "height", "width", "groups", "channels", "depth_channels", "stride_h", "stride_w"),
     *("span", "splits", "steps_per_split", "tiles", "walk"),
@@ -224,6 +234,7 @@ def image_parameters(count: int) -> type[ctypes.Structure]:
         ("sums", ctypes.c_void_p),
         ("stride", ctypes.c_int64 * 4),
         *((name, ctypes.c_int32) for name in _IMAGE_INTEGERS),
+        ("operands", COperandsInMemory),
         ("bias", ctypes.c_void_p),
     ]
     return _on_64_bytes("Conv2dWgmmaParameters", fields)

@@ -142,6 +142,9 @@ def _image_struct(
     struct.stride_h, struct.stride_w = p.residues if direction == "dgrad" else (1, 1)
     struct.span, struct.splits, struct.steps_per_split = plan.span, plan.splits, plan.steps_per_split
     struct.tiles, struct.walk = plan.tiles, plan.walk
+    if direction == "dgrad":
+        four = ctypes.c_int64 * 4
+        struct.operands = wgmma.COperandsInMemory(image, filter, four(*image_stride), four(*filter_stride), p.P, p.Q)
     return struct
 
 
