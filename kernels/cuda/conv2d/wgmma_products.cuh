@@ -206,6 +206,7 @@ struct Conv2dImageProduct {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) mine |= is_nan(sums[m][i]);
     const bool any = __any_sync(0xffffffff, mine);
+    __syncwarp();                          // every lane has read what it was of the tile before
     if (threadIdx.x % 32 == 0) nan = any;  // the warp reads it behind the barriers of storing
   }
 
