@@ -146,7 +146,28 @@ def conv2d_dgrad_kernel(dy, w, stride, padding, dilation, groups, dx):
                     b[ty, tx] = dy[n, group * filters + i // (R * S), p, q]
             total = multiply(a, b, total)
         if c < channels and pixel < pixels:
+            if total != total:
+                total = gradient(dy, w, stride, padding, dilation, group * filters, filters, n, c, h_out, w_out, zero(dx))
             dx[n, group * channels + c, h_out, w_out] = narrow(total, dx)
+
+
+@cuda.jit(device=True)
+def gradient(dy, w, stride, padding, dilation, first, filters, n, c, h, x, total):
+    """total + one element of dx, at row h and column x, summed over the pixels of dy that exist, up to the first NaN.
+
+    A tile holds zeros where none exists, and zero times an infinite weight is NaN: what comes out as NaN is summed again here.
+    """
+    _, _, P, Q = dy.shape
+    _, _, R, S = w.shape
+    for i in range(filters * R * S):
+        k, r, s = first + i // (R * S), i // S % R, i % S
+        p = source(h + padding[0] - r * dilation[0], stride[0], P)
+        q = source(x + padding[1] - s * dilation[1], stride[1], Q)
+        if p >= 0 and q >= 0:
+            total += widen(dy[n, k, p, q]) * widen(w[k, c, r, s])
+            if total != total:
+                break
+    return total
 
 
 @cuda.jit

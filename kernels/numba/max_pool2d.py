@@ -77,19 +77,20 @@ def first_window(start, cells, stride, dilation):
 
 @cuda.jit
 def max_pool2d_gather_kernel(x, offsets, kernel_size, stride, padding, dilation, none, channels_last, gathered):
-    """x, offsets -> gathered (N, C, P, Q): the cell each window chose; 0 where it chose none."""
+    """x, offsets -> gathered (N, C, P, Q): the cell each window chose; 0 where it chose none, or the offset names no cell of the
+    window or of the plane."""
     N, C, P, Q = gathered.shape
-    S = kernel_size[1]
+    H, W = x.shape[2:]
+    R, S = kernel_size
     for i in range(cuda.grid(1), N * C * P * Q, cuda.gridsize(1)):
         n, c, p, q = place(i, C, P, Q, channels_last)
         cell = np.int64(offsets[n, c, p, q])
-        if cell == none:
-            gathered[n, c, p, q] = 0
-        else:
-            r, s = cell // S, cell % S
-            h = p * stride[0] - padding[0] + r * dilation[0]
-            w = q * stride[1] - padding[1] + s * dilation[1]
+        h = p * stride[0] - padding[0] + cell // S * dilation[0]
+        w = q * stride[1] - padding[1] + cell % S * dilation[1]
+        if cell != none and 0 <= cell < R * S and 0 <= h < H and 0 <= w < W:
             gathered[n, c, p, q] = x[n, c, h, w]
+        else:
+            gathered[n, c, p, q] = 0
 
 
 @cuda.jit

@@ -161,8 +161,9 @@ def choose(direction: str, problem: Conv2dProblem, device: Device, forced: str |
             and the workspace have room for.
 
     Raises:
-        RuntimeError: no variant takes the problem, or not the forced one.
+        RuntimeError: the geometry is beyond 32 bits; or no variant takes the problem, or not the forced one.
     """
+    problem.require_int32()
     name = forced.variant if isinstance(forced, Choice) else forced
     open_: list[Variant] = []
     refused: dict[str, str] = {}

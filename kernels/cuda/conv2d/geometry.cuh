@@ -16,7 +16,8 @@ struct Coordinate {
   int32_t h, w;
 };
 
-// A position that no sum brings back into a plane: rows and columns beyond the matrix.
+// A position that no sum brings back into a plane: rows and columns beyond the matrix. The host lets no geometry through whose
+// positions it would not keep outside (position_limits in portable.py).
 constexpr int32_t kOutside = -(1 << 30);
 
 // Quotient and remainder by multiplication, for 0 <= n < 2^31.
@@ -53,24 +54,25 @@ __device__ inline Axis fprop_axis(int32_t source, int32_t result, int32_t filter
 
 // The input positions h of one residue modulo the stride, h = i * stride + residue, as a convolution of their own over dy:
 // h receives from output position (h + pad - r * dilation) / stride for each r where this has no remainder, which is every
-// (stride / gcd(stride, dilation))-th r; none at all for some residues, whose dx is zero.
+// (stride / gcd(stride, dilation))-th r; none at all for some residues, whose dx is zero. A residue is less than `result`. The
+// largest product is first * dilation, within the filter: stride * dilation might not fit.
 __device__ inline Axis dgrad_axis(int32_t source, int32_t result, int32_t filter, int32_t stride, int32_t pad, int32_t dilation,
                                   int32_t residue) {
-  int32_t every = stride, remainder = dilation;
+  int32_t divisor = stride, remainder = dilation;
   while (remainder) {
-    const int32_t next = every % remainder;
-    every = remainder;
+    const int32_t next = divisor % remainder;
+    divisor = remainder;
     remainder = next;
   }
-  every = stride / every;
+  const int32_t every = stride / divisor, candidates = every < filter ? every : filter;
   int32_t first = 0;
-  while (first < every && (residue + pad - first * dilation) % stride) ++first;
-  const bool any = first < every && first < filter;
+  while (first < candidates && (residue + pad - first * dilation) % stride) ++first;
+  const bool any = first < candidates;
   return {source,
-          (result - residue + stride - 1) / stride,
+          (result - 1 - residue) / stride + 1,
           1,
-          (residue + pad - first * dilation) / stride,
-          -(every * dilation / stride),
+          any ? (residue + pad - first * dilation) / stride : 0,
+          -(dilation / divisor),
           any ? (filter - first + every - 1) / every : 0,
           first,
           every};

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 
 from . import wgmma
 from .im2col_maps import Image, image_map, images
@@ -64,9 +65,9 @@ def _out_of_reach(direction: str, problem: Conv2dProblem) -> str | None:
     p = problem
     if p.dtype == "float32" and direction == "wgrad":
         return "wgmma takes TF32 with the depth contiguous only, and wgrad's are pixels"
-    if direction == "dgrad" and p.stride[0] * p.stride[1] > wgmma.MOST_RESIDUES:
+    if direction == "dgrad" and prod(p.residues) > wgmma.MOST_RESIDUES:
         most = wgmma.MOST_RESIDUES
-        return f"strides {p.stride} have {p.stride[0] * p.stride[1]} residues, the kernel's parameters hold {most} maps"
+        return f"strides {p.stride} have {prod(p.residues)} residues, the kernel's parameters hold {most} maps"
     item = ITEM_BYTES[p.dtype]
     channels = wgmma.depth_channels(direction, p)
     if p.groups > 1 and direction != "wgrad" and channels * item % 32:

@@ -5,7 +5,8 @@
 //              neighbouring columns. Predicted: the write of R*S times x bounds it. Measured: not yet.
 //   gather     col2im_kernel: a thread owns one pixel of x and sums the cells that cover it, in the order of the filter.
 //              The scatter that the lecture draws would need atomics, whose order, and so whose rounding, is nobody's.
-// Outputs are overwritten. Index is int32_t where every count fits, for the divisions: they bound the gathers otherwise.
+// Outputs are overwritten. Index is int32_t where every count and every position fits, for the divisions: they bound the gathers
+// otherwise.
 #pragma once
 #include "shapes.h"
 
@@ -46,10 +47,10 @@ __global__ void __launch_bounds__(kIm2colThreads) im2col_kernel(const __grid_con
     const T* x = parameters.x + n * shape.x_stride[0] + c * shape.x_stride[1];
     T* column = parameters.columns + (int64_t(n) * shape.C + c) * shape.R * shape.S * int64_t(pixels) + int64_t(p) * shape.Q + q;
     for (int32_t r = 0; r < shape.R; ++r) {
-      const int32_t h = p * shape.stride_h - shape.pad_h + r * shape.dilation_h;
+      const Index h = Index(p) * shape.stride_h - shape.pad_h + Index(r) * shape.dilation_h;
       for (int32_t s = 0; s < shape.S; ++s, column += pixels) {
-        const int32_t w = q * shape.stride_w - shape.pad_w + s * shape.dilation_w;
-        const bool inside = uint32_t(h) < uint32_t(shape.H) && uint32_t(w) < uint32_t(shape.W);
+        const Index w = Index(q) * shape.stride_w - shape.pad_w + Index(s) * shape.dilation_w;
+        const bool inside = 0 <= h && h < shape.H && 0 <= w && w < shape.W;
         *column = inside ? x[h * shape.x_stride[2] + w * shape.x_stride[3]] : T{};
       }
     }
@@ -67,10 +68,10 @@ __global__ void __launch_bounds__(kIm2colThreads) col2im_kernel(const __grid_con
     const T* columns = parameters.columns + (int64_t(n) * shape.C + c) * shape.R * shape.S * int64_t(pixels);
     Accumulator<T> sum = 0;
     for (int32_t r = 0; r < shape.R; ++r) {
-      const int32_t down = h + shape.pad_h - r * shape.dilation_h, p = down / shape.stride_h;
+      const Index down = Index(h) + shape.pad_h - Index(r) * shape.dilation_h, p = down / shape.stride_h;
       if (down < 0 || down % shape.stride_h || p >= shape.P) continue;
       for (int32_t s = 0; s < shape.S; ++s) {
-        const int32_t across = w + shape.pad_w - s * shape.dilation_w, q = across / shape.stride_w;
+        const Index across = Index(w) + shape.pad_w - Index(s) * shape.dilation_w, q = across / shape.stride_w;
         if (across < 0 || across % shape.stride_w || q >= shape.Q) continue;
         sum += widen(columns[(int64_t(r) * shape.S + s) * pixels + int64_t(p) * shape.Q + q]);
       }

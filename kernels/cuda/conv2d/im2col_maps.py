@@ -69,12 +69,13 @@ def images(direction: str, problem: Conv2dProblem) -> tuple[Image, ...]:
     if direction != "dgrad":
         vertical = fprop_axis(p.P, p.R, p.stride[0], p.pad[0], p.dilation[0])
         return ((vertical, fprop_axis(p.Q, p.S, p.stride[1], p.pad[1], p.dilation[1])),)
+    rows, columns = p.residues
     return tuple(
         (
-            dgrad_axis(p.H, p.R, p.stride[0], p.pad[0], p.dilation[0], residue // p.stride[1]),
-            dgrad_axis(p.W, p.S, p.stride[1], p.pad[1], p.dilation[1], residue % p.stride[1]),
+            dgrad_axis(p.H, p.R, p.stride[0], p.pad[0], p.dilation[0], residue // columns),
+            dgrad_axis(p.W, p.S, p.stride[1], p.pad[1], p.dilation[1], residue % columns),
         )
-        for residue in range(p.stride[0] * p.stride[1])
+        for residue in range(rows * columns)
     )
 
 

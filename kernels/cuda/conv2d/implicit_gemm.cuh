@@ -7,6 +7,7 @@
 //              tensor cores' variant declines. Predicted: within 1.3x of the FMA limit where all of a tile is used.
 //              Measured: not yet.
 //   tensor     implicit_gemm_mma.cuh: the same tiles through cp.async and mma.sync; fp16, bf16, TF32.
+//   again      sum_again.cuh: dgrad's sums that are NaN, perhaps by the padding of dy alone, over the taps that exist.
 // R = S = 1 is the plain product, for which the positions are all inside and the pieces of 16 bytes always whole.
 //
 // A block owns one tile of the result, a thread ThreadM x ThreadN of it, in quads of four neighbours so that fragments are
@@ -18,7 +19,7 @@
 // tiles, and fp64, whose sums take twice the registers. A step's depth is what lets each thread move one piece of 16 bytes of
 // each operand: 8 for 128 rows of fp32, 16 for 64, 8 of fp64.
 #pragma once
-#include "conv2d/problems.cuh"
+#include "conv2d/sum_again.cuh"
 #include "platform/shared_memory.h"
 #include "platform/vector.h"
 
@@ -220,22 +221,41 @@ __device__ inline void implicit_gemm(const Parameters& parameters) {
   }
 
   const int32_t m = problem.tile.row + row, n = problem.tile.column + column;
+  bool nan = false;
+  if constexpr (Problem::kGathersFromDy) {
+#pragma unroll
+    for (int i = 0; i < Tile::kThreadM; ++i)
+#pragma unroll
+      for (int j = 0; j < Tile::kThreadN; ++j) nan |= is_nan(sums[i][j]);
+  }
+  const auto after_storing = [&](const auto& result) {
+    if constexpr (Problem::kGathersFromDy) {
+      if (__syncthreads_or(nan))  // and every thread may read what others stored
+        sum_nan_again<Tile::kM, Tile::kN, Tile::kThreads>(problem, result, memory.rows, memory.columns);
+    }
+  };
   if constexpr (Problem::kImage) {
     if (parameters.splits.count > 1) {  // whose channels are contiguous
+      const auto result = problem.split_result(parameters);
       if (walks.c == Walk::column_pieces)
-        return store_sums<Walk::column_pieces, Tile>(problem.split_result(parameters), sums, m, n);
-      return store_sums<Walk::columns, Tile>(problem.split_result(parameters), sums, m, n);
+        store_sums<Walk::column_pieces, Tile>(result, sums, m, n);
+      else
+        store_sums<Walk::columns, Tile>(result, sums, m, n);
+      return after_storing(result);
     }
   }
   const auto result = problem.result(parameters);
   switch (walks.c) {
     case Walk::row_pieces:
-      return store_sums<Walk::row_pieces, Tile>(result, sums, m, n);
+      store_sums<Walk::row_pieces, Tile>(result, sums, m, n);
+      break;
     case Walk::column_pieces:
-      return store_sums<Walk::column_pieces, Tile>(result, sums, m, n);
+      store_sums<Walk::column_pieces, Tile>(result, sums, m, n);
+      break;
     default:
-      return store_sums<Walk::columns, Tile>(result, sums, m, n);
+      store_sums<Walk::columns, Tile>(result, sums, m, n);
   }
+  after_storing(result);
 }
 
 template <class T, class Tile, class Epilogue>

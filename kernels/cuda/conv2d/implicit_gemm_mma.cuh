@@ -8,6 +8,7 @@
 //   splits     of the depth, a block for each: for images of few tiles, and always in wgrad. The sums go to memory;
 //              split_k.cuh adds them, and has the prediction. Measured: not yet.
 //   hopper     implicit_gemm_wgmma.cuh: the copy engine forms the columns and wgmma multiplies them; compute capability 9.0.
+//   again      sum_again.cuh: dgrad's sums that are NaN, perhaps by the padding of dy alone, over the taps that exist.
 //
 // Operands come in whole pieces of 16 bytes: channels are contiguous and a multiple of 8 (4 of fp32) in each group. What is laid
 // out otherwise (NCHW, odd channels) is packed beforehand, once, by transpose.cuh; the result goes out in any layout.
@@ -21,6 +22,7 @@
 // 64x64 serves what has few tiles or narrow ones.
 #pragma once
 #include "conv2d/store_tile.cuh"
+#include "conv2d/sum_again.cuh"
 #include "platform/memory.h"
 #include "platform/mma.h"
 #include "platform/shared_memory.h"
@@ -182,6 +184,7 @@ __device__ inline void implicit_gemm_mma(const Parameters& parameters) {
 
   const bool down = parameters.walks.c == Walk::rows || parameters.walks.c == Walk::row_pieces;
   const int pitch = down ? Memory::kColumnPitch : Memory::kRowPitch;
+  bool nan = false;
 #pragma unroll
   for (int i = 0; i < kFragmentsM; ++i)
 #pragma unroll
@@ -190,17 +193,27 @@ __device__ inline void implicit_gemm_mma(const Parameters& parameters) {
       for (int e = 0; e < 4; ++e) {
         const int row = warp_row + 16 * i + lane / 4 + e / 2 * 8, column = warp_column + 8 * j + lane % 4 * 2 + e % 2;
         memory.sums[down ? column * pitch + row : row * pitch + column] = sums[i][j][e];
+        if constexpr (Problem::kGathersFromDy) nan |= is_nan(sums[i][j][e]);
       }
-  __syncthreads();  // every thread stores what others summed
+  // Every thread stores what others summed.
+  if constexpr (Problem::kGathersFromDy)
+    nan = __syncthreads_or(nan);
+  else
+    __syncthreads();
 
+  const auto store = [&](const auto& result) {
+    store_tile<Tile::kM, Tile::kN, Tile::kThreads, false>(result, memory.sums, pitch, parameters.walks.c, problem.tile.row,
+                                                          problem.tile.column, int(threadIdx.x));
+    if constexpr (Problem::kGathersFromDy) {
+      if (!nan) return;
+      __syncthreads();  // every thread reads what others stored
+      sum_nan_again<Tile::kM, Tile::kN, Tile::kThreads>(problem, result, memory.rows, memory.columns);
+    }
+  };
   if constexpr (Problem::kImage) {
-    if (parameters.splits.count > 1)
-      return store_tile<Tile::kM, Tile::kN, Tile::kThreads, false>(problem.split_result(parameters), memory.sums, pitch,
-                                                                   parameters.walks.c, problem.tile.row, problem.tile.column,
-                                                                   int(threadIdx.x));
+    if (parameters.splits.count > 1) return store(problem.split_result(parameters));
   }
-  store_tile<Tile::kM, Tile::kN, Tile::kThreads, false>(problem.result(parameters), memory.sums, pitch, parameters.walks.c,
-                                                        problem.tile.row, problem.tile.column, int(threadIdx.x));
+  store(problem.result(parameters));
 }
 
 template <class T, class Tile, class Epilogue>

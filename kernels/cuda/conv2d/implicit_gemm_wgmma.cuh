@@ -13,6 +13,9 @@
 //   staged     sums become results in registers and pass through shared memory as such, 16 bytes at a time. Predicted: 1,000
 //              clocks of shared memory for 128x256 in 16 bits, beside 9,200 of products for 64 channels of 3x3; as fp32 three
 //              times that. Measured: not yet.
+//   again      sum_again.cuh: dgrad's sums that are NaN, perhaps by the padding of dy alone, over the taps that exist. A warp
+//              does it for its own, once its warpgroup has stored them. Predicted without NaN: a comparison for each sum, 130
+//              clocks for 128x256. Measured: not yet.
 //   not taken  Major::rows of TF32 (wgmma has none): wgrad of TF32 stays with `tensor`, dgrad turns the filter first.
 //              Stores by the copy engine: they know one rectangle, and a tile's pixels wrap over lines; to be tried for dense
 //              results.
@@ -82,7 +85,8 @@ struct WgmmaMemory {
   static_assert(Staging<Tile, float>::kBytes >= Staging<Tile, half>::kBytes);
   alignas(1024) unsigned char stages[Tile::kStages][Tile::kStageBytes];  // the left operand's kM rows, then the right one's
   alignas(16) unsigned char staging[Tile::kGroups][Staging<Tile, float>::kBytes];
-  alignas(16) unsigned char place[Tile::kGroups][192];
+  alignas(16) unsigned char place[Tile::kGroups][176];
+  int32_t nan[Tile::kWarps];  // whether one of a warp's sums is
   alignas(8) uint64_t full[Tile::kStages], empty[Tile::kStages];
 };
 
@@ -230,6 +234,6 @@ __device__ inline void implicit_gemm_wgmma(const Parameters& parameters) {
 #pragma unroll
     for (int m = 0; m < kFragments; ++m) wgmma_wait<0>(sums[m]);
     if (before >= 0 && lane == 0) mbarrier_arrive(&memory.empty[before]);
-    Product::store(parameters, memory, sums);
+    Product::store(parameters, memory, sums, number);
   }
 }

@@ -7,6 +7,7 @@ variants where nothing was measured; only the ratios of its times matter for tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple, Protocol
 
 from . import variants
@@ -194,7 +195,7 @@ def product(direction: str, problem: Conv2dProblem) -> Product:
     if direction == "wgrad":
         return Product(K, problem.taps, problem.N * problem.P * problem.Q, problem.groups)
     stride_h, stride_w = problem.stride
-    residues = stride_h * stride_w
+    residues = prod(problem.residues)
     rows = problem.N * -(-problem.H // stride_h) * -(-problem.W // stride_w)
     return Product(rows, C, K * problem.R * problem.S / residues, problem.groups * residues)
 

@@ -18,6 +18,24 @@ def index_limits(problem: Conv2dProblem) -> str | None:
     return None if largest < 2**30 else f"one plane, or one filter, has {largest} elements; positions are counted in 30 bits"
 
 
+def position_limits(direction: str, problem: Conv2dProblem) -> str | None:
+    """Why a position that the implicit kernels form, counted from the plane they gather from, would leave 32 bits, or be taken
+    for one in the plane when kOutside of geometry.cuh is added to it."""
+    p = problem
+    for extent, outputs, taps, stride, pad, dilation in zip(
+        (p.H, p.W), (p.P, p.Q), (p.R, p.S), p.stride, p.pad, p.dilation, strict=True
+    ):
+        filter = (taps - 1) * dilation
+        if direction == "dgrad":
+            fits = filter < 2**31 and extent - 1 + pad < 2**31 and max(filter, extent - 1 + pad) // stride < 2**30
+        else:
+            fits = pad <= 2**30 and (outputs - 1) * stride - pad < 2**30 and filter < 2**30
+        if not fits:
+            sizes = f"stride {p.stride}, padding {p.pad} and dilation {p.dilation}"
+            return f"{sizes} reach over more pixels than its 32-bit positions"
+    return None
+
+
 class Implicit(Variant):
     """implicit_gemm.cuh."""
 
@@ -26,7 +44,7 @@ class Implicit(Variant):
     shares = {"128x128": 0.75, "64x64": 0.6}  # noqa: RUF012
 
     def refuses(self, direction: str, problem: Conv2dProblem, device: Device) -> str | None:
-        return index_limits(problem)
+        return index_limits(problem) or position_limits(direction, problem)
 
     def tiles(self, direction: str, problem: Conv2dProblem) -> Sequence[str]:
         return tuple(variants.tiles(problem.dtype, False))
@@ -47,6 +65,10 @@ class Explicit(Implicit):
 
     name = "explicit"
     last_resort = True
+
+    def refuses(self, direction: str, problem: Conv2dProblem, device: Device) -> str | None:
+        """Positions are no reason: the gathers count them in 64 bits where they must."""
+        return index_limits(problem)
 
     def given(self, direction: str, problem: Conv2dProblem) -> Conv2dProblem:
         return problem._replace(
@@ -83,7 +105,7 @@ class Tensor(Variant):
         C, K = problem.group_channels
         if problem.groups > 1 and min(C, K) < 4:
             return f"groups of {C} and {K} channels would leave tensor cores multiplying padding"
-        return index_limits(problem)
+        return index_limits(problem) or position_limits(direction, problem)
 
     def tiles(self, direction: str, problem: Conv2dProblem) -> Sequence[str]:
         return tuple(variants.tiles(problem.dtype, True))

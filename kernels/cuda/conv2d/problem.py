@@ -66,9 +66,23 @@ class Conv2dProblem(NamedTuple):
         return self.K // self.groups * rows * columns
 
     @property
+    def residues(self) -> Pair:
+        """How many residues modulo the stride the rows of x have, and how many its columns."""
+        return min(self.stride[0], self.H), min(self.stride[1], self.W)
+
+    @property
     def pointwise(self) -> bool:
         """Whether output pixel (p, q) depends on input pixel (p, q) alone."""
         return (self.R, self.S, self.stride, self.pad, self.P, self.Q) == (1, 1, (1, 1), (0, 0), self.H, self.W)
+
+    def require_int32(self) -> None:
+        """Raises RuntimeError where an integer does not fit the struct of shapes.h; N aside, which is cut into chunks."""
+        for name, sizes in (("stride", self.stride), ("padding", self.pad), ("dilation", self.dilation)):
+            if max(sizes) >= 2**31:
+                raise RuntimeError(f"{name}: expected numbers below 2^31, got {sizes}")
+        extents = (self.C, self.H, self.W, self.K, self.R, self.S, self.P, self.Q)
+        if max(extents) >= 2**31:
+            raise RuntimeError(f"input, weight: expected extents C, H, W, K, R, S, P, Q below 2^31, got {extents}")
 
     def shape(self) -> Conv2dShape:
         """The struct of shapes.h."""

@@ -169,6 +169,10 @@ __device__ inline Axis fprop_horizontal(const Conv2dShape& of) {
   return fprop_axis(of.W, of.Q, of.S, of.stride_w, of.pad_w, of.dilation_w);
 }
 
+// How many residues modulo the stride the lines of x have, and how many the pixels of a line.
+__device__ inline int32_t vertical_residues(const Conv2dShape& of) { return of.stride_h < of.H ? of.stride_h : of.H; }
+__device__ inline int32_t horizontal_residues(const Conv2dShape& of) { return of.stride_w < of.W ? of.stride_w : of.W; }
+
 // Where a split of the depth begins: whole steps, as even as they go; the last splits may have none.
 __device__ inline int32_t split_begin(int32_t depth, int32_t split, int32_t splits, int32_t step) {
   const int32_t begin = split * ceil_divide(ceil_divide(depth, step), splits) * step;
@@ -178,7 +182,7 @@ __device__ inline int32_t split_begin(int32_t depth, int32_t split, int32_t spli
 template <class T, class Epilogue, int kTileRows, int kTileColumns>
 struct Conv2dFprop {
   using Type = T;
-  static constexpr bool kImage = true;
+  static constexpr bool kImage = true, kGathersFromDy = false;
   int32_t C, K;  // of a group
   BlockTile tile;
   ColumnMatrix<T> a;
@@ -218,7 +222,7 @@ struct Conv2dFprop {
 template <class T, class Epilogue, int kTileRows, int kTileColumns>
 struct Conv2dDgrad {
   using Type = T;
-  static constexpr bool kImage = true;
+  static constexpr bool kImage = true, kGathersFromDy = true;
   int32_t C, K;  // of a group
   BlockTile tile;
   int32_t split, residue_h, residue_w;
@@ -227,10 +231,10 @@ struct Conv2dDgrad {
   int32_t rows, depth_begin, depth_end;
 
   __device__ explicit Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of)
-      : Conv2dDgrad(
-            of, of.shape, of.shape.C / of.shape.groups,
-            BlockTile(of.shape.N * ceil_divide(of.shape.H, of.shape.stride_h) * ceil_divide(of.shape.W, of.shape.stride_w),
-                      of.shape.C / of.shape.groups, of.shape.groups, kTileRows, kTileColumns)) {}
+      : Conv2dDgrad(of, of.shape, of.shape.C / of.shape.groups,
+                    BlockTile(of.shape.N * ceil_divide(of.shape.H, vertical_residues(of.shape)) *
+                                  ceil_divide(of.shape.W, horizontal_residues(of.shape)),
+                              of.shape.C / of.shape.groups, of.shape.groups, kTileRows, kTileColumns)) {}
 
   __device__ ImageResult<T, Epilogue> result(const Conv2dDgradParameters<T, Epilogue>& of) const {
     const Conv2dShape& shape = of.shape;
@@ -246,23 +250,24 @@ struct Conv2dDgrad {
 
  private:
   __device__ Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of, const Conv2dShape& shape, int32_t C, const BlockTile& tile)
-      : Conv2dDgrad(of, shape, C, tile, tile.part % (shape.stride_h * shape.stride_w)) {}
+      : Conv2dDgrad(of, shape, C, tile, tile.part % (vertical_residues(shape) * horizontal_residues(shape))) {}
 
   __device__ Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of, const Conv2dShape& shape, int32_t C, const BlockTile& tile,
                          int32_t residue)
-      : Conv2dDgrad(
-            of, shape, C, tile, residue,
-            dgrad_axis(shape.P, shape.H, shape.R, shape.stride_h, shape.pad_h, shape.dilation_h, residue / shape.stride_w),
-            dgrad_axis(shape.Q, shape.W, shape.S, shape.stride_w, shape.pad_w, shape.dilation_w, residue % shape.stride_w)) {}
+      : Conv2dDgrad(of, shape, C, tile, residue,
+                    dgrad_axis(shape.P, shape.H, shape.R, shape.stride_h, shape.pad_h, shape.dilation_h,
+                               residue / horizontal_residues(shape)),
+                    dgrad_axis(shape.Q, shape.W, shape.S, shape.stride_w, shape.pad_w, shape.dilation_w,
+                               residue % horizontal_residues(shape))) {}
 
   __device__ Conv2dDgrad(const Conv2dDgradParameters<T, Epilogue>& of, const Conv2dShape& shape, int32_t C, const BlockTile& tile,
                          int32_t residue, const Axis& vertical, const Axis& horizontal)
       : C(C),
         K(shape.K / shape.groups),
         tile(tile),
-        split(tile.part / (shape.stride_h * shape.stride_w)),
-        residue_h(residue / shape.stride_w),
-        residue_w(residue % shape.stride_w),
+        split(tile.part / (vertical_residues(shape) * horizontal_residues(shape))),
+        residue_h(residue / horizontal_residues(shape)),
+        residue_w(residue % horizontal_residues(shape)),
         a(of.dy + int64_t(tile.group) * K * shape.y_stride[1], shape.y_stride, shape.N, vertical, horizontal, K,
           of.walks.channels_inner),
         b(of.w + int64_t(tile.group) * K * shape.w_stride[0], shape.w_stride[1], shape.w_stride[0], shape.w_stride[2],
@@ -276,7 +281,7 @@ struct Conv2dDgrad {
 template <class T, int kTileRows, int kTileColumns>
 struct Conv2dWgrad {
   using Type = T;
-  static constexpr bool kImage = false;
+  static constexpr bool kImage = false, kGathersFromDy = false;
   int32_t C, K;  // of a group
   BlockTile tile;
   Transposed<ImageMatrix<T>> a;

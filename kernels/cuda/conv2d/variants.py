@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from math import prod
 
 from ...table import CPP_TYPES, DTYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
 from . import wgmma
@@ -21,7 +22,7 @@ from .problem import ITEM_BYTES, Conv2dProblem, CSplits, CWalks, Walk, Walks, dg
 #: of which wgrad has always one split, fprop and dgrad none unless they have several. A packed filter comes on top.
 #: `choice.set_workspace_limit` changes it.
 workspace_limit = 256 << 20
-#: Elements up to which a gather divides 32-bit indices.
+#: Elements and positions up to which a gather computes in 32 bits.
 most_int32 = 2**31
 
 
@@ -195,6 +196,8 @@ def split_evenly(depth: int, step: int, splits: int) -> tuple[int, int]:
 
 def _gemm_launch(direction: str, dtype: str, tile: Tile | MmaTile, rows: int, columns: int, parts: int) -> LaunchPlan:
     blocks = _ceil_divide(rows, tile.rows) * _ceil_divide(columns, tile.columns) * parts
+    if blocks >= 2**31:
+        raise RuntimeError(f"conv2d_{direction}: expected sizes whose tiles number fewer than 2^31, got {blocks} tiles")
     config = LaunchConfig((blocks, 1, 1), (tile.threads, 1, 1), tile.shared_bytes(dtype))
     return LaunchPlan(_gemm_kernel(direction, dtype, tile), config, "tensor" if isinstance(tile, MmaTile) else "implicit")
 
@@ -227,9 +230,9 @@ def plan_dgrad(problem: Conv2dProblem, tensor: bool, tile_name: str, splits: int
     dtype, C = problem.dtype, problem.group_channels[0]
     tile = tiles(dtype, tensor)[tile_name]
     splits = split_evenly(problem.dgrad_taps, tile.step(dtype), splits)[1]
-    (stride_h, stride_w), residues = problem.stride, problem.stride[0] * problem.stride[1]
+    stride_h, stride_w = problem.stride
     rows = problem.N * _ceil_divide(problem.H, stride_h) * _ceil_divide(problem.W, stride_w)
-    launch = _gemm_launch("dgrad", dtype, tile, rows, C, problem.groups * residues * splits)
+    launch = _gemm_launch("dgrad", dtype, tile, rows, C, problem.groups * prod(problem.residues) * splits)
     walks = _split_walks(dtype, dgrad_walks(problem, _piece(dtype, tensor)), C, splits)
     return GemmPlan(launch, walks, splits, tile.step(dtype))
 
@@ -269,12 +272,24 @@ def plan_sum_image_splits(dtype: str, pixels: int, channels: int) -> LaunchPlan:
 
 
 @lru_cache(maxsize=4096)
-def plan_im2col(dtype: str, name: str, elements: int, multiprocessors: int) -> LaunchPlan:
+def plan_im2col(problem: Conv2dProblem, name: str, multiprocessors: int) -> LaunchPlan:
     """`im2col` with one thread for each of N·C·P·Q elements, or `col2im` for each of N·C·H·W; at most 64 blocks a
-    multiprocessor, which stride over the rest."""
+    multiprocessor, which stride over the rest. Raises RuntimeError where an integer does not fit the kernels' parameters."""
+    p = problem
+    p.require_int32()
+    if p.N >= 2**31:
+        raise RuntimeError(f"input: expected fewer than 2^31 images, got {p.N}")
+    elements = p.N * p.C * (p.P * p.Q if name == "im2col" else p.H * p.W)
+    positions = (
+        max(extent - 1 + pad, (outputs - 1) * stride + (taps - 1) * dilation)
+        for extent, outputs, taps, stride, pad, dilation in zip(
+            (p.H, p.W), (p.P, p.Q), (p.R, p.S), p.stride, p.pad, p.dilation, strict=True
+        )
+    )
     blocks = min(_ceil_divide(elements, _IM2COL_THREADS), 64 * multiprocessors)
-    index = "int32_t" if elements + 64 * multiprocessors * _IM2COL_THREADS < most_int32 else "int64_t"
-    kernel = Kernel("conv2d/im2col.cuh", f"{name}_kernel", (CPP_TYPES[dtype], index))
+    largest = max(elements + 64 * multiprocessors * _IM2COL_THREADS, *positions)
+    index = "int32_t" if largest < most_int32 else "int64_t"
+    kernel = Kernel("conv2d/im2col.cuh", f"{name}_kernel", (CPP_TYPES[p.dtype], index))
     return LaunchPlan(kernel, LaunchConfig((blocks, 1, 1), (_IM2COL_THREADS, 1, 1)), "gather")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from math import prod
 from typing import Any
 
 from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan
@@ -164,7 +165,7 @@ def padded_channels(dtype: str, channels: int) -> int:
 def count_tiles(direction: str, problem: Conv2dProblem, tile: WgmmaTile) -> int:
     """Of one split."""
     rows, columns = rows_and_columns(direction, problem)
-    residues = problem.stride[0] * problem.stride[1] if direction == "dgrad" else 1
+    residues = prod(problem.residues) if direction == "dgrad" else 1
     return _ceil_divide(rows, tile.rows) * _ceil_divide(columns, tile.columns) * problem.groups * residues
 
 
@@ -176,6 +177,8 @@ def plan(direction: str, problem: Conv2dProblem, tile_name: str, splits: int, mu
     steps_per_split = _ceil_divide(all_steps, splits)
     splits = _ceil_divide(all_steps, steps_per_split)
     tiles = count_tiles(direction, problem, tile) * splits
+    if tiles >= 2**31:
+        raise RuntimeError(f"conv2d_{direction}: expected sizes whose tiles number fewer than 2^31, got {tiles} tiles")
     config = LaunchConfig((min(tiles, tile.blocks * multiprocessors), 1, 1), (tile.threads, 1, 1), tile.shared_bytes)
     piece = 16 // ITEM_BYTES[dtype]
     if direction == "wgrad":
@@ -205,6 +208,16 @@ class CImage(ctypes.Structure):
     _fields_ = [("map", TensorMap), ("vertical", CAxis), ("horizontal", CAxis)]
 
 
+class COperandsInMemory(ctypes.Structure):
+    """Mirror of OperandsInMemory."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("dy", "filter")),
+        *((name, ctypes.c_int64 * 4) for name in ("dy_stride", "filter_stride")),
+        *((name, ctypes.c_int32) for name in ("P", "Q")),
+    ]
+
+
 _IMAGE_INTEGERS = (
     *("N", "height", "width", "groups", "channels", "depth_channels", "stride_h", "stride_w"),
     *("span", "splits", "steps_per_split", "tiles", "walk"),
@@ -221,6 +234,7 @@ def image_parameters(count: int) -> type[ctypes.Structure]:
         ("sums", ctypes.c_void_p),
         ("stride", ctypes.c_int64 * 4),
         *((name, ctypes.c_int32) for name in _IMAGE_INTEGERS),
+        ("operands", COperandsInMemory),
         ("bias", ctypes.c_void_p),
     ]
     return _on_64_bytes("Conv2dWgmmaParameters", fields)

@@ -6,6 +6,7 @@
 // well: the copies are made all the same, from outside of the tensor, so that every step has its bytes.
 #pragma once
 #include "conv2d/implicit_gemm_wgmma.cuh"
+#include "conv2d/sum_again.cuh"
 
 // One dimension of an image that is gathered from: pixel i of the result and tap t meet at start + i * up + t * step.
 struct Im2colAxis {
@@ -60,6 +61,15 @@ struct BlockWalk {
   }
 };
 
+// dgrad's operands as they lie in memory, for the sums that came out as NaN; unused in fprop.
+template <class T>
+struct OperandsInMemory {
+  const T* dy;      // packed
+  const T* filter;  // as its map has it
+  int64_t dy_stride[4], filter_stride[4];
+  int32_t P, Q;
+};
+
 template <class T, class Epilogue, int kImages>
 struct Conv2dWgmmaParameters {
   Im2colImage images[kImages];  // x; or dy, once for each residue of the pixels of dx modulo the stride
@@ -69,9 +79,10 @@ struct Conv2dWgmmaParameters {
   int64_t stride[4];  // of the result
   int32_t N, height, width, groups;
   int32_t channels, depth_channels;  // of a group: the result's, and those summed over
-  int32_t stride_h, stride_w;        // whose residues there are; 1 in fprop
+  int32_t stride_h, stride_w;        // whose residues there are, at most height and width; 1 in fprop
   int32_t span, splits, steps_per_split, tiles;
   Walk walk;  // over the result, or over the sums
+  OperandsInMemory<T> operands;
   Epilogue epilogue;
 };
 
@@ -93,6 +104,7 @@ struct Conv2dImageProduct {
   using Type = T;
   using Parameters = Conv2dWgmmaParameters<T, Epilogue, kImages>;
   static constexpr Major kMajorA = Major::depth, kMajorB = kMajor;
+  static constexpr bool kGathersFromDy = kImages > 1;
   const Parameters& of;
   BlockTile tile;
   const Im2colImage& image;
@@ -169,26 +181,98 @@ struct Conv2dImageProduct {
   using Whole = ImageResult<T, Epilogue>;
   using Sums = ImageResult<float, typename EpilogueOfSums<T, Epilogue>::type>;
 
-  // Where this tile is in the result, or in its split's sums, which are an image of floats.
+  __device__ Whole whole() const { return result(of.result, of.stride, of.epilogue); }
+  // This tile's split, an image of floats.
+  __device__ Sums split_sums() const {
+    const int64_t all = int64_t(of.groups) * of.channels, line = of.width * all, plane = of.height * line;
+    const int64_t stride[4] = {plane, 1, line, all};
+    return result(of.sums + tile.part % of.splits * of.N * plane, stride, typename Sums::Policy{});
+  }
+
+  // Where this tile is in the result, or in its split's sums.
   __device__ void describe(WgmmaMemory<Tile>& memory, int group_row, int group_column) const {
-    if (of.splits == 1) {
-      place_of<Whole>(memory) =
-          Place<Whole>{result(of.result, of.stride, of.epilogue), tile.row + group_row, tile.column + group_column};
-    } else {
-      const int64_t all = int64_t(of.groups) * of.channels, line = of.width * all, plane = of.height * line;
-      const int64_t stride[4] = {plane, 1, line, all};
-      place_of<Sums>(memory) =
-          Place<Sums>{result(of.sums + tile.part % of.splits * of.N * plane, stride, typename Sums::Policy{}),
-                      tile.row + group_row, tile.column + group_column};
-    }
+    if (of.splits == 1)
+      place_of<Whole>(memory) = Place<Whole>{whole(), tile.row + group_row, tile.column + group_column};
+    else
+      place_of<Sums>(memory) = Place<Sums>{split_sums(), tile.row + group_row, tile.column + group_column};
+  }
+
+  // Whether one of a warp's sums is NaN. It waits in shared memory: no register is free for it while the sums are stored.
+  template <int kFragments, int kCount>
+  __device__ static void note_nan(int32_t& nan, const float (&sums)[kFragments][kCount]) {
+    bool mine = false;
+#pragma unroll
+    for (int m = 0; m < kFragments; ++m)
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) mine |= is_nan(sums[m][i]);
+    const bool any = __any_sync(0xffffffff, mine);
+    __syncwarp();                          // every lane has read what it was of the tile before
+    if (threadIdx.x % 32 == 0) nan = any;  // the warp reads it behind the barriers of storing
   }
 
   template <int kFragments, int kCount>
-  __device__ static void store(const Parameters& of, WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount]) {
+  __device__ static void store(const Parameters& of, WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount],
+                               int32_t number) {
+    int32_t& nan = memory.nan[threadIdx.x / 32];
+    if constexpr (kGathersFromDy) note_nan(nan, sums);
     if (sizeof(T) == 4 || of.splits == 1)
       store_sums<Whole>(memory, sums, of.walk);
     else
       store_sums<Sums>(memory, sums, of.walk);
+    if constexpr (kGathersFromDy) {
+      if (!nan) return;
+      // Described anew: the next tile's place may stand in shared memory already.
+      const Conv2dImageProduct product(of, computed_again(number));
+      if (of.splits == 1)
+        product.sum_nan_again(product.whole());
+      else
+        product.sum_nan_again(product.split_sums());
+    }
+  }
+
+  // The warp's part of the tile, which sum_again.cuh explains.
+  template <class Result>
+  __device__ void sum_nan_again(const Result& result) const {
+    const int thread = int(threadIdx.x) % 128, warp = thread / 32, group = int(threadIdx.x) / 128;
+    const int group_row = group / Tile::kAcross * Tile::kGroupM, group_column = group % Tile::kAcross * Tile::kGroupN;
+#pragma unroll 1
+    for (int index = thread % 32; index < Tile::kGroupM / 4 * Tile::kGroupN; index += 32) {
+      const int fragment_row = index / Tile::kGroupN;  // of the warp's, 16 of every 64
+      const int32_t row = tile.row + group_row + fragment_row / 16 * 64 + 16 * warp + fragment_row % 16;
+      const int32_t column = tile.column + group_column + index % Tile::kGroupN;
+      if (row >= rows || column >= of.channels) continue;
+      typename Result::Stored* const stored = result.data + result.row(row) + result.column(column);
+      if (is_nan(*stored)) *stored = result.narrowed(sum_of_existing(row, column), column);
+    }
+  }
+
+  // This split's part of one element: only over what of dy there is. TF32's operands count with all of their bits.
+  __device__ float sum_of_existing(int32_t row, int32_t column) const {
+    const OperandsInMemory<T>& operands = of.operands;
+    const int64_t (&filter)[4] = operands.filter_stride;
+    const int32_t first_depth = tile.group * of.depth_channels;
+    const int64_t depth_step = filter[kMajor == Major::depth ? 1 : 0];
+    const T* const filters = operands.filter + (kMajor == Major::depth ? (tile.group * of.channels + column) * filter[0]
+                                                                       : first_depth * filter[0] + column * filter[1]);
+    const Pixel at(image, row);
+    BlockWalk walk = block;
+    float sum = 0;
+#pragma unroll 1
+    for (int32_t left = (end - begin) * blocks_per_step(); left > 0 && walk.r < image.vertical.taps && sum == sum; --left) {
+      const int32_t h = at.h + walk.r * image.vertical.step, w = at.w + walk.s * image.horizontal.step;
+      if (uint32_t(h) < uint32_t(operands.P) && uint32_t(w) < uint32_t(operands.Q)) {
+        const int32_t r = image.vertical.first + walk.r * image.vertical.every,
+                      s = image.horizontal.first + walk.s * image.horizontal.every;
+        const T* dy = operands.dy + at.n * operands.dy_stride[0] + first_depth + walk.channel + h * operands.dy_stride[2] +
+                      w * operands.dy_stride[3];
+        const T* weight = filters + walk.channel * depth_step + r * filter[2] + s * filter[3];
+        const int32_t count = walk.channel + channels < of.depth_channels ? channels : of.depth_channels - walk.channel;
+#pragma unroll 1
+        for (int32_t c = 0; c < count && sum == sum; ++c) sum += widen(dy[c]) * widen(weight[c * depth_step]);
+      }
+      walk.next(channels, of.depth_channels, image.horizontal.taps);
+    }
+    return sum;
   }
 };
 
@@ -259,7 +343,7 @@ struct Conv2dWgradProduct {
   }
 
   template <int kFragments, int kCount>
-  __device__ static void store(const Parameters&, WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount]) {
+  __device__ static void store(const Parameters&, WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount], int32_t) {
     store_sums<SumResult<float>>(memory, sums, Walk::column_pieces);
   }
 };

@@ -36,6 +36,15 @@ __device__ inline void advance(Place& place, const MaxPool2dDense& dense, int32_
   ++place.plane;
 }
 
+// The pixel that a window chose, as row * W + column of the plane; -1 where it chose none, or where the offset is no cell of the
+// window, or none of the plane: what a caller passes as offsets must not read beyond the plane.
+__device__ inline int64_t chosen_pixel(const MaxPool2dShape& shape, int32_t p, int32_t q, int64_t offset) {
+  if (offset < 0 || offset >= int64_t(shape.R) * shape.S) return -1;
+  const int64_t h = int64_t(p) * shape.stride_h - shape.pad_h + offset / shape.S * shape.dilation_h;
+  const int64_t w = int64_t(q) * shape.stride_w - shape.pad_w + offset % shape.S * shape.dilation_w;
+  return 0 <= h && h < shape.H && 0 <= w && w < shape.W ? h * shape.W + w : -1;
+}
+
 // The cell that a window chose, as row * W + column of the plane. For a window without a cell, what torch reports: its first
 // place that lies neither above nor left of the plane, though it may lie below or right of it.
 __device__ inline int64_t chosen_cell(const MaxPool2dShape& shape, int32_t p, int32_t q, int64_t offset) {
@@ -67,12 +76,9 @@ __global__ void __launch_bounds__(256, 2)
   if (flat >= total) return;
   Place place = place_of(dense, flat, shape.P, shape.Q);
   const auto gradient = [&](Offset offset) {
-    const int64_t number = signed_offset(offset);
+    const int64_t pixel = chosen_pixel(shape, place.row, place.column, signed_offset(offset));
     T value{};
-    if (number >= 0) {
-      const int64_t cell = chosen_cell(shape, place.row, place.column, number);
-      value = parameters.ddx[(place.plane * shape.H * shape.W + cell) * dense.inner + place.inner];
-    }
+    if (pixel >= 0) value = parameters.ddx[(place.plane * shape.H * shape.W + pixel) * dense.inner + place.inner];
     advance(place, dense, shape.P, shape.Q);
     return value;
   };

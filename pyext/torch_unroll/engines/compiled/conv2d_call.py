@@ -39,13 +39,17 @@ Geometry = tuple[Pair, Padding, Pair, int]
 
 
 def _problem(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, precision: str) -> Conv2dProblem:
+    """One pixel of y along an axis makes the stride meaningless there, one filter position the dilation: they are 1 then, so
+    that they are neither planned for nor a reason to refuse."""
     (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x.shape, w.shape, y.shape
     stride, padding, dilation, groups = geometry
     dtype = str(x.dtype).removeprefix("torch.")
-    pad = (padding[0], padding[2])
     return Conv2dProblem(
         *(dtype, N, C, H, W, K, R, S, P, Q),
-        *((stride[0], stride[1]), pad, (dilation[0], dilation[1]), groups),  # lists, where they came by the dispatcher
+        (stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
+        (padding[0], padding[2]),
+        (dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
+        groups,
         *(_four(x.stride()), _four(w.stride()), _four(y.stride()), precision),
         *(x.data_ptr() % 16 == 0, w.data_ptr() % 16 == 0, y.data_ptr() % 16 == 0),
     )
@@ -129,16 +133,14 @@ class Call:
 
     def im2col(self, columns: Tensor) -> None:
         """x -> columns."""
-        self._gather("im2col", self.problem.P * self.problem.Q, parameters.Im2colParameters, self.x, columns)
+        self._gather("im2col", parameters.Im2colParameters, self.x, columns)
 
     def col2im(self, columns: Tensor) -> None:
         """columns -> x."""
-        self._gather("col2im", self.problem.H * self.problem.W, parameters.Col2imParameters, columns, self.x)
+        self._gather("col2im", parameters.Col2imParameters, columns, self.x)
 
-    def _gather(self, name: str, pixels: int, struct: type[ctypes.Structure], source: Tensor, result: Tensor) -> None:
-        plan = variants.plan_im2col(
-            self.problem.dtype, name, self.problem.N * self.problem.C * pixels, self.device.multiprocessors
-        )
+    def _gather(self, name: str, struct: type[ctypes.Structure], source: Tensor, result: Tensor) -> None:
+        plan = variants.plan_im2col(self.problem, name, self.device.multiprocessors)
         self.launcher.launch(plan, struct(source.data_ptr(), result.data_ptr(), self.problem.shape()), self.x.device)
 
     def columns(self) -> Tensor:

@@ -139,9 +139,12 @@ def _image_struct(
     struct.stride = (ctypes.c_int64 * 4)(*result_stride)
     struct.N, _, struct.height, struct.width = result_size
     struct.groups, struct.channels, struct.depth_channels = p.groups, channels, depth
-    struct.stride_h, struct.stride_w = p.stride if direction == "dgrad" else (1, 1)
+    struct.stride_h, struct.stride_w = p.residues if direction == "dgrad" else (1, 1)
     struct.span, struct.splits, struct.steps_per_split = plan.span, plan.splits, plan.steps_per_split
     struct.tiles, struct.walk = plan.tiles, plan.walk
+    if direction == "dgrad":
+        four = ctypes.c_int64 * 4
+        struct.operands = wgmma.COperandsInMemory(image, filter, four(*image_stride), four(*filter_stride), p.P, p.Q)
     return struct
 
 

@@ -6,40 +6,32 @@ y = w · im2col(x);  dx = col2im(wᵀ · dy);  dw = dy · im2col(x)ᵀ  (Chellap
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.engines.reference.arithmetic import product
+from torch_unroll.engines.reference.windows import cells
 from torch_unroll.shapes import convolved, output_memory_format
 
 __all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_pack", "conv2d_wgrad", "fold", "unfold"]
 
 
 def _im2col(x: Tensor, kernel_size: Pair, output_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Tensor:
-    """x (N, C, H, W) -> (N, C, R, S, P, Q)."""
-    (R, S), (P, Q), (top, _, left, _) = kernel_size, output_size, padding
-    N, C, H, W = x.shape
-    bottom = max(0, (P - 1) * stride[0] + (R - 1) * dilation[0] + 1 - H - top)
-    right = max(0, (Q - 1) * stride[1] + (S - 1) * dilation[1] + 1 - W - left)
-    padded = F.pad(x, (left, right, top, bottom)).contiguous()
-    n, c, h, w = padded.stride()
-    return padded.as_strided((N, C, R, S, P, Q), (n, c, h * dilation[0], w * dilation[1], h * stride[0], w * stride[1]))
+    """x (N, C, H, W) -> (N, C, R·S, P, Q)."""
+    (N, C, H, W), (R, S) = x.shape, kernel_size
+    columns = x.new_zeros(N, C, R * S, *output_size)
+    for cell, outputs, pixels in cells((H, W), output_size, kernel_size, stride, (padding[0], padding[2]), dilation):
+        columns[:, :, cell][outputs] = x[pixels]
+    return columns
 
 
-def _col2im(columns: Tensor, x_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Tensor:
-    """columns (N, C, R, S, P, Q) -> (N, C, H, W), summing the cells that cover a pixel."""
-    N, C, R, S, P, Q = columns.shape
-    (H, W), (top, _, left, _) = x_size, padding
-    rows = max(H + top, (P - 1) * stride[0] + (R - 1) * dilation[0] + 1)
-    cols = max(W + left, (Q - 1) * stride[1] + (S - 1) * dilation[1] + 1)
-    padded = columns.new_zeros(N, C, rows, cols)
-    for r in range(R):
-        for s in range(S):
-            h, w = r * dilation[0], s * dilation[1]
-            covered = padded[:, :, h : h + (P - 1) * stride[0] + 1 : stride[0], w : w + (Q - 1) * stride[1] + 1 : stride[1]]
-            covered += columns[:, :, r, s]
-    return padded[:, :, top : top + H, left : left + W]
+def _col2im(columns: Tensor, x_size: Pair, kernel_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Tensor:
+    """columns (N, C, R·S, P, Q) -> (N, C, H, W), summing the cells that cover a pixel."""
+    N, C, _, P, Q = columns.shape
+    x = columns.new_zeros(N, C, *x_size)
+    for cell, outputs, pixels in cells(x_size, (P, Q), kernel_size, stride, (padding[0], padding[2]), dilation):
+        x[pixels] += columns[:, :, cell][outputs]
+    return x
 
 
 def conv2d_pack(x: Tensor) -> Tensor:
@@ -81,7 +73,7 @@ def conv2d_dgrad(
     (N, K, P, Q), (_, channels, R, S) = dy.shape, w.shape
     weights = w.reshape(groups, K // groups, channels * R * S).transpose(1, 2)
     columns = product(weights, dy.reshape(N, groups, K // groups, P * Q), precision)
-    dx = _col2im(columns.reshape(N, groups * channels, R, S, P, Q), x_size, stride, padding, dilation)
+    dx = _col2im(columns.reshape(N, groups * channels, R * S, P, Q), x_size, (R, S), stride, padding, dilation)
     return dx.to(dy.dtype).contiguous(memory_format=layout or output_memory_format(dy, w))
 
 
@@ -109,7 +101,7 @@ def unfold(x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: 
     P = convolved(H, R, stride[0], 2 * padding[0], dilation[0])
     Q = convolved(W, S, stride[1], 2 * padding[1], dilation[1])
     both = (padding[0], padding[0], padding[1], padding[1])
-    return _im2col(x, kernel_size, (P, Q), stride, both, dilation).reshape(N, C * R * S, P * Q).contiguous()
+    return _im2col(x, kernel_size, (P, Q), stride, both, dilation).reshape(N, C * R * S, P * Q)
 
 
 def fold(columns: Tensor, output_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
@@ -117,4 +109,4 @@ def fold(columns: Tensor, output_size: Pair, kernel_size: Pair, stride: Pair, pa
     P = convolved(output_size[0], R, stride[0], 2 * padding[0], dilation[0])
     Q = convolved(output_size[1], S, stride[1], 2 * padding[1], dilation[1])
     both = (padding[0], padding[0], padding[1], padding[1])
-    return _col2im(columns.reshape(N, rows // (R * S), R, S, P, Q), output_size, stride, both, dilation).contiguous()
+    return _col2im(columns.reshape(N, rows // (R * S), R * S, P, Q), output_size, kernel_size, stride, both, dilation)

@@ -6,13 +6,12 @@ cell r·S + s; none where the window holds no cell of the plane.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from torch_unroll.engines.interface import Pair
 from torch_unroll.engines.reference.arithmetic import accumulator
+from torch_unroll.engines.reference.windows import cells
 from torch_unroll.shapes import output_memory_format, pooled, pooling_offset_dtype
 
 __all__ = [
@@ -24,30 +23,6 @@ __all__ = [
     "max_pool2d_gather",
     "max_pool2d_indices",
 ]
-
-
-def _overlap(extent: int, outputs: int, cell: int, stride: int, padding: int, dilation: int) -> tuple[slice, slice]:
-    """Along one axis: the windows whose `cell` lies in the plane, and the pixels it lies on."""
-    start = cell * dilation - padding
-    first = max(0, -(start // stride))
-    last = min(outputs, (extent - 1 - start) // stride + 1)
-    if first >= last:
-        return slice(0, 0), slice(0, 0)
-    return slice(first, last), slice(start + first * stride, start + (last - 1) * stride + 1, stride)
-
-
-def _cells(
-    x_size: Pair, y_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:
-    """For each cell of the window: its place in it, the outputs that have it, and the pixels they find there."""
-    whole = (slice(None), slice(None))
-    rows, columns = (
-        [_overlap(x_size[i], y_size[i], cell, stride[i], padding[i], dilation[i]) for cell in range(kernel_size[i])]
-        for i in (0, 1)
-    )
-    for r, (outputs_h, pixels_h) in enumerate(rows):
-        for s, (outputs_w, pixels_w) in enumerate(columns):
-            yield r * kernel_size[1] + s, (*whole, outputs_h, outputs_w), (*whole, pixels_h, pixels_w)
 
 
 def _numbers(offsets: Tensor) -> Tensor:
@@ -64,7 +39,7 @@ def max_pool2d_forward(
     memory_format = output_memory_format(x)
     y = torch.empty((N, C, P, Q), dtype=x.dtype, device=x.device, memory_format=memory_format).fill_(-torch.inf)
     numbers = torch.full_like(y, -1, dtype=torch.int64)
-    for cell, outputs, pixels in _cells((H, W), (P, Q), kernel_size, stride, padding, dilation):
+    for cell, outputs, pixels in cells((H, W), (P, Q), kernel_size, stride, padding, dilation):
         best, chosen, value = y[outputs], numbers[outputs], x[pixels]
         wins = (value > best) | value.isnan() | (chosen < 0)
         best.copy_(value.where(wins, best))
@@ -81,7 +56,7 @@ def max_pool2d_backward(
     wide = accumulator(dy.dtype)
     dx = torch.empty((N, C, *x_size), dtype=wide, device=dy.device, memory_format=memory_format).zero_()
     numbers, zero = _numbers(offsets), dy.new_zeros((), dtype=wide)
-    for cell, outputs, pixels in _cells(x_size, (P, Q), kernel_size, stride, padding, dilation):
+    for cell, outputs, pixels in cells(x_size, (P, Q), kernel_size, stride, padding, dilation):
         dx[pixels] += dy[outputs].to(wide).where(numbers[outputs] == cell, zero)
     return dx.to(dy.dtype)
 
@@ -90,7 +65,7 @@ def max_pool2d_gather(x: Tensor, offsets: Tensor, kernel_size: Pair, stride: Pai
     (H, W), (P, Q) = x.shape[2:], offsets.shape[2:]
     gathered = torch.zeros_like(offsets, dtype=x.dtype)
     numbers = _numbers(offsets)
-    for cell, outputs, pixels in _cells((H, W), (P, Q), kernel_size, stride, padding, dilation):
+    for cell, outputs, pixels in cells((H, W), (P, Q), kernel_size, stride, padding, dilation):
         here = gathered[outputs]
         here.copy_(x[pixels].where(numbers[outputs] == cell, here))
     return gathered
@@ -128,6 +103,6 @@ def max_over_time_backward(dy: Tensor, offsets: Tensor, steps: int) -> Tensor:
 
 
 def max_over_time_gather(x: Tensor, offsets: Tensor) -> Tensor:
-    numbers = _numbers(offsets)
-    gathered = x.gather(0, numbers.clamp(min=0).unsqueeze(0)).squeeze(0)
-    return gathered.where(numbers >= 0, x.new_zeros(()))
+    numbers, steps = _numbers(offsets), x.shape[0]
+    gathered = x.gather(0, numbers.clamp(0, steps - 1).unsqueeze(0)).squeeze(0)
+    return gathered.where((numbers >= 0) & (numbers < steps), x.new_zeros(()))
