@@ -138,8 +138,13 @@ FAULTS = (
     ),
     Fault(Pattern("Conv2d-grouped", "*", "output_changed_in_place", "torch"), "the output is a view made inside a Function"),
     Fault(
-        Pattern("RNN-packed", "*", "under_another_default_device|under_default_device_meta_for_good", "*"),
+        Pattern("RNN-packed", "*", "under_another_default_device|under_default_device_meta_for_good", "torch"),
         "a tensor is made on the default device",
+    ),
+    Fault(
+        Pattern("RNN-packed", "*", "under_another_default_device|under_default_device_meta_for_good", "cuda"),
+        "a tensor is made on the default device",
+        crashes=True,
     ),
     Fault(
         Pattern(

@@ -131,17 +131,17 @@ def _hostile(model: nn.Module, subject: Subject, unpack: Any) -> Results:
 _WIDER = {torch.float32: torch.float64, torch.int64: torch.int32, torch.uint8: torch.int64}
 
 
-@transformation(dangerous=True, refusal=RuntimeError)
+@transformation(refusal=RuntimeError)
 def saved_tensors_of_another_dtype(model: nn.Module, subject: Subject) -> Results:
     return _hostile(model, subject, lambda tensor: tensor.to(_WIDER.get(tensor.dtype, torch.float64)))
 
 
-@transformation(dangerous=True, refusal=RuntimeError)
+@transformation(refusal=RuntimeError)
 def saved_tensors_cut_short(model: nn.Module, subject: Subject) -> Results:
     return _hostile(model, subject, lambda tensor: tensor[..., :-1])
 
 
-@transformation(dangerous=True, refusal=RuntimeError)
+@transformation(refusal=RuntimeError)
 def saved_tensors_of_another_rank(model: nn.Module, subject: Subject) -> Results:
     return _hostile(model, subject, lambda tensor: tensor.flatten())
 

@@ -35,17 +35,17 @@ def _channels(subject: Subject) -> int:
     return rank - 3 if "RNN" not in subject.name and rank > 3 else rank - 1
 
 
-@transformation(dangerous=True)
+@transformation()
 def a_channel_too_many(model: nn.Module, subject: Subject) -> Results:
     return _first(model, subject, _channels(subject), 1)
 
 
-@transformation(dangerous=True)
+@transformation()
 def a_channel_too_few(model: nn.Module, subject: Subject) -> Results:
     return _first(model, subject, _channels(subject), -1)
 
 
-@transformation(dangerous=True)
+@transformation()
 def a_last_extent_too_long(model: nn.Module, subject: Subject) -> Results:
     return _first(model, subject, -1, 1)
 
@@ -63,12 +63,12 @@ def _further(model: nn.Module, subject: Subject, by: int) -> Results:
     return results
 
 
-@transformation(dangerous=True)
+@transformation()
 def a_further_input_too_long(model: nn.Module, subject: Subject) -> Results:
     return _further(model, subject, 1)
 
 
-@transformation(dangerous=True)
+@transformation()
 def a_further_input_too_short(model: nn.Module, subject: Subject) -> Results:
     return _further(model, subject, -1)
 
@@ -82,60 +82,60 @@ def _parameter(model: nn.Module, subject: Subject, by: int) -> Results:
     return listed(model(*subject.inputs()))
 
 
-@transformation(dangerous=True)
+@transformation()
 def a_weight_too_long(model: nn.Module, subject: Subject) -> Results:
     return _parameter(model, subject, 1)
 
 
-@transformation(dangerous=True)
+@transformation()
 def a_weight_too_short(model: nn.Module, subject: Subject) -> Results:
     return _parameter(model, subject, -1)
 
 
-@transformation(dangerous=True)
+@transformation()
 def a_dimension_too_few(model: nn.Module, subject: Subject) -> Results:
     x, *others = subject.inputs()
     return listed(model(x[0], *others))
 
 
-@transformation(dangerous=True)
+@transformation()
 def a_dimension_too_many(model: nn.Module, subject: Subject) -> Results:
     x, *others = subject.inputs()
     return listed(model(x[None], *others))
 
 
-@transformation(dangerous=True)
+@transformation()
 def double_inputs(model: nn.Module, subject: Subject) -> Results:
     return listed(model(*converted(subject.inputs(), Tensor.double)))
 
 
-@transformation(dangerous=True)
+@transformation()
 def double_first_input(model: nn.Module, subject: Subject) -> Results:
     x, *others = subject.inputs()
     return listed(model(x.double(), *others))
 
 
-@transformation(dangerous=True)
+@transformation()
 def half_inputs(model: nn.Module, subject: Subject) -> Results:
     return listed(model(*converted(subject.inputs(), Tensor.half)))
 
 
-@transformation(dangerous=True)
+@transformation()
 def integer_inputs(model: nn.Module, subject: Subject) -> Results:
     return listed(model(*(tensor.detach().long() for tensor in subject.inputs())))
 
 
-@transformation(dangerous=True)
+@transformation()
 def complex_inputs(model: nn.Module, subject: Subject) -> Results:
     return listed(model(*converted(subject.inputs(), lambda tensor: tensor.to(torch.complex64))))
 
 
-@transformation(dangerous=True)
+@transformation()
 def boolean_inputs(model: nn.Module, subject: Subject) -> Results:
     return listed(model(*(tensor.detach() > 0 if tensor.is_floating_point() else tensor for tensor in subject.inputs())))
 
 
-@transformation(dangerous=True)
+@transformation()
 def one_double_parameter(model: nn.Module, subject: Subject) -> Results:
     *_, last = model.parameters()
     last.data = last.data.double()

@@ -23,8 +23,6 @@ class Transformation:
     run: Run
     #: It costs a second or more: the long suite has it for every subject, the quick one for a few.
     dear: bool = False
-    #: It may end the process, so it runs in one of its own.
-    dangerous: bool = False
     #: It raises its own exceptions around those of the model: only whether one is raised can be compared.
     wraps: bool = False
     #: The lowest precision that results pass through, where their dtype does not tell.
