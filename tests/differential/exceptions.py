@@ -98,7 +98,7 @@ FAULTS = (
     ),
     Fault(
         Pattern(
-            "Conv2d-*|MaxPool2d-*|RNN-*|RNNCell-*|conv2d|conv_transpose2d|max_pool2d|rnn|rnn-sigmoid|rnn_cell|max_over_time-lengths",
+            "Conv2d-[!r]*|MaxPool2d-*|RNN-*|RNNCell-*|conv2d|conv_transpose2d|max_pool2d|rnn|rnn-sigmoid|rnn_cell|max_over_time-lengths",
             "*",
             "saved_tensors_of_another_dtype",
             "torch",
@@ -148,7 +148,7 @@ FAULTS = (
     ),
     Fault(
         Pattern(
-            "Conv2d-*|MaxPool2d-*|RNN-plain|RNN-b*|RNN-relu|RNNCell-relu|network|classifier|conv2d|conv_transpose2d|unfold|fold"
+            "Conv2d-*|MaxPool2d-*|RNN-plain|RNN-b*|RNN-relu|RNNCell-relu|network|conv2d|conv_transpose2d|unfold|fold"
             "|max_pool2d|rnn|rnn_cell",
             "replace|direct",
             "traced_by_fx",

@@ -11,10 +11,11 @@ import torch
 import torch_unroll as tu
 from tests.differential import exceptions
 from tests.differential.exceptions import EXCEPTIONS, FAULTS
-from tests.differential.harness import Case, judge
+from tests.differential.harness import Case, judge, torchs
 from tests.differential.isolation import judge_apart
 from tests.differential.selection import CASES, is_slow
 from tests.differential.subjects import SUBJECTS
+from tests.differential.transformations import TRANSFORMATIONS
 
 
 def _parameters() -> Iterator[Any]:
@@ -79,3 +80,10 @@ def test_subjects_draw_the_same_numbers_every_time() -> None:
         for first, second in zip(subject.inputs(), subject.inputs(), strict=True):
             assert torch.equal(first, second), subject.name
         assert len(subject.dims) == len(subject.inputs()), subject.name
+
+
+@pytest.mark.parametrize("name", [name for name, entry in TRANSFORMATIONS.items() if entry.wraps])
+def test_torch_itself_supports_what_wraps_exceptions(name: str) -> None:
+    """Where any two exceptions count as equal, a transformation that always raises would compare nothing."""
+    result = torchs("Conv2d-plain", name)
+    assert isinstance(result, list), repr(result)

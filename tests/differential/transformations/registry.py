@@ -57,7 +57,7 @@ def loss(outputs: Iterable[Tensor]) -> Tensor:
     for output in outputs:
         if output.is_floating_point():
             wide = output.float() if output.dtype.itemsize < 4 else output
-            weights = torch.linspace(-1, 1.5, output.numel(), dtype=wide.dtype, device=output.device).view(output.shape)
+            weights = torch.arange(output.numel(), device=output.device).to(wide.dtype).sin().view(output.shape)
             total = total + (wide * wide * weights).sum() + wide.sum()
     return total
 
@@ -69,7 +69,7 @@ def gradients(model: nn.Module, inputs: Iterable[Tensor]) -> Results:
 
 def trained(model: nn.Module, inputs: tuple[Tensor, ...], call: Callable[..., Any] | None = None) -> Results:
     """The outputs of a call (of the model, unless another is named), and the gradients."""
-    outputs = listed((call or model)(*inputs))
+    outputs = listed((model if call is None else call)(*inputs))  # a compiled model has no truth value
     loss(outputs).backward()
     return [*outputs, *gradients(model, inputs)]
 
