@@ -1,0 +1,228 @@
+"""Small modules around functions: each calls torch's function, or torch_unroll's of the same meaning, with parameters of its own.
+
+Where torch has no such function, its side is a twin written out in plain torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import torch_unroll as tu
+
+
+def _require_tensor(x: Any) -> None:
+    """torch's exception for an argument that is no tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a Tensor, got {type(x).__name__}")
+
+
+def _require(condition: bool, message: str) -> None:
+    """What a twin asks of its arguments, in place of torch."""
+    if not condition:
+        raise RuntimeError(message)
+
+
+class Call(nn.Module):
+    """A module that calls one function; `namespace` is that of the modules it stands beside: torch.nn or torch_unroll.nn."""
+
+    def __init__(self, namespace: Any):
+        super().__init__()
+        self.unrolled = namespace is tu.nn
+
+    def parameter(self, name: str, *shape: int) -> None:
+        """A parameter drawn from torch's generator."""
+        self.register_parameter(name, nn.Parameter(0.5 * torch.randn(shape)))
+
+
+class Convolution(Call):
+    """Weight and bias come as inputs."""
+
+    def forward(self, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        convolve: Any = tu.conv2d if self.unrolled else F.conv2d
+        return convolve(x, w, b, stride=(2, 1), padding=(1, 2), dilation=(1, 2))
+
+
+class Transposed(Call):
+    """A transposed convolution in two groups."""
+
+    def __init__(self, namespace: Any):
+        super().__init__(namespace)
+        self.parameter("weight", 4, 3, 3, 2)
+        self.parameter("bias", 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        transposed: Any = tu.conv_transpose2d if self.unrolled else F.conv_transpose2d
+        return transposed(x, self.weight, self.bias, stride=2, padding=1, output_padding=(1, 0), groups=2)
+
+
+class Unfold(Call):
+    """An image's columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        unfold: Any = tu.unfold if self.unrolled else F.unfold
+        return unfold(x, (3, 2), dilation=1, padding=1, stride=2)
+
+
+class Fold(Call):
+    """Columns back to an image."""
+
+    def forward(self, columns: Tensor) -> Tensor:
+        fold: Any = tu.fold if self.unrolled else F.fold
+        return fold(columns, (5, 4), (3, 2), dilation=1, padding=1, stride=2)
+
+
+class Pool(Call):
+    """Overlapping windows, with the places of their maxima."""
+
+    def forward(self, x: Tensor) -> Any:
+        pool: Any = tu.max_pool2d if self.unrolled else F.max_pool2d
+        return pool(x, (3, 2), 1, 1, return_indices=True)
+
+
+class Recurrence(Call):
+    """An Elman recurrence; its start comes as an input."""
+
+    def __init__(self, namespace: Any):
+        super().__init__(namespace)
+        for name, shape in (("w_ih", (4, 3)), ("w_hh", (4, 4)), ("b_ih", (4,)), ("b_hh", (4,))):
+            self.parameter(name, *shape)
+
+    def weights(self) -> list[Tensor]:
+        """In torch's order."""
+        return [self.w_ih, self.w_hh, self.b_ih, self.b_hh]
+
+    def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
+        if self.unrolled:
+            return tu.rnn(x, h0, self.weights())
+        return torch.rnn_tanh(x, h0, self.weights(), True, 1, 0.0, self.training, False, False)
+
+
+class PaddedRecurrence(Recurrence):
+    """Samples of their own lengths, each of one step or more."""
+
+    def forward(self, x: Tensor, h0: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.unrolled:
+            return tu.rnn(x, h0, self.weights(), lengths=lengths)
+        _require_tensor(x)
+        _require(tuple(lengths.shape) == x.shape[1:2], "lengths: expected one a sample")
+        output, _ = super().forward(x, h0)
+        counts = torch.arange(x.shape[0], device=x.device)[:, None, None] < lengths[:, None]
+        last = (lengths - 1)[None, :, None].expand(1, -1, output.shape[2])
+        return torch.where(counts, output, torch.zeros_like(output)), output.gather(0, last)
+
+
+class SigmoidRecurrence(Recurrence):
+    """A nonlinearity that torch's recurrences lack."""
+
+    def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
+        if self.unrolled:
+            return tu.rnn(x, h0, self.weights(), nonlinearity="sigmoid")
+        _require_tensor(x)
+        _require(x.dim() == h0.dim() == 3 and h0.shape[:2] == (1, x.shape[1]), "h0: expected one a sample")
+        z = F.linear(x, self.w_ih, self.b_ih)
+        h, states = h0[0].to(z.dtype), []
+        for step in z.unbind(0):
+            h = torch.sigmoid(step + F.linear(h, self.w_hh, self.b_hh))
+            states.append(h)
+        return torch.stack(states), h.unsqueeze(0)
+
+
+class Cell(Recurrence):
+    """One step."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return tu.rnn_cell(x, h, *self.weights()) if self.unrolled else torch.rnn_tanh_cell(x, h, *self.weights())
+
+
+class MaxOverTime(Call):
+    """The largest of each channel over the steps of a sequence, of all or of `lengths`."""
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if self.unrolled:
+            return tu.max_over_time(x, lengths)
+        _require_tensor(x)
+        _require(x.dim() == 3 and x.is_floating_point(), "x: expected floating-point numbers in three dimensions")
+        if lengths is not None:
+            _require(tuple(lengths.shape) == x.shape[1:2], "lengths: expected one a sample")
+            counts = torch.arange(x.shape[0], device=x.device)[:, None, None] < lengths[:, None]
+            x = torch.where(counts, x, torch.full_like(x, -torch.inf))
+        return x.max(0).values
+
+
+class LocallyConnected(nn.Module):
+    """torch_unroll.nn.LocallyConnected2d(2, 3, (4, 5), (2, 3)) in plain torch, under the same parameters' names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(9, 3, 12))
+        self.bias = nn.Parameter(torch.randn(3, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        _require(x.dim() in (3, 4) and x.shape[-3:] == (2, 4, 5), "input: expected (N, 2, 4, 5)")
+        batched = x if x.dim() == 4 else x.unsqueeze(0)
+        columns = F.unfold(batched, (2, 3))
+        y = torch.bmm(self.weight, columns.permute(2, 1, 0)).permute(2, 1, 0)
+        return (y.reshape(len(batched), 3, 3, 3) + self.bias).view(*x.shape[:-3], 3, 3, 3)
+
+
+def locally_connected(namespace: Any) -> nn.Module:
+    """The module, or its twin."""
+    return tu.nn.LocallyConnected2d(2, 3, (4, 5), (2, 3)) if namespace is tu.nn else LocallyConnected()
+
+
+class Packed(nn.Module):
+    """An RNN between the tensors that a PackedSequence is made of."""
+
+    def __init__(self, namespace: Any):
+        super().__init__()
+        self.rnn = namespace.RNN(3, 4)
+
+    def forward(self, data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        output, h_n = self.rnn(PackedSequence(data, batch_sizes))
+        return output.data, h_n
+
+
+class Network(nn.Module):
+    """Conv - ReLU - Conv - MaxPool - Linear."""
+
+    def __init__(self, namespace: Any):
+        super().__init__()
+        self.first, self.second = namespace.Conv2d(1, 3, 3, padding=1), namespace.Conv2d(3, 2, 3)
+        self.pool, self.output = namespace.MaxPool2d(2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.pool(self.second(torch.relu(self.first(x)))).flatten(1))
+
+
+class Classifier(nn.Module):
+    """A recurrence, and the maximum of its output over time."""
+
+    def __init__(self, namespace: Any):
+        super().__init__()
+        self.rnn, self.output, self.pool = namespace.RNN(3, 4), nn.Linear(4, 2), MaxOverTime(namespace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.output(self.rnn(x)[0]))
+
+
+class Segments(nn.Module):
+    """Back-propagation through time cut in two: the losses of both segments."""
+
+    def __init__(self, namespace: Any):
+        super().__init__()
+        self.net = tu.models.RecurrentNet(3, 4, 2, nn=namespace)
+
+    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tu.models.truncated_bptt(self.net, x, target, 2, F.mse_loss))
+
+
+def remembering(namespace: Any) -> nn.Module:
+    """An RNN of rectified units that starts from the identity."""
+    rnn = namespace.RNN(3, 4, nonlinearity="relu")
+    tu.models.identity_initialise(rnn)
+    return rnn

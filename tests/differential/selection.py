@@ -1,0 +1,54 @@
+"""Which cases there are, and which of them the quick suite has."""
+
+from __future__ import annotations
+
+from tests.differential.harness import Case
+from tests.differential.subjects import BY_NAME, SUBJECTS
+from tests.differential.transformations import TRANSFORMATIONS
+from torch_unroll.testing import targets
+
+#: Those that take CPU tensors here.
+ENGINES = tuple(target.engine for target in targets("conv2d") if target.device.type == "cpu")
+
+CASES = tuple(
+    Case(subject.name, way, transformation, engine)
+    for subject in SUBJECTS
+    for way in subject.ways
+    for transformation in TRANSFORMATIONS
+    for engine in ENGINES
+)
+
+#: One of each family of ops, for what is dear.
+_FIRST = ("Conv2d-plain", "MaxPool2d-plain", "RNN-plain", "RNNCell-plain")
+
+#: Transformations in which the way in matters: they call the model from elsewhere, or carry it there.
+_BY_WAY = ("plain", "checkpointed", "checkpointed_reentrantly", "deepcopied", "pickled", "functional_gradient")
+
+#: Transformations in which the engine matters: they reach its kernels with other numbers, extents or layouts.
+_BY_ENGINE = (
+    "plain",
+    "autocast_bfloat16",
+    "batch_of_one",
+    "channels_last",
+    "double_backward",
+    "saved_tensors_of_another_dtype",
+    "saved_tensors_cut_short",
+    "a_further_input_too_long",
+    "a_further_input_too_short",
+    "strided_inputs",
+    "under_another_default_device",
+    "zero_batch",
+)
+
+
+def is_slow(case: Case) -> bool:
+    """Whether a case is left to the long suite."""
+    subject, transformation = BY_NAME[case.subject], TRANSFORMATIONS[case.transformation]
+    first_way = case.way == subject.ways[-1]
+    if subject.large:
+        return not (first_way and case.engine == "torch" and case.transformation == "plain")
+    if transformation.dear:
+        return not (first_way and case.engine == "torch" and case.subject in _FIRST)
+    if case.engine != "torch":
+        return not (first_way and case.transformation in _BY_ENGINE)
+    return not (first_way or case.transformation in _BY_WAY)

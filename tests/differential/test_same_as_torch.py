@@ -1,0 +1,89 @@
+"""Every subject, by every way into torch_unroll, under every transformation, on every engine: as torch, or the same exception."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import torch_unroll as tu
+from tests.differential import exceptions
+from tests.differential.exceptions import EXCEPTIONS, FAULTS
+from tests.differential.harness import Case, judge, torchs
+from tests.differential.isolation import judge_apart
+from tests.differential.selection import CASES, is_slow
+from tests.differential.subjects import SUBJECTS
+from tests.differential.transformations import TRANSFORMATIONS
+
+
+def _parameters() -> Iterator[Any]:
+    for case in CASES:
+        yield pytest.param(case, id=str(case), marks=[pytest.mark.slow] if is_slow(case) else [])
+
+
+@pytest.mark.parametrize("case", _parameters())
+def test_same_as_torch(case: Case) -> None:
+    fault, known = exceptions.fault(case), exceptions.known(case)
+    if fault is not None and fault.crashes:
+        pytest.skip(fault.what)
+    verdict = judge(case) if case.engine == "torch" else judge_apart(case)  # compiled code may end the process
+    if fault is not None:
+        assert verdict.difference, f"{case} is as torch's: remove its entry from FAULTS in tests/differential/exceptions.py"
+        pytest.skip(fault.what)
+    if known is not None:
+        assert verdict.difference, f"{case} is as torch's: remove its entry from EXCEPTIONS in tests/differential/exceptions.py"
+        assert verdict.raised == known.raises.__name__, f"expected {known.raises.__name__}: {known.reason}\n{verdict.difference}"
+    else:
+        assert not verdict.difference, verdict.difference
+
+
+@pytest.mark.parametrize("table", [EXCEPTIONS, FAULTS], ids=["exceptions", "faults"])
+def test_every_entry_speaks_of_a_case(table: tuple[Any, ...]) -> None:
+    idle = [entry for entry in table if not any(entry.cases.matches(case) for case in CASES)]
+    assert not idle, f"these entries match no case, remove them: {idle}"
+
+
+#: What torch_unroll offers that computes nothing that torch does.
+NOT_COMPUTING = {
+    "conv2d_workspace": "a setting",
+    "engines": "a list",
+    "explain": "tells what a call would do",
+    "models": "its names are asked for below",
+    "nn": "its names are asked for below",
+    "override": "a way in",
+    "replace": "a way in",
+    "use_engine": "a setting",
+    "warmup": "loads kernels",
+    "models.HiddenMarkovModel": "calls no op of these",
+}
+
+
+def test_everything_has_a_subject() -> None:
+    offered = {
+        *tu.__all__,
+        *(f"nn.{name}" for name in tu.nn.__all__),
+        *(f"models.{name}" for name in tu.models.__all__),
+    }
+    covered = {name for subject in SUBJECTS for name in subject.covers}
+    missing = sorted(offered - covered - NOT_COMPUTING.keys())
+    assert not missing, (
+        f"without a subject: {', '.join(missing)}. Add a Subject to SUBJECTS in tests/differential/subjects.py,"
+        " with the name in its `covers`, or say in NOT_COMPUTING why it needs none."
+    )
+    assert covered | NOT_COMPUTING.keys() == offered, "a name is covered that torch_unroll does not offer"
+
+
+def test_subjects_draw_the_same_numbers_every_time() -> None:
+    for subject in SUBJECTS:
+        for first, second in zip(subject.inputs(), subject.inputs(), strict=True):
+            assert torch.equal(first, second), subject.name
+        assert len(subject.dims) == len(subject.inputs()), subject.name
+
+
+@pytest.mark.parametrize("name", [name for name, entry in TRANSFORMATIONS.items() if entry.wraps])
+def test_torch_itself_supports_what_wraps_exceptions(name: str) -> None:
+    """Where any two exceptions count as equal, a transformation that always raises would compare nothing."""
+    result = torchs("Conv2d-plain", name)
+    assert isinstance(result, list), repr(result)
