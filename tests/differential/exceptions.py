@@ -90,74 +90,7 @@ EXCEPTIONS = (
 )
 
 #: To be mended: empty before it is released.
-FAULTS = (
-    Fault(
-        Pattern("*", "*", "saved_tensors_of_another_*|saved_tensors_cut_short", "cuda"),
-        "the derivatives' operators read what reaches them unchecked",
-        crashes=True,
-    ),
-    Fault(
-        Pattern(
-            "Conv2d-[!r]*|MaxPool2d-*|RNN-*|RNNCell-*|conv2d|conv_transpose2d|max_pool2d|rnn|rnn-sigmoid|rnn_cell|max_over_time-lengths",
-            "*",
-            "saved_tensors_of_another_dtype",
-            "torch",
-        ),
-        "the derivatives' operators compute with saved tensors of another dtype",
-    ),
-    Fault(
-        Pattern("Conv2d-*|RNN-*|conv2d|conv_transpose2d|rnn|rnn-sigmoid", "*", "saved_tensors_of_another_rank", "torch"),
-        "the derivatives' operators compute with saved tensors of another rank, or raise something else than a RuntimeError",
-    ),
-    Fault(Pattern("MaxPool2d-plain", "*", "saved_tensors_cut_short", "torch"), "offsets of another extent than the gradient's"),
-    Fault(
-        Pattern("network", "*", "autocast_float16|autocast_bfloat16|autocast_without_gradients|autocast_low_inputs", "*"),
-        "the checks run before autocast makes dtypes alike",
-    ),
-    Fault(
-        Pattern("Conv2d-plain|Conv2d-grouped|Conv2d-same|Conv2d-unbatched|conv_transpose2d", "*", "autocast_low_inputs", "*"),
-        "the checks run before autocast makes dtypes alike",
-    ),
-    Fault(Pattern("rnn-sigmoid", "*", "autocast_low_inputs", "*"), "two 16-bit dtypes meet inside the recurrence"),
-    Fault(
-        Pattern("RNN-*|RNNCell-*|rnn|rnn-*|rnn_cell", "*", "autocast_double_inputs", "*"),
-        "dtypes that autocast does not make alike are mixed, where torch raises",
-    ),
-    Fault(Pattern("rnn_cell", "*", "a_dimension_too_few", "*"), "a RuntimeError where torch raises an IndexError"),
-    Fault(
-        Pattern("RNN-plain|RNN-batch_first|RNN-packed|RNN-hx|RNN-relu|rnn|rnn-*|classifier", "*", "batched_gradients", "*"),
-        "the recurrence's backward has no batching rule in the vmap of is_grads_batched",
-    ),
-    Fault(
-        Pattern("MaxPool2d-*|RNN-*|RNNCell-*|max_pool2d|rnn|rnn_cell|network|classifier", "override", "checkpointed", "*"),
-        "the recomputation runs without the mode",
-    ),
-    Fault(
-        Pattern("RNN-plain|RNN-b*|RNN-hx|RNN-relu|RNNCell-*|rnn|rnn-*|rnn_cell|classifier", "*", "meta_device", "*"),
-        "autocast is asked about a device that has none",
-    ),
-    Fault(Pattern("Conv2d-grouped", "*", "output_changed_in_place", "torch"), "the output is a view made inside a Function"),
-    Fault(
-        Pattern("RNN-packed", "*", "under_another_default_device|under_default_device_meta_for_good", "torch"),
-        "a tensor is made on the default device",
-    ),
-    Fault(
-        Pattern("RNN-packed", "*", "under_another_default_device|under_default_device_meta_for_good", "cuda"),
-        "a tensor is made on the default device",
-        crashes=True,
-    ),
-    Fault(
-        Pattern(
-            "Conv2d-*|MaxPool2d-*|RNN-plain|RNN-b*|RNN-relu|RNNCell-relu|network|conv2d|conv_transpose2d|unfold|fold"
-            "|max_pool2d|rnn|rnn_cell",
-            "replace|direct",
-            "traced_by_fx",
-            "*",
-        ),
-        "a proxy is refused, and the modules are no leaves",
-    ),
-    Fault(Pattern("max_over_time-lengths", "*", "batch_of_one", "cuda"), "lengths are not heeded in a batch of one"),
-)
+FAULTS: tuple[Fault, ...] = ()
 
 
 def known(case: Case) -> Known | None:
