@@ -47,6 +47,11 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, .
         lambda x, h, *w: tu.rnn(x, h, w, nonlinearity="relu")[1],
         [(3, 2, 4), (1, 2, 5), *WEIGHTS],
     ),
+    "two layers of rnn, both directions": (
+        lambda x, h, *w: torch.rnn_tanh(x, h, list(w), True, 2, 0.0, False, True, True)[0],
+        lambda x, h, *w: tu.rnn(x, h, w, num_layers=2, bidirectional=True, batch_first=True)[0],
+        [(2, 3, 4), (4, 2, 5), *WEIGHTS, *WEIGHTS, *([(5, 10), *WEIGHTS[1:]] * 2)],
+    ),
     "rnn cell": (torch.rnn_tanh_cell, tu.rnn_cell, [(2, 4), (2, 5), *WEIGHTS]),
 }
 
@@ -56,22 +61,26 @@ def _tensors(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype]) -> list[T
     return [tensor.to(dtypes[i % len(dtypes)]).requires_grad_() for i, tensor in enumerate(drawn)]
 
 
-def _outcome(call: Callable[..., Tensor], tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor] | type:
+def _outcome(call: Callable[..., Tensor], tensors: list[Tensor], dtype: torch.dtype, within: bool = False) -> list[Tensor] | type:
+    """Output and gradients; with `within`, backward runs under autocast too."""
     try:
         with torch.autocast("cpu", dtype):
             y = call(*tensors)
+            if within:
+                return [y.detach(), *torch.autograd.grad(y.float().sum(), tensors)]
         return [y.detach(), *torch.autograd.grad(y.float().sum(), tensors)]
     except Exception as error:
         return type(error)
 
 
-def _assert_same(ours: list[Tensor] | type, theirs: list[Tensor] | type, dtype: torch.dtype) -> None:
+def _assert_same(ours: list[Tensor] | type, theirs: list[Tensor] | type, *dtypes: torch.dtype) -> None:
+    """Equal as far as the coarsest of the dtypes that they went through."""
     if isinstance(theirs, type) or isinstance(ours, type):
         assert ours is theirs
         return
     for result, expected in zip(ours, theirs, strict=True):
         assert result.dtype == expected.dtype
-        rounding = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-10
+        rounding = 2.0**-7 if torch.bfloat16 in dtypes else 2.0**-10
         scale = float(expected.double().abs().max().clamp(min=1))
         torch.testing.assert_close(result.double(), expected.double(), rtol=4 * rounding, atol=4 * rounding * scale)
 
@@ -102,9 +111,10 @@ def test_calls(target: Target, name: str, kind: str, dtype: torch.dtype) -> None
     if "rnn" in name and torch.float64 in KINDS[kind] and len(KINDS[kind]) > 1:
         expected = RuntimeError
     with tu.use_engine(target.engine):
-        _assert_same(_outcome(ours, tensors, dtype), expected, dtype)
+        _assert_same(_outcome(ours, tensors, dtype), expected, dtype, *KINDS[kind])
+        _assert_same(_outcome(ours, tensors, dtype, within=True), expected, dtype, *KINDS[kind])
         with tu.override():
-            _assert_same(_outcome(torchs, tensors, dtype), expected, dtype)
+            _assert_same(_outcome(torchs, tensors, dtype), expected, dtype, *KINDS[kind])
 
 
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d", "rnn", "rnn cell"])

@@ -29,3 +29,9 @@ def lowered_dtype(tensor: Tensor) -> torch.dtype:
         if device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type) and _is_lowered(tensor, device_type):
             return torch.get_autocast_dtype(device_type)
     return tensor.dtype
+
+
+def lowered(tensor: Tensor) -> Tensor:
+    """A tensor in the dtype in which such an op will see it; for what is joined or cut around the op: autocast lets `cat` and
+    `stack`, in a backward too, see no 16-bit dtype but its own."""
+    return tensor.to(lowered_dtype(tensor))

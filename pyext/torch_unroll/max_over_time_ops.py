@@ -14,7 +14,7 @@ from torch_unroll.checks import (
     require_rank,
     require_shape,
 )
-from torch_unroll.max_pool2d_ops import check_offsets, choice, fold_batch, pooling_engine, save_choice, split_batch
+from torch_unroll.max_pool2d_ops import check_offsets, fold_batch, pooling_engine, save_choice, saved_choice, split_batch
 from torch_unroll.registration import Operator, operator, save
 from torch_unroll.shapes import pooling_offset_dtype, require
 
@@ -50,12 +50,12 @@ class MaxOverTimeForward(Operator):
 
     @staticmethod
     def backward(ctx, dy, _):
-        dx = None if dy is None else max_over_time_backward(dy, choice(ctx), ctx.steps, ctx.engine)
+        dx = None if dy is None else max_over_time_backward(dy, saved_choice(ctx)[0], ctx.steps, ctx.engine)
         return dx, None, None, None
 
     @staticmethod
     def jvp(ctx, dx, *_):
-        return (None if dx is None else max_over_time_gather(dx, choice(ctx), ctx.engine)), None
+        return (None if dx is None else max_over_time_gather(dx, saved_choice(ctx)[0], ctx.engine)), None
 
     @staticmethod
     def vmap(info, in_dims, x, lengths, with_offsets, engine):

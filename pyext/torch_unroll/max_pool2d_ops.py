@@ -59,12 +59,12 @@ def save_choice(ctx: Any, output: tuple[Tensor, ...]) -> None:
     save(ctx, *output[1:])
 
 
-def choice(ctx: Any) -> Tensor:
-    """The offsets that `save_choice` kept."""
-    offsets: Tensor = ctx.saved_tensors[0]
+def saved_choice(ctx: Any) -> tuple[Tensor, list[Tensor]]:
+    """The offsets that `save_choice` kept, and the anchor if there is one: read together, since a checkpoint yields them once."""
+    offsets, *anchor = ctx.saved_tensors
     if offsets.dim() == 1:
         raise RuntimeError("with_offsets: expected True for a forward whose derivative is wanted, got False")
-    return offsets
+    return offsets, anchor
 
 
 def _check_geometry(kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
@@ -153,17 +153,17 @@ class MaxPool2dForward(Operator):
 
     @staticmethod
     def backward(ctx, dy, _, danchor=None):
-        offsets = choice(ctx)
+        offsets, anchor = saved_choice(ctx)
         if dy is None:  # reached through the anchor alone, whose derivative is zero
             dx = None if danchor is None else danchor.new_zeros(*offsets.shape[:2], *ctx.x_size)
         else:
             dx = max_pool2d_backward(dy, offsets, ctx.x_size, *ctx.geometry, ctx.engine)
-            dx = with_history(dx, *ctx.saved_tensors[1:])
+            dx = with_history(dx, *anchor) if anchor else dx
         return dx, *(None,) * 7
 
     @staticmethod
     def jvp(ctx, dx, *_):
-        return (None if dx is None else max_pool2d_gather(dx, choice(ctx), *ctx.geometry, ctx.engine)), None
+        return (None if dx is None else max_pool2d_gather(dx, saved_choice(ctx)[0], *ctx.geometry, ctx.engine)), None
 
     @staticmethod
     def vmap(info, in_dims, x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):

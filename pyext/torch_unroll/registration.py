@@ -192,6 +192,13 @@ def _register_autocast(name: str, op: Any, device_type: str) -> None:
     LIBRARY.impl(name, autocast, key)
 
 
+def _own(result: Any) -> Any:
+    """Results as tensors of their own, which may be changed in place: a view made inside a Function may not."""
+    if isinstance(result, Tensor):
+        return result.detach() if result._is_view() else result
+    return tuple(tensor.detach() if tensor._is_view() else tensor for tensor in result)
+
+
 def _hashable(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The inputs with tuples for the lists that the dispatcher makes of them."""
     return tuple(tuple(value) if isinstance(value, list) else value for value in inputs)
@@ -206,7 +213,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
 
     def compute(*inputs: Any) -> Any:
         check(*inputs)
-        return definition.compute(*inputs)
+        return _own(definition.compute(*inputs))
 
     def compute_dispatched(*inputs: Any) -> Any:
         return compute(*_hashable(inputs))
@@ -251,7 +258,9 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
 
     anchored = {"jvp": jvp_anchored} if definition.anchored else {}
     dispatched, plain = function(forward, **anchored), function(forward_plain, **anchored)
-    transformed = function(forward_transformed, setup_context=definition.setup_context, vmap=definition.vmap)
+    # torch.func asks of no gradient whether it requires one.
+    transforms = {"setup_context": definition.setup_context, "vmap": definition.vmap, "backward": definition.backward}
+    transformed = function(forward_transformed, **transforms)
 
     def apply(function: type[Function], inputs: tuple[Any, ...]) -> Any:
         outputs = function.apply(*inputs)

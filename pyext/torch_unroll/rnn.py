@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from torch_unroll.autocast import lowered_dtype
+from torch_unroll.autocast import lowered, lowered_dtype
 from torch_unroll.engines import DTYPES, claims, resolve
 from torch_unroll.engines.interface import NONLINEARITIES
 from torch_unroll.linear import linear
 from torch_unroll.rnn_cell_ops import rnn_cell_forward
-from torch_unroll.rnn_ops import check_batch_sizes, rnn_forward
+from torch_unroll.rnn_ops import check_batch_sizes, part, rnn_forward
 from torch_unroll.rnn_steps import Steps
 from torch_unroll.shapes import index, require, require_tensors
 
@@ -132,13 +132,14 @@ class _Stack:
     def layer(self, x: Tensor, h0: Tensor, weights: list[tuple[Tensor, ...]], steps: Steps) -> tuple[Tensor, Tensor]:
         """One layer: x, in the caller's layout, and h0 (D, N, H) -> h laid out like x, and h_n (D, N, H)."""
         w_ih, w_hh, *biases = zip(*weights, strict=True)
-        bias = _joined([b_ih + b_hh for b_ih, b_hh in zip(*biases, strict=True)]) if biases else None
+        w_ih, w_hh = [lowered(w) for w in w_ih], [lowered(w) for w in w_hh]
+        bias = _joined([lowered(b_ih + b_hh) for b_ih, b_hh in zip(*biases, strict=True)]) if biases else None
         z = linear(x, _joined(w_ih), bias, "rnn", self.engine)
         z = z.transpose(0, 1) if self.batch_first else z
         recurrent = w_hh[0].unsqueeze(0) if len(w_hh) == 1 else torch.stack(w_hh)
         h = rnn_forward(z, recurrent, h0, steps.lengths, steps.batch_sizes, self.nonlinearity, "rnn", self.engine)
         H = h0.shape[-1]
-        h_n = [steps.last(h[..., d * H : (d + 1) * H], h0[d].to(h.dtype), d) for d in range(len(weights))]
+        h_n = [steps.last(part(h, d, H), h0[d].to(h.dtype), d) for d in range(len(weights))]
         return h.transpose(0, 1) if self.batch_first else h, torch.stack(h_n)
 
     def run(self, x: Tensor, h0: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
@@ -159,11 +160,11 @@ class _Stack:
         axis = 1 if self.batch_first else 0
         parts = x.split(-(-x.shape[axis] // segments), axis)
         outputs, state, begin = [], h0, 0
-        for part in parts:
+        for x in parts:
             steps = Steps(None if lengths is None else lengths - begin, None)
-            h, state = checkpoint(self.run, part, state, steps, use_reentrant=False)
+            h, state = checkpoint(self.run, x, state, steps, use_reentrant=False)
             outputs.append(h)
-            begin += part.shape[axis]
+            begin += x.shape[axis]
         return torch.cat(outputs, axis), state
 
 
@@ -251,7 +252,8 @@ def rnn(
             nonlinearity,
             resolved,
         )
-        start = _checked_start(x, start, stack.layers, axis, batch_sizes, lengths)
+        start = lowered(_checked_start(x, start, stack.layers, axis, batch_sizes, lengths))
+        x = lowered(x)
         if recompute_segments is None:
             output, h_n = stack.run(x, start, Steps(lengths, batch_sizes))
         else:
@@ -297,6 +299,8 @@ def rnn_cell(
             return _TORCHS_CELL[nonlinearity](input, h, w_ih, w_hh, b_ih, b_hh)
         resolved = "torch"
     require(input.dim() in (1, 2), f"input: expected 1 or 2 dimensions, got shape {_shape(input)}")
+    if input.dim() < 2 and h.dim() != input.dim():  # the type that torch's operator raises here
+        raise IndexError(f"h: expected {input.dim()} dimensions like input, got shape {_shape(h)}")
     require(h.dim() == input.dim(), f"h: expected {input.dim()} dimensions like input, got shape {_shape(h)}")
     require(w_ih.dim() == 2, f"w_ih: expected 2 dimensions, got shape {_shape(w_ih)}")
     inputs, H = w_ih.shape[1], h.shape[-1]

@@ -111,8 +111,9 @@ def _like(rows: Tensor) -> Tensor:
     return torch.empty_like(rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous())
 
 
-def _part(sequence: Tensor, direction: int, H: int) -> Tensor:
-    return sequence[..., direction * H : (direction + 1) * H]
+def part(sequence: Tensor, direction: int, H: int) -> Tensor:
+    """What one direction holds; not sliced where it is all: the vmap of `is_grads_batched` has no rule for such a slice."""
+    return sequence if sequence.shape[-1] == H else sequence[..., direction * H : (direction + 1) * H]
 
 
 def _by_direction(start: Tensor, function: Callable[[int], Tensor], dim: int = -1) -> Tensor:
@@ -134,7 +135,7 @@ def _through(
 
     def direction(d: int) -> Tensor:
         matrix = w[d].mT if transposed else w[d]
-        return linear(shift(_part(sequence, d, H), start[d], d), matrix, None, options.precision, options.engine)
+        return linear(shift(part(sequence, d, H), start[d], d), matrix, None, options.precision, options.engine)
 
     return _by_direction(start, direction)
 
@@ -144,7 +145,7 @@ def _weight_gradient(q: Tensor, u: Tensor, u0: Tensor, steps: Steps, options: _O
     H = u0.shape[-1]
     return torch.stack(
         [
-            outer(_part(q, d, H), steps.previous(_part(u, d, H), u0[d], d), options.precision, options.engine)
+            outer(part(q, d, H), steps.previous(part(u, d, H), u0[d], d), options.precision, options.engine)
             for d in range(u0.shape[0])
         ]
     )
@@ -287,7 +288,7 @@ class RnnBackward(Operator):
         def arriving(sequence: Tensor, w: Tensor) -> Tensor:  # Wᵀ of the first step walked: what reaches h0
             return _by_direction(
                 h0,
-                lambda d: linear(steps.first(_part(sequence, d, H), h0[d], d), w[d].mT, None, *options[1:]).unsqueeze(0),
+                lambda d: linear(steps.first(part(sequence, d, H), h0[d], d), w[d].mT, None, *options[1:]).unsqueeze(0),
                 dim=0,
             )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch.fx
+
 from tests.differential.harness import Case
 
 
@@ -51,8 +53,11 @@ _PLACES = "torch answers by shapes alone where one of the tensors has no data; o
 
 EXCEPTIONS = (
     Known(
-        Pattern("MaxPool2d-*|max_pool2d|conv2d|unfold|fold|LocallyConnected2d", "*", "*integer_inputs", "*"), RuntimeError, _NAMED
+        Pattern("MaxPool2d-*|max_pool2d|conv2d|unfold|fold|LocallyConnected2d", "*", "*integer_inputs", "*"),
+        RuntimeError,
+        _NAMED,
     ),
+    Known(Pattern("MaxPool2d-*|max_pool2d|conv2d|unfold|fold", "*", "complex_inputs", "*"), RuntimeError, _NAMED),
     Known(
         Pattern(
             "Conv2d-grouped|Conv2d-same|MaxPool2d-*|max_pool2d|conv2d|conv_transpose2d|unfold|fold", "*", "boolean_inputs", "*"
@@ -66,6 +71,21 @@ EXCEPTIONS = (
         _PLACES,
     ),
     Known(Pattern("conv2d", "*", "further_inputs_on_meta", "*"), RuntimeError, _PLACES),
+    Known(
+        Pattern(
+            "Conv2d-*|MaxPool2d-*|network|conv2d|conv_transpose2d|unfold|fold|max_pool2d|rnn|rnn_cell",
+            "replace|direct",
+            "traced_by_fx",
+            "*",
+        ),
+        TypeError,
+        "the functions take tensors, and torch.fx puts a proxy in their place",
+    ),
+    Known(
+        Pattern("RNN-plain|RNN-b*|RNN-relu|RNNCell-relu", "replace|direct", "traced_by_fx", "*"),
+        torch.fx.proxy.TraceError,
+        "torch.fx takes modules of torch.nn alone for leaves, and the checks of the others for control flow",
+    ),
     Known(
         Pattern("rnn", "*", "a_dimension_too_few", "*"),
         RuntimeError,

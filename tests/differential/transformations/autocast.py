@@ -15,14 +15,17 @@ def autocast_float16(model: nn.Module, subject: Subject) -> Results:
         return trained(model, subject.inputs())
 
 
-@transformation(precision=torch.bfloat16)
-def autocast_bfloat16(model: nn.Module, subject: Subject) -> Results:
+def _forward_lowered(model: nn.Module, inputs: tuple[Tensor, ...]) -> Results:
     """Backward runs after the block, as torch advises."""
-    inputs = subject.inputs()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = listed(model(*inputs))
     loss(outputs).backward()
     return [*outputs, *gradients(model, inputs)]
+
+
+@transformation(precision=torch.bfloat16)
+def autocast_bfloat16(model: nn.Module, subject: Subject) -> Results:
+    return _forward_lowered(model, subject.inputs())
 
 
 @transformation(precision=torch.bfloat16)
@@ -51,8 +54,7 @@ def autocast_double_inputs(model: nn.Module, subject: Subject) -> Results:
 
 @transformation(precision=torch.bfloat16)
 def autocast_low_inputs(model: nn.Module, subject: Subject) -> Results:
-    with torch.autocast("cpu", torch.bfloat16):
-        return trained(model, converted(subject.inputs(), Tensor.half))
+    return _forward_lowered(model, converted(subject.inputs(), Tensor.half))
 
 
 @transformation(precision=torch.bfloat16)
