@@ -140,7 +140,12 @@ def _factory_calls(source: str) -> list[tuple[int, bool]]:
 
 
 def test_every_new_tensor_is_told_its_device() -> None:
-    files = [*PACKAGE.glob("*.py"), *(PACKAGE / "engines").rglob("*.py"), *(PACKAGE / "nn").rglob("*.py")]
+    files = [
+        *PACKAGE.glob("*.py"),
+        *(PACKAGE / "engines").rglob("*.py"),
+        *(PACKAGE / "nn").rglob("*.py"),
+        *(PACKAGE / "models").rglob("*.py"),
+    ]
     calls = [(f"{path.name}:{line}", told) for path in files for line, told in _factory_calls(path.read_text())]
     assert len(calls) > 20
     assert [place for place, told in calls if not told] == []

@@ -53,6 +53,8 @@ class RgbIntensity:
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(N, 3, H, W) -> the same, with one draw of three normal numbers for each image."""
-        draws = torch.randn(len(images), 3, generator=generator, dtype=images.dtype).to(images.device) * self.strength
+        draws = (
+            torch.randn(len(images), 3, generator=generator, dtype=images.dtype, device="cpu").to(images.device) * self.strength
+        )
         shift = (draws * self.deviations.to(images.device)) @ self.components.to(images.device).T
         return images + shift[:, :, None, None]
