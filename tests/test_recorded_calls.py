@@ -64,7 +64,7 @@ RECORDERS: dict[str, Callable[[nn.Module, Tensor, int], Callable[[Tensor], Any]]
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("gradients", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("recorder", RECORDERS)
 @pytest.mark.parametrize("name", MODELS)
