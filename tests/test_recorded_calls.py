@@ -102,3 +102,42 @@ def test_compiled_inference_keeps_no_offsets(target: Target) -> None:
     assert int(gradient.sum()) == 8
     offsets = [node.args[6] for graph in backend.graphs for node in graph.graph.nodes if "max_pool2d_forward" in str(node.target)]
     assert offsets == [False, True]
+
+
+@pytest.mark.parametrize("recorder", ["trace", "make_fx, symbolic"])
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_modules_recorded_and_given_what_does_not_fit(target: Target, recorder: str) -> None:
+    x, h = torch.randn(3, 2, 4), torch.randn(1, 2, 5)
+    image = torch.randn(2, 4, 6, 6)
+    cases: list[tuple[nn.Module, tuple[Tensor, ...], list[tuple[Tensor, ...]]]] = [
+        (
+            tu.nn.RNN(4, 5, engine=target.engine),
+            (x, h),
+            [
+                (torch.randn(3, 100, 4), h),
+                (x, torch.randn(1, 100, 5)),
+                (x, h.double()),
+                (x.double(), h),
+                (x, h.to("meta")),
+                (x, torch.randn(1, 2, 6)),
+                (torch.randn(3, 2, 5), h),
+            ],
+        ),
+        (tu.nn.RNNCell(4, 5, engine=target.engine), (x[0], h[0]), [(torch.randn(100, 4), h[0]), (x[0], h[0].double())]),
+        (
+            tu.nn.Conv2d(4, 4, 3, padding=1, engine=target.engine),
+            (image,),
+            [(image[:, :3],), (image.double(),), (image.to("meta"),), (image[0, 0],), (image.to_sparse(),)],
+        ),
+        (tu.nn.MaxPool2d(2, engine=target.engine), (image,), [(image[0, 0],), (image.to_sparse(),), (image.long(),)]),
+    ]
+    for module, inputs, wrong in cases:
+        recorded = torch.jit.trace(module, inputs) if recorder == "trace" else _graph(module, *inputs)
+        torch.testing.assert_close(recorded(*inputs), module(*inputs))
+        for values in wrong:
+            with pytest.raises(RuntimeError):
+                recorded(*values)
+
+
+def _graph(module: nn.Module, *inputs: Tensor) -> Callable[..., Any]:
+    return make_fx(module, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)

@@ -34,4 +34,5 @@ def lowered_dtype(tensor: Tensor) -> torch.dtype:
 def lowered(tensor: Tensor) -> Tensor:
     """A tensor in the dtype in which such an op will see it; for what is joined or cut around the op: autocast lets `cat` and
     `stack`, in a backward too, see no 16-bit dtype but its own."""
-    return tensor.to(lowered_dtype(tensor))
+    dtype = lowered_dtype(tensor)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # a trace would record that it converts whatever comes

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_unroll.autocast import lowered
 from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop, pack_once
 from torch_unroll.engines import claims, resolve
 from torch_unroll.engines.interface import Padding, Pair
@@ -185,5 +186,5 @@ def conv_transpose2d(
     dy, packed = pack_once(batched, twice, weight.shape[1] * groups, groups, precision, resolved)
     x = conv2d_dgrad(dy, weight, size, stride, sides, dilation, groups, precision, resolved, packed)
     if bias is not None:
-        x = x + gradient_with_history(bias, input, weight).to(x.dtype).view(1, -1, 1, 1)
+        x = x + lowered(gradient_with_history(bias, input, weight)).view(1, -1, 1, 1)
     return x if input.dim() == 4 else x.squeeze(0)
