@@ -55,6 +55,8 @@ SIZES: dict[str, Any] = {
     "string": "2",
     "None in a pair": (2, None),
     "three": (2, 2, 2),
+    "beyond 64 bits": 2**70,
+    "pair beyond 64 bits": (2**64, 2),
     "tensor": torch.tensor(2),
     "array": np.array([2, 2]),
 }

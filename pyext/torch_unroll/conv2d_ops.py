@@ -174,6 +174,7 @@ class Conv2dFprop(Operator):
         for i in (0, 1):
             extent = convolved(x.shape[2 + i], w.shape[2 + i], stride[i], padding[2 * i] + padding[2 * i + 1], dilation[i])
             fits = extent > 0 or (extent == 0 and x.shape[2 + i] == 0)
+            require(extent <= MOST, f"padding: expected an output of extents that 64 bits hold, got one of {extent}")
             require(fits, f"w: expected a filter within the padded x, got {tuple(w.shape)} for {tuple(x.shape)}")
 
     @staticmethod

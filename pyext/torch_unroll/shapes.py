@@ -15,29 +15,32 @@ from torch_unroll.autocast import lowered_dtype
 Pair = tuple[int, int]
 
 
-def index(value: Any, name: str) -> int:
-    """A size as an int: whatever `operator.index` takes (numpy's integers, integer tensors of one element), but no bool."""
-    if type(value) is int:
-        return value
+def index(value: Any, name: str, overflow: type[Exception] = ValueError) -> int:
+    """A size as an int: whatever `operator.index` takes (numpy's integers, integer tensors of one element), but no bool, and, by
+    the exception `overflow`, none that 64 bits do not hold."""
     if isinstance(value, torch.SymInt):
         return cast(int, value)
     if isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {value!r}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, got {value!r}") from None
+    if type(value) is not int:
+        try:
+            value = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name}: expected an int, got {value!r}") from None
+    if not -(2**63) <= value < 2**63:
+        raise overflow(f"{name}: expected a number that 64 bits hold, got {value}")
+    return cast(int, value)
 
 
 def pair(value: Any, name: str) -> Pair:
     """A torch-style size argument (an int, or one or two of them) as (height, width)."""
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int and max(value) < 2**63:
         return value  # the usual case, quickly
     if not isinstance(value, (tuple, list)):
         both = index(value, name)
         return (both, both)
     # torch takes no bool for the first of a sequence, and takes those behind it for ints.
-    sizes = [index(int(size) if i > 0 and isinstance(size, bool) else size, name) for i, size in enumerate(value)]
+    sizes = [index(int(size) if i > 0 and isinstance(size, bool) else size, name, TypeError) for i, size in enumerate(value)]
     if len(sizes) not in (1, 2):
         raise RuntimeError(f"{name}: expected one int or two, got {len(sizes)}")
     return (sizes[0], sizes[-1])

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_unroll.checks import require_alike, require_numbers, require_rank
+from torch_unroll.checks import MOST, require_alike, require_numbers, require_rank
 from torch_unroll.engines import claims, resolve, select
 from torch_unroll.registration import Operator, operator
 from torch_unroll.shapes import Pair, convolved, pair, require, require_tensors
@@ -27,6 +27,7 @@ def _check_geometry(
     require_numbers(dilation, "dilation", 2, 1)
     P, Q = (convolved(x_size[i], kernel_size[i], stride[i], 2 * padding[i], dilation[i]) for i in (0, 1))
     require(P > 0 and Q > 0, f"kernel_size: expected a window within the padded {tuple(x_size)}, got {tuple(kernel_size)}")
+    require(P * Q <= MOST, f"padding: expected a number of windows that 64 bits hold, got {P}×{Q}")
     return P, Q
 
 
@@ -120,7 +121,8 @@ def _size(value: Any, name: str) -> Pair:
     if isinstance(value, Iterable) and not isinstance(value, str):
         value = tuple(value)
         require(len(value) == 2, f"{name}: expected two numbers, got {len(value)}")
-    return pair(value, name)
+        return pair(value, name)
+    return pair((value, value), name)
 
 
 def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tuple[tuple[int, int], ...]:
