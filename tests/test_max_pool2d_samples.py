@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 
 from torch_unroll.max_pool2d import max_pool2d
-from torch_unroll.testing import Target, assert_exact, targets
+from torch_unroll.testing import Target, assert_exact, raised, targets
 
 TARGETS = targets("max_pool2d")
 (INFO,) = (info for info in op_db if info.name == "nn.functional.max_pool2d")
@@ -91,22 +92,14 @@ BAD_CALLS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _outcome(call: Callable[[Any], Any], function: Callable[..., Any]) -> Exception | None:
-    try:
-        call(function)
-    except Exception as error:
-        return error
-    return None
-
-
 @pytest.mark.parametrize("what", BAD_CALLS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_same_exception_as_torch(target: Target, what: str) -> None:
-    expected = _outcome(BAD_CALLS[what], F.max_pool2d)
-    given = _outcome(BAD_CALLS[what], lambda *a, **k: max_pool2d(*a, **k, engine=target.engine))
+    expected = raised(lambda: BAD_CALLS[what](F.max_pool2d))
+    result = raised(lambda: BAD_CALLS[what](partial(max_pool2d, engine=target.engine)))
     assert expected is not None, "torch accepts this call: the case is not one of error"
-    assert type(given) is type(expected), f"torch: {type(expected).__name__}: {expected}\nours: {given!r}"
-    assert "expected" in str(given)
+    assert type(result) is type(expected), f"torch: {type(expected).__name__}: {expected}\nours: {result!r}"
+    assert "expected" in str(result)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)

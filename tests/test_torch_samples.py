@@ -8,13 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing._internal.common_methods_invocations import op_db
-from torch.utils._pytree import tree_flatten, tree_map
 
 from torch_unroll.conv2d import conv2d, conv_transpose2d
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d as compiled_conv2d
 from torch_unroll.kernels.cuda.conv2d import choice
-from torch_unroll.testing import Target, assert_as_accurate, targets
+from torch_unroll.testing import Target, assert_as_accurate, sample_results, targets
 from torch_unroll.unfold import unfold
 
 OPS = {
@@ -25,35 +24,6 @@ OPS = {
 INFO = {info.name: info for info in op_db if info.name in OPS and not info.variant_test_name}
 
 
-def _coarse(value: torch.Tensor) -> torch.Tensor:
-    """In eight bits, which TF32 has as well: products of such numbers are the same in both."""
-    return value.detach().bfloat16().to(value.dtype)
-
-
-def _leaves(arguments: Any, dtype: torch.dtype | None, coarse: bool) -> tuple[Any, list[torch.Tensor]]:
-    """The arguments with fresh leaves (in another dtype) for their floating-point tensors, and those that want a gradient."""
-
-    def renew(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            return value
-        given = _coarse(value) if coarse else value.detach()
-        return given.to(dtype or value.dtype).requires_grad_(value.requires_grad)
-
-    renewed = tree_map(renew, arguments)
-    return renewed, [leaf for leaf in tree_flatten(renewed)[0] if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-
-
-def _run(
-    function: Any, sample: Any, dtype: torch.dtype | None = None, coarse: bool = False, **options: Any
-) -> list[torch.Tensor]:
-    """The output and the gradients under a fixed, uneven weighting of the output."""
-    (input, args, kwargs), leaves = _leaves((sample.input, sample.args, sample.kwargs), dtype, coarse)
-    output = function(input, *args, **kwargs, **options)
-    weighting = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=output.device).view(output.shape)
-    weighting = (_coarse(weighting) if coarse else weighting).to(output.dtype)
-    return [output.detach(), *torch.autograd.grad(output, leaves, weighting)] if leaves else [output]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("target", targets("conv2d"), ids=str)
 @pytest.mark.parametrize("name", OPS)
@@ -62,8 +32,10 @@ def test_samples(name: str, target: Target, dtype: torch.dtype) -> None:
     samples = list(INFO[name].sample_inputs(target.device, dtype, requires_grad=True))
     assert samples
     for sample in samples:
-        exact = _run(theirs, sample, torch.float64)
-        for result, torchs, truth in zip(_run(ours, sample, engine=target.engine), _run(theirs, sample), exact, strict=True):
+        exact = sample_results(theirs, sample, torch.float64)
+        for result, torchs, truth in zip(
+            sample_results(ours, sample, engine=target.engine), sample_results(theirs, sample), exact, strict=True
+        ):
             assert_as_accurate(result, torchs, truth, f"{name}{tuple(sample.input.shape)} {sample.args} {sample.kwargs}")
 
 
@@ -100,9 +72,9 @@ def test_samples_through_each_variant(
     ours, theirs = OPS[name]
     for sample in INFO[name].sample_inputs("cpu", dtype, requires_grad=True):
         coarse = precision == "tf32"
-        exact = _run(theirs, sample, torch.float64, coarse)
-        results = _run(ours, sample, coarse=coarse, engine="cuda", precision=precision)
-        for result, torchs, truth in zip(results, _run(theirs, sample, coarse=coarse), exact, strict=True):
+        exact = sample_results(theirs, sample, torch.float64, coarse=coarse)
+        results = sample_results(ours, sample, coarse=coarse, engine="cuda", precision=precision)
+        for result, torchs, truth in zip(results, sample_results(theirs, sample, coarse=coarse), exact, strict=True):
             assert_as_accurate(result, torchs, truth, f"{name}{tuple(sample.input.shape)} {sample.args} {sample.kwargs}")
     assert bool(taken) == ((dtype, precision) not in UNTAKEN.get(variant, ()))
 

@@ -1,0 +1,73 @@
+"""What a call computes or raises on one of the sample inputs that torch tests its own operators with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+def _coarse(value: Tensor) -> Tensor:
+    """In eight bits, which TF32 has as well: products of such numbers are the same in both."""
+    return value.detach().bfloat16().to(value.dtype)
+
+
+def _leaves(arguments: Any, dtype: torch.dtype | None, coarse: bool) -> tuple[Any, list[Tensor]]:
+    """The arguments with fresh leaves (in another dtype) for their floating-point tensors, and those that want a gradient."""
+
+    def renew(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        numbers = _coarse(value) if coarse else value.detach()
+        return numbers.to(dtype or value.dtype).requires_grad_(value.requires_grad)
+
+    renewed = tree_map(renew, arguments)
+    return renewed, [leaf for leaf in tree_leaves(renewed) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def _weighting(output: Tensor, coarse: bool) -> Tensor:
+    """Fixed and uneven."""
+    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=output.device).view(output.shape)
+    return (_coarse(weights) if coarse else weights).to(output.dtype)
+
+
+def sample_results(
+    function: Callable[..., Any],
+    sample: Any,
+    dtype: torch.dtype | None = None,
+    *,
+    coarse: bool = False,
+    parameters: Iterable[Tensor] = (),
+    **options: Any,
+) -> list[Tensor]:
+    """The outputs of a call, and the gradients of its inputs under a fixed weighting of the outputs.
+
+    Args:
+        function: what to call.
+        sample: torch's `SampleInput`: input, args and kwargs.
+        dtype: that of the floating-point inputs, if it is not the sample's own.
+        coarse: whether inputs and weighting are rounded to numbers that TF32 has.
+        parameters: further tensors to differentiate by.
+        options: further keyword arguments.
+    """
+    (input, args, kwargs), leaves = _leaves((sample.input, sample.args, sample.kwargs), dtype, coarse)
+    leaves += parameters
+    outputs = [leaf for leaf in tree_leaves(function(input, *args, **kwargs, **options)) if isinstance(leaf, Tensor)]
+    results = [output.detach() for output in outputs]
+    if leaves:
+        differentiable = [output for output in outputs if output.requires_grad]
+        weightings = [_weighting(output, coarse) for output in differentiable]
+        results += torch.autograd.grad(differentiable, leaves, weightings)
+    return results
+
+
+def raised(call: Callable[[], Any]) -> Exception | None:
+    """The exception that a call ends in, if it does."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
