@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,13 +16,10 @@ from tests.differential.selection import CASES, is_slow
 from tests.differential.subjects import SUBJECTS
 from tests.differential.transformations import TRANSFORMATIONS
 
-
-def _parameters() -> Iterator[Any]:
-    for case in CASES:
-        yield pytest.param(case, id=str(case), marks=[pytest.mark.slow] if is_slow(case) else [])
+_PARAMETERS = [pytest.param(case, id=str(case), marks=[pytest.mark.slow] if is_slow(case) else []) for case in CASES]
 
 
-@pytest.mark.parametrize("case", _parameters())
+@pytest.mark.parametrize("case", _PARAMETERS)
 def test_same_as_torch(case: Case) -> None:
     fault, known = exceptions.fault(case), exceptions.known(case)
     if fault is not None and fault.crashes:

@@ -78,7 +78,7 @@ def _gradients_of_another_batch(model: nn.Module, subject: Subject) -> Results:
     return function(*values)
 
 
-@transformation(wraps=True)
+@transformation(dear=True, wraps=True)
 def made_a_graph(model: nn.Module, subject: Subject) -> Results:
     function, values = _functional(model, subject, 2)
     graph = make_fx(function, tracing_mode="real")(*values)
