@@ -36,7 +36,7 @@ def _conv2d(module: nn.Conv2d, x: Tensor) -> Shape:
         module.kernel_size[0],
         module.kernel_size[1],
         stride=pair(module.stride, "stride"),
-        padding=pair(module.padding, "padding"),  # type: ignore[arg-type]  # "same" does not occur in these networks
+        padding=pair(module.padding, "padding"),  # "same" does not occur in these networks
         dilation=pair(module.dilation, "dilation"),
         groups=module.groups,
         bias=int(module.bias is not None),

@@ -22,6 +22,11 @@ MOST_INT32 = 2**31 - 1
 _MOST_KINDS = 8192
 
 
+def hashable(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs with tuples in place of lists, as which the dispatcher hands numbers on."""
+    return tuple(tuple(value) if isinstance(value, list) else value for value in inputs)
+
+
 def remembering(check: Callable[..., None], tensors: int) -> Callable[..., None]:
     """A check that is made once for each kind of call; the first `tensors` inputs are tensors or None, the others hashable.
 
@@ -35,13 +40,18 @@ def remembering(check: Callable[..., None], tensors: int) -> Callable[..., None]
         key: Any = (present[0].shape, inputs[tensors:])
         if len(present) < tensors:
             key = (key, tuple([tensor is None for tensor in inputs[:tensors]]))
-        for guards in kinds.get(key, ()):
+        try:
+            same_numbers = kinds.get(key, ())
+        except TypeError:  # a list, which has no hash
+            call(*hashable(inputs))
+            return
+        for guards in same_numbers:
             if guards.check(*present):
                 return
         check(*inputs)
         if len(kinds) >= _MOST_KINDS:
             kinds.clear()
-        any_strides = [[None] * tensor.dim() for tensor in present]
+        any_strides: Any = [[None] * tensor.dim() for tensor in present]
         guards = TensorGuards(*present, dynamic_dims_sizes=None, dynamic_dims_strides=any_strides)
         if guards.check(*present):  # they never take one tensor for two
             kinds.setdefault(key, []).append(guards)

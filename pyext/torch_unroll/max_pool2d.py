@@ -89,7 +89,7 @@ def max_pool2d(
     size = [pooled(x.shape[i + 2], window[i], strides[i], pads[i], steps[i], ceil_mode) for i in (0, 1)]
     require(min(size) > 0, f"kernel_size: expected a window within the padded input, got one that spans {tuple(spans)}")
 
-    with_offsets = return_indices or _wants_gradient(x)
+    with_offsets = bool(return_indices) or _wants_gradient(x)
     y, offsets = max_pool2d_forward(x, window, strides, pads, steps, ceil_mode, with_offsets, resolved)
     if not return_indices:
         return y if input.dim() == 4 else y.squeeze(0)

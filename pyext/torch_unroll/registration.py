@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from torch_unroll.autocast import DEVICE_TYPES, lower
-from torch_unroll.checks import remembering
+from torch_unroll.checks import hashable, remembering
 
 LIBRARY = torch.library.Library("torch_unroll", "DEF")
 
@@ -199,11 +199,6 @@ def _own(result: Any) -> Any:
     return tuple(tensor.detach() if tensor._is_view() else tensor for tensor in result)
 
 
-def _hashable(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The inputs with tuples for the lists that the dispatcher makes of them."""
-    return tuple(tuple(value) if isinstance(value, list) else value for value in inputs)
-
-
 def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
     """Registers an op under its schema; yields the function to call, the same in eager mode, under `torch.compile` and under
     torch.func's transforms."""
@@ -216,7 +211,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
         return _own(definition.compute(*inputs))
 
     def compute_dispatched(*inputs: Any) -> Any:
-        return compute(*_hashable(inputs))
+        return compute(*hashable(inputs))
 
     def fake(*inputs: Any) -> Any:
         definition.check(*inputs)
@@ -258,9 +253,10 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
 
     anchored = {"jvp": jvp_anchored} if definition.anchored else {}
     dispatched, plain = function(forward, **anchored), function(forward_plain, **anchored)
-    # torch.func asks of no gradient whether it requires one.
-    transforms = {"setup_context": definition.setup_context, "vmap": definition.vmap, "backward": definition.backward}
-    transformed = function(forward_transformed, **transforms)
+    # torch.func asks of no gradient whether it requires one: its flavour has the definition's own backward.
+    transformed = function(
+        forward_transformed, setup_context=definition.setup_context, vmap=definition.vmap, backward=definition.backward
+    )
 
     def apply(function: type[Function], inputs: tuple[Any, ...]) -> Any:
         outputs = function.apply(*inputs)
@@ -268,7 +264,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
 
     def autograd(*inputs: Any) -> Any:
         if _differentiates(inputs[:arity]):
-            return apply(dispatched, _hashable(inputs))
+            return apply(dispatched, hashable(inputs))
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 

@@ -132,7 +132,7 @@ class _Stack:
     def layer(self, x: Tensor, h0: Tensor, weights: list[tuple[Tensor, ...]], steps: Steps) -> tuple[Tensor, Tensor]:
         """One layer: x, in the caller's layout, and h0 (D, N, H) -> h laid out like x, and h_n (D, N, H)."""
         w_ih, w_hh, *biases = zip(*weights, strict=True)
-        w_ih, w_hh = [lowered(w) for w in w_ih], [lowered(w) for w in w_hh]
+        w_ih, w_hh = tuple(map(lowered, w_ih)), tuple(map(lowered, w_hh))
         bias = _joined([lowered(b_ih + b_hh) for b_ih, b_hh in zip(*biases, strict=True)]) if biases else None
         z = linear(x, _joined(w_ih), bias, "rnn", self.engine)
         z = z.transpose(0, 1) if self.batch_first else z
