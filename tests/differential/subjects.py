@@ -126,7 +126,7 @@ SUBJECTS = (
     Subject(
         "AlexNet",
         lambda nn: tu.models.alexnet(5, "grouped", ("fc6", "fc7"), 0.0, nn=nn),
-        shaped((N, 3, 63, 63)),
+        shaped((N, 3, 71, 71)),
         covers=("models.AlexNet", "models.alexnet"),
         large=True,
     ),
