@@ -50,6 +50,7 @@ class Fault:
 
 _NAMED = "a named engine never falls back to torch's operator, and has kernels for floating-point numbers alone"
 _PLACES = "torch answers by shapes alone where one of the tensors has no data; ours names the two devices"
+_PROXIES = "the functions take tensors, and torch.fx puts a proxy in their place"
 
 EXCEPTIONS = (
     Known(
@@ -73,16 +74,17 @@ EXCEPTIONS = (
     Known(Pattern("conv2d", "*", "further_inputs_on_meta", "*"), RuntimeError, _PLACES),
     Known(
         Pattern(
-            "Conv2d-*|MaxPool2d-*|network|conv2d|conv_transpose2d|unfold|fold|max_pool2d|rnn|rnn_cell",
+            "Conv2d-*|MaxPool2d-*|network|LeNet5|AlexNet|GoogLeNet|CifarResNet|ResNet-*",
             "replace|direct",
             "traced_by_fx",
             "*",
         ),
         TypeError,
-        "the functions take tensors, and torch.fx puts a proxy in their place",
+        _PROXIES,
     ),
+    Known(Pattern("conv2d|conv_transpose2d|unfold|fold|max_pool2d|rnn|rnn_cell", "*", "traced_by_fx", "*"), TypeError, _PROXIES),
     Known(
-        Pattern("RNN-plain|RNN-b*|RNN-relu|RNNCell-relu", "replace|direct", "traced_by_fx", "*"),
+        Pattern("RNN-plain|RNN-b*|RNN-relu|RNNCell-relu|RecurrentNet", "replace|direct", "traced_by_fx", "*"),
         torch.fx.proxy.TraceError,
         "torch.fx takes modules of torch.nn alone for leaves, and the checks of the others for control flow",
     ),
@@ -103,7 +105,7 @@ EXCEPTIONS = (
     ),
     Known(Pattern("RNN-packed", "*", "zero_batch", "*"), RuntimeError, "each step of a PackedSequence has a sample"),
     Known(
-        Pattern("RNN-packed", "*", "a_further_input_too_short", "*"),
+        Pattern("RNN-packed", "*", "a_further_input_too_short|traced_and_given_a_further_input_of_another_batch", "*"),
         RuntimeError,
         "torch leaves rows unread that batch_sizes does not count",
     ),

@@ -1,4 +1,4 @@
-"""A process beside the tests' own, for cases that may end it: a crash is then a failure like any other.
+"""Processes beside the tests' own, for cases that may end one: a crash is then a failure like any other.
 
 Runs as `python -m tests.differential.isolation`: a case a line on its input, a verdict a line on its output.
 """
@@ -11,44 +11,61 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, astuple
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from tests.differential.harness import Case, Verdict, judge
 
-_process: subprocess.Popen[str] | None = None
 
+class Apart:
+    """A process that judges cases; started when it is first asked, and again after a crash."""
 
-def _started() -> subprocess.Popen[str]:
-    """The process, started if there is none."""
-    global _process
-    if _process is None:
-        _process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    def __init__(self, *modules: str):
+        """`modules` are imported there before the first case: they may plant faults."""
+        self.modules = modules
+        self.process: subprocess.Popen[str] | None = None
+
+    def _started(self) -> subprocess.Popen[str]:
+        """The process, started if there is none."""
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", __name__, *self.modules],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+            atexit.register(self.process.kill)
+        return self.process
+
+    def judge(self, case: Case) -> Verdict:
+        """Runs a case in the process."""
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(astuple(case)) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if answer:
+            return Verdict(**json.loads(answer))
+        status, self.process = process.wait(), None
+        return Verdict(
+            f"{case} ended the process with status {status}, where torch's own exception was expected or its result", None
         )
-        atexit.register(_process.kill)
-    return _process
+
+    def end(self) -> None:
+        """Ends the process, if there is one."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
 
 
-def judge_apart(case: Case) -> Verdict:
-    """Runs a case in the other process."""
-    global _process
-    process = _started()
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(astuple(case)) + "\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    if answer:
-        return Verdict(**json.loads(answer))
-    status, _process = process.wait(), None
-    return Verdict(f"{case} ended the process with status {status}, where torch's own exception was expected or its result", None)
+#: Runs a case in the process that all tests share.
+judge_apart = Apart().judge
 
 
 def main() -> None:
@@ -56,6 +73,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(1)
+    for module in sys.argv[1:]:
+        import_module(module)
     for line in sys.stdin:
         answers.write(json.dumps(asdict(judge(Case(*json.loads(line))))) + "\n")
         answers.flush()

@@ -94,7 +94,7 @@ SUBJECTS = (
     Subject("classifier", models.Classifier, shaped((3, N, 3)), (1,)),
     Subject(
         "RecurrentNet",
-        lambda nn: tu.models.RecurrentNet(3, 4, 2, 2, True, "relu", "sigmoid", nn=nn),
+        lambda nn: tu.models.RecurrentNet(3, 4, 2, 2, True, "tanh", "sigmoid", nn=nn),
         shaped((3, N, 3), (4, N, 4)),
         (1, 1),
         covers=("models.RecurrentNet",),
@@ -126,7 +126,7 @@ SUBJECTS = (
     Subject(
         "AlexNet",
         lambda nn: tu.models.alexnet(5, "grouped", ("fc6", "fc7"), 0.0, nn=nn),
-        shaped((N, 3, 63, 63)),
+        shaped((N, 3, 71, 71)),
         covers=("models.AlexNet", "models.alexnet"),
         large=True,
     ),
