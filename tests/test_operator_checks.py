@@ -123,7 +123,7 @@ def _wrong(tensors: dict[str, Tensor], call: Call) -> dict[str, dict[str, Tensor
     return calls
 
 
-def _error(function: Callable[..., Any], tensors: dict[str, Tensor]) -> Exception | None:
+def _error(function: Callable[..., Any], tensors: dict[str, Any]) -> Exception | None:
     try:
         function(*tensors.values())
     except Exception as error:
@@ -165,6 +165,17 @@ def test_tensors_that_do_not_fit(target: Target, name: str, call: Call, route: s
         error = _error(function, wrong)
         assert isinstance(error, RuntimeError), f"{what}: {error!r}"
         assert "expected" in str(error) or "no engine takes" in str(error), f"{what}: {error}"
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_no_tensor_at_all(target: Target, name: str) -> None:
+    """None stands for an optional tensor, and for no other."""
+    call, op = CALLS[name], getattr(torch.ops.torch_unroll, name)
+    optional = {argument.name for argument in op.default._schema.arguments if "Optional" in str(argument.type)}
+    for missing in call.tensors().keys() - optional:
+        error = _error(_function(name, call, call.tensors(), target.engine), call.tensors() | {missing: None})
+        assert isinstance(error, RuntimeError), f"{missing}: {error!r}"
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)

@@ -129,3 +129,28 @@ def test_a_gradient_is_an_ordinary_tensor(target: Target) -> None:
         call().sum().backward(create_graph=True)
         assert x.grad is not None
         torch.testing.assert_close(x.grad.detach(), 2 * before)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_batched_gradients_with_a_history(target: Target) -> None:
+    x, w = torch.randn(1, 2, 6, 6, dtype=torch.float64, requires_grad=True), torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    rnn = nn.RNN(6, 5, nonlinearity="relu").double()
+
+    def batched(call: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+        y = call(x)
+        weightings = torch.linspace(-1, 1, 3 * y.numel(), dtype=y.dtype).view(3, *y.shape)
+        (gradients,) = torch.autograd.grad(y, x, weightings, is_grads_batched=True, create_graph=True)
+        return [gradients.detach(), *torch.autograd.grad(gradients.sum(), x, allow_unused=True)]
+
+    calls = (
+        lambda x: F.conv2d(x, w),
+        lambda x: F.conv_transpose2d(x, w),
+        lambda x: F.max_pool2d(x, 2),
+        lambda x: rnn(x[0])[0],
+        lambda x: F.unfold(x * x, 2),
+    )
+    for call in calls:
+        expected = batched(call)
+        with tu.override(), tu.use_engine(target.engine):
+            for ours, theirs in zip(batched(call), expected, strict=True):
+                torch.testing.assert_close(ours, theirs)

@@ -126,6 +126,7 @@ EMPTY: dict[str, Callable[[Any, dict[str, Any]], Tensor]] = {
     "no rows": lambda f, engine: f.conv2d(_grad(2, 4, 0, 5), _grad(3, 4, 3, 3), padding=2, **engine),
     "no filter rows": lambda f, engine: f.conv2d(_grad(2, 4, 5, 5), _grad(3, 4, 0, 3), **engine),
     "transposed, no batch": lambda f, engine: f.conv_transpose2d(_grad(0, 4, 5, 5), _grad(4, 3, 3, 3), **engine),
+    "transposed, no batch, no pixels": lambda f, engine: f.conv_transpose2d(_grad(0, 2, 0, 3), _grad(2, 3, 1, 1), **engine),
     "transposed, no channels": lambda f, engine: f.conv_transpose2d(_grad(2, 0, 5, 5), _grad(0, 3, 3, 3), **engine),
     "transposed, no output channels": lambda f, engine: f.conv_transpose2d(_grad(2, 4, 5, 5), _grad(4, 0, 3, 3), **engine),
     "transposed, no rows": lambda f, engine: f.conv_transpose2d(_grad(2, 4, 0, 5), _grad(4, 3, 3, 3), **engine),

@@ -37,7 +37,7 @@ def remembering(check: Callable[..., None], tensors: int) -> Callable[..., None]
 
     def call(*inputs: Any) -> None:
         present = [tensor for tensor in inputs[:tensors] if tensor is not None]
-        key: Any = (present[0].shape, inputs[tensors:])
+        key: Any = (present[0].shape if present else None, inputs[tensors:])
         if len(present) < tensors:
             key = (key, tuple([tensor is None for tensor in inputs[:tensors]]))
         try:

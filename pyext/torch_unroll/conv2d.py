@@ -85,7 +85,8 @@ def _conv_transpose2d_sizes(
     _require_channels(x, w[0], bias, w[1] * groups)
     spans = [(x[i - 2] - 1) * stride[i] + dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
     H, W = (spans[i] - 2 * padding[i] + extra[i] for i in (0, 1))
-    require(H > 0 and W > 0, f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}")
+    least = 0 if len(x) == 4 and x[0] == 0 else 1
+    require(min(H, W) >= least, f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}")
     # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
     return (H, W), (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
 

@@ -20,6 +20,7 @@ from torch.autograd import Function, forward_ad
 
 from torch_unroll.autocast import DEVICE_TYPES, lower
 from torch_unroll.checks import hashable, remembering
+from torch_unroll.shapes import require
 
 LIBRARY = torch.library.Library("torch_unroll", "DEF")
 
@@ -113,6 +114,8 @@ def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor |
     nothing it was computed from does. Its derivative by the anchor's history is zero; without an anchor it has none."""
     if gradient is None or gradient.requires_grad or not torch.is_grad_enabled():
         return gradient
+    if torch._C._dispatch_tls_is_dispatch_key_included(_LEGACY_VMAP):
+        return gradient + anchor.sum()  # that vmap's tensors lose what a Function notes on them
     return _WithHistory.apply(gradient, anchor)
 
 
@@ -204,7 +207,14 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
     torch.func's transforms."""
     name, _, arguments = schema.partition("(")
     arity = len(list(takewhile(lambda argument: argument.startswith("Tensor"), arguments.split(", "))))  # tensors come first
-    check = remembering(definition.check, arity)
+    optional = [argument.startswith("Tensor?") for argument in arguments.split(", ")[:arity]]
+
+    def check_once(*inputs: Any) -> None:
+        for number, (tensor, may_be_none) in enumerate(zip(inputs, optional, strict=False)):
+            require(may_be_none or tensor is not None, f"{name}: expected a tensor as argument {number}, got None")
+        definition.check(*inputs)
+
+    check = remembering(check_once, arity)
 
     def compute(*inputs: Any) -> Any:
         check(*inputs)
@@ -214,7 +224,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
         return compute(*hashable(inputs))
 
     def fake(*inputs: Any) -> Any:
-        definition.check(*inputs)
+        check_once(*inputs)
         return definition.fake(*inputs)
 
     LIBRARY.define(schema)
