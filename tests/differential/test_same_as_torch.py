@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 import torch_unroll as tu
 from tests.differential import exceptions
-from tests.differential.exceptions import EXCEPTIONS, FAULTS
+from tests.differential.exceptions import EXCEPTIONS
 from tests.differential.harness import Case, judge, torchs
 from tests.differential.isolation import judge_apart
 from tests.differential.selection import CASES, is_slow
@@ -21,13 +19,8 @@ _PARAMETERS = [pytest.param(case, id=str(case), marks=[pytest.mark.slow] if is_s
 
 @pytest.mark.parametrize("case", _PARAMETERS)
 def test_same_as_torch(case: Case) -> None:
-    fault, known = exceptions.fault(case), exceptions.known(case)
-    if fault is not None and fault.crashes:
-        pytest.skip(fault.what)
+    known = exceptions.known(case)
     verdict = judge(case) if case.engine == "torch" else judge_apart(case)  # compiled code may end the process
-    if fault is not None:
-        assert verdict.difference, f"{case} is as torch's: remove its entry from FAULTS in tests/differential/exceptions.py"
-        pytest.skip(fault.what)
     if known is not None:
         assert verdict.difference, f"{case} is as torch's: remove its entry from EXCEPTIONS in tests/differential/exceptions.py"
         assert verdict.raised == known.raises.__name__, f"expected {known.raises.__name__}: {known.reason}\n{verdict.difference}"
@@ -35,9 +28,8 @@ def test_same_as_torch(case: Case) -> None:
         assert not verdict.difference, verdict.difference
 
 
-@pytest.mark.parametrize("table", [EXCEPTIONS, FAULTS], ids=["exceptions", "faults"])
-def test_every_entry_speaks_of_a_case(table: tuple[Any, ...]) -> None:
-    idle = [entry for entry in table if not any(entry.cases.matches(case) for case in CASES)]
+def test_every_entry_speaks_of_a_case() -> None:
+    idle = [entry for entry in EXCEPTIONS if not any(entry.cases.matches(case) for case in CASES)]
     assert not idle, f"these entries match no case, remove them: {idle}"
 
 
