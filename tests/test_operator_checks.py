@@ -29,11 +29,11 @@ class Call:
     shapes: dict[str, tuple[tuple[int, ...], set[int]]]
     before: tuple[Any, ...]
     after: tuple[Any, ...] = ()
-    given: dict[str, Callable[[], Tensor]] | None = None  # tensors that are no random float32
+    made: dict[str, Callable[[], Tensor]] | None = None  # tensors that are no random float32
 
     def tensors(self) -> dict[str, Tensor]:
         drawn = {name: torch.randn(shape) for name, (shape, _) in self.shapes.items()}
-        return drawn | {name: make() for name, make in (self.given or {}).items()}
+        return drawn | {name: make() for name, make in (self.made or {}).items()}
 
     def rest(self, engine: str) -> tuple[Any, ...]:
         return *self.before, engine, *self.after
@@ -59,27 +59,27 @@ CALLS = {
     "max_pool2d_backward": Call(
         {"dy": ((2, 3, 3, 2), set()), "offsets": ((2, 3, 3, 2), set())},
         ((6, 4), *WINDOW),
-        given={"offsets": _offsets((2, 3, 3, 2))},
+        made={"offsets": _offsets((2, 3, 3, 2))},
     ),
     "max_pool2d_gather": Call(
-        {"x": ((2, 3, 6, 4), set()), "offsets": ((2, 3, 3, 2), set())}, WINDOW, given={"offsets": _offsets((2, 3, 3, 2))}
+        {"x": ((2, 3, 6, 4), set()), "offsets": ((2, 3, 3, 2), set())}, WINDOW, made={"offsets": _offsets((2, 3, 3, 2))}
     ),
-    "max_pool2d_indices": Call({"offsets": ((2, 3, 3, 2), {0, 1})}, ((6, 4), *WINDOW), given={"offsets": _offsets((2, 3, 3, 2))}),
-    "max_over_time_forward": Call({"x": ((4, 3, 5), {0, 2}), "lengths": ((3,), set())}, (True,), given=lengths),
+    "max_pool2d_indices": Call({"offsets": ((2, 3, 3, 2), {0, 1})}, ((6, 4), *WINDOW), made={"offsets": _offsets((2, 3, 3, 2))}),
+    "max_over_time_forward": Call({"x": ((4, 3, 5), {0, 2}), "lengths": ((3,), set())}, (True,), made=lengths),
     "max_over_time_backward": Call(
-        {"dy": ((3, 5), set()), "offsets": ((3, 5), set())}, (4,), given={"offsets": _offsets((3, 5))}
+        {"dy": ((3, 5), set()), "offsets": ((3, 5), set())}, (4,), made={"offsets": _offsets((3, 5))}
     ),
-    "max_over_time_gather": Call({"x": ((4, 3, 5), {0}), "offsets": ((3, 5), set())}, (), given={"offsets": _offsets((3, 5))}),
-    "rnn_forward": Call({"z": ROWS, "w_hh": MATRIX, "h0": STATE, "lengths": ((3,), set())}, (None, *LAYER), given=lengths),
+    "max_over_time_gather": Call({"x": ((4, 3, 5), {0}), "offsets": ((3, 5), set())}, (), made={"offsets": _offsets((3, 5))}),
+    "rnn_forward": Call({"z": ROWS, "w_hh": MATRIX, "h0": STATE, "lengths": ((3,), set())}, (None, *LAYER), made=lengths),
     "rnn_backward": Call(
         {"dh": ((4, 3, 10), set()), "h": ((4, 3, 10), set()), "w_hh": MATRIX, "h0": STATE, "lengths": ((3,), set())},
         (None, *LAYER),
-        given=lengths,
+        made=lengths,
     ),
     "rnn_tangent": Call(
         {"p": ((4, 3, 10), set()), "h": ((4, 3, 10), set()), "w_hh": MATRIX, "u0": STATE, "lengths": ((3,), set())},
         (None, *LAYER),
-        given=lengths,
+        made=lengths,
     ),
     "rnn_cell_forward": Call(
         {
@@ -97,9 +97,9 @@ CALLS = {
     ),
 }
 PACKED = {
-    "rnn_forward": Call({"z": ((7, 10), set()), "w_hh": MATRIX, "h0": STATE}, LAYER, given=sizes),
-    "rnn_backward": Call({"dh": ((7, 10), set()), "h": ((7, 10), set()), "w_hh": MATRIX, "h0": STATE}, LAYER, given=sizes),
-    "rnn_tangent": Call({"p": ((7, 10), set()), "h": ((7, 10), set()), "w_hh": MATRIX, "u0": STATE}, LAYER, given=sizes),
+    "rnn_forward": Call({"z": ((7, 10), set()), "w_hh": MATRIX, "h0": STATE}, LAYER, made=sizes),
+    "rnn_backward": Call({"dh": ((7, 10), set()), "h": ((7, 10), set()), "w_hh": MATRIX, "h0": STATE}, LAYER, made=sizes),
+    "rnn_tangent": Call({"p": ((7, 10), set()), "h": ((7, 10), set()), "w_hh": MATRIX, "u0": STATE}, LAYER, made=sizes),
 }
 
 

@@ -12,7 +12,8 @@ from torch_unroll.autocast import lowered
 from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop, pack_once
 from torch_unroll.engines import claims, resolve
 from torch_unroll.engines.interface import Padding, Pair
-from torch_unroll.registration import gradient_with_history, is_recorded
+from torch_unroll.history import gradient_with_history
+from torch_unroll.registration import is_recorded
 from torch_unroll.shapes import facts, index, pair, remembered, require, require_tensors
 
 

@@ -25,7 +25,8 @@ from torch_unroll.checks import (
 )
 from torch_unroll.engines import select
 from torch_unroll.engines.interface import Engine
-from torch_unroll.registration import Operator, move_batch, operator, save, with_history
+from torch_unroll.history import with_history
+from torch_unroll.registration import Operator, move_batch, operator, save
 from torch_unroll.shapes import output_memory_format, pooled, pooling_offset_dtype, require
 
 _GEOMETRY = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation"

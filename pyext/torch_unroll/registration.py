@@ -20,12 +20,10 @@ from torch.autograd import Function, forward_ad
 
 from torch_unroll.autocast import DEVICE_TYPES, lower
 from torch_unroll.checks import hashable, remembering
+from torch_unroll.history import in_batched_gradients, with_history
 from torch_unroll.shapes import require
 
 LIBRARY = torch.library.Library("torch_unroll", "DEF")
-
-#: The vmap that `torch.autograd.grad(..., is_grads_batched=True)` runs a backward in; its tensors look like any other.
-_LEGACY_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 class Operator:
@@ -81,68 +79,6 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_forward(*tensors)
 
 
-#: What gradients are tied to that formally depend on the inputs of a forward, with no derivative.
-_NOWHERE = torch.empty(0, device="cpu", requires_grad=True)
-
-
-class _WithHistory(Function):
-    """gradient, anchor (0) -> the gradient; its derivative by the anchor is zero, and none by `_NOWHERE`."""
-
-    @staticmethod
-    def forward(gradient: Tensor, anchor: Tensor) -> Tensor:
-        return gradient.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.leads_on = inputs[1] is not _NOWHERE
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None]:
-        return outer, outer.new_zeros(0) if ctx.leads_on else None
-
-    @staticmethod
-    def jvp(ctx: Any, moved: Tensor, _: Tensor | None) -> Tensor:
-        return moved
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, anchor: Tensor) -> tuple[Tensor, int | None]:
-        return _WithHistory.apply(gradient, anchor), in_dims[0]
-
-
-def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor | None:
-    """A gradient that can be differentiated again wherever torch's can: under `create_graph` it requires a gradient, even if
-    nothing it was computed from does. Its derivative by the anchor's history is zero; without an anchor it has none."""
-    if gradient is None or gradient.requires_grad or not torch.is_grad_enabled():
-        return gradient
-    if torch._C._dispatch_tls_is_dispatch_key_included(_LEGACY_VMAP):
-        return gradient + anchor.sum()  # that vmap's tensors lose what a Function notes on them
-    return _WithHistory.apply(gradient, anchor)
-
-
-class _GradientWithHistory(Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return tensor.detach()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor | None:
-        return with_history(gradient)
-
-    @staticmethod
-    def jvp(ctx: Any, moved: Tensor) -> Tensor:
-        return moved
-
-
-def gradient_with_history(tensor: Tensor, *beside: Tensor) -> Tensor:
-    """A tensor whose gradient goes through `with_history`, where one of the tensors beside it requires one; for what is computed
-    around an op, though torch's operator computes it within."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return tensor
-    if tensor.requires_grad and torch.is_grad_enabled() and any(other.requires_grad for other in beside):
-        return _GradientWithHistory.apply(tensor)
-    return tensor
-
-
 def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether someone will ask for a derivative of this call: only then is a Function worth its cost."""
     if torch.is_grad_enabled():
@@ -179,7 +115,7 @@ def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
         torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
         and not torch._C._is_any_autocast_enabled()
-        and not torch._C._dispatch_tls_is_dispatch_key_included(_LEGACY_VMAP)
+        and not in_batched_gradients()
     )
 
 
@@ -286,7 +222,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
     def call(*inputs: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             device_type = inputs[0].device.type
-            if definition.autocast and torch.is_autocast_enabled(device_type):
+            if definition.autocast and device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type):
                 inputs = lower(inputs, device_type)
             return transformed.apply(*inputs)
         if not torch.compiler.is_compiling() and _is_plain(tensors := inputs[:arity]):
