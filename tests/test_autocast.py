@@ -16,7 +16,7 @@ import torch_unroll as tu
 from torch_unroll.testing import Target, targets
 
 TARGETS = targets("conv2d")
-DTYPES = [torch.bfloat16, torch.float16]
+DTYPES = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 WEIGHTS = [(5, 4), (5, 5), (5,), (5,)]
 RNN = (True, 1, 0.0, False, False, False)  # biases, layers, dropout, training, bidirectional, batch_first
 

@@ -65,7 +65,7 @@ RECORDERS: dict[str, Callable[[nn.Module, Tensor, int], Callable[[Tensor], Any]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("gradients", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("gradients", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("recorder", RECORDERS)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -104,7 +104,7 @@ def test_compiled_inference_keeps_no_offsets(target: Target) -> None:
     assert offsets == [False, True]
 
 
-@pytest.mark.parametrize("recorder", ["trace", "make_fx, symbolic"])
+@pytest.mark.parametrize("recorder", ["trace", pytest.param("make_fx, symbolic", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_modules_recorded_and_given_what_does_not_fit(target: Target, recorder: str) -> None:
     x, h = torch.randn(3, 2, 4), torch.randn(1, 2, 5)

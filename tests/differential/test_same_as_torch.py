@@ -14,10 +14,16 @@ from tests.differential.selection import CASES, is_slow
 from tests.differential.subjects import SUBJECTS
 from tests.differential.transformations import TRANSFORMATIONS
 
-_PARAMETERS = [pytest.param(case, id=str(case), marks=[pytest.mark.slow] if is_slow(case) else []) for case in CASES]
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Makes no slow cases where the run deselects them: eighteen thousand take ten seconds to make."""
+    if "case" in metafunc.fixturenames:
+        marks = metafunc.config.option.markexpr
+        cases = [case for case in CASES if not is_slow(case)] if "not slow" in marks or marks == "compile" else CASES
+        slow = {True: [pytest.mark.slow], False: []}
+        metafunc.parametrize("case", [pytest.param(case, id=str(case), marks=slow[is_slow(case)]) for case in cases])
 
 
-@pytest.mark.parametrize("case", _PARAMETERS)
 def test_same_as_torch(case: Case) -> None:
     known = exceptions.known(case)
     verdict = judge(case) if case.engine == "torch" else judge_apart(case)  # compiled code may end the process
