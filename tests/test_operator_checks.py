@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch_unroll as tu
+from torch_unroll.registration import Operator
 from torch_unroll.testing import Target, targets
 
 TARGETS = targets("conv2d")
@@ -66,9 +68,7 @@ CALLS = {
     ),
     "max_pool2d_indices": Call({"offsets": ((2, 3, 3, 2), {0, 1})}, ((6, 4), *WINDOW), made={"offsets": _offsets((2, 3, 3, 2))}),
     "max_over_time_forward": Call({"x": ((4, 3, 5), {0, 2}), "lengths": ((3,), set())}, (True,), made=lengths),
-    "max_over_time_backward": Call(
-        {"dy": ((3, 5), set()), "offsets": ((3, 5), set())}, (4,), made={"offsets": _offsets((3, 5))}
-    ),
+    "max_over_time_backward": Call({"dy": ((3, 5), set()), "offsets": ((3, 5), set())}, (4,), made={"offsets": _offsets((3, 5))}),
     "max_over_time_gather": Call({"x": ((4, 3, 5), {0}), "offsets": ((3, 5), set())}, (), made={"offsets": _offsets((3, 5))}),
     "rnn_forward": Call({"z": ROWS, "w_hh": MATRIX, "h0": STATE, "lengths": ((3,), set())}, (None, *LAYER), made=lengths),
     "rnn_backward": Call(
@@ -241,6 +241,45 @@ def test_hooks_that_hand_back_another_tensor(target: Target) -> None:
                 y = call()
             error = _error(y.sum().backward, {})
             assert isinstance(error, RuntimeError), f"{name}, {what}: {error!r}"
+
+
+def test_what_is_remembered_is_what_the_check_says() -> None:
+    """In any order of calls, with optional tensors left out anywhere and the numbers as tuples or as lists."""
+    from torch_unroll.checks import remembering
+    from torch_unroll.conv2d_ops import Conv2dFprop
+    from torch_unroll.rnn_ops import RnnForward
+
+    draw = random.Random(0)
+    x, w, bias = torch.randn(2, 4, 6, 5), torch.randn(6, 2, 3, 3), torch.randn(6)
+    z, w_hh, h0 = torch.randn(4, 3, 10), torch.randn(2, 5, 5), torch.randn(2, 3, 5)
+    lengths, batch_sizes = torch.tensor([4, 2, 1]), torch.tensor([3, 2, 1, 1])
+    stride, *rest = GEOMETRY
+    wrongs: list[Callable[[Tensor], Tensor]] = [
+        lambda tensor: tensor.to(torch.float64),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.unsqueeze(0),
+        lambda tensor: torch.cat((tensor, tensor)),
+    ]
+    tables: list[tuple[type[Operator], list[list[Any]], list[tuple[Any, ...]]]] = [
+        (Conv2dFprop, [[x], [w], [bias, None]], [(s, *rest, "torch", False) for s in (stride, list(stride), (2, 2), (0, 1))]),
+        (
+            RnnForward,
+            [[z], [w_hh], [h0, None], [lengths, None], [batch_sizes, None]],
+            [(name, "rnn", "torch") for name in ("tanh", "relu", "sine")],
+        ),
+    ]
+    for definition, tensors, numbers in tables:
+        known = remembering(definition.check, len(tensors))
+        choices = [[*rights * 4, *(wrong(rights[0]) for wrong in wrongs)] for rights in tensors]
+        outcomes = set()
+        for _ in range(4000):
+            inputs = (*map(draw.choice, choices), *draw.choice(numbers))
+            expected = _error(definition.check, dict(enumerate(inputs)))
+            outcomes.add(repr(expected))
+            assert repr(_error(known, dict(enumerate(inputs)))) == repr(expected), [getattr(i, "shape", i) for i in inputs]
+        assert len(outcomes) > 10
+        assert "None" in outcomes
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)

@@ -7,6 +7,7 @@ check reads shapes, dtypes, devices and layouts, never data, so its answer is ke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,7 +20,35 @@ MOST = 2**63 - 1
 MOST_INT32 = 2**31 - 1
 
 
-_MOST_KINDS = 8192
+_MOST_KEYS, _MOST_KINDS, _MOST_LATEST = 8192, 16, 4
+
+_IsKind = Callable[..., bool]
+
+
+def _is_kind(tensors: tuple[Tensor | None, ...]) -> _IsKind | None:
+    """Tells whether other tensors are of the same kind as these, or is None where nothing can tell.
+
+    A kind is what torch.compile guards a graph by: the tensors' types, dispatch keys, dtypes, devices and sizes, compared in C++.
+    Comparing the same facts as Python objects would take several times as long.
+    """
+    present = [tensor for tensor in tensors if tensor is not None]
+    any_strides: Any = [[None] * tensor.dim() for tensor in present]
+    guards = TensorGuards(*present, dynamic_dims_sizes=None, dynamic_dims_strides=any_strides)
+    if not guards.check(*present):  # they never take one tensor for two
+        return None
+    if len(present) == len(tensors):
+        return guards.check
+    places = [place for place, tensor in enumerate(tensors) if tensor is not None]
+    select = itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
+    absent = [place for place, tensor in enumerate(tensors) if tensor is None]
+
+    def is_kind(*tensors: Tensor | None) -> bool:
+        for place in absent:
+            if tensors[place] is not None:
+                return False
+        return guards.check(*select(tensors))
+
+    return is_kind
 
 
 def hashable(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -27,34 +56,41 @@ def hashable(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(tuple(value) if isinstance(value, list) else value for value in inputs)
 
 
-def remembering(check: Callable[..., None], tensors: int) -> Callable[..., None]:
-    """A check that is made once for each kind of call; the first `tensors` inputs are tensors or None, the others hashable.
+def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
+    """A check that is made once for each kind of call; the first `arity` inputs are tensors or None, the others hashable.
 
-    A kind is what torch.compile guards a graph by: the tensors' types, dispatch keys, dtypes, devices and sizes, compared in C++.
-    A look-up by the same facts as Python objects would take several times as long.
+    Where a shape is looked up, making it a Python object and hashing it is the larger part of the cost, so the kinds last seen
+    with the same numbers are tried first: one that does not fit fails at its first tensor.
     """
-    kinds: dict[Any, list[TensorGuards]] = {}
+    latest: dict[Any, list[_IsKind]] = {}
+    kinds: dict[Any, list[_IsKind]] = {}
 
     def call(*inputs: Any) -> None:
-        present = [tensor for tensor in inputs[:tensors] if tensor is not None]
-        key: Any = (present[0].shape if present else None, inputs[tensors:])
-        if len(present) < tensors:
-            key = (key, tuple([tensor is None for tensor in inputs[:tensors]]))
+        end = arity
+        while inputs[end - 1] is None:  # most often the optional tensors are left out from the last one on
+            end -= 1
+        tensors, numbers = inputs[:end], inputs[end:]
         try:
-            same_numbers = kinds.get(key, ())
+            for is_kind in latest[numbers]:
+                if is_kind(*tensors):
+                    return
+        except KeyError:
+            pass
         except TypeError:  # a list, which has no hash
             call(*hashable(inputs))
             return
-        for guards in same_numbers:
-            if guards.check(*present):
+        key = (getattr(inputs[0], "shape", None), numbers)
+        known = next((is_kind for is_kind in kinds.get(key, ()) if is_kind(*tensors)), None)
+        if known is None:
+            check(*inputs)
+            known = _is_kind(tensors)
+            if known is None:
                 return
-        check(*inputs)
-        if len(kinds) >= _MOST_KINDS:
-            kinds.clear()
-        any_strides: Any = [[None] * tensor.dim() for tensor in present]
-        guards = TensorGuards(*present, dynamic_dims_sizes=None, dynamic_dims_strides=any_strides)
-        if guards.check(*present):  # they never take one tensor for two
-            kinds.setdefault(key, []).append(guards)
+            if len(kinds) >= _MOST_KEYS:
+                kinds.clear()
+                latest.clear()
+            kinds[key] = [known, *kinds.get(key, ())][:_MOST_KINDS]
+        latest[numbers] = [known, *latest.get(numbers, ())][:_MOST_LATEST]
 
     return call
 
