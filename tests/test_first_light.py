@@ -56,7 +56,7 @@ def test_golden_data_is_told_from_measurements() -> None:
 
 
 def test_a_program_that_hangs_keeps_what_it_said(program, tmp_path: Path) -> None:
-    program("echo '{\"name\": \"first\", \"cycles\": 1}'; sleep 600 & wait")
+    program('echo \'{"name": "first", "cycles": 1}\'; sleep 600 & wait')
     outcome = run(Measurement("program", "all", seconds=1), tmp_path)
     assert outcome.records == [{"name": "first", "cycles": 1}]
     assert outcome.failure == "no end within 1 s"

@@ -265,7 +265,7 @@ def test_what_is_remembered_is_what_the_check_says() -> None:
         (Conv2dFprop, [[x], [w], [bias, None]], [(s, *rest, "torch", False) for s in (stride, list(stride), (2, 2), (0, 1))]),
         (
             RnnForward,
-            [[z], [w_hh], [h0, None], [lengths, None], [batch_sizes, None]],
+            [[z, torch.randn(7, 10)], [w_hh], [h0], [lengths, None], [batch_sizes, None]],
             [(name, "rnn", "torch") for name in ("tanh", "relu", "sine")],
         ),
     ]

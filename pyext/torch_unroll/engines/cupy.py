@@ -148,9 +148,7 @@ def encode_tensor_map(driver: Any, spec: TensorMapSpec) -> TensorMap:
     element_stride = _numbers(driver.cuuint32_t, spec.element_stride)
     if spec.im2col:
         corners = (list(spec.lower), list(spec.upper))
-        status, encoded = driver.cuTensorMapEncodeIm2col(
-            *tensor, *corners, spec.channels, spec.pixels, element_stride, *shared
-        )
+        status, encoded = driver.cuTensorMapEncodeIm2col(*tensor, *corners, spec.channels, spec.pixels, element_stride, *shared)
     else:
         status, encoded = driver.cuTensorMapEncodeTiled(*tensor, _numbers(driver.cuuint32_t, spec.box), element_stride, *shared)
     if status:
