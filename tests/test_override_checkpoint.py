@@ -94,7 +94,7 @@ def _torchs_calls(profiled: Any) -> list[str]:
     ("use_reentrant", "passing"),
     [(False, passing) for passing in PASSES] + [(True, "Tensor.backward"), (True, "autograd.backward")],  # torch allows no others
 )
-@pytest.mark.parametrize("recomputation", RECOMPUTATIONS)
+@pytest.mark.parametrize("recomputation", ["checkpoint", "nested", pytest.param("sequential", marks=pytest.mark.slow)])
 def test_what_a_checkpoint_computes_again_is_ours(recomputation: str, use_reentrant: bool, passing: str) -> None:
     run, differentiate, block = RECOMPUTATIONS[recomputation], PASSES[passing], Block().double()
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
