@@ -1,0 +1,89 @@
+"""Every case, by the job that runs it; and of these, few that launch every kernel."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from random import Random
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import conv2d_cases, max_pool2d_cases, rnn_cases
+from benchmarks.gpu.case import Case, RefusedError
+from torch_unroll.engines.compiled import CompiledEngine
+from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.engines.interface import Engine
+from torch_unroll.kernels.table import LaunchPlan
+
+MODULES: tuple[Callable[[bool, int], Iterator[Case]], ...] = (
+    conv2d_cases.cases,
+    rnn_cases.cases,
+    max_pool2d_cases.cases,
+)
+KINDS: Mapping[str, type[Case]] = {
+    kind.op: kind
+    for kind in (
+        conv2d_cases.Conv2dCase,
+        rnn_cases.RnnCase,
+        rnn_cases.RnnCellCase,
+        max_pool2d_cases.MaxPool2dCase,
+        max_pool2d_cases.UnfoldCase,
+    )
+}
+#: How many cases in a row may launch nothing new before a search for more kernels ends.
+_PATIENCE = 120
+
+
+def by_job(small: bool, seed: int) -> dict[str, list[Case]]:
+    """All cases; jobs and the cases of each in their order of interest."""
+    jobs: dict[str, list[Case]] = {}
+    for cases in MODULES:
+        for case in cases(small, seed):
+            jobs.setdefault(case.job, []).append(case)
+    return jobs
+
+
+def from_json(fields: Mapping[str, Any]) -> Case:
+    """The case that `Case.as_json` told."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items() if name != "op"}
+    return KINDS[fields["op"]](**values)
+
+
+class _Planner:
+    """A launcher that plans as another does, and launches nothing."""
+
+    def __init__(self, launcher: Any):
+        self.resident, self.properties, self.preload = launcher.resident, launcher.properties, launcher.preload
+        self.tensor_map = launcher.tensor_map
+
+    def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        pass
+
+
+def covering(cases: Sequence[Case], engine: Engine, device: torch.device, seed: int, more: int) -> list[Case]:
+    """Cases, drawn by a seed, that launch every kernel that the whole list launches, and so many more; of an engine that chooses
+    its kernels by itself, so many."""
+    drawn = list(cases)
+    Random(f"{seed} {cases[0].job}").shuffle(drawn)
+    if not isinstance(engine, CompiledEngine):
+        return drawn[:more]
+    planner = CompiledEngine(engine.name, _Planner(engine.launcher), engine.refuses)
+    kept, further, rows, in_vain = list[Case](), list[Case](), set[str](), 0
+    for case in drawn:
+        try:
+            with recording() as recorded:
+                case.compute(planner, device)
+        except RefusedError:
+            continue
+        launched = {plan.kernel.expression for _, plan in recorded.launches}
+        if launched <= rows:
+            further.append(case)
+            in_vain += 1
+        else:
+            kept.append(case)
+            rows |= launched
+            in_vain = 0
+        if in_vain >= _PATIENCE:
+            break
+    return [*kept, *further[:more]]

@@ -1,0 +1,203 @@
+"""Max pooling by every variant, with ties; its gather and indices; pooling over time; unfold and fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu.case import ARITHMETIC, Case, RefusedError, generator, integers
+from torch_unroll.kernels.cuda.max_pool2d import variants
+from torch_unroll.shapes import pooling_offset_dtype
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
+
+
+class Window(NamedTuple):
+    """A pooling of a plane."""
+
+    size: tuple[int, int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+
+
+_ANY = {
+    "2x2": Window((2, 16, 9, 8), (2, 2), (2, 2)),
+    "3x3/2": Window((1, 24, 9, 7), (3, 3), (2, 2), (1, 1)),
+    "3x3/1": Window((1, 16, 6, 7), (3, 3), (1, 1), (1, 1)),
+    "dilated": Window((1, 8, 9, 9), (2, 3), (1, 2), (1, 1), (2, 1), True),
+    "odd channels": Window((2, 5, 7, 9), (3, 2), (2, 3), (1, 0)),
+    "16-bit offsets": Window((1, 8, 22, 21), (20, 20), (1, 1)),
+    "32-bit offsets": Window((1, 8, 184, 182), (182, 181), (1, 1)),
+    "tall": Window((1, 8, 200, 1), (200, 1), (200, 1)),
+    "tall, 16-bit offsets": Window((1, 8, 20, 20), (20, 20), (20, 20)),
+    "tall, 32-bit offsets": Window((1, 8, 182, 181), (182, 181), (182, 181)),
+    "tall, one channel": Window((1, 1, 200, 1), (200, 1), (200, 1)),
+    "tall, one channel, 16-bit offsets": Window((1, 1, 20, 20), (20, 20), (20, 20)),
+    "tall, one channel, 32-bit offsets": Window((1, 1, 182, 181), (182, 181), (182, 181)),
+}
+#: By what each is there for.
+WINDOWS = _ANY | {
+    "2x2, several blocks": Window((3, 64, 63, 61), (2, 2), (2, 2)),
+    "3x3/2, several blocks": Window((2, 128, 57, 55), (3, 3), (2, 2), (1, 1)),
+    "3x3/1, several blocks": Window((4, 64, 28, 28), (3, 3), (1, 1), (1, 1)),
+    "7x7": Window((4, 128, 7, 7), (7, 7), (7, 7)),
+    "5x5/3": Window((2, 40, 31, 33), (5, 5), (3, 3), (2, 2)),
+    "large plane": Window((1, 8, 224, 224), (3, 3), (2, 2), (1, 1)),
+}
+
+
+@cache
+def _exact(window: Window, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, y, dy and dx by torch in float64, which takes the first of equal values as ours do."""
+    draw = generator(seed, "max_pool2d", *window)
+    x = integers(window.size, draw, most=3).requires_grad_()
+    y = F.max_pool2d(x, *window[1:])
+    dy = integers(tuple(y.shape), draw)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    return x.detach(), y.detach(), dy, dx
+
+
+@cache
+def _offsets(window: Window, seed: int) -> tuple[Tensor, Tensor]:
+    """Where in its window each maximum stands, from the positions in the plane that torch tells; and those positions."""
+    x = _exact(window, seed)[0]
+    _, indices = F.max_pool2d(x, *window[1:], return_indices=True)
+    W, Q = x.shape[3], indices.shape[3]
+    rows, columns = torch.arange(indices.shape[2])[:, None], torch.arange(Q)
+    r = (indices // W - rows * window.stride[0] + window.padding[0]) // window.dilation[0]
+    s = (indices % W - columns * window.stride[1] + window.padding[1]) // window.dilation[1]
+    return (r * window.kernel[1] + s).to(pooling_offset_dtype(window.kernel[0] * window.kernel[1])), indices
+
+
+@contextmanager
+def _forced(direction: str, name: str) -> Iterator[None]:
+    """One variant of a direction for the calls within."""
+    table = {"forward": "_FORWARD", "backward": "_BACKWARD"}.get(direction)
+    if table is None:
+        yield
+        return
+    before = getattr(variants, table)
+    caches = (variants.forward_plan, variants.backward_plan)
+    try:
+        setattr(variants, table, {name: before[name]})
+        for cached in caches:
+            cached.cache_clear()
+        yield
+    finally:
+        setattr(variants, table, before)
+        for cached in caches:
+            cached.cache_clear()
+
+
+@dataclass(frozen=True)
+class MaxPool2dCase(Case):
+    """One kernel of pooling: forward and backward by a variant, gather and indices as they are."""
+
+    op: ClassVar[str] = "max_pool2d"
+    direction: str  # "forward", "backward", "gather" or "indices"
+    variant: str
+    dtype: str
+    layout: str
+    window: str
+    seed: int = 0
+
+    @property
+    def job(self) -> str:
+        return f"max_pool2d {self.direction} {self.variant}"
+
+    def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
+        dtype, memory_format, window = ARITHMETIC[self.dtype], LAYOUTS[self.layout], WINDOWS[self.window]
+        exact = _exact(window, self.seed)
+        x, dy, offsets = (
+            tensor.to(device, dtype if tensor.is_floating_point() else None).contiguous(memory_format=memory_format)
+            for tensor in (exact[0], exact[2], _offsets(window, self.seed)[0])
+        )
+        plane, geometry = (x.shape[2], x.shape[3]), window[1:5]
+        with _forced(self.direction, self.variant):
+            try:
+                if self.direction == "forward":
+                    y, offsets = engine.max_pool2d_forward(x, *geometry, window.ceil_mode, True)
+                    return {"y": y, "offsets": offsets}
+                if self.direction == "backward":
+                    return {"dx": engine.max_pool2d_backward(dy, offsets, plane, *geometry)}
+            except AssertionError as error:  # the table's last variant takes everything, and it is not in this one
+                raise RefusedError(f"{self.variant} does not take this pooling") from error
+            if self.direction == "gather":
+                return {"gathered": engine.max_pool2d_gather(x, offsets, *geometry)}
+            return {"indices": engine.max_pool2d_indices(offsets, plane, *geometry)}
+
+    def expected(self) -> Mapping[str, Tensor]:
+        dtype, window = ARITHMETIC[self.dtype], WINDOWS[self.window]
+        _, y, _, dx = (tensor.to(dtype) for tensor in _exact(window, self.seed))
+        offsets, indices = _offsets(window, self.seed)
+        results = {"forward": {"y": y, "offsets": offsets}, "backward": {"dx": dx}, "gather": {"gathered": y}}
+        return results.get(self.direction, {"indices": indices})
+
+
+@dataclass(frozen=True)
+class UnfoldCase(Case):
+    """Unfold, or its transpose, fold."""
+
+    op: ClassVar[str] = "unfold"
+    direction: str  # "unfold" or "fold"
+    dtype: str
+    layout: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    seed: int = 0
+
+    @property
+    def job(self) -> str:
+        return "unfold and fold"
+
+    @property
+    def geometry(self) -> tuple[tuple[int, int], ...]:
+        return self.kernel, self.dilation, self.padding, self.stride  # in the order of F.unfold
+
+    def _exact(self) -> tuple[Tensor, Tensor]:
+        x = integers((2, 6, 11, 13), generator(self.seed, "unfold"), most=3)
+        return x, F.unfold(x, *self.geometry)
+
+    def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
+        x, columns = (tensor.to(device, ARITHMETIC[self.dtype]) for tensor in self._exact())
+        geometry = (self.kernel, self.stride, self.padding, self.dilation)
+        if self.direction == "unfold":
+            return {"columns": engine.unfold(x.contiguous(memory_format=LAYOUTS[self.layout]), *geometry)}
+        return {"x": engine.fold(columns, (11, 13), *geometry)}
+
+    def expected(self) -> Mapping[str, Tensor]:
+        _, columns = self._exact()
+        if self.direction == "unfold":
+            return {"columns": columns.to(ARITHMETIC[self.dtype])}
+        return {"x": F.fold(columns, (11, 13), *self.geometry).to(ARITHMETIC[self.dtype])}
+
+
+def cases(small: bool, seed: int) -> Iterator[Case]:
+    """All of them; what a variant does not take, it refuses when it is asked."""
+    names = {
+        "forward": tuple(variants._FORWARD),
+        "backward": tuple(variants._BACKWARD),
+        "gather": ("flat",),
+        "indices": ("flat",),
+    }
+    for direction, dtype, layout, window in product(names, DTYPES, LAYOUTS, _ANY if small else WINDOWS):
+        for variant in names[direction]:
+            yield MaxPool2dCase(direction, variant, dtype, layout, window, seed)
+    unfolds = (((3, 3), (2, 2), (1, 1), (1, 1)), ((2, 4), (1, 3), (0, 2), (2, 1)), ((1, 1), (1, 1), (0, 0), (1, 1)))
+    for direction, dtype, layout, geometry in product(("unfold", "fold"), DTYPES, LAYOUTS, unfolds):
+        if direction == "unfold" or layout == "nchw":
+            yield UnfoldCase(direction, dtype, layout, *geometry, seed)

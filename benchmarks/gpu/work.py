@@ -1,0 +1,95 @@
+"""What runs in the process of a job: its cases one after the other, each told before it is launched."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.case import Case, judge
+from benchmarks.gpu.cases import by_job, covering, from_json
+from benchmarks.gpu.evidence import evidence
+from torch_unroll.engines import load, refusal
+
+#: Of how many wrong cases of a job the evidence is kept.
+MOST_EVIDENCE = 3
+
+
+@dataclass(frozen=True)
+class ExactJob:
+    """Cases of one name on one engine. `more` None runs them all; else as many as launch every kernel, and so many more."""
+
+    name: str
+    engine: str
+    device: str
+    seed: int
+    small: bool = False
+    more: int | None = None
+    after: int = 0  # so many cases were run before, the last of which took its process down
+
+    @property
+    def key(self) -> str:
+        return f"{self.engine}: {self.name}"
+
+
+def tell(event: str, **fields: Any) -> None:
+    """A line for whoever reads the output, at once."""
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def run_exact(job: ExactJob) -> None:
+    """Runs a job's cases; what it prints is read by `outcome.read`."""
+    device = torch.device(job.device)
+    if reason := refusal(job.engine, "conv2d", device, torch.float32):
+        tell("missing", detail=reason)
+        return
+    engine: Any = load(job.engine)
+    torch.set_num_threads(1)
+    cases = by_job(job.small, job.seed)[job.name]
+    if job.more is not None:
+        cases = covering(cases, engine, device, job.seed, job.more)
+    run_cases(cases, engine, device, job.after)
+
+
+def run_cases(cases: list[Case], engine: Any, device: torch.device, after: int = 0) -> None:
+    """Judges cases in order, from the one numbered `after` on."""
+    rows: set[str] = set()
+    counts = dict.fromkeys(("right", "refused", "wrong", "unsteady", "error"), 0)
+    refusals: dict[str, int] = {}
+    for number, case in enumerate(cases[after:], after):
+        tell("begin", number=number, case=case.as_json())
+        try:
+            verdict = judge(case, engine, device)
+        except Exception as error:  # one bad case does not end the job, unless the device is gone
+            counts["error"] += 1
+            tell("error", case=case.as_json(), detail=f"{type(error).__name__}: {error}"[:500])
+            if device.type == "cuda" and _is_lost():
+                tell("lost")
+                sys.exit(1)
+            continue
+        counts[verdict.outcome] += 1
+        rows |= verdict.rows
+        if verdict.outcome == "refused":
+            refusals[verdict.detail] = refusals.get(verdict.detail, 0) + 1
+        elif verdict.outcome != "right":
+            keep = counts["wrong"] + counts["unsteady"] <= MOST_EVIDENCE
+            kept = [evidence(case, *wrong) for wrong in verdict.wrong] if keep else []
+            tell(verdict.outcome, case=case.as_json(), detail=verdict.detail, evidence=kept)
+    tell("end", counts=counts, refusals=refusals, rows=sorted(rows))
+
+
+def _is_lost() -> bool:
+    """Whether an error has left the device unusable by this process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def run_case(case: dict[str, Any], engine: str, device: str) -> None:
+    """One case, as a result file tells it."""
+    run_cases([from_json(case)], load(engine), torch.device(device))
