@@ -2,16 +2,18 @@
 variant, tile and splits that take the least time on this GPU. Every candidate's result is compared with float64 before it is
 timed.
 
-A search writes each finished problem to disk at once; interrupted, the same command continues it.
+Each problem is searched by a process of its own: one that hangs, crashes or loses the GPU costs that problem only. A search
+writes each finished problem to disk at once; interrupted, the same command continues it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +28,9 @@ from benchmarks import results
 from benchmarks.cases import Case
 from benchmarks.cuda_timing import L2Flush, measure
 from benchmarks.environment import describe
+from benchmarks.isolation import Job, Outcome, run, run_all
 from benchmarks.measure import fair
 from benchmarks.ops.operation import Call, double
-from benchmarks.runner import device_is_lost, start_again
 from benchmarks.suites import Selected
 from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 from torch_unroll.engines import load, refusal, resolve_precision
@@ -165,19 +167,22 @@ class Prepared:
         return {each: summarize(timed[str(each)]).median for each in choices}
 
 
-def search(prepared: Prepared, strategy: Strategy) -> dict[str, Any]:
-    """A problem's row: the best choice, the model's, and every candidate's time in microseconds or what is wrong with it."""
+def search(prepared: Prepared, strategy: Strategy, tell: Callable[[str], None]) -> dict[str, Any]:
+    """A problem's row: the best choice, the model's, and every candidate's time in microseconds or what is wrong with it. It
+    tells what it is about to do, in case that never returns."""
     wrong: dict[str, str] = {}
     right: list[Choice] = []
-    for each in prepared.choices:
+    for choice in prepared.choices:
+        tell(f"checking {choice}")
         try:
-            problem = prepared.complaint(each)
+            problem = prepared.complaint(choice)
         except torch.OutOfMemoryError as error:
             problem = f"out of memory: {str(error).splitlines()[0]}"
         if problem is None:
-            right.append(each)
+            right.append(choice)
         else:
-            wrong[str(each)] = problem
+            wrong[str(choice)] = problem
+    tell("timing")
     row: dict[str, Any] = {"case": prepared.case.key, "wrong": wrong, "model": list(prepared.by_model), "best": None, "us": {}}
     if right:
         best, seconds = strategy(right, prepared.time)
@@ -192,6 +197,37 @@ def _microseconds(seconds: float) -> float:
 # ---- the search ----------------------------------------------------------------------------------------------------------
 
 
+def survey(device: torch.device, path: Path) -> None:
+    """Writes what a search must know of the machine."""
+    results.save({"environment": describe(device), "engine": engine_of(device)}, path)
+
+
+def search_case(
+    case: Case,
+    device: torch.device,
+    engine: str,
+    strategy: str,
+    seed: int,
+    prepare: Callable[[Case, torch.device, str, int], Prepared],
+    path: Path,
+) -> None:
+    """Writes a case's row; until it has one, what it is doing."""
+
+    def tell(doing: str) -> None:
+        results.save({"doing": doing}, path)
+
+    stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+    tell("preparing")
+    with fair(case.dtype), stream:
+        prepared = prepare(case, device, engine, seed)
+        row = {"key": prepared.key, **search(prepared, _strategy(strategy, f"{seed} {case.key}"), tell)}
+    results.save(row, path)
+
+
+def _complaint(outcome: Outcome, told: Mapping[str, Any]) -> str:
+    return f"{outcome.detail}, {told['doing']}" if "doing" in told else outcome.detail
+
+
 @dataclass
 class Search:
     """The cases of a search, and how it goes about them."""
@@ -202,16 +238,17 @@ class Search:
     out: Path
     minutes: float | None = None
     seed: int = 0
+    #: Seconds that a case may take.
+    limit: float = 120.0
     prepare: Callable[[Case, torch.device, str, int], Prepared] = Prepared
+    survey: Callable[[torch.device, Path], None] = survey
 
     def go(self) -> dict[str, Any]:
         """Searches; returns the document, which is also on disk. Ctrl-C keeps what was measured."""
-        engine = engine_of(self.device)
-        document = self._resume(describe(self.device))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        here = self._survey()
+        document = self._resume(here["environment"])
         rows: dict[str, Any] = document["problems"]
-        if document["begun"] is not None:
-            rows[document["begun"]] = {"case": document["begun"], "key": None, "error": "the process ended in this case"}
-            document["begun"] = None
         done = {row["case"] for row in rows.values()}
         wanted = [case for case in self.cases if case.key not in done]
         if done:
@@ -221,34 +258,55 @@ class Search:
         progress = tqdm(wanted, unit="case", file=sys.stderr, dynamic_ncols=True)
         for i, case in enumerate(progress):
             began = time.monotonic()
-            if deadline is not None and began + longest > deadline:
+            row = None
+            if deadline is None or began + longest <= deadline:
+                progress.set_description(case.key[:60])
+                row = self._row(case, here["engine"], deadline)
+            if row is None:
                 progress.close()
                 print(f"{len(wanted) - i} cases left: they do not fit in {self.minutes:g} minutes", file=sys.stderr)
                 break
-            progress.set_description(case.key[:60])
-            document["begun"] = case.key
+            rows[case.key] = row
             results.save(document, self.out)
-            try:
-                rows[case.key] = self._row(case, engine)
-            except KeyboardInterrupt:
-                document["begun"] = None
-                results.save(document, self.out)
-                raise
-            except Exception as problem:  # one bad case does not end the search
-                rows[case.key] = {"case": case.key, "key": None, "error": f"{type(problem).__name__}: {problem}"[:500]}
-                progress.write(f"{case.key}: {rows[case.key]['error']}", file=sys.stderr)
-            document["begun"] = None
-            results.save(document, self.out)
-            if "error" in rows[case.key] and device_is_lost(self.device):
-                start_again()
+            if "error" in row:
+                progress.write(f"{case.key}: {row['error']}; what it said: {self._said(case)}", file=sys.stderr)
             longest = max(longest, time.monotonic() - began)
+        with suppress(OSError):  # what failed has left there what it said
+            self._folder.rmdir()
         return document
 
-    def _row(self, case: Case, engine: str) -> dict[str, Any]:
-        stream = torch.cuda.stream(torch.cuda.Stream(self.device)) if self.device.type == "cuda" else nullcontext()
-        with fair(case.dtype), stream:
-            prepared = self.prepare(case, self.device, engine, self.seed)
-            return {"key": prepared.key, **search(prepared, _strategy(self.strategy, f"{self.seed} {case.key}"))}
+    @property
+    def _folder(self) -> Path:
+        return self.out.with_name(self.out.name + ".output")
+
+    def _said(self, case: Case) -> Path:
+        return self._folder / (re.sub(r"[^\w=,.]+", "-", case.key)[:200] + ".txt")
+
+    def _survey(self) -> dict[str, Any]:
+        path = self._folder / "here.json"
+        outcome = run(self.survey, (self.device, path), limit=self.limit, output=path.with_suffix(".txt"))
+        if outcome.kind != "ended":
+            raise ValueError(outcome.detail)
+        here = json.loads(path.read_text())
+        path.unlink()
+        path.with_suffix(".txt").unlink()
+        return here
+
+    def _row(self, case: Case, engine: str, deadline: float | None) -> dict[str, Any] | None:
+        """A case's row; None if the deadline came first."""
+        path = self._said(case).with_suffix(".json")
+        path.unlink(missing_ok=True)
+        call = (case, self.device, engine, self.strategy, self.seed, self.prepare, path)
+        ((_, outcome),) = run_all([Job(search_case, call, self.limit, self._said(case))], deadline=deadline)
+        told = json.loads(path.read_text()) if path.exists() else {}
+        path.unlink(missing_ok=True)
+        if outcome.kind == "stopped":
+            self._said(case).unlink(missing_ok=True)
+            return None
+        if outcome.kind != "ended":
+            return {"case": case.key, "key": None, "error": _complaint(outcome, told)}
+        self._said(case).unlink()
+        return told
 
     def _resume(self, environment: dict[str, Any]) -> dict[str, Any]:
         new = {
@@ -257,7 +315,6 @@ class Search:
             "environment": environment,
             "strategy": self.strategy,
             "seed": self.seed,
-            "begun": None,
             "problems": {},
         }
         if not self.out.exists():

@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         help="time all candidates, a random quarter of them, or ever fewer with ever more samples (halving)",
     )
     choices.add_argument("--budget", type=float, metavar="MINUTES", help="stop in time; the same command goes on")
+    choices.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="stop a case that takes longer (120)")
     choices.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     choices.add_argument("--seed", type=int, default=0, help="of the inputs and of the random strategy (0)")
     choices.add_argument(
@@ -180,9 +181,8 @@ def quick(cases: list[Selected], shrink: bool) -> list[Selected]:
 def _device(name: str | None) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here; `python -m torch_unroll doctor` says why")
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
-    )
+    # Asking for the current device would make a CUDA context, which a process that has others measure must not have.
+    return torch.device("cuda", 0) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
 def _engines(given: Sequence[str], device: torch.device) -> tuple[str, ...]:
@@ -238,7 +238,9 @@ def _choices(arguments: argparse.Namespace) -> int:
     cases = choices.distinct(telling(selection(arguments, device)))
     if device.type == "cpu":
         cases = list({case.key: case for case in (each.shrunk() for each in cases)}.values())
-    search = choices.Search(cases, device, arguments.strategy, arguments.out, arguments.budget, arguments.seed)
+    if not arguments.limit > 0:
+        raise ValueError(f"--limit: expected a number of seconds above 0, got {arguments.limit:g}")
+    search = choices.Search(cases, device, arguments.strategy, arguments.out, arguments.budget, arguments.seed, arguments.limit)
     document = search.go()
     print(choices.summary(document))
     if arguments.write:

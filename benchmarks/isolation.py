@@ -7,12 +7,12 @@ picklable; what it finds out it writes to a file.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -28,7 +28,6 @@ from typing import Any, Literal
 #: Seconds that a killed process has to disappear: the driver may be slow to take a kernel that never ends off the GPU.
 _SECONDS_TO_DIE = 10.0
 _LONGEST_DETAIL = 500
-_PR_SET_PDEATHSIG = 1
 
 Kind = Literal["ended", "hung", "crashed", "failed", "stopped"]
 
@@ -160,11 +159,17 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
+def _end_with_the_caller() -> None:
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    caller.join()
+    os.killpg(0, signal.SIGKILL)
+
+
 def _child(job: Job, until: float, report: connection.Connection) -> None:
     """What the process does: calls the function in a session of its own, with its output in the job's file."""
     os.setsid()
-    # If the caller is killed, the server ends, and this process with it.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
     file = os.open(job.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,17 +16,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import choices
+from benchmarks import choices, results
 from benchmarks.cases import Case, parse
 from benchmarks.choices import MANY, Search, distinct, grid, halving, search, summary, write
 from benchmarks.cli import main
+from benchmarks.environment import describe
 from benchmarks.results import ForeignError
 from benchmarks.suites import select
 from torch_unroll.engines import cuda
 from torch_unroll.kernels.cuda.conv2d import choice as table
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 
-pytestmark = pytest.mark.usefixtures("switches_may_be_set")
 CPU = torch.device("cpu")
 CANDIDATES = [Choice("tensor", tile, splits) for tile in ("128x128", "64x64") for splits in range(1, 9)]
 CASES = [
@@ -86,76 +91,146 @@ class Fake:
 
 
 def test_what_is_wrong_is_told_and_not_timed() -> None:
-    row = search(Fake(CASES[0], {CANDIDATES[5]: "too far from float64"}), grid)  # type: ignore[arg-type]
+    told: list[str] = []
+    row = search(Fake(CASES[0], {CANDIDATES[5]: "too far from float64"}), grid, told.append)  # type: ignore[arg-type]
+    assert told == [*(f"checking {choice}" for choice in CANDIDATES), "timing"]
     assert row["wrong"] == {"tensor 128x128, 6 splits": "too far from float64"}
     assert "tensor 128x128, 6 splits" not in row["us"]
     assert row["best"][:3] == ["tensor", "128x128", 1]
     assert row["best"][3] == pytest.approx(12, rel=0.1)
-    nothing = search(Fake(CASES[0], dict.fromkeys(CANDIDATES, "wrong")), grid)  # type: ignore[arg-type]
+    nothing = search(Fake(CASES[0], dict.fromkeys(CANDIDATES, "wrong")), grid, told.append)  # type: ignore[arg-type]
     assert nothing["best"] is None
 
 
-def fakes(log: list[str], fail: str = "", stop: str = "") -> Any:
-    def prepare(case: Case, device: torch.device, engine: str, seed: int) -> Any:
-        log.append(case.key)
-        if case.key == stop:
-            raise KeyboardInterrupt
-        if case.key == fail:
-            raise RuntimeError("no luck")
-        return Fake(case)
-
-    return prepare
+#: What befalls the case that is named in the environment.
+FATES: dict[str, Callable[[], Any]] = {
+    "exception": lambda: {}["no luck"],
+    "hang": lambda: time.sleep(600),
+    "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "exit": lambda: os._exit(9),
+}
 
 
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "engine_of", lambda device: "cuda")
+class Planted(Fake):
+    """A problem that may meet its fate while its second candidate is checked."""
+
+    def __init__(self, case: Case, fate: str):
+        super().__init__(case)
+        self.fate = fate
+
+    def complaint(self, choice: Choice) -> str | None:
+        if choice == CANDIDATES[1] and self.fate:
+            FATES[self.fate]()
+        return super().complaint(choice)
 
 
-@pytest.mark.usefixtures("served")
-def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
-    out, log = tmp_path / "out" / "choices.json", list[str]()
-    with pytest.raises(KeyboardInterrupt):
-        Search(CASES, CPU, "grid", out, prepare=fakes(log, stop=CASES[2].key)).go()
-    assert list(json.loads(out.read_text())["problems"]) == [case.key for case in CASES[:2]]
-    log.clear()
-    document = Search(CASES, CPU, "grid", out, prepare=fakes(log, fail=CASES[3].key)).go()
-    assert log == [case.key for case in CASES[2:]]
-    assert document == json.loads(out.read_text())
-    assert document["problems"][CASES[2].key]["best"][:3] == list(CANDIDATES[5])
-    assert document["problems"][CASES[3].key]["error"] == "RuntimeError: no luck"
-    assert f"failed: {CASES[3].key}: RuntimeError: no luck" in summary(document)
+@dataclass(frozen=True)
+class Fakes:
+    """Makes problems, and a list of them in a file; a process of its own takes it as it is."""
+
+    log: Path
+    fates: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, case: Case, device: torch.device, engine: str, seed: int) -> Any:
+        with self.log.open("a") as file:
+            print(case.key, file=file)
+        return Planted(case, self.fates.get(case.key, ""))
+
+    def made(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+def seen(device: torch.device, path: Path) -> None:
+    results.save({"environment": describe(device), "engine": "cuda"}, path)
+
+
+def searched(tmp_path: Path, prepare: Fakes, *, strategy: str = "grid", **options: Any) -> dict[str, Any]:
+    options = {"cases": CASES, "limit": 30.0, **options}
+    return Search(
+        device=CPU, strategy=strategy, out=tmp_path / "out" / "choices.json", prepare=prepare, survey=seen, **options
+    ).go()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fate", "limit", "error"),
+    [
+        ("exception", 30, "KeyError: 'no luck', checking tensor 128x128, 2 splits"),
+        ("hang", 4, "no end within 4 s, checking tensor 128x128, 2 splits"),
+        ("crash", 30, "signal 11 (SIGSEGV), checking tensor 128x128, 2 splits"),
+        ("exit", 30, "exit status 9, checking tensor 128x128, 2 splits"),
+    ],
+)
+def test_a_case_that_fails_costs_itself_only(fate: str, limit: float, error: str, tmp_path: Path) -> None:
+    prepare = Fakes(tmp_path / "log", {CASES[1].key: fate})
+    document = searched(tmp_path, prepare, limit=limit)
+    assert prepare.made() == [case.key for case in CASES]
+    assert document["problems"][CASES[1].key]["error"] == error
+    for case in (CASES[0], *CASES[2:]):
+        assert document["problems"][case.key]["best"][:3] == list(CANDIDATES[5])
+    assert f"failed: {CASES[1].key}: {error}" in summary(document)
     assert "3 of 4 cases have a best choice" in summary(document)
+    (said,) = (tmp_path / "out" / "choices.json.output").iterdir()
+    assert "K=16" in said.name
+    searched(tmp_path, prepare)
+    assert prepare.made() == [case.key for case in CASES], "what has failed is not tried again"
 
 
-@pytest.mark.usefixtures("served")
-def test_a_case_that_took_the_process_down_is_not_tried_again(tmp_path: Path) -> None:
-    out, log = tmp_path / "choices.json", list[str]()
-    document = Search(CASES[:1], CPU, "grid", out, prepare=fakes(log)).go()
-    out.write_text(json.dumps({**document, "begun": CASES[1].key}))
-    document = Search(CASES, CPU, "grid", out, prepare=fakes(log)).go()
-    assert CASES[1].key not in log
-    assert document["problems"][CASES[1].key]["error"] == "the process ended in this case"
+def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
+    out, prepare = tmp_path / "out" / "choices.json", Fakes(tmp_path / "log", {CASES[2].key: "hang"})
+
+    def interrupt() -> None:
+        while CASES[2].key not in prepare.made():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path, prepare, limit=600.0)
+    thread.join()
+    assert list(json.loads(out.read_text())["problems"]) == [case.key for case in CASES[:2]]
+    document = searched(tmp_path, Fakes(tmp_path / "second"))
+    assert Fakes(tmp_path / "second").made() == [case.key for case in CASES[2:]]
+    assert document == json.loads(out.read_text())
+    assert len(document["problems"]) == len(CASES)
+    assert not out.with_name("choices.json.output").exists()
 
 
-@pytest.mark.usefixtures("served")
+def test_a_budget_stops_the_case_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare = Fakes(tmp_path / "log", {CASES[1].key: "hang"})
+    document = searched(tmp_path, prepare, minutes=0.2, limit=600.0)
+    assert list(document["problems"]) == [CASES[0].key]
+    assert "3 cases left" in capsys.readouterr().err
+
+
+def test_a_search_that_no_engine_serves_says_so(tmp_path: Path) -> None:
+    search = Search(CASES, torch.device("meta"), "grid", tmp_path / "choices.json")
+    with pytest.raises(ValueError, match="no compiled engine runs here"):
+        search.go()
+
+
 def test_another_search_is_not_continued(tmp_path: Path) -> None:
-    out, log = tmp_path / "choices.json", list[str]()
-    Search(CASES[:1], CPU, "grid", out, prepare=fakes(log)).go()
+    out, prepare = tmp_path / "out" / "choices.json", Fakes(tmp_path / "log")
+    searched(tmp_path, prepare, cases=CASES[:1])
     with pytest.raises(ForeignError, match=r"left by another search \(strategy: grid → halving; seed: 0 → 1\)"):
-        Search(CASES, CPU, "halving", out, seed=1, prepare=fakes(log)).go()
+        searched(tmp_path, prepare, strategy="halving", seed=1)
     for text in ("{", "[]", '{"schema": "torch-unroll-benchmarks", "version": 1}'):
         out.write_text(text)
         with pytest.raises(ForeignError):
-            Search(CASES, CPU, "grid", out, prepare=fakes(log)).go()
+            searched(tmp_path, prepare)
 
 
-@pytest.mark.usefixtures("served")
 def test_a_budget_leaves_the_rest_for_another_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, log = tmp_path / "choices.json", list[str]()
-    Search(CASES, CPU, "grid", out, minutes=-1, prepare=fakes(log)).go()
-    assert not log
+    prepare = Fakes(tmp_path / "log")
+    searched(tmp_path, prepare, minutes=-1)
+    assert not prepare.made()
     assert "4 cases left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "nan"])
+def test_a_limit_is_a_number_of_seconds(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["choices", "--suite", "lenet5", "--device", "cpu", "--limit", limit]) == 2
+    assert f"--limit: expected a number of seconds above 0, got {limit}" in capsys.readouterr().err
 
 
 def test_distinct_problems_have_no_bias_and_no_training() -> None:
@@ -214,12 +289,10 @@ def test_a_cpu_writes_no_table(shipped: Path, capsys: pytest.CaptureFixture[str]
 
 @needs_emulator
 @pytest.mark.parametrize("strategy", ["grid", "random", "halving"])
-def test_a_dry_run_on_the_emulator(
-    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(choices, "MANY", 4)
+def test_a_dry_run_on_the_emulator(strategy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "choices.json"
-    arguments = ["choices", "--suite", "lenet5", "--device", "cpu", "--strategy", strategy, "--out", str(out), "--dtype", "fp16"]
+    arguments = ["choices", "--suite", "lenet5", "--device", "cpu", "--strategy", strategy, "--out", str(out)]
+    arguments += ["--dtype", "fp16", "--case", "C=6,"]
     assert main(arguments) == 0
     said = capsys.readouterr()
     rows = json.loads(out.read_text())["problems"].values()
