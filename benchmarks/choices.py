@@ -141,8 +141,8 @@ class Prepared:
         of = conv2d_call.Call(compiled.launcher, x, w, y, geometry, resolve_precision("conv", x))
         self.key = table.problem_key(case.direction, of.problem)
         candidates = table.candidates(case.direction, of.problem, of.device)
-        predicted = {each: table.predict(each, case.direction, of.problem, of.device).seconds for each in candidates}
-        self.choices = sorted(candidates, key=predicted.__getitem__)
+        self.predicted = {each: table.predict(each, case.direction, of.problem, of.device).seconds for each in candidates}
+        self.choices = sorted(candidates, key=self.predicted.__getitem__)
         #: What would be chosen without a table.
         self.by_model = table.choose(case.direction, of.problem, replace(of.device, name="")).choice
         torch.backends.cudnn.benchmark = False  # what is not timed needs no search

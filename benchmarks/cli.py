@@ -26,6 +26,7 @@ Start here:
   python -m benchmarks report mine.json                      tables, plots and a page to look at: mine.md, mine.html, mine-*.png
   python -m benchmarks compare old.json new.json             FASTER, SLOWER, SAME or UNSURE, case by case
   python -m benchmarks choices --suite resnet50 --write      find convolution's fastest variants, tiles and splits: its table
+  python -m benchmarks gpu --minutes 8                       on a GPU: every kernel proven, and the most telling timings
   python -m benchmarks repro 'conv2d/fprop/bf16/channels_last/N=32,C=64,H=56,W=56,K=64,R=3,S=3,padding=1'
 
 How it is measured, and what the numbers mean: benchmarks/README.md. Every row was compared with float64 before it was timed.
@@ -117,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="what `make bench` runs: check every op, time some, train two small networks")
     bench.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where bench.json and bench.png go (out)")
 
+    commands.add_parser(
+        "gpu", help="prove and measure everything on a GPU within minutes: exact, ceilings, timings", add_help=False
+    )
     commands.add_parser("microbench", help="latencies and bandwidths of the GPU itself (benchmarks/first_light)", add_help=False)
     return parser
 
@@ -315,6 +319,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from benchmarks.microbench import microbench
 
             return microbench(rest)
+        if arguments.command == "gpu":
+            from benchmarks.gpu.command import main as gpu
+
+            return gpu(rest)
         if rest:
             _parser().error(f"unrecognized arguments: {' '.join(rest)}")
         return _COMMANDS[arguments.command](arguments)

@@ -1,0 +1,143 @@
+"""`python -m benchmarks gpu`: one command that proves and measures everything on a GPU within minutes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks import isolation
+from benchmarks.gpu import outcome, phases, place, summary
+from benchmarks.gpu.store import Store
+
+_HELP = """\
+Phases, in the order of what they tell:
+  exact     every kernel of the tables on small integers, for equality, twice, on poisoned memory: cuda, then cupy and numba
+  hardware  bandwidths, latencies and the products' rates (first light), and golden data for the emulator
+  timings   the most telling cases beside torch's, every tile with the model's prediction beside it
+
+Each job is a process of its own and is on disk as soon as it has ended; the same command goes on where it was.
+
+  python -m benchmarks gpu --minutes 8 --out out/gpu     the whole, on one GPU
+  python -m benchmarks gpu --then --out out/gpu          a second, shorter run: failures under memcheck, else profiles and tests
+  python -m benchmarks gpu explain out/gpu/checks.jsonl  what a wrong result tells, and the same case on the emulator; no GPU
+  python -m benchmarks gpu keep out/gpu                  puts results, golden data and choices where the repository keeps them
+  python -m benchmarks gpu --device cpu --minutes 2      a rehearsal on the emulator
+
+Exit status: 0 all was right; 1 something was not, or was left; 2 it could not begin.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks gpu",
+        description="Proves and measures everything on a GPU within minutes.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "what", nargs="?", choices=("run", "explain", "keep"), default="run", help="run (the default), explain, keep"
+    )
+    parser.add_argument("path", nargs="?", type=Path, help="of explain: a file of checks; of keep: the folder of a run")
+    parser.add_argument("--minutes", type=_minutes, default=8.0, help="for everything, from 1 to 240 (8)")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder of the results (out/gpu)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: the emulator (cuda)")
+    parser.add_argument("--processes", type=_count, help="jobs at once (8 on a GPU, on the emulator one a core)")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs, and of what the emulator runs (0)")
+    parser.add_argument("--only", metavar="PATTERN", type=_pattern, help="jobs whose name holds this regular expression")
+    parser.add_argument("--shared", action="store_true", help="go ahead although others use the card")
+    parser.add_argument("--then", action="store_true", help="the second run, of what the first one in --out asks for")
+    parser.add_argument("--case", metavar="TEXT", help="of explain: only cases whose description holds this")
+    return parser
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = float("nan")
+    if not 1 <= minutes <= 240:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 240, got {text}")
+    return minutes
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 64, got {text}")
+    return int(text)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"expected a regular expression, got {text!r}: {error}") from error
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; the exit status. Raises ValueError or OSError, in one sentence, where it cannot begin."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.what == "run":
+        if options.path is not None:
+            parser.error(f"unrecognized argument: {options.path}")
+        return run(options)
+    if options.path is None:
+        parser.error(f"{options.what}: expected a path")
+    if options.what == "keep":
+        from benchmarks.gpu.keep import keep
+
+        print(keep(options.path))
+        return 0
+    from benchmarks.gpu.explain import explain
+
+    print(explain(options.path, options.case))
+    return 0
+
+
+def see(device: str, folder: Path) -> dict[str, Any]:
+    """What the process that looks at the device tells.
+
+    Raises:
+        ValueError: it died.
+    """
+    with TemporaryDirectory(prefix=".jobs-", dir=folder) as jobs:
+        output = Path(jobs) / "look.txt"
+        process = isolation.run(place.look, (device,), limit=60.0, output=output)
+        seen = outcome.read("look", output, process)
+    if seen["outcome"] != "right":
+        raise ValueError(f"the {'GPU' if device == 'cuda' else 'emulator'} cannot be asked what it is: {seen['detail']}")
+    return seen
+
+
+def run(options: argparse.Namespace, **planted: Any) -> int:
+    """The phases, within the time; `planted` replaces fields of the plan, for tests."""
+    began = time.monotonic()
+    isolation.preload("benchmarks.gpu.timings")
+    place.require_device(options.device)
+    place.require_folder(options.out)
+    seen = see(options.device, options.out)
+    place.require_place(seen, options.shared)
+    store = Store(options.out, {**seen["environment"], "seed": options.seed})
+    store.run.update(engines=seen["engines"], clocks=seen["clocks"])
+    store.write_run()
+    only = options.only.search if options.only else lambda key: True
+    workers = phases.processes(options.device, options.processes)
+    plan = phases.Plan(store, options.device, options.minutes, workers, options.seed, began, only, **planted)
+    if options.then:
+        from benchmarks.gpu.then import run_second
+
+        return run_second(plan)
+    engines = [name for name in ("cuda", "cupy", "numba") if seen["engines"][name] is None]
+    for engine in engines:
+        phases.timed(store, f"exact {engine}", partial(phases.run_exactness, plan, engine))
+    phases.timed(store, "hardware", partial(phases.run_hardware, plan))
+    phases.timed(store, "timings", partial(phases.run_timings, plan))
+    left = phases.left(plan, engines)
+    print(summary.text(store, left), flush=True)
+    return 0 if summary.verdict(store, complete=not left) else 1

@@ -1,0 +1,77 @@
+"""Puts a run where the repository keeps what GPUs have shown: results, golden data, convolution's choices."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks import choices, results
+from benchmarks.environment import REPOSITORY
+from benchmarks.first_light import programs
+from benchmarks.first_light.programs import Measurement, Outcome
+from benchmarks.gpu.store import Record, Store, load_run
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+GOLDEN = REPOSITORY / "tests" / "emulator" / "golden"
+
+
+def keep(folder: Path, into: Path = RESULTS, golden: Path = GOLDEN) -> str:
+    """Copies a run into the repository; what was done, a line each.
+
+    Raises:
+        ValueError: the folder holds no run, or one of the emulator.
+    """
+    if not (folder / "run.json").exists():
+        raise ValueError(f"{folder}: expected the folder of a run, with run.json in it")
+    run = load_run(folder)
+    if run["environment"]["device_type"] != "cuda":
+        raise ValueError(f"{folder}: what is kept is what a GPU has shown, and this run is the emulator's")
+    store = Store(folder, run["environment"])
+    target = into / re.sub(r"[^a-z0-9]+", "-", run["environment"]["device"].lower()).strip("-")
+    target.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for name in ("run.json", "checks.jsonl", "second.jsonl"):
+        if (folder / name).exists():
+            shutil.copy(folder / name, target / name)
+            lines.append(f"{target / name}")
+    lines += _keep_hardware(store, target, golden)
+    if rows := [record for record in store.lines["timings.jsonl"] if "row" in record]:
+        results.save(document(store, rows), target / "benchmarks.json")
+        lines.append(f"{target / 'benchmarks.json'}: {len(rows)} cases; python -m benchmarks report --readme")
+        lines.append(choices.write(choices_document(store, rows)))
+    return "\n".join(lines)
+
+
+def document(store: Store, records: list[Record]) -> results.Document:
+    """The timings as a result file, of which the reports are made."""
+    made = results.new(store.run["environment"], "python -m benchmarks gpu", store.run["environment"]["seed"])
+    made.update(ceilings=store.run.get("ceilings", {}), rows=[record["row"] for record in records], complete=True)
+    return made
+
+
+def choices_document(store: Store, records: list[Record]) -> dict[str, Any]:
+    """The tiles as `benchmarks choices` tells them."""
+    problems = {record["job"]: record["tiles"] for record in records if record.get("tiles")}
+    return {"environment": store.run["environment"], "problems": problems}
+
+
+def _keep_hardware(store: Store, target: Path, golden: Path) -> list[str]:
+    records = store.lines["hardware.jsonl"]
+    if not records:
+        return []
+    by_name = {f"{each.program} {each.name}": each for each in programs.MEASUREMENTS}
+    outcomes = [
+        Outcome(
+            by_name.get(record["job"], Measurement(*record["job"].split(" ", 1))), record["records"], record["detail"] or None
+        )
+        for record in records
+    ]
+    measured, recorded = programs.split(outcomes)
+    failures = {record["job"]: record["detail"] for record in records if record["detail"]}
+    path = target / "first_light.json"
+    first_light = {"environment": store.run["environment"], "measurements": measured, "failures": failures}
+    path.write_text(json.dumps(first_light, indent=1) + "\n")
+    return [str(path), *map(str, programs.write_golden(golden, recorded))]

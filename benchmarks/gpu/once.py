@@ -1,0 +1,29 @@
+"""`python -m benchmarks.gpu.once`: one case, or the call of one timing, for a sanitizer or a profiler to be put around."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+from benchmarks.cases import parse
+from benchmarks.choices import engine_of
+from benchmarks.gpu.work import run_case
+
+
+def main(what: str, name: str, *rest: str) -> None:
+    if what == "case":
+        run_case(json.loads(name), *rest)
+        return
+    (device_name,) = rest
+    device, case = torch.device(device_name), parse(name)
+    call = case.operation.call(case, case.operation.tensors(case, device, 0), engine_of(device))
+    for _ in range(3):
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

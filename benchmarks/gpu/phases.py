@@ -1,0 +1,187 @@
+"""The phases of a run, in the order of what they tell: exact results, ceilings and golden data, timings."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.first_light import programs
+from benchmarks.gpu import outcome, timings
+from benchmarks.gpu.cases import by_job
+from benchmarks.gpu.store import Record, Store
+from benchmarks.gpu.work import ExactJob, run_exact
+from benchmarks.isolation import Job, run_all
+
+#: Of the whole time, when each phase has to be over; what a phase leaves is the next one's. The emulator has hardly more than
+#: exactness to show.
+ENDS = {"exact cuda": 0.34, "exact cupy": 0.46, "exact numba": 0.49, "hardware": 0.64, "timings": 0.98}
+ENDS_EMULATED = dict.fromkeys(ENDS, 0.85) | {"timings": 0.98}
+#: Seconds of one job, with the start of its process and the loading of every kernel.
+EXACT_SECONDS, TIMING_SECONDS = 60.0, 45.0
+#: A job whose process died goes on behind the case that it died in, so many times.
+CONTINUATIONS = 2
+#: Cases of a job on the emulator, and on an engine that compiles each kernel first, beside those that launch every kernel.
+MORE_EMULATED, MORE_COMPILED, NUMBA_CASES = 4, 2, 1
+
+
+@dataclass
+class Plan:
+    """What a run is to do, and where it puts it."""
+
+    store: Store
+    device: str
+    minutes: float
+    processes: int
+    seed: int
+    began: float  # by time.monotonic
+    only: Callable[[str], bool] = lambda key: True
+    #: What a job runs; tests plant theirs.
+    exact: Callable[[ExactJob], None] = run_exact
+    timing: Callable[[str, str, int], None] = timings.run_timing
+
+    @property
+    def small(self) -> bool:
+        """The emulator has small cases."""
+        return self.device == "cpu"
+
+    def until(self, phase: str) -> float:
+        return self.began + 60 * self.minutes * (ENDS_EMULATED if self.small else ENDS)[phase]
+
+
+def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
+    """The jobs of an engine. Where kernels are compiled first, those of 16 bits come first: they are what users run."""
+    names = list(by_job(plan.small, plan.seed))
+    more = {"cuda": MORE_EMULATED if plan.small else None, "cupy": MORE_COMPILED, "numba": NUMBA_CASES}[engine]
+    if engine == "numba":
+        names = names[:: max(1, len(names) // 12)]
+    jobs = [ExactJob(name, engine, plan.device, plan.seed, plan.small, more) for name in names]
+    return [job for job in jobs if plan.only(job.key)]
+
+
+def run_exactness(plan: Plan, engine: str) -> None:
+    """Runs an engine's jobs that are not done, several at once; one that died goes on behind the case that it died in."""
+    done = plan.store.done("checks.jsonl")
+    died_in = {record["resumes"]: record["died_in"] for record in plan.store.lines["checks.jsonl"] if "resumes" in record}
+    waiting = [replace(job, after=died_in.get(job.key, -1) + 1) for job in exact_jobs(plan, engine) if job.key not in done]
+    for attempt in range(1 + CONTINUATIONS):
+        waiting = list(_round(plan, f"exact {engine}", waiting, last=attempt == CONTINUATIONS))
+        if not waiting:
+            return
+
+
+def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator[ExactJob]:
+    """Runs each job once and yields what is to go on."""
+    by_output: dict[Path, ExactJob] = {}
+    with outputs(plan) as folder:
+        for number, job in enumerate(jobs):
+            by_output[folder / f"{number}.txt"] = job
+        work = [Job(plan.exact, (job,), EXACT_SECONDS, output) for output, job in by_output.items()]
+        for job_run, process in progress(run_all(work, plan.processes, plan.until(phase)), len(work), phase):
+            job = by_output[job_run.output]
+            record = outcome.read(job.key, job_run.output, process)
+            job_run.output.unlink(missing_ok=True)
+            if record["outcome"] == "left":
+                continue
+            died_in = record.get("died_in")
+            if died_in is not None and not last:
+                record.update(job=f"{job.key} (up to case {died_in})", resumes=job.key)
+                yield replace(job, after=died_in + 1)
+            plan.store.add("checks.jsonl", record)
+
+
+def run_timings(plan: Plan) -> None:
+    """Times cases one after the other until the time is over."""
+    done = plan.store.done("timings.jsonl")
+    with outputs(plan) as folder:
+        work: dict[Path, str] = {}
+        for number, key in enumerate([key for key in timings.keys(plan.small) if key not in done and plan.only(key)]):
+            work[folder / f"{number}.txt"] = key
+        jobs = [Job(timings.run_ceilings, (plan.device,), TIMING_SECONDS, folder / "ceilings.txt")]
+        jobs = [] if "ceilings" in plan.store.run else jobs
+        jobs += [Job(plan.timing, (key, plan.device, plan.seed), TIMING_SECONDS, output) for output, key in work.items()]
+        for job, process in progress(run_all(jobs, 1, plan.until("timings")), len(jobs), "timings"):
+            record = outcome.read(work.get(job.output, "ceilings"), job.output, process)
+            if record["outcome"] == "left":
+                continue
+            if job.output in work:
+                plan.store.add("timings.jsonl", record)
+            else:
+                plan.store.run["ceilings"] = record.get("ceilings", {})
+                plan.store.write_run()
+
+
+def run_hardware(plan: Plan) -> Record:
+    """First light: what the hardware can do at most, and golden data for the emulator, a line for each measurement."""
+    if plan.device == "cpu":
+        return {"note": "left out: the emulator has no hardware to measure"}
+    binaries = programs.ROOT / "build" / "first_light"
+    done = plan.store.done("hardware.jsonl")
+    waiting = [each for each in programs.MEASUREMENTS if f"{each.program} {each.name}" not in done]
+    absent = sorted({each.program for each in waiting if not (binaries / each.program).exists()})
+    if absent:
+        return {
+            "note": f"left out: {', '.join(absent)} not in {binaries}; python -m benchmarks.first_light --build-only makes them"
+        }
+    bar = progress(iter(waiting), len(waiting), "hardware")
+    for measurement in bar:
+        if time.monotonic() > plan.until("hardware"):
+            break
+        said = programs.run(measurement, binaries)
+        record = {"job": f"{measurement.program} {measurement.name}", "records": said.records, "detail": said.failure or ""}
+        plan.store.add("hardware.jsonl", {**record, "outcome": "failed" if said.failure else "right"})
+    return {}
+
+
+@contextmanager
+def outputs(plan: Plan) -> Iterator[Path]:
+    """A folder for what jobs print, beside the results, so that the disk they are written to is the one that has to have room."""
+    with TemporaryDirectory(prefix=".jobs-", dir=plan.store.folder) as folder:
+        yield Path(folder)
+
+
+def progress(outcomes: Iterator[Any], total: int, phase: str) -> Iterator[Any]:
+    """The outcomes, with a bar."""
+    bar = tqdm(total=total, desc=phase, unit="job", file=sys.stderr, dynamic_ncols=True, disable=total == 0)
+    with bar:
+        for item in outcomes:
+            bar.update()
+            yield item
+
+
+def timed(store: Store, name: str, run: Callable[[], Record | None]) -> None:
+    """Runs a phase and notes how long it took, and what it had to say."""
+    began = time.monotonic()
+    said = run() or {}
+    store.run["phases"].append({"phase": name, "seconds": round(time.monotonic() - began, 1), **said})
+    store.write_run()
+
+
+def processes(device: str, asked: int | None) -> int:
+    """How many jobs run at once: a GPU serves eight, the emulator takes a core each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or (min(8, cores) if device == "cuda" else cores)
+
+
+def left(plan: Plan, engines: Sequence[str]) -> list[str]:
+    """What the time did not reach, in words."""
+    checks, timed_ = plan.store.done("checks.jsonl"), plan.store.done("timings.jsonl")
+    words = []
+    for engine in engines:
+        jobs = exact_jobs(plan, engine)
+        undone = [job for job in jobs if job.key not in checks]
+        if undone:
+            words.append(f"{len(undone)} of {len(jobs)} jobs of engine {engine}, from {undone[0].name} on")
+    first = [key for key in timings.first(plan.small) if plan.only(key)]
+    undone_keys = [key for key in first if key not in timed_]
+    if undone_keys:
+        words.append(f"{len(undone_keys)} of the {len(first)} most telling timings, from {undone_keys[0]} on")
+    return words

@@ -1,0 +1,82 @@
+"""Where a run would be made: what has to be so before it begins, each lack in one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.environment import clocks, describe
+from benchmarks.gpu.work import tell
+from torch_unroll import doctor
+from torch_unroll.engines import NAMES, refusal
+from torch_unroll.survey import Survey, survey
+
+#: Memory that the largest cases take with torch's own results beside ours.
+_LEAST_FREE_BYTES = 12 << 30
+
+
+def look(device_name: str) -> None:
+    """Tells the environment, which engines refuse and why, and what other processes use the card. Runs in a process of its own:
+    the one that starts the jobs never touches CUDA."""
+    device = torch.device(device_name)
+    engines = {name: refusal(name, "conv2d", device, torch.bfloat16) for name in NAMES}
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else None
+    capability = list(torch.cuda.get_device_capability()) if device.type == "cuda" else None
+    tell(
+        "result",
+        environment={**describe(device), "capability": capability},
+        engines=engines,
+        clocks=clocks(device),
+        free_bytes=free,
+        processes=_processes() if device.type == "cuda" else [],
+    )
+
+
+def _processes() -> list[str]:
+    """What computes on the card, as nvidia-smi tells it; nothing where it does not."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,name,used_memory", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in lines if line.strip()]
+
+
+def require_device(device_name: str, look_around: Callable[[], Survey] = survey) -> None:
+    """Raises ValueError, with what would mend it, where torch can use no GPU or one that is too old."""
+    if device_name != "cuda":
+        return
+    found = look_around()
+    if not found.torch_sees_gpu:
+        why = doctor.advice(found)[0]
+        raise ValueError(f"{why.problem}: {why.remedy}; or rehearse on the emulator: python -m benchmarks gpu --device cpu")
+    oldest = min((gpu for gpu in found.gpus), key=lambda gpu: float(gpu.capability), default=None)
+    if oldest is not None and float(oldest.capability) < 8:
+        raise ValueError(f"{oldest.name} has compute capability {oldest.capability}: the kernels need 8.0 or newer")
+
+
+def require_place(seen: dict[str, Any], shared: bool) -> None:
+    """Raises ValueError where the kernels are not there, or others use the card."""
+    if reason := seen["engines"]["cuda"]:
+        raise ValueError(f"engine cuda {reason}")
+    if shared or seen["free_bytes"] is None:
+        return
+    if seen["processes"]:
+        raise ValueError(
+            f"others use the card ({'; '.join(seen['processes'][:3])}), which spoils timings: wait, or pass --shared"
+        )
+    if seen["free_bytes"] < _LEAST_FREE_BYTES:
+        free = seen["free_bytes"] >> 30
+        raise ValueError(f"the card has {free} GiB of free memory, of {_LEAST_FREE_BYTES >> 30} needed: wait, or pass --shared")
+
+
+def require_folder(folder: Path) -> None:
+    """Raises OSError where nothing can be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".writable"
+    probe.write_bytes(b"\0" * (1 << 20))
+    probe.unlink()

@@ -1,0 +1,115 @@
+"""The last lines of a run: what was right, what was not, how fast, and what to do next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.gpu import outcome
+from benchmarks.gpu.store import Record, Store
+from torch_unroll.kernels.table import kernels
+
+#: What fits on a screen, and into what a remote queue gives back.
+MOST_LINES = 60
+_MOST_BAD = 14
+
+
+def rows_of(records: Sequence[Record], engine: str) -> set[str]:
+    """The kernels that an engine's jobs launched."""
+    return {row for record in records if record["job"].startswith(f"{engine}: ") for row in record.get("rows", ())}
+
+
+def never_launched(records: Sequence[Record], capability: Sequence[int] | None) -> list[str]:
+    """Kernels of the tables that no job of engine cuda launched, of those that the card runs; the emulator runs all."""
+    known = tuple(capability) if capability else (9, 0)
+    launched = rows_of(records, "cuda")
+    return [row.expression for row in kernels() if row.expression not in launched and _runs(row.architecture, known)]
+
+
+def _runs(architecture: str, capability: Sequence[int]) -> bool:
+    least = int(architecture.rstrip("a"))
+    actual = 10 * capability[0] + capability[1]
+    return actual == least if architecture.endswith("a") else actual >= least
+
+
+def verdict(store: Store, complete: bool) -> bool:
+    """Whether all was right: every job, every kernel launched, nothing left."""
+    records = [record for name in store.lines for record in store.lines[name]]
+    bad = any(record["outcome"] in outcome.BAD for record in records)
+    missing = complete and never_launched(store.lines["checks.jsonl"], store.run["environment"].get("capability"))
+    wrong_tiles = any(record.get("tiles", {}).get("wrong") for record in store.lines["timings.jsonl"])
+    return complete and not bad and not missing and not wrong_tiles
+
+
+def text(store: Store, left: Sequence[str]) -> str:
+    """At most MOST_LINES lines."""
+    environment, checks = store.run["environment"], store.lines["checks.jsonl"]
+    told = (
+        f"{name} {environment[key]}" for name, key in (("driver", "driver"), ("torch", "torch"), ("kernels", "engine_digest"))
+    )
+    lines = [", ".join([environment["device"], *told])]
+    lines += [f"engine {name}: {reason}" for name, reason in store.run.get("engines", {}).items() if reason]
+    lines += _exactness(checks)
+    idle = never_launched(checks, environment.get("capability"))
+    if idle and not left:
+        lines.append(f"never launched: {len(idle)} kernels: {', '.join(idle[:3])}{' …' if len(idle) > 3 else ''}")
+    bad = [record for name in store.lines for record in store.lines[name] if record["outcome"] in outcome.BAD]
+    bad.sort(key=lambda record: outcome.SEVERITY.index(record["outcome"]))
+    lines += [f"{record['outcome']:>8}  {record['job']}: {record['detail']}"[:150] for record in bad[:_MOST_BAD]]
+    if len(bad) > _MOST_BAD:
+        lines.append(f"{'':>8}  and {len(bad) - _MOST_BAD} more")
+    lines += [f"left: {what}" for what in left]
+    lines += [f"{phase['phase']}: {phase['note']}" for phase in store.run["phases"] if phase.get("note")]
+    room = MOST_LINES - len(lines) - 2
+    lines += _timings(store)[:room]
+    lines.append(_advice(store, bad, left))
+    return "\n".join(lines)
+
+
+def _exactness(checks: Sequence[Record]) -> list[str]:
+    lines = []
+    for engine in dict.fromkeys(record["job"].partition(": ")[0] for record in checks):
+        records = [record for record in checks if record["job"].startswith(f"{engine}: ")]
+        cases = Counter[str]()
+        for record in records:
+            cases.update(record.get("counts", {}))
+        told = ", ".join(f"{count} {name}" for name, count in cases.items() if count)
+        launched = rows_of(records, engine)
+        jobs = Counter(record["outcome"] for record in records)
+        ended = ", ".join(f"{count} {name}" for name, count in jobs.items())
+        lines.append(f"{engine}: jobs: {ended}; cases: {told or 'none'}; {len(launched)} of {len(kernels())} kernels launched")
+    return lines
+
+
+def _timings(store: Store) -> list[str]:
+    """A line for each case: ours, torch's, and the best and the chosen tile with the prediction."""
+    records = {record["job"]: record for record in store.lines["timings.jsonl"] if "row" in record}
+    if store.run["environment"]["device_type"] != "cuda":
+        return (
+            [f"{len(records)} cases went through the timings; what the emulator takes says nothing of a GPU"] if records else []
+        )
+    lines = [f"{'µs, cold':<84} {'ours':>9} {'torch':>9} {'ratio':>6}  best tile (predicted)"] if records else []
+    for key, record in records.items():
+        providers: dict[str, Any] = record["row"]["providers"]
+        ours, theirs = (providers.get(name, {}).get("cold", {}).get("median") for name in ("cuda", "eager"))
+        ratio = f"{theirs / ours:6.2f}" if ours and theirs else ""
+        numbers = " ".join(f"{value:9.1f}" if value else f"{'-':>9}" for value in (ours, theirs))
+        lines.append(f"{key[:84]:<84} {numbers} {ratio:>6}  {_tile(record.get('tiles', {}))}")
+    return lines
+
+
+def _tile(tiles: dict[str, Any]) -> str:
+    if not tiles.get("us"):
+        return ""
+    best = min(tiles["us"], key=tiles["us"].__getitem__)
+    return f"{best}: {tiles['us'][best]:g} ({tiles['predicted_us'].get(best, 0):g})"
+
+
+def _advice(store: Store, bad: Sequence[Record], left: Sequence[str]) -> str:
+    command, folder = "python -m benchmarks gpu", store.folder
+    if bad:
+        return f"next: {command} explain {folder}/checks.jsonl; on the GPU again: {command} --then --out {folder}"
+    if left:
+        return f"next: the same command goes on: {command} --out {folder}"
+    return f"all right; next: {command} keep {folder}; on the GPU again: {command} --then --out {folder}"
