@@ -24,7 +24,12 @@ export PYTHONPATH := $(CURDIR)/pyext:$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export OMP_NUM_THREADS ?= 1
 CPP_FILES = $(shell find kernels tests benchmarks -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.cpp')
 
-.PHONY: help bench test test-all compile-check lint build emulated cuda doctor depth clean
+MINUTES ?= 8
+OUT ?= out/gpu
+DEVICE ?= cuda
+GPU ?=
+
+.PHONY: help bench test test-all compile-check lint gpu build emulated cuda doctor depth clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -46,6 +51,10 @@ lint: $(READY)  ## ruff, mypy, clang-format
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
+
+# What is built is used, and nothing is built: a machine with a GPU may have no compiler, and little time.
+gpu: $(READY)  ## prove and measure everything on a GPU in eight minutes: MINUTES=8 OUT=out/gpu DEVICE=cuda GPU="--then"
+	$(RUN) -m benchmarks gpu --minutes $(MINUTES) --out $(OUT) --device $(DEVICE) $(GPU)
 
 build: emulated cuda  ## the emulated kernels, and the CUDA kernels where nvcc is
 

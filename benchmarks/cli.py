@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_choice(listing)
 
     report = commands.add_parser("report", help="tables, plots and an HTML page from result files")
-    report.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: benchmarks/results/*.json")
+    report.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: those of benchmarks/results/")
     report.add_argument("--out", type=Path, metavar="FOLDER", help="where to write; default: beside the first file")
     report.add_argument("--readme", action="store_true", help="rewrite the measured part of the repository's README.md instead")
 

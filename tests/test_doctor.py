@@ -37,6 +37,7 @@ WELL = Survey(
         EngineReport("torch", "cuda", {"conv2d": ("float32",)}),
     ),
     variables={},
+    measured_gpus=("NVIDIA H200",),
 )
 BLIND = replace(WELL, torch_sees_gpu=False)
 
@@ -77,6 +78,8 @@ def test_nothing_to_say_about_a_machine_where_all_is_well() -> None:
         ),
         (replace(WELL, gpus=(replace(H200, capability="7.5"),)), "compute capability 7.5", "8.0 or newer"),
         (replace(WELL, gpus=(replace(H200, busy_percent=90),)), "90% busy", "nvidia-smi"),
+        (replace(WELL, measured_gpus=()), "no convolution was measured on a GPU of this kind (NVIDIA H200)", "make gpu"),
+        (replace(WELL, measured_gpus=("NVIDIA A100",)), "chosen by a model", "benchmarks choices --write"),
         (replace(WELL, gpus=(replace(H200, mig=True),)), "split (MIG)", "fewer multiprocessors"),
         (replace(WELL, precision={"conv2d": "ieee", "rnn": "tf32"}), "fp32 products of conv2d", "fp32_precision"),
         (replace(WELL, variables={"CUDA_LAUNCH_BLOCKING": "1"}), "CUDA_LAUNCH_BLOCKING", "unset"),

@@ -119,7 +119,6 @@ def run(options: argparse.Namespace, **planted: Any) -> int:
     """The phases, within the time; `planted` replaces fields of the plan, for tests."""
     began = time.monotonic()
     isolation.preload("benchmarks.gpu.timings")
-    place.require_device(options.device)
     place.require_folder(options.out)
     seen = see(options.device, options.out)
     place.require_place(seen, options.shared)

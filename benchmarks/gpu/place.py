@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,22 @@ _LEAST_FREE_BYTES = 12 << 30
 
 
 def look(device_name: str) -> None:
-    """Tells the environment, which engines refuse and why, and what other processes use the card. Runs in a process of its own:
-    the one that starts the jobs never touches CUDA."""
+    """Tells the environment, which engines refuse and why, and what other processes use the card; or what is lacking. Runs in a
+    process of its own: the one that starts the jobs never touches CUDA."""
     device = torch.device(device_name)
-    engines = {name: refusal(name, "conv2d", device, torch.bfloat16) for name in NAMES}
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else None
-    capability = list(torch.cuda.get_device_capability()) if device.type == "cuda" else None
+    others = _processes() if device.type == "cuda" else []  # before this process is one of them
+    if device.type == "cuda" and (lack := lacking(survey())):
+        tell("result", lack=lack)
+        return
+    on_gpu = device.type == "cuda"
     tell(
         "result",
-        environment={**describe(device), "capability": capability},
-        engines=engines,
+        lack=None,
+        environment={**describe(device), "capability": list(torch.cuda.get_device_capability()) if on_gpu else None},
+        engines={name: refusal(name, "conv2d", device, torch.bfloat16) for name in NAMES},
         clocks=clocks(device),
-        free_bytes=free,
-        processes=_processes() if device.type == "cuda" else [],
+        free_bytes=torch.cuda.mem_get_info()[0] if on_gpu else None,
+        processes=others,
     )
 
 
@@ -46,21 +48,21 @@ def _processes() -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def require_device(device_name: str, look_around: Callable[[], Survey] = survey) -> None:
-    """Raises ValueError, with what would mend it, where torch can use no GPU or one that is too old."""
-    if device_name != "cuda":
-        return
-    found = look_around()
+def lacking(found: Survey) -> str | None:
+    """Why torch can use no GPU here, or one that is too old, with what would mend it; None where it can."""
     if not found.torch_sees_gpu:
         why = doctor.advice(found)[0]
-        raise ValueError(f"{why.problem}: {why.remedy}; or rehearse on the emulator: python -m benchmarks gpu --device cpu")
-    oldest = min((gpu for gpu in found.gpus), key=lambda gpu: float(gpu.capability), default=None)
-    if oldest is not None and float(oldest.capability) < 8:
-        raise ValueError(f"{oldest.name} has compute capability {oldest.capability}: the kernels need 8.0 or newer")
+        return f"{why.problem}: {why.remedy}; or rehearse on the emulator: python -m benchmarks gpu --device cpu"
+    for gpu in found.gpus:
+        if float(gpu.capability) < 8:
+            return f"{gpu.name} has compute capability {gpu.capability}: the kernels need 8.0 or newer"
+    return None
 
 
 def require_place(seen: dict[str, Any], shared: bool) -> None:
-    """Raises ValueError where the kernels are not there, or others use the card."""
+    """Raises ValueError where there is no device, where the kernels are not built, and where others use the card."""
+    if seen["lack"]:
+        raise ValueError(seen["lack"])
     if reason := seen["engines"]["cuda"]:
         raise ValueError(f"engine cuda {reason}")
     if shared or seen["free_bytes"] is None:

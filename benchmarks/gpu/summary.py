@@ -112,4 +112,6 @@ def _advice(store: Store, bad: Sequence[Record], left: Sequence[str]) -> str:
         return f"next: {command} explain {folder}/checks.jsonl; on the GPU again: {command} --then --out {folder}"
     if left:
         return f"next: the same command goes on: {command} --out {folder}"
+    if store.run["environment"]["device_type"] != "cuda":
+        return "all right on the emulator"
     return f"all right; next: {command} keep {folder}; on the GPU again: {command} --then --out {folder}"

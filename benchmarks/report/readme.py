@@ -8,24 +8,20 @@ from benchmarks import results
 from benchmarks.environment import REPOSITORY
 from benchmarks.report import merge, plots, tables
 from benchmarks.report.text import markdown
+from torch_unroll.kernels import digest
 
 README = REPOSITORY / "README.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
 BEGIN, END = "<!-- benchmarks -->", "<!-- end: benchmarks -->"
 
 _NOTHING = """\
-No figures yet: nothing has been measured on a GPU so far. On one, this measures the most telling cases of every suite in 25
-minutes and puts them here:
-
-```
-PYTHONPATH=pyext .venv/bin/python -m benchmarks run --budget 25 --out benchmarks/results/NAME-OF-THE-GPU.json
-PYTHONPATH=pyext .venv/bin/python -m benchmarks report --readme
-```"""
+No figures yet: nothing has been measured on a GPU so far. [One command](#prove-it-on-your-gpu) measures the most telling cases in
+eight minutes."""
 
 
 def files() -> list[Path]:
-    """The committed result files; first_light's files, which lie beside them, are of another schema."""
-    return [path for path in sorted(RESULTS.glob("*.json")) if f'"{results.SCHEMA}"' in path.read_text()[:200]]
+    """The committed result files; the other files of a run on a GPU are of other schemas."""
+    return [path for path in sorted(RESULTS.rglob("*.json")) if f'"{results.SCHEMA}"' in path.read_text()[:200]]
 
 
 def measured() -> list[results.Document]:
@@ -39,7 +35,11 @@ def text(documents: list[results.Document]) -> str:
     if not documents:
         return _NOTHING
     document = merge(documents)
-    parts = [f"{tables.conditions(document)}. {tables.RULES}", "![Share of the ceilings](benchmarks/results/roofline.png)"]
+    parts = [
+        f"{tables.conditions(document)}. {tables.RULES}",
+        *caveats(documents),
+        "![Share of the ceilings](benchmarks/results/roofline.png)",
+    ]
     rows = tables.summary_rows(document)
     for op in dict.fromkeys(row[0] for row in rows):
         parts.append(tables.summary({**document, "rows": [row for row in document["rows"] if row["op"] == op]}, markdown))
@@ -47,6 +47,23 @@ def text(documents: list[results.Document]) -> str:
     if losing:
         parts += ["Where torch is faster:", tables.family(losing)]
     return "\n\n".join(parts)
+
+
+def caveats(documents: list[results.Document], kernels: str | None = None) -> list[str]:
+    """What keeps the figures from being those of these sources on one GPU, a sentence each; `kernels` is the sources' digest."""
+    kernels = kernels or digest()
+    sentences = []
+    if not all(document["complete"] for document in documents):
+        sentences.append("The run was cut short: these are the cases that it reached.")
+    names = {document["environment"]["device"] for document in documents}
+    if len(names) > 1:
+        sentences.append(f"The figures are of several GPUs, {', '.join(sorted(names))}, and say nothing of one beside the other.")
+    measured_ = {document["environment"]["engine_digest"] for document in documents}
+    if measured_ != {kernels}:
+        sentences.append(
+            f"The kernels have changed since: the figures are of {', '.join(sorted(measured_))}, the sources here are {kernels}."
+        )
+    return sentences
 
 
 def apply(readme: str, generated: str) -> str:

@@ -92,6 +92,13 @@ def _machine_advice(found: Survey) -> list[Advice]:
             conclusions.append(
                 Advice(f"GPU {index} is already {gpu.busy_percent}% busy", "`nvidia-smi` names the processes that use it")
             )
+        elif gpu.name not in found.measured_gpus:
+            conclusions.append(
+                Advice(
+                    f"no convolution was measured on a GPU of this kind ({gpu.name}): variants and tiles are chosen by a model",
+                    "`make gpu` in the sources measures the most telling ones, `python -m benchmarks choices --write` any",
+                )
+            )
         if gpu.mig:
             conclusions.append(Advice(f"GPU {index} is split (MIG)", "a slice has fewer multiprocessors, and less bandwidth"))
     ieee = [op for op, precision in found.precision.items() if precision == "ieee"]

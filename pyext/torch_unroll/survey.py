@@ -18,6 +18,7 @@ from torch_unroll import kernels
 from torch_unroll.engines import DTYPES, NAMES, cuda, nvrtc, refusal, resolve_precision
 from torch_unroll.engines.interface import MODULES
 from torch_unroll.kernels import build, table
+from torch_unroll.kernels.cuda.conv2d import choice
 
 #: Packages that engines, benchmarks and builds use.
 PACKAGES = ("torch", "numpy", "cupy-cuda12x", "cupy-cuda13x", "numba", "numba-cuda", "cuda-core", "triton", "ninja")
@@ -98,6 +99,7 @@ class Survey:
     emulated_object: KernelObject
     engines: tuple[EngineReport, ...]
     variables: dict[str, str]
+    measured_gpus: tuple[str, ...] = ()  # those on which convolution's choices were measured
 
 
 def survey() -> Survey:
@@ -123,6 +125,7 @@ def survey() -> Survey:
         emulated_object=_kernel_object("cpu", None),
         engines=tuple(_engine(name, device) for name in NAMES for device in devices),
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        measured_gpus=tuple(choice.measured()),
     )
 
 
