@@ -28,7 +28,7 @@ if not __package__:  # run as a script
     __package__ = "kernels"
 
 from . import SOURCES
-from .table import OPS, Kernel, instance_source, kernels
+from .table import OPS, Kernel, instance_source, interface_source, kernels
 
 ROOT = SOURCES.parents[1]
 BUILD = ROOT / "build"
@@ -120,7 +120,7 @@ def build(
 
 
 def _write_instances(rows: Iterable[Kernel], directory: Path) -> Iterator[tuple[Path, str]]:
-    """One file for each source and architecture, rewritten only when it changes: (path, architecture)."""
+    """A file for each source and architecture and one for the C interface, rewritten only on a change: (path, architecture)."""
     groups: defaultdict[tuple[str, str], list[Kernel]] = defaultdict(list)
     for row in rows:
         groups[row.source, row.architecture].append(row)
@@ -128,6 +128,9 @@ def _write_instances(rows: Iterable[Kernel], directory: Path) -> Iterator[tuple[
         path = directory / f"{source.removesuffix('.cuh').replace('/', '_')}_{architecture}.cu"
         _write_if_changed(path, instance_source(group))
         yield path, architecture
+    path = directory / "interface.cu"
+    _write_if_changed(path, interface_source())
+    yield path, "80"
 
 
 def _cuda_steps(instances: list[tuple[Path, str]], directory: Path, folders: list[str]) -> tuple[list[Step], list[str]]:
@@ -151,7 +154,7 @@ def _emulated_steps(
     flags = [*_HOST_FLAGS, *_host_architecture()]
     # Force-included, as nvcc does with its own cuda_runtime.h.
     stand_ins = [f"-I{EMULATOR / 'include'}", *folders, "-include", "cuda_runtime.h"]
-    runtime = [f"-I{EMULATOR / 'include'}", f"-DEMULATOR_{mode.upper()}"]
+    runtime = [f"-I{EMULATOR / 'include'}", f"-I{SOURCES}", f"-DEMULATOR_{mode.upper()}"]
     steps = [
         Step(source, directory / f"{source.stem}.o", (compiler, *flags, *_MODE_FLAGS[mode], *stand_ins, "-x", "c++", "-c"))
         for source, _ in instances

@@ -1,4 +1,4 @@
-"""ctypes mirrors of `cuda/shapes.h`; a launch compares sizes, so the two cannot drift apart unseen."""
+"""ctypes mirrors of `cuda/shapes.h`; `layout.py` keeps the two from drifting apart."""
 
 from __future__ import annotations
 

@@ -6,11 +6,15 @@ that one launcher serves all of them. The rows of an op stand in `cuda/<op>/vari
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from itertools import product
+
+from . import layout
+from .tensor_map import CTensorMapSpec
 
 OPS = ("conv2d", "max_pool2d", "rnn")
 
@@ -34,6 +38,20 @@ class Kernel:
         return f"{self.name}<{', '.join(self.arguments)}>"
 
 
+class CLaunchConfig(ctypes.Structure):
+    """Mirror of `LaunchConfig` in platform/interface.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint32 * 3) for name in ("grid", "block", "cluster")),
+        ("shared_bytes", ctypes.c_uint32),
+        ("cooperative", ctypes.c_uint32),
+    ]
+
+
+#: The structs of the C interface in platform/interface.h, and their mirrors.
+INTERFACE: dict[str, type[ctypes.Structure]] = {"LaunchConfig": CLaunchConfig, "TensorMapSpec": CTensorMapSpec}
+
+
 @dataclass(frozen=True)
 class LaunchConfig:
     """How a kernel is launched: what CUDA calls the execution configuration."""
@@ -43,6 +61,12 @@ class LaunchConfig:
     shared_bytes: int = 0
     cluster: tuple[int, int, int] = (1, 1, 1)
     cooperative: bool = False  # every block resident at once, or the launch fails
+
+    def struct(self) -> CLaunchConfig:
+        """As the C interface takes it."""
+        three = ctypes.c_uint32 * 3
+        extents = (three(*self.grid), three(*self.block), three(*self.cluster))
+        return CLaunchConfig(*extents, self.shared_bytes, self.cooperative)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +102,52 @@ def kernels_of(op: str, dtype: str) -> tuple[Kernel, ...]:
     return tuple(row for row in kernels(op) if types.get(row.arguments[0], dtype) == dtype)
 
 
-def instance_source(rows: Iterable[Kernel]) -> str:
-    """C++ that instantiates rows of one source file and registers them with the launcher (see `platform/launch.h`)."""
+def parameters(kernel: Kernel) -> type[ctypes.Structure] | None:
+    """The mirror of what a kernel takes, from `PARAMETERS` in its op's variants.py; None of a kernel that is no op's."""
+    op = kernel.source.partition("/")[0]
+    if op not in OPS:
+        return None
+    mirrors: dict[str, type[ctypes.Structure]] = import_module(f"{__package__}.cuda.{op}.variants").PARAMETERS
+    if kernel.name not in mirrors:
+        raise LookupError(f"PARAMETERS of cuda/{op}/variants.py: expected the mirror of what {kernel.name} takes, got none")
+    return mirrors[kernel.name]
+
+
+def recorded_layout(kernel: Kernel) -> str:
+    """What an object records of a kernel's parameters."""
+    mirror = parameters(kernel)
+    return layout.record(mirror.__name__, mirror) if mirror else ""
+
+
+def checked_source(rows: Iterable[Kernel]) -> str:
+    """C++ that includes the source file of rows, and compiles where their parameters are laid out like their mirrors."""
     rows = list(rows)
+    mirrors = {row: mirror for row in rows if (mirror := parameters(row))}
+    names = {mirror: f"state_layout_{i}" for i, mirror in enumerate(dict.fromkeys(mirrors.values()))}
     (source,) = {row.source for row in rows}
-    lines = [f'#include "{source}"', '#include "platform/registry.h"', "namespace {"]
+    lines = [f'#include "{source}"', '#include "platform/layout.h"']
+    lines += [layout.statement(name, mirror.__name__, mirror) for mirror, name in names.items()]
+    for row, mirror in mirrors.items():
+        lines.append(f"static_assert(sizeof {names[mirror]}(unevaluated<ParametersOf<decltype(&{row.expression})>::type>()));")
+    return "\n".join([*lines, ""])
+
+
+def instance_source(rows: Iterable[Kernel]) -> str:
+    """C++ that instantiates rows of one source file and registers them with the launcher (see `platform/registry.h`)."""
+    rows = list(rows)
+    lines = [checked_source(rows), '#include "platform/registry.h"', "namespace {"]
     for i, row in enumerate(rows):
-        lines.append(f'const KernelRegistration kernel_{i}(kernel_entry<&{row.expression}>("{row.expression}"));')
+        entry = f'kernel_entry<&{row.expression}>("{row.expression}", "{recorded_layout(row)}")'
+        lines.append(f"const KernelRegistration kernel_{i}({entry});")
     return "\n".join([*lines, "}  // namespace", ""])
+
+
+def interface_source() -> str:
+    """C++ that compiles where the structs of the C interface are laid out like their mirrors, and records how."""
+    lines = ['#include "platform/interface.h"', '#include "platform/layout.h"']
+    for name, mirror in INTERFACE.items():
+        lines.append(layout.statement(f"state_layout_of_{name}", name, mirror))
+        lines.append(f"static_assert(sizeof state_layout_of_{name}(unevaluated<{name}>()));")
+    records = "\\n".join(f"{name}: {layout.record(name, mirror)}" for name, mirror in INTERFACE.items())
+    lines.append('extern "C" __attribute__((visibility("default"))) const char* torch_unroll_interface_layout() {')
+    return "\n".join([*lines, f'  return "{records}";', "}", ""])

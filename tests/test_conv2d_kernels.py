@@ -15,8 +15,7 @@ from torch import Tensor
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import DeviceProperties, conv2d, conv2d_call
 from torch_unroll.engines.compiled.recording import recording
-from torch_unroll.kernels.cuda.conv2d import problem as parameters
-from torch_unroll.kernels.cuda.conv2d import variants, wgmma
+from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 from torch_unroll.kernels.table import Kernel, LaunchPlan
@@ -328,28 +327,6 @@ def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fre
                 assert_exact(result.double(), exact[direction].to(dtype).double(), direction)
             launched |= {plan.kernel for plan in watcher.launched}
     assert {row.expression for row in variants.KERNELS} == {row.expression for row in launched}
-
-
-def test_parameter_structs_have_the_size_of_their_mirrors(device: torch.device) -> None:
-    library = cuda._object(device.type)
-    mirrors = {
-        "conv2d_fprop_wgmma": wgmma.image_parameters(1),
-        "conv2d_dgrad_wgmma": wgmma.image_parameters(wgmma.MOST_RESIDUES),
-        "conv2d_wgrad_wgmma": wgmma.WgradParameters,
-        "conv2d_fprop": parameters.FpropParameters,
-        "conv2d_dgrad": parameters.DgradParameters,
-        "conv2d_wgrad": parameters.WgradParameters,
-        "conv2d_sum_splits": parameters.SumSplitsParameters,
-        "conv2d_sum_image_splits": parameters.SumImageSplitsParameters,
-        "im2col": parameters.Im2colParameters,
-        "col2im": parameters.Col2imParameters,
-        "pack_channels": parameters.PackChannelsParameters,
-    }
-    for row in variants.KERNELS:
-        mirror = next(struct for name, struct in mirrors.items() if row.name.startswith(name))
-        assert library.library.torch_unroll_parameter_bytes(library.index[row.expression]) == ctypes.sizeof(mirror), (
-            row.expression
-        )
 
 
 def test_a_refused_variant_says_why() -> None:

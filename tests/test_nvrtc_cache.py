@@ -14,6 +14,7 @@ import pytest
 from torch_unroll import compile_command
 from torch_unroll.engines import nvrtc, nvrtc_cache
 from torch_unroll.engines.nvrtc import Binary, Recipe
+from torch_unroll.kernels.cuda.max_pool2d import variants
 from torch_unroll.kernels.table import Kernel, kernels, kernels_of
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="needs `pip install cuda-bindings nvidia-cuda-nvrtc`")
@@ -218,7 +219,8 @@ def test_a_compile_error_shows_the_whole_log_with_our_file_and_line(folder: Path
     assert not folder.exists()
 
 
-def test_a_kernel_that_is_not_in_its_source() -> None:
+def test_a_kernel_that_is_not_in_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(variants.PARAMETERS, "missing_kernel", variants.IndicesParameters)
     with pytest.raises(nvrtc.CompileError, match="missing_kernel<float> does not compile"):
         Recipe(Kernel(KERNEL.source, "missing_kernel", ("float",)), "sm_80").compile()
 

@@ -2,6 +2,7 @@
 // plans; this launches. Mirrored by pyext/torch_unroll/engines/cuda.py; every function but the name and text getters
 // returns 0 or a cudaError_t.
 #include "platform/encode.h"
+#include "platform/interface.h"
 #include "platform/registry.h"
 
 #include <cstdint>
@@ -13,14 +14,10 @@ std::vector<KernelEntry>& table() {
   return entries;
 }
 
-struct Config {  // LaunchConfig of kernels/table.py
-  uint32_t grid[3], block[3], cluster[3], shared_bytes, cooperative;
-};
-
 struct Attributes {
   cudaLaunchAttribute list[2];
   cudaLaunchConfig_t config{};
-  Attributes(const Config& from, void* stream) {
+  Attributes(const LaunchConfig& from, void* stream) {
     config.gridDim = {from.grid[0], from.grid[1], from.grid[2]};
     config.blockDim = {from.block[0], from.block[1], from.block[2]};
     config.dynamicSmemBytes = from.shared_bytes;
@@ -39,7 +36,7 @@ struct Attributes {
   }
 };
 
-cudaError_t allow(const KernelEntry& entry, const Config& config) {
+cudaError_t allow(const KernelEntry& entry, const LaunchConfig& config) {
   if (config.shared_bytes > 48 << 10)
     if (auto error = cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes)))
       return error;
@@ -55,7 +52,7 @@ KernelRegistration::KernelRegistration(KernelEntry entry) { table().push_back(en
 extern "C" {
 int torch_unroll_kernel_count() { return int(table().size()); }
 const char* torch_unroll_kernel_name(int kernel) { return table()[kernel].name; }
-uint64_t torch_unroll_parameter_bytes(int kernel) { return table()[kernel].parameter_bytes; }
+const char* torch_unroll_parameter_layout(int kernel) { return table()[kernel].layout; }
 const char* torch_unroll_error_text(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
 
 // Loads a kernel on the current device now, so that a first call inside a graph capture does not have to.
@@ -66,7 +63,7 @@ int torch_unroll_preload(int kernel) {
   return error;
 }
 
-int torch_unroll_launch(int kernel, const Config* config, const void* parameters, void* stream) {
+int torch_unroll_launch(int kernel, const LaunchConfig* config, const void* parameters, void* stream) {
   const KernelEntry& entry = table()[kernel];
   if (auto error = allow(entry, *config)) return error;
   Attributes attributes(*config, stream);
@@ -80,7 +77,7 @@ int torch_unroll_launch(int kernel, const Config* config, const void* parameters
 int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) { return encode_tensor_map(*spec, map); }
 
 // How many blocks (or, with a cluster, clusters) of this launch the current device holds at once.
-int torch_unroll_resident(int kernel, const Config* config, int* count) {
+int torch_unroll_resident(int kernel, const LaunchConfig* config, int* count) {
   const KernelEntry& entry = table()[kernel];
   if (auto error = allow(entry, *config)) return error;
   if (config->cluster[0] * config->cluster[1] * config->cluster[2] > 1) {

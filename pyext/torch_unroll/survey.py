@@ -186,7 +186,7 @@ def _kernel_object(device_type: str, architecture: str | None) -> KernelObject:
         return KernelObject(str(path), built=False)
     try:
         loaded = cuda.KernelObject(path)
-    except (OSError, AttributeError) as error:
+    except (OSError, AttributeError, RuntimeError) as error:
         return KernelObject(str(path), built=True, error=str(error))
     rows = [row for row in table.kernels() if device_type == "cpu" or nvrtc.runs_on(row, architecture or "sm_80")]
     stale = tuple(row.expression for row in rows if row.expression not in loaded.index)

@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 
 from torch_unroll.engines.nvrtc import OPTIONS, sources
-from torch_unroll.kernels.table import Kernel, kernels
+from torch_unroll.kernels.table import Kernel, checked_source, kernels
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs `pip install cuda-bindings nvidia-cuda-nvrtc`")
 pytestmark = pytest.mark.compile
@@ -35,7 +35,7 @@ def check(status: tuple) -> tuple:
 
 @pytest.mark.parametrize(("rows", "architecture"), CASES)
 def test_nvrtc_compiles(rows: list[Kernel], architecture: str) -> None:
-    text, files = f'#include "{rows[0].source}"\n', sources(rows[0].source)
+    text, files = checked_source(rows), {**sources(rows[0].source), **sources("platform/layout.h")}
     names = [name.encode() for name in files]
     (program,) = check(nvrtc.nvrtcCreateProgram(text.encode(), b"kernels.cu", len(files), list(files.values()), names))
     try:

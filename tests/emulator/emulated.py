@@ -20,16 +20,6 @@ class LaunchError(RuntimeError):
     """A launch that failed, with the emulator's report."""
 
 
-class _Config(ctypes.Structure):
-    _fields_ = [
-        ("grid", ctypes.c_uint32 * 3),
-        ("block", ctypes.c_uint32 * 3),
-        ("cluster", ctypes.c_uint32 * 3),
-        ("shared_bytes", ctypes.c_uint32),
-        ("cooperative", ctypes.c_uint32),
-    ]
-
-
 class Statistics(NamedTuple):
     """Since the object was loaded."""
 
@@ -59,11 +49,7 @@ class Emulator:
         expected = self.library.torch_unroll_parameter_bytes(index)
         if ctypes.sizeof(parameters) != expected:
             raise ValueError(f"parameters of {kernel}: expected {expected} bytes, given {ctypes.sizeof(parameters)}")
-        uint3 = ctypes.c_uint32 * 3
-        native = _Config(
-            uint3(*config.grid), uint3(*config.block), uint3(*config.cluster), config.shared_bytes, config.cooperative
-        )
-        status = self.library.torch_unroll_launch(index, ctypes.byref(native), ctypes.byref(parameters), None)
+        status = self.library.torch_unroll_launch(index, ctypes.byref(config.struct()), ctypes.byref(parameters), None)
         if status:
             raise LaunchError(self.library.torch_unroll_error_text(status).decode())
 

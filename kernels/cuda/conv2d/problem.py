@@ -135,10 +135,21 @@ class CSplits(ctypes.Structure):
     _fields_ = [("sums", ctypes.c_void_p), ("count", ctypes.c_int32), ("step", ctypes.c_int32)]
 
 
+class CBiasEpilogue(ctypes.Structure):
+    """Mirror of `BiasEpilogue`."""
+
+    _fields_ = [("bias", ctypes.c_void_p)]
+
+
+class CNoEpilogue(ctypes.Structure):
+    """Mirror of `NoEpilogue`, to which C++ gives one byte."""
+
+    _fields_ = [("_padding", ctypes.c_uint8)]
+
+
 _walks, _splits = ("walks", CWalks), ("splits", CSplits)
-FpropParameters = _parameters("Conv2dFpropParameters", ("x", "w", "y"), _walks, _splits, ("bias", ctypes.c_void_p))
-#: Without an epilogue's fields; C++ gives an empty policy one byte, padded to a word.
-DgradParameters = _parameters("Conv2dDgradParameters", ("dy", "w", "dx"), _walks, _splits, ("epilogue", ctypes.c_uint8))
+FpropParameters = _parameters("Conv2dFpropParameters", ("x", "w", "y"), _walks, _splits, ("epilogue", CBiasEpilogue))
+DgradParameters = _parameters("Conv2dDgradParameters", ("dy", "w", "dx"), _walks, _splits, ("epilogue", CNoEpilogue))
 WgradParameters = _parameters(
     "Conv2dWgradParameters",
     ("dy", "x", "sums"),
@@ -153,14 +164,14 @@ SumSplitsParameters = _parameters(
 
 
 class SumImageSplitsParameters(ctypes.Structure):
-    """Mirror of Conv2dSumImageSplitsParameters in split_k.cuh with its BiasEpilogue, whose null bias is none."""
+    """Mirror of Conv2dSumImageSplitsParameters in split_k.cuh."""
 
     _fields_ = [
         ("sums", ctypes.c_void_p),
         ("result", ctypes.c_void_p),
         ("stride", ctypes.c_int64 * 4),
         *((name, ctypes.c_int32) for name in ("N", "channels", "H", "W", "splits")),
-        ("bias", ctypes.c_void_p),
+        ("epilogue", CBiasEpilogue),
     ]
 
 
@@ -168,7 +179,7 @@ class PackChannelsParameters(ctypes.Structure):
     """Mirror of PackChannelsParameters in transpose.cuh."""
 
     _fields_ = [
-        ("from_", ctypes.c_void_p),
+        ("from", ctypes.c_void_p),
         ("to", ctypes.c_void_p),
         ("stride", ctypes.c_int64 * 4),
         *(

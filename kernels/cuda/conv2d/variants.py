@@ -5,13 +5,14 @@ A plan depends on the problem and on what was chosen for it (`choice.py`), never
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from math import prod
 
 from ...table import CPP_TYPES, DTYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
-from . import wgmma
+from . import problem, wgmma
 from .problem import ITEM_BYTES, Conv2dProblem, CSplits, CWalks, Walk, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
 
 #: Bytes of workspace that one call may take. Half of it is for columns or packed images,
@@ -159,6 +160,24 @@ KERNELS = (
     *instantiate("conv2d/im2col.cuh", "im2col_kernel", _types, ("int32_t", "int64_t")),
     *instantiate("conv2d/im2col.cuh", "col2im_kernel", _types, ("int32_t", "int64_t")),
 )
+
+#: By the name of the template.
+PARAMETERS: dict[str, type[ctypes.Structure]] = {
+    "conv2d_fprop_kernel": problem.FpropParameters,
+    "conv2d_dgrad_kernel": problem.DgradParameters,
+    "conv2d_wgrad_kernel": problem.WgradParameters,
+    "conv2d_fprop_mma_kernel": problem.FpropParameters,
+    "conv2d_dgrad_mma_kernel": problem.DgradParameters,
+    "conv2d_wgrad_mma_kernel": problem.WgradParameters,
+    "conv2d_fprop_wgmma_kernel": wgmma.FpropParameters,
+    "conv2d_dgrad_wgmma_kernel": wgmma.DgradParameters,
+    "conv2d_wgrad_wgmma_kernel": wgmma.WgradParameters,
+    "pack_channels_kernel": problem.PackChannelsParameters,
+    "conv2d_sum_splits_kernel": problem.SumSplitsParameters,
+    "conv2d_sum_image_splits_kernel": problem.SumImageSplitsParameters,
+    "im2col_kernel": problem.Im2colParameters,
+    "col2im_kernel": problem.Col2imParameters,
+}
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan
 from ...tensor_map import ITEM_BYTES, Pair, TensorMap
 from .im2col_maps import Axis, Image, images
-from .problem import Conv2dProblem, Walk, dgrad_walks, fprop_walks
+from .problem import CBiasEpilogue, CNoEpilogue, Conv2dProblem, Walk, dgrad_walks, fprop_walks
 
 STEP_BYTES = 128  # kStepBytes of implicit_gemm_wgmma.cuh
 MOST_RESIDUES = 16  # kMostResidues of wgmma_products.cuh
@@ -224,9 +224,8 @@ _IMAGE_INTEGERS = (
 )
 
 
-@cache
-def image_parameters(count: int) -> type[ctypes.Structure]:
-    """Mirror of Conv2dWgmmaParameters for so many images; an epilogue without fields, one byte, may as well be a pointer."""
+def _image_parameters(count: int, epilogue: type[ctypes.Structure]) -> type[ctypes.Structure]:
+    """Mirror of Conv2dWgmmaParameters for so many images."""
     fields = [
         ("images", CImage * count),
         ("filter", TensorMap),
@@ -235,7 +234,7 @@ def image_parameters(count: int) -> type[ctypes.Structure]:
         ("stride", ctypes.c_int64 * 4),
         *((name, ctypes.c_int32) for name in _IMAGE_INTEGERS),
         ("operands", COperandsInMemory),
-        ("bias", ctypes.c_void_p),
+        ("epilogue", epilogue),
     ]
     return _on_64_bytes("Conv2dWgmmaParameters", fields)
 
@@ -243,10 +242,12 @@ def image_parameters(count: int) -> type[ctypes.Structure]:
 def _on_64_bytes(name: str, fields: list[Any]) -> type[ctypes.Structure]:
     """A structure as long as C++ makes it, whose maps lie on 64 bytes."""
     size = ctypes.sizeof(type(name, (ctypes.Structure,), {"_fields_": fields}))
-    padding = ("padding", ctypes.c_uint8 * (-size % 64))
+    padding = ("_padding", ctypes.c_uint8 * (-size % 64))
     return type(name, (ctypes.Structure,), {"_fields_": [*fields, padding], "__doc__": f"Mirror of {name} in the device code."})
 
 
+FpropParameters = _image_parameters(1, CBiasEpilogue)
+DgradParameters = _image_parameters(MOST_RESIDUES, CNoEpilogue)
 WgradParameters = _on_64_bytes(
     "Conv2dWgradWgmmaParameters",
     [

@@ -47,13 +47,21 @@ class Dense(ctypes.Structure):
 
 def _parameters(name: str, *pointers: str) -> type[ctypes.Structure]:
     fields = [*((pointer, ctypes.c_void_p) for pointer in pointers), ("shape", MaxPool2dShape), ("dense", Dense)]
-    return type(name, (ctypes.Structure,), {"_fields_": fields, "__doc__": f"`MaxPool2d{name}` of the .cuh files."})
+    return type(name, (ctypes.Structure,), {"_fields_": fields, "__doc__": f"`{name}` of the .cuh files."})
 
 
-ForwardParameters = _parameters("ForwardParameters", "x", "y", "offsets", "lengths")
-BackwardParameters = _parameters("BackwardParameters", "dy", "offsets", "dx")
-GatherParameters = _parameters("GatherParameters", "ddx", "offsets", "ddy")
-IndicesParameters = _parameters("IndicesParameters", "offsets", "indices")
+ForwardParameters = _parameters("MaxPool2dForwardParameters", "x", "y", "offsets", "lengths")
+BackwardParameters = _parameters("MaxPool2dBackwardParameters", "dy", "offsets", "dx")
+GatherParameters = _parameters("MaxPool2dGatherParameters", "ddx", "offsets", "ddy")
+IndicesParameters = _parameters("MaxPool2dIndicesParameters", "offsets", "indices")
+
+#: By the name of the template.
+PARAMETERS: dict[str, type[ctypes.Structure]] = {
+    **{f"max_pool2d_forward_{variant}_kernel": ForwardParameters for variant in ("channels", "staged", "strided", "split")},
+    **{f"max_pool2d_backward_{variant}_kernel": BackwardParameters for variant in ("channels", "staged", "flat")},
+    "max_pool2d_gather_kernel": GatherParameters,
+    "max_pool2d_indices_kernel": IndicesParameters,
+}
 
 
 class Planned(NamedTuple):

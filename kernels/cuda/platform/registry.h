@@ -2,23 +2,23 @@
 #pragma once
 #include <cuda_runtime.h>
 
-#include <cstddef>
-
 struct KernelEntry {
-  const char* name;        // the C++ name expression of kernels/table.py
-  const void* function;    // what cudaLaunchKernelExC takes
-  size_t parameter_bytes;  // sizeof its one parameter
+  const char* name;      // the C++ name expression of kernels/table.py
+  const void* function;  // what cudaLaunchKernelExC takes
+  const char* layout;    // of its one parameter: a record of kernels/layout.py
 };
 
 template <auto Function>
 struct KernelOf;
 template <class Parameters, void (*Function)(const Parameters)>
 struct KernelOf<Function> {
-  static KernelEntry entry(const char* name) { return {name, reinterpret_cast<const void*>(Function), sizeof(Parameters)}; }
+  static KernelEntry entry(const char* name, const char* layout) {
+    return {name, reinterpret_cast<const void*>(Function), layout};
+  }
 };
 template <auto Function>
-KernelEntry kernel_entry(const char* name) {
-  return KernelOf<Function>::entry(name);
+KernelEntry kernel_entry(const char* name, const char* layout) {
+  return KernelOf<Function>::entry(name, layout);
 }
 
 // Adds an entry to the table while the object is being loaded.

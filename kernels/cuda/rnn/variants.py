@@ -64,6 +64,12 @@ class StepStride(ctypes.Structure):
     _fields_ = [("t", ctypes.c_int64), ("n", ctypes.c_int64)]
 
 
+class ElmanCell(ctypes.Structure):
+    """`ElmanCell` of elman.cuh."""
+
+    _fields_ = [("nonlinearity", ctypes.c_int32)]
+
+
 class RnnParameters(ctypes.Structure):
     """`RnnParameters` of parameters.h."""
 
@@ -72,8 +78,9 @@ class RnnParameters(ctypes.Structure):
         *((name, StepStride) for name in ("z_stride", "h_stride", "dh_stride", "dz_stride")),
         *((name, ctypes.c_int32) for name in ("w_stride", "aligned_carry", "step", "D")),
         ("shape", RnnShape),
-        ("nonlinearity", ctypes.c_int32),
+        ("cell", ElmanCell),
     ]
+    _anonymous_ = ("cell",)
 
 
 class RnnCellParameters(ctypes.Structure):
@@ -84,8 +91,16 @@ class RnnCellParameters(ctypes.Structure):
         *((f"{name}_stride", ctypes.c_int64) for name in ("x", "h", "w_ih", "w_hh", "h_next", "dh_next")),
         ("shape", RnnShape),
         ("aligned", ctypes.c_int32),
-        ("nonlinearity", ctypes.c_int32),
+        ("cell", ElmanCell),
     ]
+    _anonymous_ = ("cell",)
+
+
+#: By the name of the template.
+PARAMETERS: dict[str, type[ctypes.Structure]] = {
+    **{f"rnn_{variant}_kernel": RnnParameters for variant in ("step", "single_block", "grid_flags", "cluster")},
+    **{f"rnn_cell_{direction}_kernel": RnnCellParameters for direction in ("forward", "backward")},
+}
 
 
 def arithmetic(dtype: str, precision: str) -> str:

@@ -17,22 +17,14 @@ import torch
 
 from torch_unroll.engines import DTYPES
 from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
-from torch_unroll.kernels.table import Kernel, LaunchPlan
+from torch_unroll.kernels import layout, table
+from torch_unroll.kernels.table import CLaunchConfig, Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 LIBRARIES = Path(__file__).resolve().parent.parent / "lib"
 BUILD_HINT = "build it with: pip install . (needs nvcc; python -m torch_unroll doctor says what is missing)"
+REBUILD_HINT = "build it again: pip install . (of the emulated kernels: python kernels/build.py emulated)"
 _NO_KERNEL_IMAGE = 209  # cudaErrorNoKernelImageForDevice
-
-
-class _Config(ctypes.Structure):
-    """`Config` of launch.cu."""
-
-    _fields_ = [
-        *((name, ctypes.c_uint32 * 3) for name in ("grid", "block", "cluster")),
-        ("shared_bytes", ctypes.c_uint32),
-        ("cooperative", ctypes.c_uint32),
-    ]
 
 
 def library_path(device_type: str) -> Path:
@@ -50,31 +42,40 @@ class KernelObject:
         self.library = library = ctypes.CDLL(str(path))
         library.torch_unroll_kernel_name.restype = ctypes.c_char_p
         library.torch_unroll_error_text.restype = ctypes.c_char_p
-        library.torch_unroll_parameter_bytes.restype = ctypes.c_uint64
         pointer = ctypes.c_void_p
         library.torch_unroll_launch.argtypes = [ctypes.c_int, pointer, pointer, pointer]
         library.torch_unroll_resident.argtypes = [ctypes.c_int, pointer, pointer]
-        if not hasattr(library, "torch_unroll_encode_tensor_map"):
-            raise OSError(f"{path.name} is older than its sources")
+        if not hasattr(library, "torch_unroll_interface_layout"):
+            raise RuntimeError(f"{path.name} is older than its sources; {REBUILD_HINT}")
+        library.torch_unroll_parameter_layout.restype = library.torch_unroll_interface_layout.restype = ctypes.c_char_p
         library.torch_unroll_encode_tensor_map.argtypes = [pointer, pointer]
         names = [library.torch_unroll_kernel_name(i).decode() for i in range(library.torch_unroll_kernel_count())]
         self.index = {name: i for i, name in enumerate(names)}
-        self._prepared: dict[LaunchPlan, tuple[int, _Config]] = {}
+        self._prepared: dict[LaunchPlan, tuple[int, CLaunchConfig]] = {}
+        self._check_layouts()
 
-    def prepare(self, plan: LaunchPlan) -> tuple[int, _Config]:
+    def _check_layouts(self) -> None:
+        """Raises RuntimeError where a struct that this object takes is not laid out like its mirror in Python."""
+        lines = self.library.torch_unroll_interface_layout().decode().splitlines()
+        interface = dict(line.split(": ") for line in lines)
+        differences = [layout.difference(interface.get(name, ""), name, mirror) for name, mirror in table.INTERFACE.items()]
+        for row in table.kernels():
+            mirror = table.parameters(row)
+            if mirror and row.expression in self.index:
+                recorded = self.library.torch_unroll_parameter_layout(self.index[row.expression]).decode()
+                differences.append(layout.difference(recorded, mirror.__name__, mirror))
+        for difference in filter(None, differences):
+            raise RuntimeError(f"{self.path.name} takes other structs than Python passes: {difference}; {REBUILD_HINT}")
+
+    def prepare(self, plan: LaunchPlan) -> tuple[int, CLaunchConfig]:
         """The plan as the C interface takes it, made once per plan."""
         prepared = self._prepared.get(plan)
         if prepared is None:
-            config = plan.config
             if plan.kernel.expression not in self.index:
                 raise RuntimeError(
                     f"{plan.kernel.expression} is not in {self.path}, which is older than its sources; {BUILD_HINT}"
                 )
-            three = ctypes.c_uint32 * 3
-            c_config = _Config(
-                three(*config.grid), three(*config.block), three(*config.cluster), config.shared_bytes, config.cooperative
-            )
-            prepared = self._prepared[plan] = (self.index[plan.kernel.expression], c_config)
+            prepared = self._prepared[plan] = (self.index[plan.kernel.expression], plan.config.struct())
         return prepared
 
     def check(self, status: int, plan: LaunchPlan) -> None:
@@ -176,6 +177,8 @@ def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         _object(device.type)
     except OSError as error:
         return f"{path.name} does not load: {error}; {BUILD_HINT}"
+    except RuntimeError as error:
+        return str(error)
     return None
 
 

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from torch_unroll.kernels import SOURCES
-from torch_unroll.kernels.table import Kernel
+from torch_unroll.kernels.table import Kernel, checked_source
 
 #: No option changes the arithmetic, here or in kernels/build.py: engines `cuda` and `cupy` give the same bits. Not CuPy's own
 #: -ftz=true above all, under which the largest of subnormal numbers would not be torch's. -lineinfo is for profilers.
@@ -59,13 +59,18 @@ class Recipe:
         total = hashlib.sha256()
         settings = (self.kernel.source, self.kernel.expression, self.architecture, *OPTIONS, *map(str, version()))
         files = (part for name, text in self._sources.items() for part in (name.encode(), text))
-        for part in (*map(str.encode, settings), *files):
+        for part in (*map(str.encode, settings), self._text, *files):
             total.update(len(part).to_bytes(8, "little") + part)
         return total.hexdigest()
 
     @property
     def _sources(self) -> dict[str, bytes]:
-        return sources(self.kernel.source)
+        return {**sources(self.kernel.source), **sources("platform/layout.h")}
+
+    @property
+    def _text(self) -> bytes:
+        """What is compiled: it includes the sources, and states how parameters are laid out in Python."""
+        return checked_source([self.kernel]).encode()
 
     def compile(self) -> Binary:
         """Runs NVRTC; other threads go on.
@@ -74,10 +79,9 @@ class Recipe:
             CompileError: with the compiler's whole log, which names the files and lines of kernels/cuda.
         """
         nvrtc = _bindings()
-        text = f'#include "{self.kernel.source}"\n'.encode()
         files = {name.encode(): content for name, content in self._sources.items()}
         expression = self.kernel.expression.encode()
-        program = _check(nvrtc.nvrtcCreateProgram(text, b"kernel.cu", len(files), list(files.values()), list(files)))
+        program = _check(nvrtc.nvrtcCreateProgram(self._text, b"kernel.cu", len(files), list(files.values()), list(files)))
         try:
             _check(nvrtc.nvrtcAddNameExpression(program, expression))
             options = [option.encode() for option in (f"-arch={self.architecture}", *OPTIONS)]

@@ -1,4 +1,5 @@
 // The C interface of kernels/cuda/launch.cu on the virtual GPU, and controls for tests (torch_unroll_emulator_*).
+#include "platform/interface.h"
 #include "platform/registry.h"
 #include "scheduler.h"
 #include "shadow.h"
@@ -16,10 +17,6 @@ std::vector<KernelEntry>& table() {
   static std::vector<KernelEntry> entries;  // a function's static: registrations run before this file's own globals
   return entries;
 }
-
-struct Config {  // LaunchConfig of kernels/table.py
-  uint32_t grid[3], block[3], cluster[3], shared_bytes, cooperative;
-};
 
 struct alignas(128) ParameterLine {
   unsigned char bytes[128];
@@ -56,7 +53,7 @@ Status refuse(Status status, const char* name, std::string message) {
 unsigned volume(const uint32_t size[3]) { return size[0] * size[1] * size[2]; }
 
 // Null if the launch is within the limits of every GPU of compute capability 9.0, else what is not.
-std::string against_limits(const Config& config) {
+std::string against_limits(const LaunchConfig& config) {
   const uint32_t *grid = config.grid, *block = config.block;
   if (!grid[0] || !grid[1] || !grid[2] || grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535)
     return "grid (" + std::to_string(grid[0]) + "," + std::to_string(grid[1]) + "," + std::to_string(grid[2]) +
@@ -72,7 +69,7 @@ std::string against_limits(const Config& config) {
   return {};
 }
 
-unsigned resident_per_multiprocessor(const Config& config) {
+unsigned resident_per_multiprocessor(const LaunchConfig& config) {
   const unsigned threads = (volume(config.block) + 31) / 32 * 32;
   return std::min({Limits::kThreadsPerMultiprocessor / threads, Limits::kBlocksPerMultiprocessor,
                    Limits::kSharedPerMultiprocessor / (config.shared_bytes + Limits::kSharedReserved)});
@@ -85,10 +82,11 @@ KernelRegistration::KernelRegistration(KernelEntry entry) { table().push_back(en
 EXPORT int torch_unroll_kernel_count() { return int(table().size()); }
 EXPORT const char* torch_unroll_kernel_name(int kernel) { return table()[kernel].name; }
 EXPORT uint64_t torch_unroll_parameter_bytes(int kernel) { return table()[kernel].parameter_bytes; }
+EXPORT const char* torch_unroll_parameter_layout(int kernel) { return table()[kernel].layout; }
 EXPORT const char* torch_unroll_error_text(int status) { return status ? state().failure.c_str() : "no error"; }
 EXPORT int torch_unroll_preload(int) { return kSuccess; }
 
-EXPORT int torch_unroll_resident(int kernel, const Config* config, int* count) {
+EXPORT int torch_unroll_resident(int kernel, const LaunchConfig* config, int* count) {
   const std::lock_guard guard(state().mutex);
   if (std::string wrong = against_limits(*config); !wrong.empty())
     return refuse(kInvalidConfiguration, table()[kernel].name, std::move(wrong));
@@ -96,7 +94,7 @@ EXPORT int torch_unroll_resident(int kernel, const Config* config, int* count) {
   return kSuccess;
 }
 
-EXPORT int torch_unroll_launch(int kernel, const Config* config, const void* parameters, void*) {
+EXPORT int torch_unroll_launch(int kernel, const LaunchConfig* config, const void* parameters, void*) {
   const std::lock_guard guard(state().mutex);
   State& all = state();
   const KernelEntry& entry = table()[kernel];

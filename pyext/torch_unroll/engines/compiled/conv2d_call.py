@@ -90,9 +90,9 @@ class Call:
         plan = variants.plan_fprop(self.problem, choice.variant == "tensor", choice.tile, choice.splits)
         sums = self._image_sums(plan, self.y)
         pointers = (self.x.data_ptr(), self.w.data_ptr(), self.y.data_ptr())
-        bias_pointer = None if bias is None else bias.data_ptr()
+        epilogue = parameters.CBiasEpilogue(None if bias is None else bias.data_ptr())
         splits = plan.undivided if sums is None else parameters.CSplits(sums.data_ptr(), plan.splits, plan.split)
-        struct = parameters.FpropParameters(*pointers, self.problem.shape(), plan.c_walks, splits, bias_pointer)
+        struct = parameters.FpropParameters(*pointers, self.problem.shape(), plan.c_walks, splits, epilogue)
         self.launcher.launch(plan.launch, struct, self.x.device)
         if sums is not None:
             sum_image_splits(self.launcher, sums, self.y, bias)
@@ -164,7 +164,7 @@ def sum_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Ten
         result.data_ptr(),
         (ctypes.c_int64 * 4)(*result.stride()),
         *(N, channels, H, W, sums.shape[0]),
-        None if bias is None else bias.data_ptr(),
+        parameters.CBiasEpilogue(None if bias is None else bias.data_ptr()),
     )
     dtype = str(result.dtype).removeprefix("torch.")
     launcher.launch(variants.plan_sum_image_splits(dtype, N * H * W, channels), struct, result.device)

@@ -130,19 +130,21 @@ def _image_struct(
     (image_size, result_size), depth, channels = ((x_size, y_size), C, K) if direction == "fprop" else ((y_size, x_size), K, C)
     block = plan.span // item
     box = (block, plan.tile.columns) if direction == "fprop" or item == 4 else (wgmma.STEP_BYTES // item, block)
-    struct: Any = wgmma.image_parameters(1 if direction == "fprop" else wgmma.MOST_RESIDUES)()
+    struct: Any = (wgmma.FpropParameters if direction == "fprop" else wgmma.DgradParameters)()
     for i, each in enumerate(plan.images):
         struct.images[i] = _image(launcher, device, p.dtype, image, image_size, image_stride, each, block, plan.tile.rows)
     spec = im2col_maps.filter_map(p.dtype, filter_size, filter_stride, *box, address=filter)
     struct.filter = launcher.tensor_map(spec, device)
-    struct.result, struct.sums, struct.bias = result, sums or None, bias or None
+    struct.result, struct.sums = result, sums or None
     struct.stride = (ctypes.c_int64 * 4)(*result_stride)
     struct.N, _, struct.height, struct.width = result_size
     struct.groups, struct.channels, struct.depth_channels = p.groups, channels, depth
     struct.stride_h, struct.stride_w = p.residues if direction == "dgrad" else (1, 1)
     struct.span, struct.splits, struct.steps_per_split = plan.span, plan.splits, plan.steps_per_split
     struct.tiles, struct.walk = plan.tiles, plan.walk
-    if direction == "dgrad":
+    if direction == "fprop":
+        struct.epilogue.bias = bias or None
+    else:
         four = ctypes.c_int64 * 4
         struct.operands = wgmma.COperandsInMemory(image, filter, four(*image_stride), four(*filter_stride), p.P, p.Q)
     return struct

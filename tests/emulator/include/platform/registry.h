@@ -7,6 +7,7 @@ struct KernelEntry {
   const char* name;
   void (*run)(const void* parameters);
   size_t parameter_bytes;
+  const char* layout;
 };
 
 template <auto Function>
@@ -23,11 +24,11 @@ struct KernelOf<Function> {
       function(parameters);
     }
   }
-  static KernelEntry entry(const char* name) { return {name, run, sizeof(Parameters)}; }
+  static KernelEntry entry(const char* name, const char* layout) { return {name, run, sizeof(Parameters), layout}; }
 };
 template <auto Function>
-KernelEntry kernel_entry(const char* name) {
-  return KernelOf<Function>::entry(name);
+KernelEntry kernel_entry(const char* name, const char* layout) {
+  return KernelOf<Function>::entry(name, layout);
 }
 
 struct KernelRegistration {
