@@ -71,6 +71,8 @@ def test_what_is_expected_is_what_engine_torch_computes() -> None:
     kept: dict[tuple[object, ...], Case] = {}
     for case in itertools.chain.from_iterable(by_job(small=False, seed=1).values()):
         told = case.as_json()
+        if "32-bit" in str(told.get("window")):
+            continue  # the reference unfolds its windows of 33,000 cells
         if told.get("arithmetic", told.get("dtype")) == "float64" and told.get("nonlinearity") != "identity":
             extents = (told.get(name) for name in ("op", "direction", "geometry", "window", "T", "N", "H", "lengths", "bias"))
             kept[tuple(extents)] = case
@@ -136,7 +138,7 @@ def test_other_bits_the_second_time_are_noticed() -> None:
     assert judge(_first_of("conv2d fprop"), _Broken(spoil), CPU).outcome == "unsteady"
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])  # of 0 the rehearsal in .ci/run
 def test_a_sample_launches_every_kernel(seed: int) -> None:
     planned: set[str] = set()
     for cases in by_job(small=True, seed=seed).values():

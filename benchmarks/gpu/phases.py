@@ -60,6 +60,8 @@ class Plan:
 def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
     """The jobs of an engine. Where kernels are compiled first, those of 16 bits come first: they are what users run."""
     names = list(by_job(plan.small, plan.seed))
+    if engine == "cupy":
+        names.sort(key=lambda name: name.endswith(("tf32", "float32", "float64")))
     more = {"cuda": MORE_EMULATED if plan.small else None, "cupy": MORE_COMPILED, "numba": NUMBA_CASES}[engine]
     if engine == "numba":
         names = names[:: max(1, len(names) // 12)]
