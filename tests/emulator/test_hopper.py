@@ -68,7 +68,8 @@ def test_an_im2col_copy(emulator: Emulator, dtype: str, swizzle: int, seed: int)
     stride = random.integers(1, 4, 2).tolist()
     outputs = [(extent - 1 + up - low) // u + 1 for extent, low, up, u in zip((W, H), lower, upper, stride, strict=True)]
     w, h = (low + u * int(random.integers(count)) for low, u, count in zip(lower, stride, outputs, strict=True))
-    start = [channels * int(random.integers(2)) - int(random.integers(2)), w, h, int(random.integers(N + 1))]
+    channel = int(random.choice([-1, 0, channels, tensor.shape[3] - 1, tensor.shape[3]]))
+    start = [channel, w, h, int(random.integers(N))]
     offset = random.integers(0, 5, 2).tolist()
     pixels = int(random.integers(1, 65))
     spec = spec_of(
@@ -122,6 +123,10 @@ COLUMNS = spec_of(IMAGE, "bfloat16", 32, lower=(-1, -1), upper=(-1, -1), element
     [
         ({"start": (0, 0, -1, 0)}, "W = 0 is not a multiple of 2 from -1"),
         ({"start": (0, -1, 5, 0)}, "H = 5 is not within -1 and 3"),
+        ({"start": (0, -1, -1, 2)}, "N = 2 is not within 0 and 1"),
+        ({"start": (8, 1, 1, 2)}, "N = 2 is not within 0 and 1"),
+        ({"start": (0, -1, -1, 7)}, "N = 7 is not within 0 and 1"),
+        ({"start": (0, -1, -1, -1)}, "N = -1 is not within 0 and 1"),
         ({"offset": (256, 0)}, "offset 256 is not within 0 and 255"),
         ({"at": 64}, "the destination is not on 256 bytes, 8 rows"),
         ({"at": -256}, r"the destination's 256 bytes are not in this block's shared memory"),
