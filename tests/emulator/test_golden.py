@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from emulated import Emulator, LaunchError, emulate
 from hopper_launches import MAJORS, ROWS, copy_box, copy_box_anywhere, multiply, spec_of
+
+from torch_unroll.kernels.tensor_map import TensorMapSpec
 
 Record = dict[str, Any]
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,17 +43,41 @@ def replay_im2col(emulator: Emulator, record: Record) -> None:
         tensor, "bfloat16", record["swizzle"], element_stride=(1, *record["stride"], 1), lower=tuple(record["lower"]),
         upper=tuple(record["upper"]), channels=record["channels"], pixels=record["pixels"],
     )  # fmt: skip
-    arguments = (spec, tensor, record["start"], record["offset"])
+    replay_box(emulator, record, spec, tensor, record["offset"], record["pixels"], allowed=record["start"][3] < N)
+
+
+def replay_tiled(emulator: Emulator, record: Record) -> None:
+    C, W, H, N = record["tensor"]
+    tensor = np.arange(1, 1 + C * W * H * N, dtype=np.uint16).reshape(N, H, W, C)
+    spec = spec_of(
+        tensor, "bfloat16", record["swizzle"], box=tuple(record["box"]), element_stride=(1, *record["stride"])
+    )  # fmt: skip
+    rows = prod(-(-extent // stride) for extent, stride in zip(record["box"][1:], record["stride"], strict=True))
+    replay_box(emulator, record, spec, tensor, (0, 0), rows, allowed=True)
+
+
+def replay_box(
+    emulator: Emulator,
+    record: Record,
+    spec: TensorMapSpec,
+    tensor: np.ndarray,
+    offset: Sequence[int],
+    rows: int,
+    *,
+    allowed: bool,
+) -> None:
+    """`allowed`: whether a kernel of ours may start a copy there."""
+    at, arguments = record["base"], (spec, tensor, record["start"], offset)
     if record["encoded"]:
         with pytest.raises(LaunchError):
-            copy_box_anywhere(emulator, *arguments, size=record["pixels"] * record["pitch"], at=record["base"])
+            copy_box_anywhere(emulator, *arguments, size=rows * record["pitch"], at=at)
         return
     assert record["arrived"], "not as many bytes came as the emulator's copy would bring"
     expected = from_hex(record["shared"], 4)
-    copied = copy_box_anywhere(emulator, *arguments, size=record["pixels"] * record["pitch"], at=record["base"])
+    copied = copy_box_anywhere(emulator, *arguments, size=rows * record["pitch"], at=at)
     np.testing.assert_array_equal(copied.view(np.uint16), expected)
-    if record["swizzle"] and record["base"] % (8 * record["swizzle"]) == 0:  # one that a kernel of ours may ask for
-        copied = copy_box(emulator, *arguments, rows=record["pixels"], at=record["base"], fill=0xFF)[record["base"] :]
+    if allowed and record["swizzle"] and at % (8 * record["swizzle"]) == 0:
+        copied = copy_box(emulator, *arguments, rows=rows, at=at, fill=0xFF)[at:]
         np.testing.assert_array_equal(copied.view(np.uint16), expected)
 
 
@@ -92,6 +119,7 @@ def as_element(values: np.ndarray, dtype: type) -> np.ndarray:
 
 REPLAY: dict[str, Callable[[Emulator, Record], None]] = {
     "im2col": replay_im2col,
+    "tiled": replay_tiled,
     "tma_tf32": replay_tma_tf32,
     "wgmma_descriptor": replay_wgmma_descriptor,
 }
@@ -118,20 +146,42 @@ def test_the_emulator_does_what_a_gpu_did(emulator: Emulator, kind: str) -> None
 def im2col_record(seed: int) -> Record:
     random = np.random.default_rng(seed)
     swizzle, base = [0, 32, 64, 128][seed % 4], [0, 0, 128, 640][seed // 4 % 4]
-    channels = 8 * int(random.integers(1, (swizzle or 64) // 16 + 1))
-    extent = [8 * int(random.integers(1, 9)), *random.integers(4, 13, 2).tolist(), int(random.integers(1, 4))]
+    channels, pixels = 8 * int(random.integers(1, (swizzle or 64) // 16 + 1)), [16, 128, 256, 64][seed // 2 % 4]
+    C, W, H, N = extent = [8 * int(random.integers(1, 9)), *random.integers(4, 13, 2).tolist(), int(random.integers(1, 4))]
     lower, upper, stride = [-1, -2], [0, -1], [1 + seed % 2, 2]
-    start = [channels, lower[0] + stride[0], lower[1], extent[3] - 1]
+    channel, image = [channels, C - 8, C, 0][seed // 8 % 4], [N - 1, 0, N, N - 1, N + 1][seed % 5]
+    start = [channel, lower[0] + stride[0], lower[1], image]
     offset = random.integers(0, 4, 2).tolist()
     record: Record = {
         "tensor": extent, "lower": lower, "upper": upper, "stride": stride, "offset": offset, "channels": channels,
-        "pixels": 16, "start": start, "swizzle": swizzle, "base": base, "pitch": swizzle or channels * 2,
+        "pixels": pixels, "start": start, "swizzle": swizzle, "base": base, "pitch": swizzle or channels * 2,
     }  # fmt: skip
     if seed % 8 == 7:
-        return record | {"upper": [-extent[1] - 2, 0], "encoded": 1, "arrived": True, "shared": ""}
-    tensor = np.arange(1, 1 + np.prod(extent), dtype=np.uint16).reshape(extent[::-1])
-    rows = model.im2col(tensor, lower, upper, stride, start, offset, channels, 16)
+        return record | {"upper": [-W - 2, 0], "encoded": 1, "arrived": True, "shared": ""}
+    tensor = np.arange(1, 1 + C * W * H * N, dtype=np.uint16).reshape(N, H, W, C)
+    rows = model.im2col(tensor, lower, upper, stride, start, offset, channels, pixels)
     shared = model.in_shared_memory(rows, swizzle, base=base)
+    return record | {"encoded": 0, "arrived": True, "shared": to_hex(shared.view(np.uint16))}
+
+
+def tiled_record(seed: int) -> Record:
+    random = np.random.default_rng(seed)
+    swizzle, base = [128, 64, 32, 0][seed % 4], [0, 0, 128, 640][seed // 4 % 4]
+    channels = 8 * int(random.integers(1, (swizzle or 64) // 16 + 1))
+    box = [channels, *([1, 1, 64 << seed % 3] if seed % 2 else random.integers(1, 5, 3).tolist())]
+    stride = [1, 1, 1] if seed % 2 else random.integers(1, 4, 3).tolist()
+    extent = [8 * int(random.integers(1, 9)), *random.integers(1, 5, 2).tolist(), int(random.integers(1, 90))]
+    inside, beyond, before = [0] * 4, extent, [-length // 2 for length in box]
+    across = [max(0, size - length // 2) for size, length in zip(extent, box, strict=True)]
+    start = [int(random.choice(choices)) for choices in zip(inside, inside, across, across, beyond, before, strict=True)]
+    record: Record = {
+        "tensor": extent, "box": box, "stride": stride, "start": start, "swizzle": swizzle, "base": base,
+        "pitch": swizzle or channels * 2,
+    }  # fmt: skip
+    if seed % 8 == 7:
+        return record | {"stride": [1, 9, 1], "encoded": 1, "arrived": True, "shared": ""}
+    tensor = np.arange(1, 1 + prod(extent), dtype=np.uint16).reshape(extent[::-1])
+    shared = model.in_shared_memory(model.tiled(tensor, start, box, (1, *stride)), swizzle, base=base)
     return record | {"encoded": 0, "arrived": True, "shared": to_hex(shared.view(np.uint16))}
 
 
@@ -153,6 +203,7 @@ def wgmma_descriptor_record(seed: int) -> Record:
 
 MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # and the field that a GPU answered in
     "im2col": (im2col_record, "shared"),
+    "tiled": (tiled_record, "shared"),
     "tma_tf32": (tma_tf32_record, "to"),
     "wgmma_descriptor": (wgmma_descriptor_record, "element"),
 }
