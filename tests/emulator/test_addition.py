@@ -15,6 +15,8 @@ from hopper_launches import MAJORS, NAMES, ROWS, multiply, random_matrix, words
 from test_platform import MATRICES, ProductParameters
 from torch import Tensor
 
+from torch_unroll.testing.bounds import sum_error
+
 DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32}
 DEPTH = {"half": 16, "bfloat16": 16, "float": 8}
 LEAST_EXPONENT = {"half": -14, "bfloat16": -126, "float": -126}
@@ -183,6 +185,40 @@ def test_what_is_cut_off(matrices: Emulator, dtype: str, terms: tuple[float, flo
     for truncate, expected in ((False, nearest), (True, truncated)):
         with matrices.arithmetic(addition=truncate):
             assert mma(matrices, dtype, c, narrowed(a, dtype), narrowed(b, dtype))[0, 0].item() == expected
+
+
+# ---- the bounds that tests of kernels use
+
+
+def excess(c: Tensor, a: Tensor, b: Tensor, d: Tensor) -> float:
+    """The largest error, in units of the bound of a sum."""
+    wide = (c.double(), a.double(), b.double())
+    exact, magnitude = wide[0] + wide[1] @ wide[2].T, wide[1].abs() @ wide[2].abs().T
+    bound = sum_error(magnitude, a.shape[1] + 1, torch.float32, added=wide[0].abs())
+    return float(((d.double() - exact).abs() / bound.clamp(min=1e-300)).max())  # where nothing is added nothing is lost
+
+
+@pytest.mark.parametrize("kind", OPERANDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_bound_holds_for_sums_of_any_length(dtype: str, kind: str) -> None:
+    for steps in (1, 2, 9):
+        a, b = operands(kind, dtype, 16, 2, steps * DEPTH[dtype])
+        for c in (torch.zeros(16, 2), torch.ones(16, 2), torch.randn(16, 2, generator=torch.Generator().manual_seed(2)) * 64):
+            assert excess(c, a, b, product(c, a, b, dtype)) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_bound_is_almost_reached(dtype: str) -> None:
+    """One product in each instruction, just below the last place of the sum: each is lost."""
+    depth = DEPTH[dtype]
+    a, b = torch.zeros(16, 40 * depth), torch.zeros(1, 40 * depth)
+    a[:, ::depth], b[:, ::depth] = 2.0**-12 * (2 - 2.0**-6), 2.0**-12
+    a, b = narrowed(a, dtype), narrowed(b, dtype)
+    c = torch.ones(16, 1)
+    d = product(c, a, b, dtype)
+    assert torch.equal(d, c)
+    terms = a[:, ::depth].contiguous(), b[:, ::depth].contiguous()
+    assert 0.7 < excess(c, *terms, d) <= 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="module")
 def emulator() -> Emulator:
     return emulate(ROWS, "hopper")
+
+
+@pytest.fixture
+def rounding(emulator: Emulator) -> Iterator[None]:
+    """For records of the model, whose default is to round."""
+    with emulator.arithmetic(copied=False):
+        yield
 
 
 def from_hex(text: str, digits: int) -> np.ndarray:
@@ -86,9 +93,17 @@ def replay_tma_tf32(emulator: Emulator, record: Record) -> None:
         return  # bits, which no map of ours copies
     assert record["arrived"]
     tensor = from_hex(record["from"], 8).view(np.float32).reshape(1, 1, 8, 32)
+    expected = from_hex(record["to"], 8)
     spec = spec_of(tensor, "float32", 0, box=(32, 8, 1, 1))
-    copied = copy_box_anywhere(emulator, spec, tensor, (0, 0, 0, 0), (0, 0), size=1024, at=0)
-    np.testing.assert_array_equal(copied.view(np.uint32), from_hex(record["to"], 8))
+
+    def copied() -> np.ndarray:
+        return copy_box_anywhere(emulator, spec, tensor, (0, 0, 0, 0), (0, 0), size=1024, at=0).view(np.uint32)
+
+    other = {}  # what fits where the default does not
+    for name, truncate in (("nearest_even", False), ("truncate", True)):
+        with emulator.arithmetic(copied=truncate):
+            other[f"kCopied in runtime/arithmetic.cpp is to be Tf32::{name}"] = np.array_equal(copied(), expected)
+    np.testing.assert_array_equal(copied(), expected, "; ".join(name for name, fits in other.items() if fits))
 
 
 def replay_wgmma_descriptor(emulator: Emulator, record: Record) -> None:
@@ -185,10 +200,10 @@ def tiled_record(seed: int) -> Record:
     return record | {"encoded": 0, "arrived": True, "shared": to_hex(shared.view(np.uint16))}
 
 
-def tma_tf32_record(seed: int) -> Record:
+def tma_tf32_record(seed: int, *, truncate: bool = False) -> Record:
     words = np.random.default_rng(seed).integers(0, 1 << 32, 256, np.uint32)
     kind = ["TFLOAT32", "FLOAT32"][seed % 2]
-    to = words if seed % 2 else model.tf32(words.view(np.float32)).view(np.uint32)
+    to = words if seed % 2 else model.tf32(words.view(np.float32), truncate=truncate).view(np.uint32)
     return {"type": kind, "arrived": True, "from": to_hex(words), "to": to_hex(to)}
 
 
@@ -214,6 +229,7 @@ def write(directory: Path, kind: str, records: list[Record]) -> None:
     (directory / f"{kind}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
+@pytest.mark.usefixtures("rounding")
 @pytest.mark.parametrize("kind", MADE)
 def test_records_are_replayed(emulator: Emulator, kind: str, tmp_path: Path) -> None:
     make, _ = MADE[kind]
@@ -221,6 +237,7 @@ def test_records_are_replayed(emulator: Emulator, kind: str, tmp_path: Path) -> 
     assert replay(emulator, tmp_path, kind) == 32
 
 
+@pytest.mark.usefixtures("rounding")
 @pytest.mark.parametrize("kind", MADE)
 def test_a_record_of_something_else_fails(emulator: Emulator, kind: str, tmp_path: Path) -> None:
     make, field = MADE[kind]
@@ -230,3 +247,16 @@ def test_a_record_of_something_else_fails(emulator: Emulator, kind: str, tmp_pat
     write(tmp_path, kind, [record])
     with pytest.raises(AssertionError):
         replay(emulator, tmp_path, kind)
+
+
+@pytest.mark.parametrize(("truncate", "name"), [(False, "nearest_even"), (True, "truncate")])
+def test_the_record_decides_how_copies_round(emulator: Emulator, truncate: bool, name: str, tmp_path: Path) -> None:
+    """Either way can be recorded; only that one is taken, and the other default is told what to become."""
+    write(tmp_path, "tma_tf32", [tma_tf32_record(seed, truncate=truncate) for seed in range(8)])
+    with emulator.arithmetic(copied=truncate):
+        assert replay(emulator, tmp_path, "tma_tf32") == 8
+    with (
+        emulator.arithmetic(copied=not truncate),
+        pytest.raises(AssertionError, match=f"(?s)^[^;]*kCopied in runtime/arithmetic.cpp is to be Tf32::{name}\n"),
+    ):
+        replay(emulator, tmp_path, "tma_tf32")
