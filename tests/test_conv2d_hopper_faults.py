@@ -72,8 +72,22 @@ FAULTS = (
     Fault(
         "lines before columns",
         PRODUCTS,
+        "pixel.w, pixel.h, pixel.n,",
+        "pixel.h, pixel.w, pixel.n,",
+        mode="plain",
+    ),
+    Fault(
+        "blocks beyond the last from an image beyond the last",
+        PRODUCTS,
+        "pixel.w, pixel.h, pixel.n,",
         "pixel.w, pixel.h, there ? pixel.n : of.N,",
-        "pixel.h, pixel.w, there ? pixel.n : of.N,",
+        mode="plain",
+    ),
+    Fault(
+        "blocks beyond the last from the first channels",
+        PRODUCTS,
+        "depth_begin + block.channel : of.groups * of.depth_channels;",
+        "depth_begin + block.channel : 0;",
         mode="plain",
     ),
     Fault("taps from the wrong end", PRODUCTS, "first + block.s * image", "first - block.s * image", mode="plain"),

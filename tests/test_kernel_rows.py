@@ -17,6 +17,7 @@ from torch_unroll.kernels.cuda.max_pool2d import variants as pooling_variants
 from torch_unroll.kernels.cuda.rnn import variants
 from torch_unroll.kernels.table import CPP_TYPES, Kernel, kernels
 from torch_unroll.testing import assert_exact
+from torch_unroll.testing.recurrence import assert_backward_steps, assert_cell, assert_cell_backward, assert_forward_steps
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.skipif(
     reason="the emulated kernels are not built: python kernels/build.py emulated",
 )
 TYPES = {cpp: getattr(torch, name) for name, cpp in CPP_TYPES.items()} | {"tfloat32": torch.float32}
-TOLERANCE = {"half": 4e-3, "bfloat16": 3e-2, "tfloat32": 4e-3, "float": 1e-5, "double": 1e-12}
 
 
 def _id(row: Kernel) -> str:
@@ -42,11 +42,6 @@ def _chosen_anew() -> Iterator[None]:
     host.forced = None
     for cached in caches:
         cached.cache_clear()
-
-
-def _close(result: Tensor, expected: Tensor, math: str) -> None:
-    scale = float(expected.double().abs().max())
-    torch.testing.assert_close(result.double(), expected.double(), rtol=0, atol=TOLERANCE[math] * max(scale, 1.0))
 
 
 RECURRENT = [row for row in kernels("rnn") if "cell" not in row.name]
@@ -70,13 +65,12 @@ def test_recurrence(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     precision = "tf32" if math == "tfloat32" else "ieee"
     ours, reference = load("cuda"), load("torch")
     h = reference.rnn_forward(z, w, h0, None, None, "tanh", precision)
+    arguments = (w, h0, None, None, "tanh", precision)
     with recording() as recorded:
         if "Forward" in direction:
-            _close(ours.rnn_forward(z, w, h0, None, None, "tanh", precision), h, math)
+            assert_forward_steps(ours.rnn_forward(z, *arguments), z, w, h0, [T] * N, "tanh", precision)
         else:
-            expected = reference.rnn_backward(dh, h, w, h0, None, None, "tanh", precision)
-            for result, wanted in zip(ours.rnn_backward(dh, h, w, h0, None, None, "tanh", precision), expected, strict=True):
-                _close(result, wanted, math)
+            assert_backward_steps(*ours.rnn_backward(dh, h, *arguments), dh, h, w, [T] * N, "tanh", precision)
     assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}
 
 
@@ -91,11 +85,11 @@ def test_cell(row: Kernel) -> None:
     following = reference.rnn_cell_forward(x, h, w_ih, w_hh, None, None, "tanh", precision)
     with recording() as recorded:
         if "forward" in row.name:
-            _close(ours.rnn_cell_forward(x, h, w_ih, w_hh, None, None, "tanh", precision), following, math)
+            h_next = ours.rnn_cell_forward(x, h, w_ih, w_hh, None, None, "tanh", precision)
+            assert_cell(h_next, x, h, w_ih, w_hh, (), "tanh", precision)
         else:
             arguments = (dh, following, w_ih, w_hh, "tanh", precision)
-            for result, wanted in zip(ours.rnn_cell_backward(*arguments), reference.rnn_cell_backward(*arguments), strict=True):
-                _close(result, wanted, math)
+            assert_cell_backward(ours.rnn_cell_backward(*arguments), *arguments)
     assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}
 
 

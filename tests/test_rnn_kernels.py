@@ -14,6 +14,13 @@ from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import DeviceProperties, Launcher, rnn
 from torch_unroll.kernels.cuda.rnn import variants
 from torch_unroll.kernels.table import LaunchPlan
+from torch_unroll.testing.recurrence import (
+    ACTIVATIONS,
+    assert_backward_steps,
+    assert_cell,
+    assert_cell_backward,
+    assert_forward_steps,
+)
 
 pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 
@@ -22,14 +29,6 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: By arithmetic: a dtype and a precision.
 MATHS = [pytest.param(dtype, "ieee", id=str(dtype).removeprefix("torch.")) for dtype in DTYPES]
 MATHS.append(pytest.param(torch.float32, "tf32", id="tf32"))
-ULP = {torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float32: 2**-24, torch.float64: 2**-53}
-ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda z: z}
-SLOPES = {
-    "tanh": lambda h: 1 - h * h,
-    "relu": lambda h: (h > 0).to(h.dtype),
-    "sigmoid": lambda h: h * (1 - h),
-    "identity": torch.ones_like,
-}
 
 
 @pytest.fixture
@@ -50,34 +49,6 @@ def reference_forward(z: Tensor, w: Tensor, h0: Tensor, lengths: list[int], nonl
                 state = ACTIVATIONS[nonlinearity](z[t, n, d * H : (d + 1) * H] + w[d] @ state)
                 h[t, n, d * H : (d + 1) * H] = state
     return h
-
-
-def reference_backward(
-    dh: Tensor, h: Tensor, w: Tensor, h0: Tensor, lengths: list[int], nonlinearity: str
-) -> tuple[Tensor, Tensor]:
-    dz, dh0 = torch.zeros_like(h), torch.zeros_like(h0)
-    D, N, H = h0.shape
-    for d in range(D):
-        for n in range(N):
-            carried = torch.zeros_like(h0[d, n])
-            for t in reversed(range(lengths[n])) if d == 0 else range(lengths[n]):
-                at = t, n, slice(d * H, (d + 1) * H)
-                dz[at] = (dh[at] + carried) * SLOPES[nonlinearity](h[at])
-                carried = w[d].T @ dz[at]
-            dh0[d, n] = carried
-    return dz, dh0
-
-
-def assert_close(actual: Tensor, double: Tensor, same_dtype: Tensor, precision: str) -> None:
-    """At most twice the error of the plain loop in the same dtype, plus a few units in the last place."""
-    assert actual.shape == double.shape
-    assert actual.dtype == same_dtype.dtype
-    ulp = 2**-11 if precision == "tf32" and actual.dtype == torch.float32 else ULP[actual.dtype]
-    scale = double.norm() + 1e-30
-    error, theirs = (actual.double() - double).norm() / scale, (same_dtype.double() - double).norm() / scale
-    assert error <= 2 * theirs + 8 * ulp, (error, theirs)
-    worst = (same_dtype.double() - double).abs().max()
-    torch.testing.assert_close(actual.double(), double, rtol=8 * ulp, atol=float(2 * worst + 16 * ulp * double.abs().max()))
 
 
 class Resized:
@@ -133,23 +104,11 @@ class Case:
         return h, *rnn.rnn_backward(launcher, self.to_kernel(self.dh), h, *arguments)
 
     def check(self, nonlinearity: str, precision: str, launcher: Launcher = LAUNCHER) -> None:
-        """Both passes against both references."""
+        """Every step of both passes."""
         h, dz, dh0 = self.run(nonlinearity, precision, launcher)
-        doubles = [x.double() for x in (self.z, self.w, self.h0)]
-        expected = reference_forward(*doubles, self.lengths, nonlinearity)
-        plain = reference_forward(self.z, self.w, self.h0, self.lengths, nonlinearity)
-        assert_close(self.from_kernel(h), expected, plain, precision)
-
-        # Its derivatives are functions of the h that was stored: the references are given the same.
-        stored = self.from_kernel(h)
-        doubles = [x.double() for x in (self.dh, stored, self.w, self.h0)]
-        expected = reference_backward(*doubles, self.lengths, nonlinearity)
-        plain = reference_backward(self.dh, stored, self.w, self.h0, self.lengths, nonlinearity)
-        assert_close(self.from_kernel(dz), expected[0], plain[0], precision)
-        assert_close(dh0, expected[1], plain[1], precision)
-        for t, n in ((t, n) for n, length in enumerate(self.lengths) for t in range(length, self.z.shape[0])):
-            assert not self.from_kernel(h)[t, n].any()
-            assert not self.from_kernel(dz)[t, n].any()
+        h, dz = self.from_kernel(h), self.from_kernel(dz)
+        assert_forward_steps(h, self.z, self.w, self.h0, self.lengths, nonlinearity, precision)
+        assert_backward_steps(dz, dh0, self.dh, h, self.w, self.lengths, nonlinearity, precision)
 
 
 VARIANTS = tuple(v.name for v in variants.VARIANTS)
@@ -254,23 +213,12 @@ def test_cell(dtype: torch.dtype, precision: str, N: int, inputs: int, H: int, b
     shapes = {"x": (N, inputs), "h": (N, H), "w_ih": (H, inputs), "w_hh": (H, H), "b_ih": (H,), "b_hh": (H,), "dh_next": (N, H)}
     drawn = {name: (torch.randn(shape, dtype=torch.float64) / 3).to(dtype) for name, shape in shapes.items()}
 
-    def forward(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-        z = x @ w_ih.T + h @ w_hh.T
-        return torch.tanh(z + b_ih + b_hh if bias else z)
-
     inputs_of = [drawn[name] for name in ("x", "h", "w_ih", "w_hh", "b_ih", "b_hh")]
-    biases = inputs_of[4:] if bias else (None, None)
-    h_next = rnn.rnn_cell_forward(LAUNCHER, *inputs_of[:4], *biases, "tanh", precision)
-    assert_close(h_next, forward(*(x.double() for x in inputs_of)), forward(*inputs_of), precision)
-
-    def backward(dh_next: Tensor, h_next: Tensor, w_ih: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dz = dh_next * SLOPES["tanh"](h_next)
-        return dz, dz @ w_ih, dz @ w_hh
-
-    results = rnn.rnn_cell_backward(LAUNCHER, drawn["dh_next"], h_next, drawn["w_ih"], drawn["w_hh"], "tanh", precision)
-    given = [drawn["dh_next"], h_next, drawn["w_ih"], drawn["w_hh"]]
-    for result, double, plain in zip(results, backward(*(x.double() for x in given)), backward(*given), strict=True):
-        assert_close(result, double, plain, precision)
+    biases = inputs_of[4:] if bias else []
+    h_next = rnn.rnn_cell_forward(LAUNCHER, *inputs_of[:4], *(biases or (None, None)), "tanh", precision)
+    assert_cell(h_next, *inputs_of[:4], biases, "tanh", precision)
+    arguments = (drawn["dh_next"], h_next, drawn["w_ih"], drawn["w_hh"], "tanh", precision)
+    assert_cell_backward(rnn.rnn_cell_backward(LAUNCHER, *arguments), *arguments)
 
 
 @pytest.mark.parametrize("nonlinearity", variants.NONLINEARITIES)

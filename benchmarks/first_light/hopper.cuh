@@ -94,6 +94,13 @@ __device__ inline void copy_tiled(uint32_t to, const TensorMap* map, uint32_t ba
                "l"(map), "r"(column), "r"(row), "r"(barrier)
                : "memory");
 }
+// Coordinates c, w, h, n.
+__device__ inline void copy_tiled(uint32_t to, const TensorMap* map, uint32_t barrier, int4 start) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2,%3,%4,%5}], [%6];" ::"r"(to),
+      "l"(map), "r"(start.x), "r"(start.y), "r"(start.z), "r"(start.w), "r"(barrier)
+      : "memory");
+}
 
 // ---- wgmma: D (64 x N, fp32) = or += A (64 x 16) B (16 x N)
 enum Swizzle : int { NO_SWIZZLE = 0, SWIZZLE_128 = 1, SWIZZLE_64 = 2, SWIZZLE_32 = 3 };  // as descriptors number them

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -60,6 +62,16 @@ class Emulator:
     def multiprocessors(self, count: int) -> None:
         """Sets the size of the virtual GPU."""
         self.library.torch_unroll_emulator_set_multiprocessors(count)
+
+    @contextmanager
+    def arithmetic(self, *, addition: bool | None = None, copied: bool | None = None) -> Iterator[None]:
+        """Whether tensor cores truncate where they add, and copies where they make TF32 of fp32 (`runtime/arithmetic.h`)."""
+        choose = self.library.torch_unroll_emulator_arithmetic
+        before = choose(*(-1 if mode is None else int(mode) for mode in (addition, copied)))
+        try:
+            yield
+        finally:
+            choose(before & 1, before >> 1)
 
     def allow_memory(self, *buffers: np.ndarray) -> None:
         """In race mode: kernels may touch these arrays and nothing else."""

@@ -136,7 +136,7 @@ def numbered(dtype: str, *shape: int) -> np.ndarray:
 
 
 def arrived(rows: np.ndarray) -> np.ndarray:
-    """Rows as a copy brings them."""
+    """Rows as a copy brings them that rounds."""
     return model.tf32(rows) if rows.dtype == np.float32 else rows
 
 

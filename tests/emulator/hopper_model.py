@@ -60,8 +60,11 @@ def in_shared_memory(rows: np.ndarray, swizzle: int, *, base: int = 0, fill: int
     return shared.reshape(-1)
 
 
-def tf32(values: np.ndarray) -> np.ndarray:
-    """To nearest even, 10 bits of mantissa; of NaN the copy engine's own."""
+def tf32(values: np.ndarray, *, truncate: bool = False) -> np.ndarray:
+    """10 bits of mantissa, to nearest even or cut off; of NaN, where it is rounded, the copy engine's own."""
+    if truncate:
+        words = values.astype(np.float32).view(np.uint32)
+        return (words - words % 0x2000).view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         mantissa, exponent = np.frexp(values.astype(np.float64))
         places = np.minimum(11, exponent + 136)  # a subnormal's are fewer

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from emulated import Emulator, LaunchError, emulate
 from hopper_launches import MAJORS, ROWS, copy_box, copy_box_anywhere, multiply, spec_of
 
+from torch_unroll.kernels.tensor_map import TensorMapSpec
+
 Record = dict[str, Any]
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -22,6 +25,13 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="module")
 def emulator() -> Emulator:
     return emulate(ROWS, "hopper")
+
+
+@pytest.fixture
+def rounding(emulator: Emulator) -> Iterator[None]:
+    """For records of the model, whose default is to round."""
+    with emulator.arithmetic(copied=False):
+        yield
 
 
 def from_hex(text: str, digits: int) -> np.ndarray:
@@ -40,17 +50,41 @@ def replay_im2col(emulator: Emulator, record: Record) -> None:
         tensor, "bfloat16", record["swizzle"], element_stride=(1, *record["stride"], 1), lower=tuple(record["lower"]),
         upper=tuple(record["upper"]), channels=record["channels"], pixels=record["pixels"],
     )  # fmt: skip
-    arguments = (spec, tensor, record["start"], record["offset"])
+    replay_box(emulator, record, spec, tensor, record["offset"], record["pixels"], allowed=record["start"][3] < N)
+
+
+def replay_tiled(emulator: Emulator, record: Record) -> None:
+    C, W, H, N = record["tensor"]
+    tensor = np.arange(1, 1 + C * W * H * N, dtype=np.uint16).reshape(N, H, W, C)
+    spec = spec_of(
+        tensor, "bfloat16", record["swizzle"], box=tuple(record["box"]), element_stride=(1, *record["stride"])
+    )  # fmt: skip
+    rows = prod(-(-extent // stride) for extent, stride in zip(record["box"][1:], record["stride"], strict=True))
+    replay_box(emulator, record, spec, tensor, (0, 0), rows, allowed=True)
+
+
+def replay_box(
+    emulator: Emulator,
+    record: Record,
+    spec: TensorMapSpec,
+    tensor: np.ndarray,
+    offset: Sequence[int],
+    rows: int,
+    *,
+    allowed: bool,
+) -> None:
+    """`allowed`: whether a kernel of ours may start a copy there."""
+    at, arguments = record["base"], (spec, tensor, record["start"], offset)
     if record["encoded"]:
         with pytest.raises(LaunchError):
-            copy_box_anywhere(emulator, *arguments, size=record["pixels"] * record["pitch"], at=record["base"])
+            copy_box_anywhere(emulator, *arguments, size=rows * record["pitch"], at=at)
         return
     assert record["arrived"], "not as many bytes came as the emulator's copy would bring"
     expected = from_hex(record["shared"], 4)
-    copied = copy_box_anywhere(emulator, *arguments, size=record["pixels"] * record["pitch"], at=record["base"])
+    copied = copy_box_anywhere(emulator, *arguments, size=rows * record["pitch"], at=at)
     np.testing.assert_array_equal(copied.view(np.uint16), expected)
-    if record["swizzle"] and record["base"] % (8 * record["swizzle"]) == 0:  # one that a kernel of ours may ask for
-        copied = copy_box(emulator, *arguments, rows=record["pixels"], at=record["base"], fill=0xFF)[record["base"] :]
+    if allowed and record["swizzle"] and at % (8 * record["swizzle"]) == 0:
+        copied = copy_box(emulator, *arguments, rows=rows, at=at, fill=0xFF)[at:]
         np.testing.assert_array_equal(copied.view(np.uint16), expected)
 
 
@@ -59,9 +93,17 @@ def replay_tma_tf32(emulator: Emulator, record: Record) -> None:
         return  # bits, which no map of ours copies
     assert record["arrived"]
     tensor = from_hex(record["from"], 8).view(np.float32).reshape(1, 1, 8, 32)
+    expected = from_hex(record["to"], 8)
     spec = spec_of(tensor, "float32", 0, box=(32, 8, 1, 1))
-    copied = copy_box_anywhere(emulator, spec, tensor, (0, 0, 0, 0), (0, 0), size=1024, at=0)
-    np.testing.assert_array_equal(copied.view(np.uint32), from_hex(record["to"], 8))
+
+    def copied() -> np.ndarray:
+        return copy_box_anywhere(emulator, spec, tensor, (0, 0, 0, 0), (0, 0), size=1024, at=0).view(np.uint32)
+
+    other = {}  # what fits where the default does not
+    for name, truncate in (("nearest_even", False), ("truncate", True)):
+        with emulator.arithmetic(copied=truncate):
+            other[f"kCopied in runtime/arithmetic.cpp is to be Tf32::{name}"] = np.array_equal(copied(), expected)
+    np.testing.assert_array_equal(copied(), expected, "; ".join(name for name, fits in other.items() if fits))
 
 
 def replay_wgmma_descriptor(emulator: Emulator, record: Record) -> None:
@@ -92,6 +134,7 @@ def as_element(values: np.ndarray, dtype: type) -> np.ndarray:
 
 REPLAY: dict[str, Callable[[Emulator, Record], None]] = {
     "im2col": replay_im2col,
+    "tiled": replay_tiled,
     "tma_tf32": replay_tma_tf32,
     "wgmma_descriptor": replay_wgmma_descriptor,
 }
@@ -118,27 +161,49 @@ def test_the_emulator_does_what_a_gpu_did(emulator: Emulator, kind: str) -> None
 def im2col_record(seed: int) -> Record:
     random = np.random.default_rng(seed)
     swizzle, base = [0, 32, 64, 128][seed % 4], [0, 0, 128, 640][seed // 4 % 4]
-    channels = 8 * int(random.integers(1, (swizzle or 64) // 16 + 1))
-    extent = [8 * int(random.integers(1, 9)), *random.integers(4, 13, 2).tolist(), int(random.integers(1, 4))]
+    channels, pixels = 8 * int(random.integers(1, (swizzle or 64) // 16 + 1)), [16, 128, 256, 64][seed // 2 % 4]
+    C, W, H, N = extent = [8 * int(random.integers(1, 9)), *random.integers(4, 13, 2).tolist(), int(random.integers(1, 4))]
     lower, upper, stride = [-1, -2], [0, -1], [1 + seed % 2, 2]
-    start = [channels, lower[0] + stride[0], lower[1], extent[3] - 1]
+    channel, image = [channels, C - 8, C, 0][seed // 8 % 4], [N - 1, 0, N, N - 1, N + 1][seed % 5]
+    start = [channel, lower[0] + stride[0], lower[1], image]
     offset = random.integers(0, 4, 2).tolist()
     record: Record = {
         "tensor": extent, "lower": lower, "upper": upper, "stride": stride, "offset": offset, "channels": channels,
-        "pixels": 16, "start": start, "swizzle": swizzle, "base": base, "pitch": swizzle or channels * 2,
+        "pixels": pixels, "start": start, "swizzle": swizzle, "base": base, "pitch": swizzle or channels * 2,
     }  # fmt: skip
     if seed % 8 == 7:
-        return record | {"upper": [-extent[1] - 2, 0], "encoded": 1, "arrived": True, "shared": ""}
-    tensor = np.arange(1, 1 + np.prod(extent), dtype=np.uint16).reshape(extent[::-1])
-    rows = model.im2col(tensor, lower, upper, stride, start, offset, channels, 16)
+        return record | {"upper": [-W - 2, 0], "encoded": 1, "arrived": True, "shared": ""}
+    tensor = np.arange(1, 1 + C * W * H * N, dtype=np.uint16).reshape(N, H, W, C)
+    rows = model.im2col(tensor, lower, upper, stride, start, offset, channels, pixels)
     shared = model.in_shared_memory(rows, swizzle, base=base)
     return record | {"encoded": 0, "arrived": True, "shared": to_hex(shared.view(np.uint16))}
 
 
-def tma_tf32_record(seed: int) -> Record:
+def tiled_record(seed: int) -> Record:
+    random = np.random.default_rng(seed)
+    swizzle, base = [128, 64, 32, 0][seed % 4], [0, 0, 128, 640][seed // 4 % 4]
+    channels = 8 * int(random.integers(1, (swizzle or 64) // 16 + 1))
+    box = [channels, *([1, 1, 64 << seed % 3] if seed % 2 else random.integers(1, 5, 3).tolist())]
+    stride = [1, 1, 1] if seed % 2 else random.integers(1, 4, 3).tolist()
+    extent = [8 * int(random.integers(1, 9)), *random.integers(1, 5, 2).tolist(), int(random.integers(1, 90))]
+    inside, beyond, before = [0] * 4, extent, [-length // 2 for length in box]
+    across = [max(0, size - length // 2) for size, length in zip(extent, box, strict=True)]
+    start = [int(random.choice(choices)) for choices in zip(inside, inside, across, across, beyond, before, strict=True)]
+    record: Record = {
+        "tensor": extent, "box": box, "stride": stride, "start": start, "swizzle": swizzle, "base": base,
+        "pitch": swizzle or channels * 2,
+    }  # fmt: skip
+    if seed % 8 == 7:
+        return record | {"stride": [1, 9, 1], "encoded": 1, "arrived": True, "shared": ""}
+    tensor = np.arange(1, 1 + prod(extent), dtype=np.uint16).reshape(extent[::-1])
+    shared = model.in_shared_memory(model.tiled(tensor, start, box, (1, *stride)), swizzle, base=base)
+    return record | {"encoded": 0, "arrived": True, "shared": to_hex(shared.view(np.uint16))}
+
+
+def tma_tf32_record(seed: int, *, truncate: bool = False) -> Record:
     words = np.random.default_rng(seed).integers(0, 1 << 32, 256, np.uint32)
     kind = ["TFLOAT32", "FLOAT32"][seed % 2]
-    to = words if seed % 2 else model.tf32(words.view(np.float32)).view(np.uint32)
+    to = words if seed % 2 else model.tf32(words.view(np.float32), truncate=truncate).view(np.uint32)
     return {"type": kind, "arrived": True, "from": to_hex(words), "to": to_hex(to)}
 
 
@@ -153,6 +218,7 @@ def wgmma_descriptor_record(seed: int) -> Record:
 
 MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # and the field that a GPU answered in
     "im2col": (im2col_record, "shared"),
+    "tiled": (tiled_record, "shared"),
     "tma_tf32": (tma_tf32_record, "to"),
     "wgmma_descriptor": (wgmma_descriptor_record, "element"),
 }
@@ -163,6 +229,7 @@ def write(directory: Path, kind: str, records: list[Record]) -> None:
     (directory / f"{kind}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
+@pytest.mark.usefixtures("rounding")
 @pytest.mark.parametrize("kind", MADE)
 def test_records_are_replayed(emulator: Emulator, kind: str, tmp_path: Path) -> None:
     make, _ = MADE[kind]
@@ -170,6 +237,7 @@ def test_records_are_replayed(emulator: Emulator, kind: str, tmp_path: Path) -> 
     assert replay(emulator, tmp_path, kind) == 32
 
 
+@pytest.mark.usefixtures("rounding")
 @pytest.mark.parametrize("kind", MADE)
 def test_a_record_of_something_else_fails(emulator: Emulator, kind: str, tmp_path: Path) -> None:
     make, field = MADE[kind]
@@ -179,3 +247,16 @@ def test_a_record_of_something_else_fails(emulator: Emulator, kind: str, tmp_pat
     write(tmp_path, kind, [record])
     with pytest.raises(AssertionError):
         replay(emulator, tmp_path, kind)
+
+
+@pytest.mark.parametrize(("truncate", "name"), [(False, "nearest_even"), (True, "truncate")])
+def test_the_record_decides_how_copies_round(emulator: Emulator, truncate: bool, name: str, tmp_path: Path) -> None:
+    """Either way can be recorded; only that one is taken, and the other default is told what to become."""
+    write(tmp_path, "tma_tf32", [tma_tf32_record(seed, truncate=truncate) for seed in range(8)])
+    with emulator.arithmetic(copied=truncate):
+        assert replay(emulator, tmp_path, "tma_tf32") == 8
+    with (
+        emulator.arithmetic(copied=not truncate),
+        pytest.raises(AssertionError, match=f"(?s)^[^;]*kCopied in runtime/arithmetic.cpp is to be Tf32::{name}\n"),
+    ):
+        replay(emulator, tmp_path, "tma_tf32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import hopper_model as model
@@ -25,8 +26,10 @@ from torch_unroll.kernels.tensor_map import ITEM_BYTES, TensorMap, TensorMapSpec
 
 
 @pytest.fixture(scope="module", params=["plain", "race"])
-def emulator(request: pytest.FixtureRequest) -> Emulator:
-    return emulate(ROWS, "hopper", request.param)
+def emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
+    emulator = emulate(ROWS, "hopper", request.param)
+    with emulator.arithmetic(copied=False):
+        yield emulator
 
 
 @pytest.fixture
@@ -68,7 +71,8 @@ def test_an_im2col_copy(emulator: Emulator, dtype: str, swizzle: int, seed: int)
     stride = random.integers(1, 4, 2).tolist()
     outputs = [(extent - 1 + up - low) // u + 1 for extent, low, up, u in zip((W, H), lower, upper, stride, strict=True)]
     w, h = (low + u * int(random.integers(count)) for low, u, count in zip(lower, stride, outputs, strict=True))
-    start = [channels * int(random.integers(2)) - int(random.integers(2)), w, h, int(random.integers(N + 1))]
+    channel = int(random.choice([-1, 0, channels, tensor.shape[3] - 1, tensor.shape[3]]))
+    start = [channel, w, h, int(random.integers(N))]
     offset = random.integers(0, 5, 2).tolist()
     pixels = int(random.integers(1, 65))
     spec = spec_of(
@@ -102,14 +106,17 @@ def test_the_worked_example(emulator: Emulator, offset: tuple[int, int]) -> None
     assert pixels[18:] == [None] * 6
 
 
-def test_float32_arrives_as_tf32(emulator: Emulator) -> None:
+@pytest.mark.parametrize("truncate", [False, True])
+def test_float32_arrives_as_tf32(emulator: Emulator, truncate: bool) -> None:
     words = np.random.default_rng(0).integers(0, 1 << 32, 256, np.uint32)
     words[:12] = [0x3F801000, 0x3F801001, 0x3F803000, 0x3F800FFF, 0xBF801000, 0x7F800000, 0x7FC00001, 1, 0x7F7FFFFF, 0x1000,
                   0x1001, 0x807FFFFF]  # fmt: skip
     tensor = words.view(np.float32).reshape(1, 1, 8, 32)
     spec = spec_of(tensor, "float32", 128, box=(32, 8, 1, 1))
-    expected = model.in_shared_memory(model.tf32(tensor).reshape(8, 32), 128)
-    np.testing.assert_array_equal(copy_box(emulator, spec, tensor, (0, 0, 0, 0), rows=8), expected)
+    expected = model.in_shared_memory(model.tf32(tensor, truncate=truncate).reshape(8, 32), 128)
+    with emulator.arithmetic(copied=truncate):
+        copied = copy_box(emulator, spec, tensor, (0, 0, 0, 0), rows=8)
+    np.testing.assert_array_equal(copied, expected)
 
 
 IMAGE = numbered("bfloat16", 2, 5, 5, 8)
@@ -122,6 +129,10 @@ COLUMNS = spec_of(IMAGE, "bfloat16", 32, lower=(-1, -1), upper=(-1, -1), element
     [
         ({"start": (0, 0, -1, 0)}, "W = 0 is not a multiple of 2 from -1"),
         ({"start": (0, -1, 5, 0)}, "H = 5 is not within -1 and 3"),
+        ({"start": (0, -1, -1, 2)}, "N = 2 is not within 0 and 1"),
+        ({"start": (8, 1, 1, 2)}, "N = 2 is not within 0 and 1"),
+        ({"start": (0, -1, -1, 7)}, "N = 7 is not within 0 and 1"),
+        ({"start": (0, -1, -1, -1)}, "N = -1 is not within 0 and 1"),
         ({"offset": (256, 0)}, "offset 256 is not within 0 and 255"),
         ({"at": 64}, "the destination is not on 256 bytes, 8 rows"),
         ({"at": -256}, r"the destination's 256 bytes are not in this block's shared memory"),

@@ -3,7 +3,8 @@
 //
 // The depth of fprop and dgrad is a sequence of blocks, a filter position and as many channels of it as a span holds, of which a
 // step takes as many as make 128 bytes. Channels beyond the last arrive as zeros on both sides. Blocks beyond the last do as
-// well: the copies are made all the same, from outside of the tensor, so that every step has its bytes.
+// well: the copies are made all the same, so that every step has its bytes, of channels beyond the tensor's last one. An image
+// beyond the last one would not do: what comes of an im2col copy that starts in it no manual says.
 #pragma once
 #include "conv2d/implicit_gemm_wgmma.cuh"
 #include "conv2d/sum_again.cuh"
@@ -146,7 +147,8 @@ struct Conv2dImageProduct {
     const int32_t depth_begin = tile.group * of.depth_channels;
     for (int i = 0; i < blocks_per_step(); ++i) {
       const bool there = block.r < image.vertical.taps;
-      copy_im2col(a + i * Tile::kM * of.span, image.map, depth_begin + block.channel, pixel.w, pixel.h, there ? pixel.n : of.N,
+      const int32_t channel = there ? depth_begin + block.channel : of.groups * of.depth_channels;
+      copy_im2col(a + i * Tile::kM * of.span, image.map, channel, pixel.w, pixel.h, pixel.n,
                   there ? block.s * image.horizontal.step : 0, there ? block.r * image.vertical.step : 0, barrier);
       const int32_t s = image.horizontal.first + block.s * image.horizontal.every,
                     r = image.vertical.first + (there ? block.r : 0) * image.vertical.every;
@@ -154,9 +156,9 @@ struct Conv2dImageProduct {
         copy_tiled(b + i * Tile::kN * of.span, of.filter, there ? block.channel : of.depth_channels, s, r,
                    tile.group * of.channels + tile.column, barrier);
       } else {
-        const int32_t depth = there ? depth_begin + block.channel : of.groups * of.depth_channels;
         for (int column = 0; column < Tile::kN; column += kStepBytes / int(sizeof(T)))
-          copy_tiled(b + column * kStepBytes + i * channels * kStepBytes, of.filter, tile.column + column, s, r, depth, barrier);
+          copy_tiled(b + column * kStepBytes + i * channels * kStepBytes, of.filter, tile.column + column, s, r, channel,
+                     barrier);
       }
       block.next(channels, of.depth_channels, image.horizontal.taps);
     }
@@ -329,7 +331,8 @@ struct Conv2dWgradProduct {
     BlockWalk block(tile.column / channels, channel_blocks, channels, of.x.horizontal.taps);
     for (int column = 0; column < Tile::kN; column += channels) {
       const bool there = block.r < of.x.vertical.taps;
-      copy_im2col(b + column * kStepBytes, of.x.map, tile.group * of.C + block.channel, pixel.w, pixel.h, there ? pixel.n : of.N,
+      const int32_t channel = there ? tile.group * of.C + block.channel : of.groups * of.C;
+      copy_im2col(b + column * kStepBytes, of.x.map, channel, pixel.w, pixel.h, pixel.n,
                   there ? block.s * of.x.horizontal.step : 0, there ? block.r * of.x.vertical.step : 0, barrier);
       block.next(channels, of.C, of.x.horizontal.taps);
     }

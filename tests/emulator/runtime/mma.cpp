@@ -1,6 +1,8 @@
 // Matrix products and matrix loads of a warp, from the fragment tables of the PTX manual (kernels/cuda/platform/mma.h repeats
-// them): g = lane / 4, t = lane % 4. Sums run over k in order, in fp32; a GPU's order is its own.
+// them): g = lane / 4, t = lane % 4.
 #include "platform/mma.h"
+
+#include "arithmetic.h"
 
 #include <cstring>
 
@@ -39,9 +41,7 @@ void multiply(void* const operand[32], uint32_t lanes) {
       for (int e = 0; e < kPerWord; ++e) b[kPerWord * t + e + kHalf * j][g] = element<product>(each.b[j], e);
     for (int i = 0; i < 4; ++i) d[g + 8 * (i >> 1)][2 * t + (i & 1)] = each.d[i];
   }
-  for (int m = 0; m < 16; ++m)
-    for (int k = 0; k < kK; ++k)
-      for (int n = 0; n < 8; ++n) d[m][n] += a[m][k] * b[k][n];
+  add_products<16, 8, kK>(*d, *a, *b, product == Product::f16 ? -14 : -126);
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < 4; ++i)
       static_cast<Operands*>(operand[lane])->d[i] = d[lane / 4 + 8 * (i >> 1)][2 * (lane % 4) + (i & 1)];

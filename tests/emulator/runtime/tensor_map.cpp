@@ -1,6 +1,8 @@
 // Tensor maps and their walks, from the driver's documentation of its encoders and the PTX manual: tiled boxes, im2col columns.
 #include "tensor_map.h"
 
+#include "arithmetic.h"
+
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
@@ -38,8 +40,9 @@ bool within(const T (&values)[kSize], int64_t low, int64_t high) {
   return std::all_of(values, values + kSize, [&](T value) { return int64_t(value) >= low && int64_t(value) <= high; });
 }
 
-// To nearest even, 10 bits of mantissa.
+// 10 bits of mantissa.
 uint32_t to_tf32(uint32_t bits) {
+  if (arithmetic().copied == Tf32::truncate) return bits & ~0x1fffu;
   if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fffe000;
   return (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
 }

@@ -1,7 +1,8 @@
 // Products of a warpgroup. Each of its warps has a queue of its own: a product waits there, with D's true sums beside it and NaN
-// in D, until the warp waits for its group; the operands are read then, now and then earlier. Sums run over k in order, in fp32.
+// in D, until the warp waits for its group; the operands are read then, now and then earlier.
 #include "platform/wgmma.h"
 
+#include "arithmetic.h"
 #include "scheduler.h"
 
 #include <algorithm>
@@ -150,14 +151,7 @@ void multiply(const WgmmaQueue& queue, const Product& product) {
   }
   if (!product.rows_a) read<type, false>(queue.shared, product.a, 16, a, kK, 1);
   if (!product.rows_b) read<type, false>(queue.shared, product.b, kN, b, 1, kN);
-  for (int m = 0; m < 16; ++m) {
-    float* __restrict sums = product.sums->value.data() + m * kN;
-    for (int k = 0; k < kK; ++k) {
-      const float left = a[m * kK + k];
-      const float* __restrict right = b + k * kN;
-      for (int n = 0; n < kN; ++n) sums[n] += left * right[n];
-    }
-  }
+  add_products<16, kN, kK>(product.sums->value.data(), a, b, type == WgmmaType::f16 ? -14 : -126);
 }
 
 template <WgmmaType type>

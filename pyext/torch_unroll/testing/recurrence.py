@@ -1,0 +1,166 @@
+"""Whether each step of a recurrence follows from the step before as it was stored, within the bounds of its arithmetic.
+
+Judged step by step, errors need not be followed through the recurrence: a result in which every step is right is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torch_unroll.testing.bounds import ROUNDED_TF32, assert_within, narrowing_bound, sum_bound, sum_error
+from torch_unroll.testing.compare import ROUNDING
+
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda z: z}
+SLOPES = {
+    "tanh": lambda h: 1 - h * h,
+    "relu": lambda h: (h > 0).to(h.dtype),
+    "sigmoid": lambda h: h * (1 - h),
+    "identity": torch.ones_like,
+}
+#: The steepest slope of each.
+_STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
+#: Of tanh, and of the exponential function, its sum with one and their quotient: at most 4 units in the last place.
+_FUNCTION_ROUNDINGS = 8
+#: Of a slope, at most 1 before its last rounding, and of the product with it.
+_SLOPE_ROUNDINGS = 4
+
+
+def _accumulator(dtype: torch.dtype) -> float:
+    return ROUNDING[torch.float64 if dtype == torch.float64 else torch.float32]
+
+
+def _operand(precision: str) -> float:
+    return ROUNDED_TF32 if precision == "tf32" else 0.0
+
+
+def _assert_activation(h: Tensor, sum: Tensor, error: Tensor, nonlinearity: str, what: str) -> None:
+    """`sum` is exact, and off by `error` at most where the activation was applied."""
+    exact = ACTIVATIONS[nonlinearity](sum)
+    rounding = _FUNCTION_ROUNDINGS * _accumulator(h.dtype)
+    assert_within(h, exact, narrowing_bound(exact, _STEEPEST[nonlinearity] * error + rounding * exact.abs(), h.dtype), what)
+
+
+def _assert_derivative(dz: Tensor, dh: Tensor, error: Tensor, h: Tensor, nonlinearity: str, what: str) -> None:
+    """`dh` is exact, and off by `error` at most where it was multiplied by the slope."""
+    slope = SLOPES[nonlinearity](h.double())
+    exact = dh * slope
+    rounding = _SLOPE_ROUNDINGS * _accumulator(h.dtype)
+    assert_within(dz, exact, narrowing_bound(exact, slope.abs() * error + rounding * (dh.abs() + error), h.dtype), what)
+
+
+def _product(state: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Of states (T, N, D·H) and matrices (D, H, H), each direction's own; and of their magnitudes."""
+
+    def multiply(a: Tensor, b: Tensor) -> Tensor:
+        return torch.einsum("tndk,dhk->tndh", a.unflatten(2, (len(w), -1)), b).flatten(2)
+
+    return multiply(state.double(), w.double()), multiply(state.double().abs(), w.double().abs())
+
+
+def _before(steps: Tensor, first: Tensor, lengths: Sequence[int], *, up: bool) -> Tensor:
+    """For one direction (T, N, H), what each step follows: the step before in time, or after; `first` (N, H) at the start."""
+    before = torch.zeros_like(steps)
+    for n, length in enumerate(lengths):
+        order = range(length) if up else range(length - 1, -1, -1)
+        previous = first[n]
+        for t in order:
+            before[t, n] = previous
+            previous = steps[t, n]
+    return before
+
+
+def _active(steps: Tensor, lengths: Sequence[int]) -> Tensor:
+    t = torch.arange(len(steps), device=steps.device)[:, None, None]
+    return t < torch.tensor(list(lengths), device=steps.device)[None, :, None]
+
+
+def assert_forward_steps(
+    h: Tensor, z: Tensor, w: Tensor, h0: Tensor, lengths: Sequence[int], nonlinearity: str, precision: str
+) -> None:
+    """h (T, N, D·H), padded, of z (the same), w (D, H, H) and h0 (D, N, H); each sample has its `lengths`."""
+    assert h.dtype == z.dtype
+    before = torch.cat(
+        [_before(part, h0[d], lengths, up=d == 0) for d, part in enumerate(h.unflatten(2, (len(w), -1)).unbind(2))], 2
+    )
+    product, magnitude = _product(before, w)
+    error = sum_error(magnitude, w.shape[1] + 1, h.dtype, added=z.double().abs(), operand=_operand(precision))
+    active = _active(h, lengths)
+    assert not h.masked_fill(active, 0).any(), "h: not zero behind the end of a sample"
+    inside = active.expand_as(h)
+    _assert_activation(h[inside], (z.double() + product)[inside], error[inside], nonlinearity, "h")
+
+
+def assert_backward_steps(
+    dz: Tensor,
+    dh0: Tensor,
+    dh: Tensor,
+    h: Tensor,
+    w: Tensor,
+    lengths: Sequence[int],
+    nonlinearity: str,
+    precision: str,
+) -> None:
+    """dz (T, N, D·H), padded, and dh0 (D, N, H), of dh and of the h that a forward pass left behind."""
+    assert dz.dtype == dh0.dtype == h.dtype
+    directions = dz.unflatten(2, (len(w), -1)).unbind(2)
+    nothing = torch.zeros_like(dh0[0])
+    after = torch.cat([_before(part, nothing, lengths, up=d != 0) for d, part in enumerate(directions)], 2)
+    transposed = w.transpose(1, 2)
+    product, magnitude = _product(after, transposed)
+    options = {"operand": _operand(precision)}
+    error = sum_error(magnitude, w.shape[1] + 1, h.dtype, added=dh.double().abs(), **options)
+    active = _active(h, lengths)
+    assert not dz.masked_fill(active, 0).any(), "dz: not zero behind the end of a sample"
+    inside = active.expand_as(h)
+    _assert_derivative(dz[inside], (dh.double() + product)[inside], error[inside], h[inside], nonlinearity, "dz")
+
+    for d, part in enumerate(directions):
+        steps = [0 if d == 0 else length - 1 for length in lengths]
+        last = torch.stack([part[t, n] if lengths[n] else nothing[n] for n, t in enumerate(steps)])
+        exact, products = _product(last[None], transposed[d : d + 1])
+        assert_within(dh0[d], exact[0], sum_bound(exact[0], products[0], w.shape[1], h.dtype, **options), f"dh0 of {d}")
+
+
+def assert_cell(
+    h_next: Tensor,
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    biases: Sequence[Tensor],
+    nonlinearity: str,
+    precision: str,
+) -> None:
+    """h_next (N, H) of one step on its own, `nn.RNNCell`."""
+    assert h_next.dtype == x.dtype
+    pairs = ((x.double(), w_ih.double()), (h.double(), w_hh.double()))
+    sum = torch.stack([a @ b.T for a, b in pairs]).sum(0)
+    magnitude = torch.stack([a.abs() @ b.abs().T for a, b in pairs]).sum(0)
+    added = torch.zeros_like(sum)
+    for bias in biases:
+        sum, added = sum + bias.double(), added + bias.double().abs()
+    terms = x.shape[1] + h.shape[1] + len(biases)
+    error = sum_error(magnitude, terms, x.dtype, added=added, operand=_operand(precision))
+    _assert_activation(h_next, sum, error, nonlinearity, "h_next")
+
+
+def assert_cell_backward(
+    results: Sequence[Tensor],
+    dh_next: Tensor,
+    h_next: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    nonlinearity: str,
+    precision: str,
+) -> None:
+    """`results` are dz, and dx and dh, which follow from dz as it was stored."""
+    dz, *gradients = results
+    assert {each.dtype for each in results} == {h_next.dtype}
+    _assert_derivative(dz, dh_next.double(), torch.zeros_like(dz, dtype=torch.float64), h_next, nonlinearity, "dz")
+    for name, gradient, w in zip(("dx", "dh"), gradients, (w_ih, w_hh), strict=True):
+        exact, products = dz.double() @ w.double(), dz.double().abs() @ w.double().abs()
+        bound = sum_bound(exact, products, dz.shape[1], dz.dtype, operand=_operand(precision))
+        assert_within(gradient, exact, bound, name)
