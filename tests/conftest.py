@@ -11,6 +11,7 @@ from hypothesis import settings
 from torch_unroll.engines import refusal
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import choose
+from torch_unroll.training.digits import Digits, load
 
 torch.set_num_threads(1)
 settings.register_profile("reproducible", derandomize=True, deadline=None)
@@ -31,6 +32,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         pytest.skip(reason)
     with place, torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         yield place
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install scikit-learn")
+    return load()
 
 
 @pytest.fixture
