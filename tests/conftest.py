@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import gpu_guard
 import pytest
 import torch
 from hypothesis import settings
@@ -59,9 +60,5 @@ def switches_may_be_set() -> Iterator[None]:
         yield
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips GPU tests, visibly, where there is no GPU."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(gpu_guard)
