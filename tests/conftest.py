@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import gpu_guard
 import pytest
 import torch
 from hypothesis import settings
@@ -11,6 +12,7 @@ from hypothesis import settings
 from torch_unroll.engines import refusal
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import choose
+from torch_unroll.training.digits import Digits, load
 
 torch.set_num_threads(1)
 settings.register_profile("reproducible", derandomize=True, deadline=None)
@@ -33,6 +35,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         yield place
 
 
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install scikit-learn")
+    return load()
+
+
 @pytest.fixture
 def fresh_plans() -> Iterator[None]:
     """For a test that changes what convolution's plans follow from."""
@@ -52,9 +60,5 @@ def switches_may_be_set() -> Iterator[None]:
         yield
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips GPU tests, visibly, where there is no GPU."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(gpu_guard)

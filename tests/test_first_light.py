@@ -6,12 +6,14 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.first_light import __main__ as driver
 from benchmarks.first_light import programs
 from benchmarks.first_light.programs import MEASUREMENTS, Measurement, Outcome, parse, run, split, table, write_golden
 from torch_unroll.kernels import build
@@ -112,6 +114,81 @@ def test_every_program_is_run_and_every_measurement_exists() -> None:
 
 def test_all_of_it_ends_within_ten_minutes_whatever_hangs() -> None:
     assert sum(each.seconds for each in MEASUREMENTS) <= 600
+
+
+@pytest.fixture
+def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that lists what it is asked for; its programs answer nothing."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    path = folder / "nvcc"
+    path.write_text(f"""#!/bin/sh
+for word; do last=$word; done
+echo "$last" >> {tmp_path}/compiled
+printf '#!/bin/sh\\n' > "$last" && chmod +x "$last"
+""")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return path
+
+
+def first_light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> list[str]:
+    """Builds; the programs that the compiler was asked for."""
+    listed = tmp_path / "compiled"
+    listed.unlink(missing_ok=True)
+    monkeypatch.setattr(sys, "argv", ["first_light", "--binaries", str(tmp_path / "binaries"), "--build-only", *options])
+    assert driver.main() == 0
+    return sorted(Path(line).name for line in listed.read_text().split()) if listed.exists() else []
+
+
+PROGRAMS = sorted({each.program for each in MEASUREMENTS})
+
+
+@pytest.mark.usefixtures("nvcc")
+def test_programs_are_built_once_for_the_same_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_light(tmp_path, monkeypatch) == PROGRAMS
+    assert first_light(tmp_path, monkeypatch) == []
+    for path in (tmp_path / "binaries").iterdir():  # as in a copy, where every file has the date of the copy or an older one
+        os.utime(path, (1, 1))
+    assert first_light(tmp_path, monkeypatch) == []
+    assert first_light(tmp_path, monkeypatch, "--rebuild") == PROGRAMS
+    (tmp_path / "binaries" / "rates").unlink()
+    assert first_light(tmp_path, monkeypatch) == ["rates"]
+    (tmp_path / "binaries" / "device.sources").unlink()
+    assert first_light(tmp_path, monkeypatch, "--only", "device", "rates") == ["device"]
+    monkeypatch.setattr(programs, "sources_digest", lambda: "of other sources")
+    assert first_light(tmp_path, monkeypatch, "--only", "exchange") == ["exchange"]
+    assert first_light(tmp_path, monkeypatch) == [program for program in PROGRAMS if program != "exchange"]
+
+
+def test_the_digest_is_of_every_source_and_of_no_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(programs.HERE, tmp_path / "copy")
+    before = programs.sources_digest()
+    monkeypatch.setattr(programs, "HERE", tmp_path / "copy")
+    assert programs.sources_digest() == before
+    for name in ("device.cu", "common.cuh", "hopper.cuh", "golden_tma.cu"):
+        with (tmp_path / "copy" / name).open("a") as file:
+            file.write("\n")
+        after = programs.sources_digest()
+        assert after != before
+        before = after
+
+
+def test_without_nvcc_programs_that_are_there_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvcc: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first_light(tmp_path, monkeypatch)
+    nvcc.unlink()
+    monkeypatch.setattr(shutil, "which", lambda *names, **options: None)
+    assert first_light(tmp_path, monkeypatch) == []
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(programs, "sources_digest", lambda: "of other sources")
+    assert first_light(tmp_path, monkeypatch) == []
+    assert "used although built from other sources: device" in capsys.readouterr().err
+    (tmp_path / "binaries" / "products").unlink()
+    for options in ((), ("--rebuild", "--only", "device")):
+        with pytest.raises(SystemExit, match="first light needs nvcc"):
+            first_light(tmp_path, monkeypatch, *options)
 
 
 def test_it_needs_no_torch() -> None:

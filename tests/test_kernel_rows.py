@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_unroll.engines import load, refusal
+from torch_unroll.engines import load
 from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.max_pool2d import variants as pooling_variants
@@ -19,11 +19,7 @@ from torch_unroll.kernels.table import CPP_TYPES, Kernel, kernels
 from torch_unroll.testing import assert_exact
 from torch_unroll.testing.recurrence import assert_backward_steps, assert_cell, assert_cell_backward, assert_forward_steps
 
-CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(
-    refusal("cuda", "rnn", CPU, torch.float32) is not None,
-    reason="the emulated kernels are not built: python kernels/build.py emulated",
-)
+pytestmark = pytest.mark.usefixtures("device")
 TYPES = {cpp: getattr(torch, name) for name, cpp in CPP_TYPES.items()} | {"tfloat32": torch.float32}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -203,10 +203,14 @@ def test_huge_dilation_and_stride(target: Target) -> None:
         assert_exact(dx, F.pad(chosen, (0, 5 - chosen.shape[3], 0, 4 - chosen.shape[2])))
 
 
+@pytest.mark.xdist_group("gpu_memory")
 @pytest.mark.parametrize("channels", [8, 3])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_images_two_thousand_million_elements_apart(target: Target, channels: int, tmp_path: Path) -> None:
+def test_images_two_thousand_million_elements_apart(
+    target: Target, channels: int, tmp_path: Path, gpu_memory: Callable[[torch.device, int], None]
+) -> None:
     apart = 2**31 + 64
+    gpu_memory(target.device, 2 * apart + 2**30)
     if target.device.type == "cuda":
         memory = torch.empty(apart + 4096, dtype=torch.float16, device=target.device)
     else:  # a file with a hole: only the pages that are touched exist
@@ -220,11 +224,15 @@ def test_images_two_thousand_million_elements_apart(target: Target, channels: in
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("gpu_memory")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     "target", [target for target in TARGETS if target.device.type == "cuda" and target.engine != "torch"], ids=str
 )
-def test_more_than_two_to_the_31_elements(target: Target, layout: torch.memory_format) -> None:
+def test_more_than_two_to_the_31_elements(
+    target: Target, layout: torch.memory_format, gpu_memory: Callable[[torch.device, int], None]
+) -> None:
+    gpu_memory(target.device, 20 * 2**30)
     x = torch.empty(1025, 64, 256, 129, dtype=torch.bfloat16, device=target.device, memory_format=layout)
     x.copy_(torch.arange(129, device=target.device).view(1, 1, 1, -1).expand_as(x))
     x[-1].uniform_().requires_grad_()

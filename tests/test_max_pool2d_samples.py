@@ -10,13 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.testing._internal.common_methods_invocations import op_db
+from torch_databases import op_infos
 
 from torch_unroll.max_pool2d import max_pool2d
 from torch_unroll.testing import Target, assert_exact, raised, targets
 
 TARGETS = targets("max_pool2d")
-(INFO,) = (info for info in op_db if info.name == "nn.functional.max_pool2d")
+
+
+def _info() -> Any:
+    return op_infos()["nn.functional.max_pool2d"]
 
 
 _16_BIT = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.bfloat16)]
@@ -25,7 +28,7 @@ _16_BIT = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *_16_BIT], ids=str)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_samples(target: Target, dtype: torch.dtype) -> None:
-    samples = list(INFO.sample_inputs(target.device, dtype, requires_grad=True))
+    samples = list(_info().sample_inputs(target.device, dtype, requires_grad=True))
     assert samples
     for sample in samples:
         results = []
@@ -44,7 +47,7 @@ def test_samples(target: Target, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_error_inputs(target: Target) -> None:
-    errors = list(INFO.error_inputs(target.device))
+    errors = list(_info().error_inputs(target.device))
     assert errors
     for error in errors:
         sample = error.sample_input
@@ -110,7 +113,8 @@ def test_windows_beyond_counting_are_refused(target: Target) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8], ids=str)
 def test_what_no_engine_claims_is_torchs(dtype: torch.dtype) -> None:
-    for sample in list(INFO.sample_inputs("cpu", dtype))[::40] if INFO.supports_dtype(dtype, "cpu") else []:
+    info = _info()
+    for sample in list(info.sample_inputs("cpu", dtype))[::40] if info.supports_dtype(dtype, "cpu") else []:
         ours = max_pool2d(sample.input, *sample.args, **sample.kwargs)
         assert_exact(ours, F.max_pool2d(sample.input, *sample.args, **sample.kwargs))
     x = torch.arange(16, dtype=dtype).view(1, 1, 4, 4)

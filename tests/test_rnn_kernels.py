@@ -22,7 +22,7 @@ from torch_unroll.testing.recurrence import (
     assert_forward_steps,
 )
 
-pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
+pytestmark = pytest.mark.usefixtures("device")
 
 LAUNCHER = cuda.LAUNCHER
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -70,17 +70,22 @@ class Resized:
 
 
 class Case:
-    """Random inputs of one layer, rounded to a dtype, and the same in float64."""
+    """Random inputs of one layer, rounded to a dtype, the same on every device; they lie on the default device."""
 
     def __init__(
         self, T: int, N: int, H: int, D: int, dtype: torch.dtype, lengths: list[int] | None = None, packed: bool = False
     ):
-        draw = torch.Generator().manual_seed(T + 7 * N + 31 * H + D)
+        generator = torch.Generator("cpu").manual_seed(T + 7 * N + 31 * H + D)
+
+        def draw(*shape: int, scale: float = 1.0) -> Tensor:
+            drawn = scale * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+            return drawn.to(dtype).to(torch.get_default_device())
+
         self.lengths = lengths or [T] * N
-        self.z = torch.randn(T, N, D * H, generator=draw, dtype=torch.float64).to(dtype)
-        self.w = (torch.randn(D, H, H, generator=draw, dtype=torch.float64) / H**0.5).to(dtype)
-        self.h0 = torch.randn(D, N, H, generator=draw, dtype=torch.float64).to(dtype)
-        self.dh = torch.randn(T, N, D * H, generator=draw, dtype=torch.float64).to(dtype)
+        self.z = draw(T, N, D * H)
+        self.w = draw(D, H, H, scale=H**-0.5)
+        self.h0 = draw(D, N, H)
+        self.dh = draw(T, N, D * H)
         self.batch_sizes = tuple(sum(length > t for length in self.lengths) for t in range(T)) if packed else None
         self.lengths_tensor = torch.tensor(lengths) if lengths and not packed else None
 
@@ -104,14 +109,28 @@ class Case:
         return h, *rnn.rnn_backward(launcher, self.to_kernel(self.dh), h, *arguments)
 
     def check(self, nonlinearity: str, precision: str, launcher: Launcher = LAUNCHER) -> None:
-        """Every step of both passes."""
-        h, dz, dh0 = self.run(nonlinearity, precision, launcher)
+        """Every step of both passes, judged on the CPU."""
+        results = self.run(nonlinearity, precision, launcher)
+        assert {result.device.type for result in results} == {self.z.device.type}
+        h, dz, dh0 = (result.cpu() for result in results)
         h, dz = self.from_kernel(h), self.from_kernel(dz)
-        assert_forward_steps(h, self.z, self.w, self.h0, self.lengths, nonlinearity, precision)
-        assert_backward_steps(dz, dh0, self.dh, h, self.w, self.lengths, nonlinearity, precision)
+        z, w, h0, dh = (tensor.cpu() for tensor in (self.z, self.w, self.h0, self.dh))
+        with torch.device("cpu"):
+            assert_forward_steps(h, z, w, h0, self.lengths, nonlinearity, precision)
+            assert_backward_steps(dz, dh0, dh, h, w, self.lengths, nonlinearity, precision)
 
 
 VARIANTS = tuple(v.name for v in variants.VARIANTS)
+
+
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+@pytest.mark.parametrize("options", [{}, {"lengths": [2, 1]}, {"lengths": [2, 1], "packed": True}], ids=str)
+def test_inputs_lie_on_the_default_device(place: str, options: dict) -> None:
+    with torch.device(place):
+        case = Case(2, 2, 8, 2, torch.bfloat16, **options)
+        round_trip = case.from_kernel(case.to_kernel(case.z))
+        tensors = [case.z, case.w, case.h0, case.dh, case.lengths_tensor, round_trip]
+    assert {tensor.device.type for tensor in tensors if tensor is not None} == {place}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -185,8 +204,8 @@ def test_nan_and_infinity_travel(variant: None, name: str) -> None:
         payload = torch.full((1,), -1, dtype=torch.int16 if dtype == torch.bfloat16 else torch.int32).view(dtype)
         case.z[1, 0, 5] = payload[0]  # a NaN of all ones
         case.h0[0, 1, 3] = float("inf")
-        h = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, None, None, "identity", "ieee")
-        expected = reference_forward(case.z.double(), case.w.double(), case.h0.double(), [3] * 3, "identity")
+        h = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, None, None, "identity", "ieee").cpu()
+        expected = reference_forward(*(x.cpu().double() for x in (case.z, case.w, case.h0)), [3] * 3, "identity")
         assert torch.equal(h.isnan(), expected.isnan())
         assert torch.equal(h.isinf(), expected.isinf())
 
@@ -277,13 +296,13 @@ def test_w_overflows_registers(variant: None, name: str, H: int, dtype: torch.dt
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("seeds", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_same_bits_under_any_schedule(variant: None, name: str, seeds: int) -> None:
+def test_same_bits_under_any_schedule(variant: None, name: str, seeds: int, device: torch.device) -> None:
     rnn.forced = name
     case = Case(4, 17, 48, 2, torch.bfloat16, [4, 1, 0, 3, 2, 4, 4, 1, 2, 3, 4, 4, 4, 4, 4, 4, 2])
-    library = cuda._object("cpu").library
+    reseed = cuda._object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
     results = []
     for seed in range(seeds):
-        library.torch_unroll_emulator_seed(ctypes.c_uint64(seed))
+        reseed(ctypes.c_uint64(seed))
         results.append(case.run("tanh", "ieee", Resized(6)))
     for result in results[1:]:
         for one, other in zip(result, results[0], strict=True):

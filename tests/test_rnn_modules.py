@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils._pytree import tree_leaves, tree_map
+from torch_databases import load, module_infos
 
 import torch_unroll as tu
 from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.testing import Target, assert_exact, targets
 
 TARGETS = targets("rnn")
-INFO = {info.module_cls.__name__: info for info in module_db if info.module_cls in (torch.nn.RNN, torch.nn.RNNCell)}
+NAMES = ("RNN", "RNNCell")
 
 
 def _samples(name: str, target: Target, dtype: torch.dtype) -> list[Any]:
-    info = INFO[name]
+    info = module_infos()[name]
     samples = list(
         info.module_inputs_func(info, target.device, dtype, requires_grad=True, training=True, with_packed_sequence=True)
     )
@@ -70,7 +70,7 @@ def _run(module: torch.nn.Module, args: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", INFO)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_torchs_samples(target: Target, name: str, dtype: torch.dtype) -> None:
     for sample in _samples(name, target, dtype):
@@ -102,7 +102,7 @@ def _check_derivatives(module: torch.nn.Module, args: Any) -> None:
 
 
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])  # 9: each kind of input, each option
-@pytest.mark.parametrize("name", INFO)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_torchs_test_grad_and_gradgrad(target: Target, name: str, every: int) -> None:
     for sample in _samples(name, target, torch.float64)[::every]:
@@ -124,23 +124,23 @@ def _check_non_contiguous(module: torch.nn.Module, args: Any) -> None:
         torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.parametrize("name", INFO)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_torchs_test_non_contiguous_tensors(target: Target, name: str) -> None:
     for sample in _samples(name, target, torch.float32):
         _check_non_contiguous(_pair(name, sample, target, torch.float32)[0], sample.forward_input.args)
 
 
-@pytest.mark.parametrize("name", INFO)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_torchs_error_samples(target: Target, name: str) -> None:
-    info = INFO[name]
+    info = module_infos()[name]
     errors = list(info.module_error_inputs_func(info, target.device, torch.float32, requires_grad=False, training=True))
     assert errors
     for error in errors:
         arguments = error.module_error_input.constructor_input
         kwargs = {**arguments.kwargs, "engine": target.engine}
-        if error.error_on == ModuleErrorEnum.CONSTRUCTION_ERROR:
+        if error.error_on == load("common_modules").ModuleErrorEnum.CONSTRUCTION_ERROR:
             with pytest.raises(error.error_type, match=error.error_regex):
                 getattr(tu.nn, name)(*arguments.args, **kwargs)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,9 @@ from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.search import command, darts, ntk, study
 from torch_unroll.search.space import CHOICES, Candidate, build, train
 from torch_unroll.testing import Target, targets
-from torch_unroll.training.digits import Digits, load
+from torch_unroll.training.digits import Digits
 
-
-@pytest.fixture(scope="module")
-def digits() -> Digits:
-    return load()
+needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="architecture search needs Optuna: pip install optuna")
 
 
 @pytest.mark.parametrize("pooling", CHOICES["pooling"])
@@ -32,6 +30,7 @@ def test_a_good_candidate_learns(digits: Digits) -> None:
     assert max(train(Candidate(depth=2, width=16, rate=0.02), digits, 8)) > 0.95
 
 
+@needs_optuna
 @pytest.mark.parametrize("strategy", study.STRATEGIES)
 def test_a_study_is_continued_from_its_store(strategy: str, tmp_path: Path, digits: Digits) -> None:
     few = Digits(digits.images[:96], digits.digits[:96], digits.held_out_images, digits.held_out_digits)
@@ -46,6 +45,7 @@ def test_a_study_is_continued_from_its_store(strategy: str, tmp_path: Path, digi
     assert "accuracy" in study.table(again)
 
 
+@needs_optuna
 def test_a_grid_ends_when_it_is_exhausted(monkeypatch: pytest.MonkeyPatch, digits: Digits) -> None:
     small = {name: choices[:1] for name, choices in CHOICES.items()} | {"width": (4, 8)}
     monkeypatch.setattr(study, "CHOICES", small)
@@ -126,7 +126,8 @@ class TestNeuralTangentKernel:
         assert 1 <= ntk.condition_number(network, torch.rand(3, 1, 8, 8, dtype=torch.float64)) < 1e6
 
 
-@pytest.mark.parametrize("strategy", ["random", "darts", "ntk"])
+@pytest.mark.usefixtures("digits")
+@pytest.mark.parametrize("strategy", [pytest.param("random", marks=needs_optuna), "darts", "ntk"])
 def test_the_command(strategy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "plot.png"
     arguments = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing._internal.common_methods_invocations import op_db
+from torch_databases import op_infos
 
 from torch_unroll.conv2d import conv2d, conv_transpose2d
 from torch_unroll.engines import cuda
@@ -21,7 +21,7 @@ OPS = {
     "nn.functional.conv_transpose2d": (conv_transpose2d, F.conv_transpose2d),
     "nn.functional.unfold": (unfold, F.unfold),
 }
-INFO = {info.name: info for info in op_db if info.name in OPS and not info.variant_test_name}
+INFO = op_infos()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

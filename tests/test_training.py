@@ -9,12 +9,7 @@ import torch
 
 from torch_unroll.engines import use_engine
 from torch_unroll.testing import targets
-from torch_unroll.training.digits import RECIPES, Digits, Training, load
-
-
-@pytest.fixture(scope="module")
-def digits() -> Digits:
-    return load()
+from torch_unroll.training.digits import RECIPES, Digits, Training
 
 
 def test_a_third_is_held_out(digits: Digits) -> None:

@@ -47,16 +47,21 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "first_light", help="folder of results (%(default)s)")
     parser.add_argument("--binaries", type=Path, default=ROOT / "build" / "first_light", help="folder of programs (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="PROGRAM", help=f"of {names}")
+    parser.add_argument("--rebuild", action="store_true", help="compile although the programs were built from these sources")
     parser.add_argument("--build-only", action="store_true", help="compile, for a machine that has a GPU but no nvcc")
     options = parser.parse_args()
     chosen = [each for each in MEASUREMENTS if not options.only or each.program in options.only]
 
+    wanted = list(dict.fromkeys(each.program for each in chosen))
+    build = wanted if options.rebuild else programs.stale(options.binaries, wanted)
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    if nvcc:
-        for program, words in programs.build(nvcc, options.binaries).items():
+    if build and nvcc:
+        for program, words in programs.build(nvcc, options.binaries, build).items():
             print(f"{program} does not compile:\n{words}", file=sys.stderr)
-    elif not all((options.binaries / each.program).exists() for each in chosen):
+    elif options.rebuild or not all((options.binaries / program).exists() for program in wanted):
         sys.exit("first light needs nvcc: install the CUDA toolkit 12.4 or newer, or bring build/first_light from where it is")
+    elif build:
+        print(f"without nvcc, used although built from other sources: {', '.join(build)}", file=sys.stderr)
     if options.build_only:
         return 0
 

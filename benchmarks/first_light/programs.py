@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import signal
@@ -73,21 +74,47 @@ def compile_command(nvcc: str, source: Path, output: Path) -> list[str]:
     return [nvcc, "-std=c++20", "-O3", *TARGET, f"-I{include}", "--Werror=all-warnings", str(source), "-o", str(output)]
 
 
-def build(nvcc: str, binaries: Path) -> dict[str, str]:
-    """Compiles the programs that are older than any source; returns what failed: program -> the compiler's words."""
-    binaries.mkdir(parents=True, exist_ok=True)
+def sources_digest() -> str:
+    """A digest of what the programs are made of; dates of files say nothing in a tree that was copied."""
     sources = [*HERE.glob("*.cu"), *HERE.glob("*.cuh"), *(ROOT / "kernels" / "cuda" / "platform").glob("*.h")]
-    newest = max(path.stat().st_mtime for path in sources)
+    known = hashlib.sha256(" ".join(TARGET).encode())
+    for path in sorted(sources):
+        known.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return known.hexdigest()
+
+
+def _digest_file(binaries: Path, program: str) -> Path:
+    return binaries / f"{program}.sources"
+
+
+def stale(binaries: Path, chosen: Iterable[str]) -> list[str]:
+    """The programs that are missing, or were not built from these sources."""
+    digest = sources_digest()
+    return [
+        program
+        for program in chosen
+        if not (binaries / program).exists()
+        or not (recorded := _digest_file(binaries, program)).exists()
+        or recorded.read_text().strip() != digest
+    ]
+
+
+def build(nvcc: str, binaries: Path, chosen: Iterable[str]) -> dict[str, str]:
+    """Compiles programs and records beside each what it was built from; returns what failed: program -> the compiler's words."""
+    binaries.mkdir(parents=True, exist_ok=True)
+    digest = sources_digest()
     jobs: dict[str, subprocess.Popen[str]] = {}
-    for program in dict.fromkeys(each.program for each in MEASUREMENTS):
+    for program in chosen:
         output = binaries / program
-        if output.exists() and output.stat().st_mtime > newest:
-            continue
+        _digest_file(binaries, program).unlink(missing_ok=True)
         command = compile_command(nvcc, HERE / f"{program}.cu", output)
         jobs[program] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if len(jobs) % (os.cpu_count() or 1) == 0:
             jobs[program].wait()
     said = {program: job.communicate()[0] for program, job in jobs.items()}
+    for program, job in jobs.items():
+        if not job.returncode:
+            _digest_file(binaries, program).write_text(digest + "\n")
     return {program: said[program] for program, job in jobs.items() if job.returncode}
 
 

@@ -16,16 +16,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.common_modules import FunctionInput, ModuleErrorEnum, ModuleInput, module_db
-from torch.testing._internal.opinfo.core import SampleInput
 
 import torch_unroll as tu
+from tests.torch_databases import load, module_infos, op_infos
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.testing import Target, assert_as_accurate, raised, sample_results, targets
 
-OP_INFOS = {info.name.removeprefix("nn.functional."): info for info in op_db if info.name.startswith("nn.functional.")}
-MODULE_INFOS = {info.name.removeprefix("nn."): info for info in module_db}
+OP_INFOS = {name.removeprefix("nn.functional."): info for name, info in op_infos().items() if name.startswith("nn.functional.")}
+MODULE_INFOS = module_infos()
+FunctionInput, ModuleErrorEnum, ModuleInput = (
+    getattr(load("common_modules"), name) for name in ("FunctionInput", "ModuleErrorEnum", "ModuleInput")
+)
+SampleInput = load("opinfo.core").SampleInput
 
 _CONVOLUTION = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
 _COLUMNS = ("im2col", "col2im")
