@@ -111,22 +111,19 @@ def _pattern(product: Product, number: int, wrong: Tensor) -> dict[str, Any]:
 
 def ranges(numbers: Iterable[int], most: int = 12) -> str:
     """Ascending numbers in a few words: "0-63, 128-191", or "0-2046 by 2"."""
-    runs: list[list[int]] = []  # first, last, step
-    for number in numbers:
-        if runs and runs[-1][0] == runs[-1][1]:
-            runs[-1][1:] = [number, number - runs[-1][0]]
-        elif runs and number - runs[-1][1] == runs[-1][2]:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number, 0])
-    words = []
-    for first, last, step in runs:
-        if first == last:
-            words.append(str(first))
-        elif last - first == step and step > 1:
-            words += [str(first), str(last)]
-        else:
-            words.append(f"{first}-{last}" + (f" by {step}" if step > 1 else ""))
+    all_of_them = list(numbers)
+    words, begin = [], 0
+    while begin < len(all_of_them):
+        end, step = begin + 1, 1
+        if end < len(all_of_them):
+            step = all_of_them[end] - all_of_them[begin]
+            while end < len(all_of_them) and all_of_them[end] - all_of_them[end - 1] == step:
+                end += 1
+        if end - begin == 2 and step > 1:  # two numbers are no series
+            end = begin + 1
+        first, last = all_of_them[begin], all_of_them[end - 1]
+        words.append(str(first) if end == begin + 1 else f"{first}-{last}" + (f" by {step}" if step > 1 else ""))
+        begin = end
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 

@@ -131,7 +131,8 @@ def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, 
 def _by_rule(tile: _Lines, operation: str, by: int) -> Tensor:
     number = tile.first + torch.arange(len(tile.result))
     source = number + by if operation == "plus" else number ^ by
-    return torch.where((source >= 0) & (source < len(tile.values)), source, -1)
+    beyond = len(tile.values) if tile.addend is not None else -1  # where operands are 0 and an addend is not known
+    return torch.where(source < len(tile.values), source, beyond).clamp(min=-1)
 
 
 def _nearest(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Tensor:
@@ -145,8 +146,8 @@ def _nearest(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _taken(failure: Failure, tile: _Lines, source: Tensor) -> Tensor:
-    """Each line from another one; NaN where there is none."""
-    values = tile.values[source.clamp(min=0)]
+    """Each line from another one, the one beyond the last being 0; NaN where there is none."""
+    values = padded(tile.values, 0, len(tile.values) + 1)[source.clamp(min=0)]
     if tile.addend is not None:
         values = failure.product.finished(values + tile.addend, tile.place, failure.dtype)
     return values.masked_fill((source < 0)[:, None], _NAN)

@@ -82,8 +82,8 @@ def _otherwise(window: Window, seed: int, name: str) -> Iterator[Alternative]:
     if name == "dx":
         r, s = offsets.long() // S, offsets.long() % S
         for (line, column), words in _lines(R, S).items():
-            left_out = s == column if line is None else r == line
-            kept = partial(_scattered, x, dy.where(~left_out, 0), rows, columns)
+            elsewhere = s != column if line is None else r != line
+            kept = partial(_scattered, x, dy * elsewhere, rows, columns)
             yield "missing products", f"gradients of {words} of each window are left out", kept
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.gpu.evidence import tile_of
 from benchmarks.gpu.lines import lines
+from benchmarks.gpu.stages import by_warp
 from benchmarks.gpu.sums import combinations
 from benchmarks.gpu.swizzles import swizzles
 from benchmarks.gpu.tiles import UNWRITTEN, Failure, Finding, Hypothesis, WrongTile
@@ -32,6 +33,11 @@ def findings(failure: Failure) -> list[Finding]:
             finding = failure.judge(hypothesis)
             if finding.claimed:
                 claimed.setdefault((finding.kind, finding.words), finding)
+    if not claimed:
+        for hypothesis in by_warp(failure):
+            finding = failure.judge(hypothesis)
+            if finding.claimed:
+                claimed[finding.kind, finding.words] = finding
     return sorted(claimed.values(), key=lambda finding: -finding.bits)
 
 
@@ -81,8 +87,10 @@ def _transposed(failure: Failure) -> Iterator[Hypothesis]:
         if any(tile.addend.any() for tile in failure.tiles):
             yield failure.predict("swapped operands", f"the result is transposed{within}", 5, partial(_exchanged, block, True))
 
-
-    for words, side in (("the left operand is multiplied by itself", "left"), ("the right operand is multiplied by itself", "right")):
+    for words, side in (
+        ("the left operand is multiplied by itself", "left"),
+        ("the right operand is multiplied by itself", "right"),
+    ):
         if rows == columns:
             yield failure.predict("swapped operands", words, 5, partial(_by_itself, side))
 
