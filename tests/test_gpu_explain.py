@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_gpu_explain_faults import TENSOR, conv
+from test_gpu_explain_faults import SMALL, TENSOR, conv
 from torch import Tensor
 
 from benchmarks.gpu.case import Case
@@ -140,7 +140,8 @@ def test_faults_of_a_kind_are_named_in_every_direction_and_variant(kind: str, ca
 @pytest.mark.parametrize(
     "case",
     [
-        TENSOR,
+        SMALL,
+        pytest.param(TENSOR, marks=pytest.mark.slow),
         pytest.param(conv("wgrad", "hopper", "128x256", "bfloat16", "32 channels"), marks=pytest.mark.slow),
         pytest.param(conv("dgrad", "implicit", "64x64", "float32", "3x3"), marks=pytest.mark.slow),
         RnnCase("forward", "cluster", "bfloat16", 2, 3, 9, 200, 1, False, "relu"),

@@ -66,6 +66,7 @@ class Planted(NamedTuple):
 
 MMA, WGMMA, CORES = "implicit_gemm_mma.cuh", "implicit_gemm_wgmma.cuh", "implicit_gemm.cuh"
 TENSOR = conv("fprop", "tensor", "64x64", "bfloat16", "3x3")
+SMALL = conv("fprop", "tensor", "64x64", "bfloat16", "40 channels")
 _numbers = iter(range(1000))
 
 
@@ -97,18 +98,18 @@ PLANTED = (
     Planted(
         "swizzle",
         plain(MMA, LDMATRIX, LDMATRIX.replace("named_piece)", "named_piece ^ (kLeft ? lane % 4 : 0))")),
-        TENSOR,
+        SMALL,
         quick=True,
     ),
-    Planted("missing products", plain(MMA, STAGE, SKIPPED), TENSOR, quick=True),
+    Planted("missing products", plain(MMA, STAGE, SKIPPED), SMALL, quick=True),
     Planted(
         "swapped operands",
         plain(CORES, "multiply_add(left[i], right[j], sums[i][j])", "multiply_add(left[j], right[i], sums[i][j])"),
-        conv("fprop", "implicit", "64x64", "float32", "3x3"),
+        conv("fprop", "implicit", "64x64", "float32", "40 channels"),
         quick=True,
     ),
-    Planted("stale stage", plain(MMA, COPY_B, STALE_B), TENSOR, quick=True),
-    Planted("missing bias", plain("epilogue.cuh", BIAS, "narrow<T>(sum)"), TENSOR, quick=True),
+    Planted("stale stage", plain(MMA, COPY_B, STALE_B), SMALL, quick=True),
+    Planted("missing bias", plain("epilogue.cuh", BIAS, "narrow<T>(sum)"), SMALL, quick=True),
     Planted(
         "wrong row",
         plain("tile.cuh", ROWS_OF_MMA, ROWS_SWAPPED),
@@ -163,6 +164,26 @@ PLANTED = (
         "stale stage",
         plain("cluster.cuh", "carry.at(now, lane_group(), k)", "carry.at(now == 1 ? 0 : now, lane_group(), k)"),
         RnnCase("forward", "cluster", "bfloat16", 2, 5, 9, 200, 2, False, "identity"),
+    ),
+    Planted(
+        "stale stage",  # and refilled while it is read
+        plain(
+            WGMMA,
+            "a = advance(first_a, place.stage * Tile::kStageBytes)",
+            "a = advance(first_a, (before < 0 ? place.stage : before) * Tile::kStageBytes)",
+        ),
+        conv("fprop", "hopper", "128x64", "bfloat16", "3x3"),
+        share=0.5,
+    ),
+    Planted(
+        "swizzle",
+        plain(MMA, "tile[at(depth, of_row / kPiece)", "tile[at(depth, of_row / kPiece ^ (!kLeft && depth % 4 == 3))"),
+        conv("dgrad", "tensor", "64x64", "tf32", "3x3"),
+    ),
+    Planted(
+        "missing products",
+        plain("split_k.cuh", "parameters.splits, kSumQuad", "parameters.splits - 1, kSumQuad"),
+        conv("fprop", "implicit", "64x64", "float32", "3x3", splits=3, bias=False),
     ),
     Planted(
         "missing bias",

@@ -19,6 +19,8 @@ from benchmarks.gpu.tiles import UNWRITTEN, Failure, Finding, Hypothesis, WrongT
 _NAN = float("nan")
 #: Sizes of the squares that something may be transposed within.
 _SQUARES = (256, 128, 64, 32, 16, 8, 4, 2)
+#: The share of the wrong elements that has to be explained for the search to end.
+_MOST_OF = 0.9
 #: How many rows or columns an addend may be off by.
 _FURTHEST = 16
 
@@ -28,16 +30,17 @@ def findings(failure: Failure) -> list[Finding]:
     if not failure.wrong:
         return []
     claimed: dict[tuple[str, str], Finding] = {}
+
+    def gather(hypotheses: Iterator[Hypothesis]) -> None:
+        for finding in map(failure.judge, hypotheses):
+            key = finding.kind, finding.words
+            if finding.claimed and (key not in claimed or finding.bits > claimed[key].bits):
+                claimed[key] = finding
+
     for source in (_values, _addends, combinations, _transposed, lines, swizzles, _alternatives):
-        for hypothesis in source(failure):
-            finding = failure.judge(hypothesis)
-            if finding.claimed:
-                claimed.setdefault((finding.kind, finding.words), finding)
-    if not claimed:
-        for hypothesis in by_warp(failure):
-            finding = failure.judge(hypothesis)
-            if finding.claimed:
-                claimed[finding.kind, finding.words] = finding
+        gather(source(failure))
+    if all(finding.explained < _MOST_OF * failure.wrong for finding in claimed.values()):
+        gather(by_warp(failure))
     return sorted(claimed.values(), key=lambda finding: -finding.bits)
 
 

@@ -4,13 +4,12 @@ depends on when it reads it."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import log2
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.evidence import ranges
 from benchmarks.gpu.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
 
 #: Rows of the product that one warp has; steps that are searched for each step; coefficients that are sought at once.
@@ -18,7 +17,8 @@ _WARP_ROWS, _FURTHEST, _MOST_UNKNOWN = 16, 8, 400
 
 
 def by_warp(failure: Failure) -> Iterator[Hypothesis]:
-    """Of every 16 rows of a tile: which step of the left operand, of the right one, or of both stands in for each step."""
+    """Of every 16 rows of a tile: which step of the left operand, of the right one, or of both stands in for each step; and, at
+    the distances that this finds, for each quarter of a step, which is what one wgmma reads."""
     depth = failure.product.depth
     if depth is None or failure.tiles[0].left is None or failure.product.relu:
         return
@@ -27,55 +27,57 @@ def by_warp(failure: Failure) -> Iterator[Hypothesis]:
         ("left", "the left operand of a step is the one of another step"),
         ("right", "the right operand of a step is the one of another step"),
     ):
-        predicted, choices, distances = [], 0.0, Counter[int]()
-        for tile in failure.tiles:
-            values = torch.full_like(tile.result, float("nan"))
-            for begin in range(0, len(values), _WARP_ROWS):
-                rows = slice(begin, begin + _WARP_ROWS)
-                sums, chosen = _fitted(tile, rows, depth.step, side)
-                values[rows] = sums + tile.addend[rows]
-                choices += chosen.numel() * log2(1 + 2 * _FURTHEST)
-                distances.update(chosen.tolist())
-            predicted.append(failure.finished(tile, values))
-        away = [distance for distance in sorted(distances) if distance]
-        if away:
-            told = f"{words}, so many before (-) or after: {ranges(away)}; differently from warp to warp"
+        distances: Collection[int] = range(-_FURTHEST, _FURTHEST + 1)
+        for unit in (depth.step, depth.step // 4):
+            predicted, choices, taken = [], 0.0, Counter[int]()
+            for tile in failure.tiles:
+                values = torch.full_like(tile.result, float("nan"))
+                for begin in range(0, len(values), _WARP_ROWS):
+                    rows = slice(begin, begin + _WARP_ROWS)
+                    sums, chosen = _fitted(tile, rows, unit, side, [by * (depth.step // unit) for by in distances])
+                    values[rows] = sums + tile.addend[rows]
+                    choices += len(chosen) * log2(len(distances))
+                    taken.update(by * unit // depth.step for by in chosen)
+                predicted.append(failure.finished(tile, values))
+            away = sorted(by for by in taken if by)
+            if not away:
+                break
+            told = f"{words}, so many steps before (-) or after: {', '.join(map(str, away))}; differently from warp to warp"
             yield Hypothesis("stale stage", told, choices, predicted)
+            distances = [0, *away]
 
 
-def _fitted(tile: WrongTile, rows: slice, step: int, side: str) -> tuple[Tensor, Tensor]:
-    """The sums of some rows with each step's operands from where they fit best, and how many steps away that is."""
+def _fitted(tile: WrongTile, rows: slice, unit: int, side: str, distances: Collection[int]) -> tuple[Tensor, list[int]]:
+    """The sums of some rows with each unit's operands from where they fit best, and the distances of those that are not at their
+    place."""
     assert tile.left is not None
     assert tile.right is not None
-    left, right = tile.left[rows].unflatten(1, (-1, step)), tile.right.unflatten(1, (-1, step))
-    exact = torch.einsum("mtk,ntk->tmn", left, right).double()  # of each step
-    steps = len(exact)
-    usual = exact.sum(0), torch.zeros(steps, dtype=torch.long)
+    left, right = tile.left[rows].unflatten(1, (-1, unit)).transpose(0, 1), tile.right.unflatten(1, (-1, unit)).transpose(0, 1)
+    usual: tuple[Tensor, list[int]] = tile.sums[rows], []
     known = (tile.judged & (tile.result < UNWRITTEN))[rows]
-    if not tile.wrong[rows].any() or steps < 2:
+    units, target = len(left), (tile.result - tile.addend)[rows]
+    if not tile.wrong[rows].any() or units < 2:
         return usual
-    target = (tile.result - tile.addend)[rows]
-    pairs = [(at, other) for at in range(steps) for other in range(steps) if abs(at - other) <= _FURTHEST]
     if side == "both":
-        coefficients = _solved(exact[:, known].mT, target[known])
+        products = (left @ right.mT).double()
+        coefficients = _solved(products[:, known].mT, target[known])
         if coefficients is None:
             return usual
-        missing, again = ((coefficients == 0).nonzero().flatten(), (coefficients > 1).nonzero().flatten())
-        if not len(missing) or not len(again):
+        missing, again = (coefficients == 0).nonzero().flatten().tolist(), (coefficients > 1).nonzero().flatten().tolist()
+        chosen = [min((other - at for other in again), key=abs) for at in missing] if again else []
+    else:
+        pairs = [(at, at + by) for at in range(units) for by in distances if 0 <= at + by < units]
+        if len(pairs) > _MOST_UNKNOWN:
             return usual
-        distances = torch.zeros(steps, dtype=torch.long)
-        distances[missing] = (again[(again[None, :] - missing[:, None]).abs().argmin(1)]) - missing
-        return torch.einsum("t,tmn->mn", coefficients, exact), distances
-    at, other = torch.tensor(pairs).T
-    from_left, from_right = (other, at) if side == "left" else (at, other)
-    crossed = torch.einsum("pmk,pnk->pmn", left.transpose(0, 1)[from_left], right.transpose(0, 1)[from_right]).double()
-    coefficients = _solved(crossed[:, known].mT, target[known])
-    if coefficients is None:
-        return usual
-    distances = torch.zeros(steps, dtype=torch.long)
-    taken = coefficients.nonzero().flatten()
-    distances[at[taken]] = (other - at)[taken]
-    return torch.einsum("p,pmn->mn", coefficients, crossed), distances
+        at, other = torch.tensor(pairs).T
+        from_left, from_right = (other, at) if side == "left" else (at, other)
+        products = (left[from_left] @ right[from_right].mT).double()
+        coefficients = _solved(products[:, known].mT, target[known])
+        if coefficients is None:
+            return usual
+        taken = coefficients.nonzero().flatten()
+        chosen = [by for by in (other - at)[taken].tolist() if by]
+    return torch.einsum("p,pmn->mn", coefficients, products), chosen
 
 
 def _solved(matrix: Tensor, target: Tensor) -> Tensor | None:

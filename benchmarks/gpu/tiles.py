@@ -19,6 +19,8 @@ from benchmarks.gpu.products import Part, Product
 _LEAST_BITS = 16
 #: What stands for NaN, and in integers for the largest number: what memory is poisoned with.
 UNWRITTEN = 1e300
+#: Wrong elements of a row that is explained as a whole, and the share of all wrong elements that such rows have to hold.
+_LEAST_IN_A_ROW, _LEAST_SHARE = 8, 0.05
 #: What restricting a hypothesis to the wrong rows and columns costs.
 _BOX_BITS = 10
 
@@ -129,18 +131,22 @@ class Failure:
 
     def judge(self, hypothesis: Hypothesis) -> Finding:
         """The better of two readings: it holds all over the tiles, or in the rows and columns that hold wrong elements."""
-        explained = inside = everywhere = 0
+        explained = inside = everywhere = in_whole_rows = 0
         for tile, predicted in zip(self.tiles, hypothesis.predicted, strict=True):
             agrees = predicted == tile.result
             explained += int((agrees & tile.wrong).sum())
             against = ~agrees & ~predicted.isnan() & tile.right_ones
             everywhere += int(against.sum())
             inside += int((against & tile.box).sum())
+            whole = ~(tile.wrong & ~agrees | against).any(1) & (tile.wrong.sum(1) >= _LEAST_IN_A_ROW)
+            in_whole_rows += int((tile.wrong & whole[:, None]).sum())
         readings = [(self.bits * (explained - everywhere) - hypothesis.bits, everywhere, False)]
         readings.append((self.bits * (explained - inside) - hypothesis.bits - _BOX_BITS, inside, True))
         bits, contradicted, restricted = max(readings)
         likely = explained >= (1 + 2**-self.bits) / 2 * self.wrong and contradicted <= explained
-        claimed = likely and bits >= _LEAST_BITS
+        # Something else may have been wrong as well: but accidents do not explain whole rows.
+        partly = in_whole_rows >= _LEAST_SHARE * self.wrong and self.bits * in_whole_rows - hypothesis.bits >= 4 * _LEAST_BITS
+        claimed = (likely and bits >= _LEAST_BITS) or partly
         return Finding(hypothesis.kind, hypothesis.words, explained, contradicted, restricted, bits, claimed)
 
 
