@@ -1,20 +1,172 @@
-"""What a wrong result tells: how many elements, which, and in what pattern."""
+"""What a wrong result tells: how many elements, which, in what pattern, and the wrong tiles themselves.
+
+It is all that is left of a failure once the GPU is gone, so it holds what `explain` needs to take the failure apart without one.
+"""
 
 from __future__ import annotations
 
+import base64
+import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.gpu.case import Case
+from benchmarks.gpu.conv2d_cases import Conv2dCase
+from benchmarks.gpu.conv2d_products import conv2d_product
+from benchmarks.gpu.max_pool2d_cases import MaxPool2dCase, UnfoldCase
+from benchmarks.gpu.max_pool2d_products import max_pool2d_product, unfold_product
+from benchmarks.gpu.products import Part, Product, Tiling, padded, tiles_of
+from benchmarks.gpu.rnn_cases import RnnCase, RnnCellCase
+from benchmarks.gpu.rnn_products import cell_product, first_wrong, rnn_product
+
+#: Characters of the tiles that are kept of one result.
+MOST_KEPT = 64 << 10
+_MOST_TILES, _MOST_PARTS, _MOST_VALUES = 64, 4, 8
+
+
+def product_of(case: Case, name: str, operands: bool) -> Product:
+    """A result of a case as its kernel sees it, with its operands or without."""
+    if isinstance(case, Conv2dCase):
+        return conv2d_product(case, operands)
+    if isinstance(case, RnnCase):
+        return rnn_product(case, name, operands)
+    if isinstance(case, RnnCellCase):
+        return cell_product(case, name, operands)
+    if isinstance(case, MaxPool2dCase):
+        return max_pool2d_product(case, name, operands)
+    assert isinstance(case, UnfoldCase)
+    return unfold_product(case, name, operands)
 
 
 def evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[str, Any]:
     """What is kept of a wrong result."""
-    differs = (result != expected).nonzero()
-    return {
-        "result": name,
-        "shape": list(expected.shape),
-        "wrong": len(differs),
-        "first": [[*place, result[tuple(place)].item(), expected[tuple(place)].item()] for place in differs[:8].tolist()],
+    told: dict[str, Any] = {"result": name, "shape": list(expected.shape), "dtype": _name(expected.dtype)}
+    if result.shape != expected.shape or result.dtype != expected.dtype:
+        return told | {"wrong": expected.numel(), "instead": f"{_name(result.dtype)} of shape {list(result.shape)}"}
+    flat, exact = result.flatten(), expected.flatten()
+    wrong = flat != exact
+    told |= {"elements": len(flat), "wrong": int(wrong.sum()), "values": _values(flat[wrong], exact[wrong])}
+    told["first"] = [
+        [*place, result[tuple(place)].item(), expected[tuple(place)].item()]
+        for place in (result != expected).nonzero()[:8].tolist()
+    ]
+    spoiled = torch.zeros_like(wrong)
+    if isinstance(case, RnnCase):  # what follows from a wrong state says nothing of its own
+        wrong, spoiled = first_wrong(case, name, wrong)
+        told["first wrong step"] = int(wrong.sum())
+    product = product_of(case, name, operands=False)
+    wrong_of = {number: _of_part(part, wrong) for number, part in enumerate(product.parts)}
+    wrong_of = {number: elements for number, elements in wrong_of.items() if elements.any()}
+    told["parts"] = [_pattern(product, number, elements) for number, elements in list(wrong_of.items())[:_MOST_PARTS]]
+    told["wrong parts"] = len(wrong_of)
+    told["kept"] = _kept(product, wrong_of, flat, spoiled)
+    return told
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _of_part(part: Part, elements: Tensor) -> Tensor:
+    """(rows, columns): which of a part's elements are among those of the flat result."""
+    return elements[part.place.clamp(min=0)] & (part.place >= 0)
+
+
+def _values(result: Tensor, exact: Tensor) -> dict[str, Any]:
+    """What wrong elements hold: NaN (never written, memory is poisoned), 0, and by how much they differ."""
+    wide, wanted = result.double(), exact.double()
+    counts: dict[str, Any] = {"NaN": int(wide.isnan().sum()), "0": int((wide == 0).sum())}
+    differences, times = (wide - wanted)[wide.isfinite() & wanted.isfinite()].unique(return_counts=True)
+    often = times.argsort(descending=True, stable=True)[:_MOST_VALUES]
+    return counts | {"differences": {f"{differences[i].item():g}": int(times[i]) for i in often}}
+
+
+def _pattern(product: Product, number: int, wrong: Tensor) -> dict[str, Any]:
+    """Where the wrong elements of a part are, against the tile and, where sums lie as mma has them, against lanes."""
+    tiling = product.tiling
+    rows, columns = wrong.any(1).nonzero().flatten(), wrong.any(0).nonzero().flatten()
+    tiles = tiles_of(product.parts[number], tiling, wrong)
+    told: dict[str, Any] = {
+        "part": number,
+        "name": product.parts[number].name,
+        "wrong": int(wrong.sum()),
+        "rows": ranges(rows.tolist()),
+        "columns": ranges(columns.tolist()),
+        "of": [*wrong.shape],
+        "tiles": [list(tile) for tile in tiles[:_MOST_TILES]],
+        "wrong tiles": len(tiles),
+        "rows in a tile": ranges((rows % tiling.rows).unique().tolist()),
+        "columns in a tile": ranges((columns % tiling.columns).unique().tolist()),
     }
+    if tiling.fragments:
+        row, column = wrong.nonzero().T
+        told["lanes"] = ranges((row % 8 * 4 + column % 8 // 2).unique().tolist())
+        told["rows of a fragment"] = ranges((row % 16).unique().tolist())
+        told["columns of a fragment"] = ranges((column % 8).unique().tolist())
+    return told
+
+
+def ranges(numbers: Iterable[int], most: int = 12) -> str:
+    """Ascending numbers in a few words: "0-63, 128-191", or "0-2046 by 2"."""
+    all_of_them = list(numbers)
+    words, begin = [], 0
+    while begin < len(all_of_them):
+        end, step = begin + 1, 1
+        if end < len(all_of_them):
+            step = all_of_them[end] - all_of_them[begin]
+            while end < len(all_of_them) and all_of_them[end] - all_of_them[end - 1] == step:
+                end += 1
+        if end - begin == 2 and step > 1:  # two numbers are no series
+            end = begin + 1
+        first, last = all_of_them[begin], all_of_them[end - 1]
+        words.append(str(first) if end == begin + 1 else f"{first}-{last}" + (f" by {step}" if step > 1 else ""))
+        begin = end
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+# ---- tiles ---------------------------------------------------------------------------------------------------------------------
+
+
+def _kept(product: Product, wrong_of: Mapping[int, Tensor], flat: Tensor, spoiled: Tensor) -> list[dict[str, Any]]:
+    """The first wrong tiles, as they came out, as many as there is room for; some of each part first."""
+    waiting = [
+        [(number, tile) for tile in tiles_of(product.parts[number], product.tiling, wrong)] for number, wrong in wrong_of.items()
+    ]
+    kept: list[dict[str, Any]] = []
+    room = MOST_KEPT
+    for round_ in range(max((len(tiles) for tiles in waiting), default=0)):
+        for tiles in waiting:
+            if round_ >= len(tiles) or len(kept) >= _MOST_TILES:
+                continue
+            number, (row, column) = tiles[round_]
+            place = tile_of(product.parts[number].place, product.tiling, row, column, -1)
+            data = _packed(flat[place.clamp(min=0)])
+            if len(data) > room:
+                if kept:
+                    return kept
+                data = ""  # not even one: what is told in words has to do
+            room -= len(data)
+            if data:
+                columns = (spoiled[place.clamp(min=0)] & (place >= 0)).any(0).nonzero().flatten().tolist()
+                kept.append({"part": number, "tile": [row, column], "spoiled": columns, "data": data})
+    return kept
+
+
+def tile_of(matrix: Tensor, tiling: Tiling, row: int, column: int, value: float = 0) -> Tensor:
+    """A tile of a matrix, filled up beyond its edges."""
+    rows, columns = tiling.rows, tiling.columns
+    cut = matrix[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+    return padded(padded(cut, 0, rows, value), 1, columns, value)
+
+
+def _packed(tile: Tensor) -> str:
+    return base64.b64encode(zlib.compress(tile.contiguous().view(torch.uint8).numpy().tobytes(), 9)).decode()
+
+
+def unpacked(data: str, dtype: str, tiling: Tiling) -> Tensor:
+    """A kept tile."""
+    raw = bytearray(zlib.decompress(base64.b64decode(data)))
+    return torch.frombuffer(raw, dtype=getattr(torch, dtype)).view(tiling.rows, tiling.columns)

@@ -1,0 +1,182 @@
+"""A failure on a GPU, taken apart without one: what is wrong, what was planned, and what the emulator makes of the case."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import isolation
+from benchmarks.gpu.case import Case, RefusedError
+from benchmarks.gpu.cases import _Planner, from_json
+from benchmarks.gpu.patterns import findings
+from benchmarks.gpu.tiles import Failure
+from benchmarks.gpu.work import run_case
+from torch_unroll.engines import cuda
+from torch_unroll.engines.compiled import CompiledEngine
+from torch_unroll.engines.compiled.recording import recording
+
+#: Seconds that the emulator has for a case.
+EMULATOR_SECONDS = 120.0
+_CPU = torch.device("cpu")
+_WIDTH, _INDENT, _MOST_CLAIMS, _MOST_WORDS = 110, 14, 3, 220
+
+
+def explain(file: Path, case: str | None = None, emulate: bool = True) -> str:
+    """Says of each failed case in a file what went wrong. The file holds jobs, a line each, as `benchmarks gpu` writes them, or
+    one case as JSON. `case` is what a case's line has to contain. With `emulate` the same cases run on the emulator."""
+    told = [failed for failed in _failed(file) if case is None or case in from_json(failed["case"]).key]
+    if not told:
+        return f"{file}: no failed case" + (f" that has {case!r} in its line" if case else "")
+    return "\n\n".join("\n".join(_explained(failed, emulate)) for failed in told)
+
+
+def _failed(file: Path) -> Iterator[Mapping[str, Any]]:
+    text = file.read_text()
+    try:
+        records = [json.loads(text)]  # one record, over however many lines
+    except json.JSONDecodeError:
+        records = []
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                records += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number}: expected JSON, got {line[:60]!r}") from error
+    for record in records:
+        if "cases" in record:
+            for failed in record["cases"]:
+                yield {"engine": record.get("engine", "cuda"), **failed}
+        elif "case" in record:
+            yield {"outcome": record.get("event", "unknown"), **record}
+        elif "op" in record:
+            yield {"outcome": "unknown", "case": record}
+
+
+def _explained(failed: Mapping[str, Any], emulate: bool) -> Iterator[str]:
+    case = from_json(failed["case"])
+    yield from _line("case", case.key)
+    yield from _line("outcome", "; ".join(filter(None, (failed["outcome"], failed.get("detail")))))
+    yield from _plan(case)
+    results = failed.get("evidence") or ()
+    for evidence in results:
+        yield from _result(case, evidence)
+    if {"dz", "dh0"} <= {evidence["result"] for evidence in results}:
+        yield from _line("", "dh0 is made of dz, and wrong where that is, if for no other reason")
+    if emulate:
+        yield from _line("emulator", _emulated(failed))
+
+
+def _line(title: str, text: str) -> Iterator[str]:
+    """A title and what there is to say, in aligned lines."""
+    lines = textwrap.wrap(text, _WIDTH - _INDENT) or [""]
+    yield f"{title:<{_INDENT}}{lines[0]}".rstrip()
+    yield from (" " * _INDENT + line for line in lines[1:])
+
+
+# ---- what is wrong -------------------------------------------------------------------------------------------------------------
+
+
+def _result(case: Case, evidence: Mapping[str, Any]) -> Iterator[str]:
+    name = evidence["result"]
+    if "instead" in evidence:
+        yield from _line(name, f"expected {evidence['dtype']} of shape {evidence['shape']}, got {evidence['instead']}")
+        return
+    values = evidence["values"]
+    told = f"{evidence['wrong']:,} of {evidence['elements']:,} elements are wrong"
+    if evidence.get("first wrong step", evidence["wrong"]) != evidence["wrong"]:
+        told += f"; {evidence['first wrong step']:,} at the first step that is wrong for their sample, of which the rest speaks"
+    yield from _line(name, told)
+    yield from _line("  values", f"{values['NaN']:,} NaN, {values['0']:,} zero; off by {_counted(values['differences'])}")
+    for part in evidence["parts"]:
+        yield from _part(part)
+    if not evidence["kept"]:
+        yield from _line("  pattern", "no tile was kept: it did not fit into the evidence")
+        return
+    failure = Failure(case, evidence)
+    claims = findings(failure)
+    kept = f" of those kept: {failure.wrong:,}" if failure.wrong < evidence.get("first wrong step", evidence["wrong"]) else ""
+    if not claims:
+        yield from _line("  pattern", f"no known pattern{kept}")
+    for number, claim in enumerate(claims[:_MOST_CLAIMS]):
+        words = claim.words if len(claim.words) <= _MOST_WORDS else claim.words[:_MOST_WORDS] + " ..."
+        where = " in the rows and columns that are wrong" if claim.restricted else ""
+        against = f", contradicted by {claim.contradicted:,} right ones" if claim.contradicted else ""
+        share = f"explains {claim.explained:,} of {failure.wrong:,} wrong elements{kept if not number else ''}{against}"
+        yield from _line("  pattern" if not number else "  or", f"{claim.kind}: {words}{where}; {share}")
+
+
+def _counted(differences: Mapping[str, int]) -> str:
+    return ", ".join(f"{float(value):+g} ({count:,})" for value, count in list(differences.items())[:6]) or "nothing finite"
+
+
+def _part(part: Mapping[str, Any]) -> Iterator[str]:
+    rows, columns = part["of"]
+    yield from _line(
+        "  where", f"{part['name'] or 'product'}: rows {part['rows']} of {rows}, columns {part['columns']} of {columns}"
+    )
+    tiles = ", ".join(f"({row}, {column})" for row, column in part["tiles"][:6]) + (" ..." if part["wrong tiles"] > 6 else "")
+    text = f"{part['wrong tiles']} wrong: {tiles}; in a tile rows {part['rows in a tile']}, columns {part['columns in a tile']}"
+    yield from _line("  tiles", text)
+    if "lanes" in part:
+        fragment = f"rows {part['rows of a fragment']} and columns {part['columns of a fragment']} of fragments of 16x8"
+        yield from _line("  registers", f"lanes {part['lanes']}; {fragment}")
+
+
+# ---- what was planned, and what the emulator makes of it ----------------------------------------------------------------------
+
+
+def _plan(case: Case) -> Iterator[str]:
+    """The launches, as planned for the emulator's device: its number of multiprocessors is another one than a GPU's."""
+    launcher = cuda.LAUNCHER
+    if reason := cuda.refuses("conv2d", _CPU, torch.float32):
+        yield from _line("plan", f"unknown: engine cuda {reason}")
+        return
+    try:
+        with recording() as recorded:
+            case.compute(CompiledEngine("cuda", _Planner(launcher), cuda.refuses), _CPU)
+    except (RefusedError, RuntimeError) as error:
+        yield from _line("plan", f"none for {launcher.properties(_CPU).multiprocessors} multiprocessors: {error}")
+        return
+    seen: dict[Any, int] = {}
+    for _, plan in recorded.launches:
+        seen[plan] = seen.get(plan, 0) + 1
+    for number, (plan, times) in enumerate(seen.items()):
+        config = plan.config
+        shape = f"grid {_extents(config.grid)}, block {_extents(config.block)}, {config.shared_bytes:,} bytes of shared memory"
+        shape += f", cluster {_extents(config.cluster)}" if config.cluster != (1, 1, 1) else ""
+        yield from _line("plan" if not number else "", plan.kernel.expression + (f", {times} times" if times > 1 else ""))
+        yield from _line("", shape)
+    settings = {name: value for name, value in case.as_json().items() if name in ("tile", "splits", "row_tiles") and value}
+    if settings:
+        yield from _line("", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()))
+
+
+def _extents(extents: tuple[int, int, int]) -> str:
+    return "x".join(map(str, extents)).removesuffix("x1").removesuffix("x1")
+
+
+def _emulated(failed: Mapping[str, Any]) -> str:
+    """What the same kernels do on the CPU, in a process of its own."""
+    if reason := cuda.refuses("conv2d", _CPU, torch.float32):
+        return f"not asked: engine cuda {reason}"
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output"
+        outcome = isolation.run(run_case, (dict(failed["case"]), "cuda", "cpu"), limit=EMULATOR_SECONDS, output=output)
+        lines = output.read_text().splitlines() if output.exists() else []
+        events = [json.loads(line) for line in lines if line.startswith("{")]
+    counts: dict[str, int] = next((event["counts"] for event in events if event["event"] == "end"), {})
+    verdicts = [event for event in events if event["event"] in ("wrong", "unsteady", "error")]
+    if outcome.kind != "ended":
+        return f"{outcome.kind}: {outcome.detail}"
+    if counts.get("right"):
+        return "right there: the hardware and the emulator differ, or the source has changed since"
+    if counts.get("refused"):
+        return "refused there, where there are fewer multiprocessors"
+    if not verdicts:
+        return "said nothing"
+    return f"{verdicts[0]['event']} there too, so the kernel's source or its host code is: {verdicts[0]['detail']}"

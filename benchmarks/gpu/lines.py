@@ -1,0 +1,153 @@
+"""Rows of a product that hold the values of other rows, and columns that do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import log2
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.products import padded
+from benchmarks.gpu.tiles import Failure, Hypothesis, WrongTile
+
+#: How many rules are tried, and how many lines another may look like to tell one.
+_MOST_RULES, _MOST_ALIKE = 6, 64
+#: How many pairs of lines, and how many values one by one, are compared for a tile.
+_MOST_MATCHES, _MOST_COMPARED = 16_000_000, 64_000_000
+_NAN = float("nan")
+
+
+@dataclass
+class _Lines:
+    """A tile, turned so that its rows are the lines in question, and what each line of the part would put there."""
+
+    first: int  # the number of the tile's first line in the part
+    wrong: Tensor
+    judged: Tensor
+    result: Tensor
+    place: Tensor
+    addend: Tensor | None  # added to `values`; None: they are results as they are
+    values: Tensor  # (lines of the part, width of the tile)
+    known: Tensor  # which of the part's lines exist
+
+
+def lines(failure: Failure) -> Iterator[Hypothesis]:
+    """A rule is a distance, or bits that are flipped in a line's number; without a rule every line is looked for by itself. The
+    addend is the other line's, or the line's own."""
+    tiling = failure.product.tiling
+    for across, kind, line, are in ((0, "wrong row", "row", tiling.rows_are), (1, "wrong column", "column", tiling.columns_are)):
+        for own_addend in (False, True):
+            if own_addend and not any(_differs(tile.addend, across) for tile in failure.tiles):
+                continue
+            turned = [_turned(failure, tile, across, own_addend) for tile in failure.tiles]
+            matches = [_matches(failure, tile) for tile in turned]
+            count = len(turned[0].values)
+            ending = f" ({line}s: {are})" + (f", but its own {failure.product.addend}" if own_addend else "")
+
+            def hypothesis(words: str, bits: float, sources: Iterable[Tensor]) -> Hypothesis:
+                predicted = [_taken(failure, tile, source) for tile, source in zip(turned, sources, strict=True)]  # noqa: B023
+                predicted = [values.mT if across else values for values in predicted]  # noqa: B023
+                return Hypothesis(kind, words + ending, bits + own_addend, predicted)  # noqa: B023
+
+            rules = Counter(rule for tile, found in zip(turned, matches, strict=True) for rule in _rules(tile, found))
+            for (operation, by), _ in rules.most_common(_MOST_RULES):
+                words = f"{line} i holds the values of {line} i {'+' if by > 0 else '-'} {abs(by)}"
+                if operation == "xor":
+                    words = f"{line}s i and i xor {by} are exchanged"
+                yield hypothesis(words, 2 * log2(count + 1), (_by_rule(tile, operation, by) for tile in turned))
+            sources = [_nearest(tile, found) for tile, found in zip(turned, matches, strict=True)]
+            first = [
+                f"{tile.first + i} those of {source[i]}"
+                for tile, source in zip(turned, sources, strict=True)
+                for i in (source >= 0).nonzero().flatten().tolist()
+            ]
+            words = f"{line}s hold the values of other {line}s: {', '.join(first[:4])}"
+            yield hypothesis(words, log2(count + 1) * len(first) + 2, sources)
+
+
+def _differs(addend: Tensor, across: int) -> bool:
+    """Whether another line's is another one."""
+    return bool((addend != addend.select(across, 0).unsqueeze(across)).any())
+
+
+def _turned(failure: Failure, tile: WrongTile, across: int, own_addend: bool) -> _Lines:
+    tiling, part = failure.product.tiling, tile.part
+    width = (tiling.columns, tiling.rows)[across]
+    begin = tile.number[1 - across] * width
+    place = (part.place.mT if across else part.place)[:, begin : begin + width]
+    values = failure.exact[place.clamp(min=0)]
+    if own_addend:
+        assert part.left is not None
+        assert part.right is not None
+        assert tile.left is not None
+        assert tile.right is not None
+        all_lines, others = (part.right, tile.left) if across else (part.left, tile.right)
+        values = (all_lines.float() @ others.mT).double()
+    tensors = (tile.wrong, tile.judged, tile.result, tile.place, tile.addend)
+    wrong, judged, result, own, addend = (tensor.mT if across else tensor for tensor in tensors)
+    values = padded(values, 1, width)[:, :width]
+    return _Lines(
+        tile.number[across] * len(wrong), wrong, judged, result, own, addend if own_addend else None, values, (place >= 0).any(1)
+    )
+
+
+def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
+    """The tile's wrong lines, and which of the part's lines each could hold: (wrong lines, lines of the part)."""
+    numbers = tile.wrong.any(1).nonzero().flatten()
+    numbers = numbers[: max(1, _MOST_MATCHES // len(tile.values))]
+    counted = tile.judged[numbers] & tile.wrong.any(0)
+    plain = tile.addend is None or (not failure.product.relu and failure.product.kept is None)
+    if len(numbers) and plain and bool((counted == counted[0]).all()):
+        # Lines are compared by a number that is made of their values, which are integers, as good as exactly.
+        columns = counted[0].nonzero().flatten()
+        code = torch.randint(1 << 24, (len(columns),), generator=torch.Generator().manual_seed(0)).double()
+        result = tile.result[numbers][:, columns]
+        if tile.addend is not None:
+            result = result - tile.addend[numbers][:, columns]
+        return numbers, ((result @ code)[:, None] == tile.values[:, columns] @ code) & tile.known
+    found = torch.zeros(len(numbers), len(tile.values), dtype=torch.bool)
+    for i, line in enumerate(numbers[: _MOST_COMPARED // tile.values.numel()].tolist()):
+        columns = counted[i].nonzero().flatten()
+        values = tile.values[:, columns]
+        if tile.addend is not None:
+            values = failure.product.finished(values + tile.addend[line, columns], tile.place[line, columns], failure.dtype)
+        found[i] = (values == tile.result[line, columns]).all(1) & tile.known
+    return numbers, found
+
+
+def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, int]]:
+    """How the numbers of the lines that a wrong line could hold differ from its own."""
+    numbers, found = matches
+    clear = found[found.sum(1) <= _MOST_ALIKE]
+    for line, other in clear.nonzero().tolist():
+        number = tile.first + int(numbers[found.sum(1) <= _MOST_ALIKE][line])
+        yield "plus", other - number
+        yield "xor", other ^ number
+
+
+def _by_rule(tile: _Lines, operation: str, by: int) -> Tensor:
+    number = tile.first + torch.arange(len(tile.result))
+    source = number + by if operation == "plus" else number ^ by
+    beyond = len(tile.values) if tile.addend is not None else -1  # where operands are 0 and an addend is not known
+    return torch.where(source < len(tile.values), source, beyond).clamp(min=-1)
+
+
+def _nearest(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Tensor:
+    """For each of the tile's lines the nearest one that it could hold, -1 where there is none."""
+    numbers, found = matches
+    distance = (torch.arange(len(tile.values)) - (tile.first + numbers)[:, None]).abs().masked_fill(~found, 1 << 40)
+    source = torch.full((len(tile.result),), -1)
+    if len(numbers):
+        source[numbers] = torch.where(found.any(1), distance.argmin(1), -1)
+    return source
+
+
+def _taken(failure: Failure, tile: _Lines, source: Tensor) -> Tensor:
+    """Each line from another one, the one beyond the last being 0; NaN where there is none."""
+    values = padded(tile.values, 0, len(tile.values) + 1)[source.clamp(min=0)]
+    if tile.addend is not None:
+        values = failure.product.finished(values + tile.addend, tile.place, failure.dtype)
+    return values.masked_fill((source < 0)[:, None], _NAN)

@@ -1,0 +1,127 @@
+"""What a wrong result looks like: every hypothesis is tested by computing anew, from the inputs, what it would have given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from math import log2
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.evidence import tile_of
+from benchmarks.gpu.lines import lines
+from benchmarks.gpu.stages import by_warp
+from benchmarks.gpu.sums import combinations
+from benchmarks.gpu.swizzles import swizzles
+from benchmarks.gpu.tiles import UNWRITTEN, Failure, Finding, Hypothesis, WrongTile
+
+_NAN = float("nan")
+#: Sizes of the squares that something may be transposed within.
+_SQUARES = (256, 128, 64, 32, 16, 8, 4, 2)
+#: The share of the wrong elements that has to be explained for the search to end.
+_MOST_OF = 0.9
+#: How many rows or columns an addend may be off by.
+_FURTHEST = 16
+
+
+def findings(failure: Failure) -> list[Finding]:
+    """The hypotheses that are more than an accident, the likeliest first; none of them if no pattern is known."""
+    if not failure.wrong:
+        return []
+    claimed: dict[tuple[str, str], Finding] = {}
+
+    def gather(hypotheses: Iterator[Hypothesis]) -> None:
+        for finding in map(failure.judge, hypotheses):
+            key = finding.kind, finding.words
+            if finding.claimed and (key not in claimed or finding.bits > claimed[key].bits):
+                claimed[key] = finding
+
+    for source in (_values, _addends, combinations, _transposed, lines, swizzles, _alternatives):
+        gather(source(failure))
+    if all(finding.explained < _MOST_OF * failure.wrong for finding in claimed.values()):
+        gather(by_warp(failure))
+    return sorted(claimed.values(), key=lambda finding: -finding.bits)
+
+
+def _values(failure: Failure) -> Iterator[Hypothesis]:
+    """Elements that hold what no product gives."""
+    for kind, words, value in (
+        ("never written", "the elements are NaN: never written, or made of what never was", UNWRITTEN),
+        ("zero", "the elements hold 0", 0.0),
+    ):
+        predicted = [torch.where(tile.box, torch.full_like(tile.result, value), _NAN) for tile in failure.tiles]
+        yield Hypothesis(kind, words, 8, predicted)
+
+
+def _addends(failure: Failure) -> Iterator[Hypothesis]:
+    """What is added to a sum is missing, there more than once, or that of another row or column."""
+    if not any(tile.addend.any() for tile in failure.tiles):
+        return
+    name, tiling = failure.product.addend, failure.product.tiling
+    yield failure.predict("missing bias", f"{name} is not added", 1, lambda tile: tile.sums)
+    yield failure.predict("wrong bias", f"{name} is added twice", 3, lambda tile: tile.sums + 2 * tile.addend)
+    yield failure.predict("wrong bias", f"{name} is added three times", 3, lambda tile: tile.sums + 3 * tile.addend)
+    for axis, are in enumerate((tiling.rows_are, tiling.columns_are)):
+        extent = failure.tiles[0].part.place.shape[axis]
+        for by in range(-min(_FURTHEST, extent - 1), min(_FURTHEST, extent - 1) + 1):
+            moved = partial(_with_addend_moved, failure, axis, by)
+            if by and any((moved(tile) != tile.sums + tile.addend).any() for tile in failure.tiles):
+                words = f"{name} is the one of the {are} {abs(by)} {'further on' if by > 0 else 'before'}"
+                yield failure.predict("wrong bias", words, 2 * log2(2 * _FURTHEST), moved)
+
+
+def _with_addend_moved(failure: Failure, axis: int, by: int, tile: WrongTile) -> Tensor:
+    assert tile.part.addend is not None
+    moved = tile.part.addend.expand(tile.part.place.shape).roll(-by, axis)
+    return tile.sums + tile_of(moved, failure.product.tiling, *tile.number)
+
+
+def _transposed(failure: Failure) -> Iterator[Hypothesis]:
+    """The operands are exchanged: within some block of rows and columns the product is transposed."""
+    if failure.tiles[0].left is None:
+        return
+    rows, columns = failure.product.tiling[:2]
+    blocks = {(rows, columns), (min(rows, 64), columns), *((size, size) for size in _SQUARES if size <= min(rows, columns))}
+    for block in sorted(blocks, reverse=True):
+        within = f" within blocks of {block[0]}x{block[1]}"
+        exchanged = partial(_exchanged, block, False)
+        yield failure.predict("swapped operands", f"left and right operand are exchanged{within}", 4, exchanged)
+        if any(tile.addend.any() for tile in failure.tiles):
+            yield failure.predict("swapped operands", f"the result is transposed{within}", 5, partial(_exchanged, block, True))
+
+    for words, side in (
+        ("the left operand is multiplied by itself", "left"),
+        ("the right operand is multiplied by itself", "right"),
+    ):
+        if rows == columns:
+            yield failure.predict("swapped operands", words, 5, partial(_by_itself, side))
+
+
+def _by_itself(side: str, tile: WrongTile) -> Tensor:
+    operand = tile.left if side == "left" else tile.right
+    assert operand is not None
+    return operand @ operand.mT + tile.addend
+
+
+def _exchanged(block: tuple[int, int], with_addend: bool, tile: WrongTile) -> Tensor:
+    return _turned(tile.sums + tile.addend, block) if with_addend else _turned(tile.sums, block) + tile.addend
+
+
+def _turned(values: Tensor, block: tuple[int, int]) -> Tensor:
+    """Element (i, j) of a block is its element (j, i); NaN where that is outside of the tile."""
+    row, column = torch.arange(values.shape[0])[:, None], torch.arange(values.shape[1])
+    from_row, from_column = row // block[0] * block[0] + column % block[1], column // block[1] * block[1] + row % block[0]
+    outside = (from_row >= values.shape[0]) | (from_column >= values.shape[1])
+    turned = values[from_row.clamp(max=values.shape[0] - 1), from_column.clamp(max=values.shape[1] - 1)]
+    return turned.masked_fill(outside, _NAN)
+
+
+def _alternatives(failure: Failure) -> Iterator[Hypothesis]:
+    """The result by another meaning of the operation."""
+    for kind, words, whole in failure.product.alternatives:
+        values = whole().flatten().double()
+        predicted = [
+            failure.product.finished(values[tile.place.clamp(min=0)], tile.place, failure.dtype) for tile in failure.tiles
+        ]
+        yield Hypothesis(kind, words, 5, predicted)

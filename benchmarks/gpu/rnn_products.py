@@ -1,0 +1,166 @@
+"""A recurrence's result as its kernels see it: for each direction units down, and steps and samples across.
+
+The state before a step is taken to be the exact one, which it is for whatever went wrong first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.case import ARITHMETIC
+from benchmarks.gpu.products import Depth, Part, Product, Tiling, padded
+from benchmarks.gpu.rnn_cases import RnnCase, RnnCellCase, _inputs
+from torch_unroll.kernels.cuda.rnn import variants
+
+_WARPS = variants.SLICE_WARPS
+_COLUMNS = variants.TILE_COLUMNS
+
+
+def rnn_product(case: RnnCase, name: str, operands: bool) -> Product:
+    """The result `name` of a case."""
+    item = ARITHMETIC[case.arithmetic].itemsize
+    rows = {"single_block": variants.SINGLE_BLOCK_ROWS}.get(case.variant, variants.TILE_ROWS * max(case.row_tiles, 1))
+    tiling = Tiling(rows, _COLUMNS, "unit", "sample" if name == "dh0" else "step and sample", fragments=True)
+    warps = 0 if case.variant == "single_block" else _WARPS
+    depth = Depth(variants.CHUNK_BYTES // item, item, line=128 // item, warps=warps)
+    pass_ = _Pass(case, name)
+    product = Product(tiling, list(pass_.parts(operands)), depth, {"h": "z", "dz": "dh", "dh0": ""}[name], kept=pass_.kept)
+    product.relu = case.nonlinearity == "relu" and name == "h"
+    if operands:
+        product.alternatives = list(pass_.alternatives(product))
+    return product
+
+
+class _Pass:
+    """A pass over a layer, all steps at once."""
+
+    def __init__(self, case: RnnCase, name: str):
+        self.case, self.name = case, name
+        self.drawn, (self.h, self.dz, self.dh0) = _inputs(case.T, case.N, case.H, case.D, case.seed), case._exact()
+        self.steps = self.drawn.lengths if case.lengths else torch.full((case.N,), case.T)
+        active = (torch.arange(case.T)[:, None] < self.steps)[:, :, None].expand_as(self.h)
+        if name == "dz" and case.nonlinearity == "relu":
+            active = active & (self.h > 0)
+        self.kept = None if name == "dh0" else active.flatten()
+
+    def parts(self, operands: bool) -> Iterator[Part]:
+        T, N, H, D = self.case.T, self.case.N, self.case.H, self.case.D
+        for d in range(D):
+            if self.name == "dh0":
+                place = torch.arange(D * N * H).view(D, 1, N, H)[d]
+            else:
+                place = torch.arange(T * N * D * H).view(T, N, D, H)[:, :, d]
+            part = Part(f"direction {d}" if D > 1 else "", self._across(place, -1).mT.contiguous())
+            if operands:
+                step = variants.CHUNK_BYTES // ARITHMETIC[self.case.arithmetic].itemsize
+                part.left = padded(self._weight(d), 1, step)
+                part.right = padded(self._across(self.state(d)), 1, step)
+                if self.name != "dh0":
+                    added = self.drawn.z if self.name == "h" else self.drawn.dh
+                    part.addend = self._across(added.view(T, N, D, H)[:, :, d]).mT
+            yield part
+
+    def _weight(self, d: int) -> Tensor:
+        w = self.drawn.w[d]
+        return w if self.name == "h" else w.mT
+
+    @staticmethod
+    def _across(tensor: Tensor, value: float = 0) -> Tensor:
+        """(steps, N, H) -> (steps · N in whole tiles, H)."""
+        return padded(tensor, 1, _COLUMNS, value).flatten(0, 1)
+
+    def state(self, d: int, back: int = 1) -> Tensor:
+        """What a step multiplies by the weight, of so many steps back: (T, N, H); for dh0 (1, N, H)."""
+        T, N, H = self.case.T, self.case.N, self.case.H
+        carried = (self.h if self.name == "h" else self.dz)[:, :, d * H : (d + 1) * H]
+        down = (d == 1) != (self.name != "h")
+        time = torch.arange(T)[:, None] if self.name != "dh0" else torch.full((1, 1), -1 if down else 0)
+        if self.name == "dh0":
+            time = time if down else self.steps[None, :]  # one step after the last
+        source = time + back if down else time - back
+        outside = (source >= self.steps) | (source < 0) if down else (source < 0).expand(-1, N)
+        found = carried[source.clamp(0, T - 1).expand(-1, N), torch.arange(N)]
+        initial = self.drawn.h0[d].expand_as(found) if self.name == "h" else torch.zeros_like(found)
+        return torch.where(outside[:, :, None], initial, found)
+
+    def alternatives(self, product: Product) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
+        D = self.case.D
+
+        def whole(left: Callable[[int], Tensor], right: Callable[[int], Tensor], addend: Callable[[int], Tensor]) -> Tensor:
+            values = torch.zeros(max(int(part.place.max()) for part in product.parts) + 1, dtype=torch.float64)
+            for d, part in enumerate(product.parts):
+                there = part.place >= 0
+                values[part.place[there]] = (left(d) @ right(d).mT + addend(d))[there]
+            return values
+
+        def added(d: int) -> Tensor:
+            addend = product.parts[d].addend
+            return torch.zeros(()) if addend is None else addend
+
+        def stale(d: int, back: int) -> Tensor:
+            return self._across(self.state(d, back))
+
+        def usual(d: int) -> Tensor:
+            return stale(d, 1)
+
+        for back in (2, 3):
+            words = f"the state is the one of {back} steps back, not of the step before"
+            yield "stale stage", words, partial(whole, self._weight, partial(stale, back=back), added)
+        yield "swapped operands", "the weight is transposed", partial(whole, lambda d: self._weight(d).mT, usual, added)
+        if D > 1:
+            words = "the weight is the other direction's"
+            yield "wrong place", words, partial(whole, lambda d: self._weight(D - 1 - d), usual, added)
+        for later in (1, -1) if self.name != "dh0" and self.case.T > 1 else ():
+            words = f"{product.addend} is the one of the step {'after' if later == 1 else 'before'}"
+            shift = later * (-(-self.case.N // _COLUMNS) * _COLUMNS)
+            moved = partial(lambda d, by: product.parts[d].addend.roll(-by, 1), by=shift)  # type: ignore[union-attr]
+            yield "wrong bias", words, partial(whole, self._weight, usual, moved)
+
+    def first_wrong(self, wrong: Tensor) -> tuple[Tensor, Tensor]:
+        """Of h or dz: the wrong elements of the first step that is wrong for its sample, in the order of the walk; and all
+        elements of the steps after it."""
+        T, N, H, D = self.case.T, self.case.N, self.case.H, self.case.D
+        first, later = wrong.view(T, N, D, H).clone(), torch.zeros(T, N, D, H, dtype=torch.bool)
+        for d in range(D):
+            down = (d == 1) != (self.name != "h")
+            steps = first[:, :, d].any(2).flip(0) if down else first[:, :, d].any(2)  # (T, N), in the order of the walk
+            before = (steps.cumsum(0) - steps.int()) > 0
+            before = before.flip(0) if down else before
+            first[:, :, d] &= ~before[:, :, None]
+            later[:, :, d] = before[:, :, None]
+        return first.view_as(wrong), later.view_as(wrong)
+
+
+def first_wrong(case: RnnCase, name: str, wrong: Tensor) -> tuple[Tensor, Tensor]:
+    """A result's wrong elements that are not wrong because an earlier step was; and the elements that an earlier step may have
+    spoiled."""
+    return (wrong, torch.zeros_like(wrong)) if name == "dh0" else _Pass(case, name).first_wrong(wrong)
+
+
+def cell_product(case: RnnCellCase, name: str, operands: bool) -> Product:
+    """The result `name` of a step on its own."""
+    item = ARITHMETIC[case.arithmetic].itemsize
+    depth = Depth(variants.CHUNK_BYTES // item, item, warps=_WARPS)
+    tiling = Tiling(variants.TILE_ROWS, _COLUMNS, "unit", "sample", fragments=True)
+    expected = case.expected()[name]
+    N, units = expected.shape
+    part = Part("", torch.arange(N * units).view(N, units).mT.contiguous())
+    product = Product(tiling, [part], depth if name != "dz" else None)
+    if not operands or name == "dz":
+        return product
+    drawn = case._inputs()
+    if name == "h_next":
+        product.relu = case.nonlinearity == "relu"
+        weights = [padded(drawn[key], 1, depth.step) for key in ("w_ih", "w_hh")]
+        inputs = [padded(drawn[key], 1, depth.step) for key in ("x", "h")]
+        part.left, part.right = torch.cat(weights, 1), torch.cat(inputs, 1)
+        if case.bias:
+            part.addend = (drawn["b_ih"] + drawn["b_hh"])[:, None].expand(units, N)
+    else:
+        weight = drawn["w_ih" if name == "dx" else "w_hh"]
+        part.left, part.right = padded(weight.mT, 1, depth.step), padded(case.expected()["dz"].double(), 1, depth.step)
+    return product

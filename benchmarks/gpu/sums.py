@@ -1,0 +1,230 @@
+"""Which products a wrong sum is made of: what is missing, what was added twice, and what came from another step.
+
+A wrong element differs from the right one by a combination of the products of its own row and column. With the depth cut into
+units (steps, splits, filter taps, ...) the same combination for every element, small integers, is found by least squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import log2
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.conv2d_cases import Conv2dCase
+from benchmarks.gpu.evidence import ranges
+from benchmarks.gpu.products import Part, ceil_divide
+from benchmarks.gpu.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
+
+#: Wrong elements that the combination is sought for; all of them are compared with what it predicts.
+_SAMPLE, _MOST_UNITS, _MOST_PRODUCTS = 1500, 512, 16_000_000
+#: How many steps away another stage's data may come from.
+_SHIFTS = (1, -1, 2, -2, 3, -3, 4, -4)
+
+
+@dataclass
+class _Sample:
+    """Wrong elements: the factors of their products, and what their sums are and ought to be."""
+
+    part: Part
+    left: Tensor  # (elements, depth)
+    right: Tensor
+    total: Tensor
+    exact: Tensor
+
+
+def combinations(failure: Failure) -> Iterator[Hypothesis]:
+    """Hypotheses on which products are summed."""
+    samples = _samples(failure)
+    if not samples or failure.product.depth is None:
+        return
+    missing = torch.cat([sample.total - sample.exact for sample in samples])
+    for order, kind in enumerate(_units(failure, samples[0].part)):
+        products = [_by_unit(sample.left * sample.right, _units(failure, sample.part)[kind]) for sample in samples]
+        count = max(product.shape[1] for product in products)
+        matrix = torch.cat([torch.nn.functional.pad(product, (0, count - product.shape[1])) for product in products])
+        for solution in _solutions(matrix, missing):
+            yield _combined(failure, kind, solution, 0.1 * order)
+    for shift in _SHIFTS:
+        for side in ("left", "right"):
+            if (hypothesis := _shifted(failure, samples, missing, side, shift)) is not None:
+                yield hypothesis
+
+
+def _samples(failure: Failure) -> list[_Sample]:
+    """Some wrong elements of each tile whose sums can be told from what became of them."""
+    usable = []
+    for tile in failure.tiles:
+        elements = tile.wrong & (tile.result < UNWRITTEN) & ((tile.result > 0) if failure.product.relu else True)
+        if failure.product.kept is not None:
+            elements &= failure.product.kept[tile.place.clamp(min=0)]
+        usable.append(elements.nonzero())
+    if failure.tiles and failure.tiles[0].left is None:
+        return []
+    total = sum(map(len, usable))
+    draw = torch.Generator().manual_seed(0)
+    samples = []
+    for tile, elements in zip(failure.tiles, usable, strict=True):
+        assert tile.left is not None
+        assert tile.right is not None
+        most = min(_SAMPLE, max(200, _MOST_PRODUCTS // max(tile.left.shape[1], 1)))
+        count = len(elements) if total <= most else ceil_divide(len(elements) * most, total)
+        row, column = elements[torch.randperm(len(elements), generator=draw)[:count]].T
+        left, right = tile.left[row], tile.right[column]
+        exact = (left * right).double().sum(1)
+        samples.append(_Sample(tile.part, left, right, (tile.result - tile.addend)[row, column], exact))
+    return [sample for sample in samples if len(sample.total)]
+
+
+def _units(failure: Failure, part: Part) -> dict[str, Tensor]:
+    """The depth in units of each kind: the number of the unit of each depth, -1 for padding; what is likeliest first."""
+    depth = failure.product.depth
+    assert depth is not None
+    assert part.left is not None
+    number = torch.arange(part.left.shape[1])
+    steps = number // depth.step
+    units = {"step": steps}
+    all_steps = len(number) // depth.step
+    per_split = max(1, ceil_divide(all_steps, depth.splits))
+    if depth.splits > 1 or len(failure.product.parts) > 1:
+        units["step from the end"] = ((steps // per_split + 1) * per_split).clamp(max=all_steps) - 1 - steps
+    if depth.splits > 1:
+        units["step of a split"] = steps % per_split
+        units["split"] = steps // per_split
+    if depth.warps:
+        units["warp"] = steps % depth.warps
+    units["place in a step"] = number % depth.step
+    units |= part.label
+    units["depth"] = number
+    return units
+
+
+def _by_unit(products: Tensor, units: Tensor) -> Tensor:
+    """(elements, depth) -> (elements, units), added up."""
+    there = units >= 0
+    count = int(units.max()) + 1
+    return products.new_zeros(len(products), count).index_add_(1, units[there], products[:, there]).double()
+
+
+def _solutions(matrix: Tensor, wanted: Tensor) -> Iterator[Tensor]:
+    """Integer combinations of the columns that make up what is wanted: of one column for most elements, and of any for all."""
+    for sign in (-1.0, 1.0):
+        agrees = (matrix * sign == wanted[:, None]).sum(0)
+        solution = torch.zeros(matrix.shape[1], dtype=torch.float64)
+        solution[agrees.argmax()] = sign
+        yield solution
+    if 2 * matrix.shape[1] <= len(matrix) and matrix.shape[1] <= _MOST_UNITS:
+        solution = torch.linalg.lstsq(matrix, wanted[:, None], driver="gelsd").solution[:, 0].round()
+        if (solution != 0).sum() > 1 and bool(solution.abs().max() <= 64):
+            yield solution
+
+
+def _runs(solution: Tensor) -> int:
+    """How many stretches of equal coefficients other than 0."""
+    return int(((solution != 0) & (solution != torch.cat([solution.new_zeros(1), solution[:-1]]))).sum())
+
+
+def _combined(failure: Failure, kind: str, solution: Tensor, surcharge: float) -> Hypothesis:
+    def sums(tile: WrongTile) -> Tensor:
+        assert tile.left is not None
+        assert tile.right is not None
+        return (tile.left * (1 + _weights(failure, tile.part, kind, solution))) @ tile.right.mT + tile.addend
+
+    bits = 2 * _runs(solution) * log2(len(solution) + 1) + 2 + surcharge
+    negative, positive = (solution < 0).nonzero().flatten(), (solution > 0).nonzero().flatten()
+    if not len(positive):
+        times = "" if bool((solution[negative] == -1).all()) else " more than once"
+        name, words = "missing products", f"{_named(failure, kind, negative)} missing{times}"
+    elif not len(negative):
+        name, words = "products counted again", f"{_named(failure, kind, positive)} counted more than once"
+    else:
+        name = "stale stage" if kind.startswith("step") else "wrong depth"
+        words = f"{_named(failure, kind, positive)} used in place of {_named(failure, kind, negative, verb=False)}"
+    return failure.predict(name, words, bits, sums)
+
+
+def _weights(failure: Failure, part: Part, kind: str, solution: Tensor) -> Tensor:
+    units = _units(failure, part)[kind]
+    return torch.where(units >= 0, solution[units.clamp(0, len(solution) - 1)], 0).float()
+
+
+def _named(failure: Failure, kind: str, units: Tensor, verb: bool = True) -> str:
+    """Units in words, and what a step holds."""
+    many = len(units) != 1
+    numbers = ranges(units.tolist())
+    depth = failure.product.depth
+    assert depth is not None
+    if kind == "tap":
+        assert isinstance(failure.case, Conv2dCase)
+        S = failure.case.sizes.S
+        words = ", ".join(str((unit // S, unit % S)) for unit in units[:6].tolist()) + (" ..." if len(units) > 6 else "")
+        words = f"filter tap{'s' * many} {words}"
+    elif kind == "place in a step":
+        words = f"depth{'s' * many} {numbers} of the {depth.step} of every step"
+    elif kind == "step from the end":
+        words = f"step{'s' * many} {numbers} from the end of each split's depth ({depth.step} elements each; 0 is the last)"
+    elif kind == "step of a split":
+        words = f"step{'s' * many} {numbers} of each split's depth ({depth.step} elements each)"
+    elif kind == "step":
+        words = f"step{'s' * many} {numbers} of depth ({depth.step} elements each{_content(failure, units)})"
+    else:
+        words = f"{kind}{'s' * many} {numbers}"
+    return f"{words} {'are' if many else 'is'}" if verb else words
+
+
+def _content(failure: Failure, steps: Tensor) -> str:
+    """What is summed in a step."""
+    label, depth = failure.tiles[0].part.label, failure.product.depth
+    assert depth is not None
+    if len(steps) != 1 or not label:
+        return ""
+    within = slice(int(steps[0]) * depth.step, (int(steps[0]) + 1) * depth.step)
+    words = [f"{kind} {ranges(index[within][index[within] >= 0].unique().tolist())}" for kind, index in label.items()]
+    return ": " + ", ".join(words)
+
+
+def _shifted(failure: Failure, samples: list[_Sample], missing: Tensor, side: str, shift: int) -> Hypothesis | None:
+    """One operand's data of some steps come from other steps, the other operand's do not."""
+    depth = failure.product.depth
+    assert depth is not None
+    by = shift * depth.step
+    parts = {id(sample.part): sample.part for sample in samples}
+    count = max(ceil_divide(part.left.shape[1], depth.step) for part in parts.values() if part.left is not None)
+    if count <= abs(shift) or 4 * count > len(missing) or 2 * count > _MOST_UNITS:
+        return None
+    matrices = []
+    for sample in samples:
+        units = _units(failure, sample.part)["step"]
+        left = _moved(sample.left, by) if side == "left" else sample.left
+        right = _moved(sample.right, by) if side == "right" else sample.right
+        own, other = _by_unit(sample.left * sample.right, units), _by_unit(left * right, units)
+        matrices.append(torch.cat([torch.nn.functional.pad(m, (0, count - m.shape[1])) for m in (own, other)], 1))
+    solution = torch.linalg.lstsq(torch.cat(matrices), missing[:, None], driver="gelsd").solution[:, 0].round()
+    own, other = solution[:count], solution[count:]
+    if not other.any() or solution.abs().max() > 4:
+        return None
+
+    def sums(tile: WrongTile) -> Tensor:
+        assert tile.left is not None
+        assert tile.right is not None
+        left = _moved(tile.left, by) if side == "left" else tile.left
+        right = _moved(tile.right, by) if side == "right" else tile.right
+        kept = tile.left * (1 + _weights(failure, tile.part, "step", own))
+        return kept @ tile.right.mT + (left * _weights(failure, tile.part, "step", other)) @ right.mT + tile.addend
+
+    away = f"{abs(shift)} step{'s' * (abs(shift) > 1)} {'before' if shift > 0 else 'after'}"
+    words = f"the {side} operand of {_named(failure, 'step', other.nonzero().flatten(), verb=False)} is the one of {away}"
+    bits = 2 * (_runs(own) + _runs(other)) * log2(count + 1) + 6
+    return failure.predict("stale stage", words, bits, sums)
+
+
+def _moved(operand: Tensor, by: int) -> Tensor:
+    """Depth d holds what was at d - by; zeros come in."""
+    moved = operand.roll(by, 1)
+    if by > 0:
+        moved[:, :by] = 0
+    else:
+        moved[:, by:] = 0
+    return moved
