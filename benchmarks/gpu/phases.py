@@ -89,7 +89,7 @@ def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator
         work = [Job(plan.exact, (job,), EXACT_SECONDS, output) for output, job in by_output.items()]
         for job_run, process in progress(run_all(work, plan.processes, plan.until(phase)), len(work), phase):
             job = by_output[job_run.output]
-            record = outcome.read(job.key, job_run.output, process)
+            record = {"engine": job.engine, **outcome.read(job.key, job_run.output, process)}
             job_run.output.unlink(missing_ok=True)
             if record["outcome"] == "left":
                 continue

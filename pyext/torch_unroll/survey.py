@@ -187,7 +187,7 @@ def _kernel_object(device_type: str, architecture: str | None) -> KernelObject:
     try:
         loaded = cuda.KernelObject(path)
     except (OSError, AttributeError, RuntimeError) as error:
-        return KernelObject(str(path), built=True, error=str(error))
+        return KernelObject(str(path), built=True, error=str(error).removesuffix(f"; {cuda.REBUILD_HINT}"))
     rows = [row for row in table.kernels() if device_type == "cpu" or nvrtc.runs_on(row, architecture or "sm_80")]
     stale = tuple(row.expression for row in rows if row.expression not in loaded.index)
     held = [row.expression for row in rows if row.expression in loaded.index] if architecture else []
