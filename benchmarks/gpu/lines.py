@@ -121,9 +121,9 @@ def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
 def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, int]]:
     """How the numbers of the lines that a wrong line could hold differ from its own."""
     numbers, found = matches
-    clear = found[found.sum(1) <= _MOST_ALIKE]
-    for line, other in clear.nonzero().tolist():
-        number = tile.first + int(numbers[found.sum(1) <= _MOST_ALIKE][line])
+    clear = found.sum(1) <= _MOST_ALIKE
+    for line, other in found[clear].nonzero().tolist():
+        number = tile.first + int(numbers[clear][line])
         yield "plus", other - number
         yield "xor", other ^ number
 
