@@ -200,7 +200,7 @@ PLANTED = (
 
 
 @cache
-def found(planted: Planted) -> tuple[int, list[Finding]]:
+def causes(planted: Planted) -> tuple[int, list[Finding]]:
     """How many elements of the first wrong result were kept, and what they are put down to."""
     verdict = judge(planted.case, CompiledEngine("cuda", FaultyLauncher(planted.fault, planted.case), cuda.refuses), CPU)
     assert verdict.outcome == "wrong", verdict.detail
@@ -216,7 +216,7 @@ def found(planted: Planted) -> tuple[int, list[Finding]]:
     ],
 )
 def test_planted_faults_are_named(planted: Planted) -> None:
-    wrong, claims = found(planted)
+    wrong, claims = causes(planted)
     assert claims, "no known pattern"
     assert claims[0].kind == planted.kind, claims
     assert claims[0].explained >= planted.share * wrong, claims[0]
@@ -229,6 +229,6 @@ SIX = {planted.kind: planted for planted in PLANTED if planted.quick}
 @pytest.mark.parametrize("kind", SIX)
 def test_none_of_six_faults_is_taken_for_another(kind: str, other: str) -> None:
     """The planted one explains every wrong element, another one fewer."""
-    wrong, claims = found(SIX[kind])
+    wrong, claims = causes(SIX[kind])
     explained = max((claim.explained for claim in claims if claim.kind == other), default=0)
     assert (explained == wrong) == (kind == other), claims

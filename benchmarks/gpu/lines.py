@@ -52,13 +52,13 @@ def lines(failure: Failure) -> Iterator[Hypothesis]:
                 predicted = [values.mT if across else values for values in predicted]  # noqa: B023
                 return Hypothesis(kind, words + ending, bits + own_addend, predicted)  # noqa: B023
 
-            rules = Counter(rule for tile, found in zip(turned, matches, strict=True) for rule in _rules(tile, found))
+            rules = Counter(rule for tile, alike in zip(turned, matches, strict=True) for rule in _rules(tile, alike))
             for (operation, by), _ in rules.most_common(_MOST_RULES):
                 words = f"{line} i holds the values of {line} i {'+' if by > 0 else '-'} {abs(by)}"
                 if operation == "xor":
                     words = f"{line}s i and i xor {by} are exchanged"
                 yield hypothesis(words, 2 * log2(count + 1), (_by_rule(tile, operation, by) for tile in turned))
-            sources = [_nearest(tile, found) for tile, found in zip(turned, matches, strict=True)]
+            sources = [_nearest(tile, alike) for tile, alike in zip(turned, matches, strict=True)]
             first = [
                 f"{tile.first + i} those of {source[i]}"
                 for tile, source in zip(turned, sources, strict=True)
@@ -108,22 +108,22 @@ def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
         if tile.addend is not None:
             result = result - tile.addend[numbers][:, columns]
         return numbers, ((result @ code)[:, None] == tile.values[:, columns] @ code) & tile.known
-    found = torch.zeros(len(numbers), len(tile.values), dtype=torch.bool)
+    alike = torch.zeros(len(numbers), len(tile.values), dtype=torch.bool)
     for i, line in enumerate(numbers[: _MOST_COMPARED // tile.values.numel()].tolist()):
         columns = counted[i].nonzero().flatten()
         values = tile.values[:, columns]
         if tile.addend is not None:
             values = failure.product.finished(values + tile.addend[line, columns], tile.place[line, columns], failure.dtype)
-        found[i] = (values == tile.result[line, columns]).all(1) & tile.known
-    return numbers, found
+        alike[i] = (values == tile.result[line, columns]).all(1) & tile.known
+    return numbers, alike
 
 
 def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, int]]:
     """How the numbers of the lines that a wrong line could hold differ from its own."""
-    numbers, found = matches
-    clear = found[found.sum(1) <= _MOST_ALIKE]
-    for line, other in clear.nonzero().tolist():
-        number = tile.first + int(numbers[found.sum(1) <= _MOST_ALIKE][line])
+    numbers, alike = matches
+    clear = alike.sum(1) <= _MOST_ALIKE
+    for line, other in alike[clear].nonzero().tolist():
+        number = tile.first + int(numbers[clear][line])
         yield "plus", other - number
         yield "xor", other ^ number
 
@@ -137,11 +137,11 @@ def _by_rule(tile: _Lines, operation: str, by: int) -> Tensor:
 
 def _nearest(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Tensor:
     """For each of the tile's lines the nearest one that it could hold, -1 where there is none."""
-    numbers, found = matches
-    distance = (torch.arange(len(tile.values)) - (tile.first + numbers)[:, None]).abs().masked_fill(~found, 1 << 40)
+    numbers, alike = matches
+    distance = (torch.arange(len(tile.values)) - (tile.first + numbers)[:, None]).abs().masked_fill(~alike, 1 << 40)
     source = torch.full((len(tile.result),), -1)
     if len(numbers):
-        source[numbers] = torch.where(found.any(1), distance.argmin(1), -1)
+        source[numbers] = torch.where(alike.any(1), distance.argmin(1), -1)
     return source
 
 

@@ -83,9 +83,9 @@ class _Pass:
             time = time if down else self.steps[None, :]  # one step after the last
         source = time + back if down else time - back
         outside = (source >= self.steps) | (source < 0) if down else (source < 0).expand(-1, N)
-        found = carried[source.clamp(0, T - 1).expand(-1, N), torch.arange(N)]
-        initial = self.drawn.h0[d].expand_as(found) if self.name == "h" else torch.zeros_like(found)
-        return torch.where(outside[:, :, None], initial, found)
+        before = carried[source.clamp(0, T - 1).expand(-1, N), torch.arange(N)]
+        initial = self.drawn.h0[d].expand_as(before) if self.name == "h" else torch.zeros_like(before)
+        return torch.where(outside[:, :, None], initial, before)
 
     def alternatives(self, product: Product) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
         D = self.case.D

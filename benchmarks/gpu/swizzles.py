@@ -162,7 +162,7 @@ def _by_wgmma(failure: Failure, depth: Depth, tile: wgmma.WgmmaTile) -> Iterator
         sources = [_source(depth, tile, operand, read if wrong else _Read()) for operand, wrong in enumerate((of_left, of_right))]
         if read == _Read() or all(bool((source == _source(depth, tile, i, _Read())).all()) for i, source in enumerate(sources)):
             continue
-        predicted = [_read_so(failure, found, depth, sources) for found in failure.tiles]
+        predicted = [_read_so(failure, wrong_tile, depth, sources) for wrong_tile in failure.tiles]
         yield Hypothesis(kind, f"{side} of wgmma {'are' if of_left and of_right else 'is'} read {words}", 6, predicted)
 
 
