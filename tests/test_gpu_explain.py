@@ -11,15 +11,15 @@ import torch
 from test_gpu_explain_faults import SMALL, TENSOR, conv
 from torch import Tensor
 
-from benchmarks.gpu.case import Case
-from benchmarks.gpu.conv2d_cases import Conv2dCase
-from benchmarks.gpu.evidence import MOST_KEPT, evidence, product_of, ranges
-from benchmarks.gpu.explain import explain
-from benchmarks.gpu.max_pool2d_cases import MaxPool2dCase, UnfoldCase
-from benchmarks.gpu.patterns import findings
-from benchmarks.gpu.products import Part
-from benchmarks.gpu.rnn_cases import RnnCase, RnnCellCase
-from benchmarks.gpu.tiles import Failure
+from benchmarks.gpu.exact.case import Case
+from benchmarks.gpu.exact.conv2d import Conv2dCase
+from benchmarks.gpu.exact.max_pool2d import MaxPool2dCase, UnfoldCase
+from benchmarks.gpu.exact.rnn import RnnCase, RnnCellCase
+from benchmarks.gpu.failures.evidence import MOST_KEPT, evidence, product_of, ranges
+from benchmarks.gpu.failures.explain import explain
+from benchmarks.gpu.failures.patterns import findings
+from benchmarks.gpu.failures.products import Part
+from benchmarks.gpu.failures.tiles import Failure
 from torch_unroll.engines import cuda
 
 CPU = torch.device("cpu")

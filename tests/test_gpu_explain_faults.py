@@ -11,14 +11,14 @@ import pytest
 import torch
 from planted import Fault, launch_from
 
-from benchmarks.gpu.case import Case, judge
-from benchmarks.gpu.cases import _Planner
-from benchmarks.gpu.conv2d_cases import Conv2dCase
-from benchmarks.gpu.evidence import evidence
-from benchmarks.gpu.max_pool2d_cases import MaxPool2dCase
-from benchmarks.gpu.patterns import findings
-from benchmarks.gpu.rnn_cases import RnnCase
-from benchmarks.gpu.tiles import Failure, Finding
+from benchmarks.gpu.exact.case import Case, judge
+from benchmarks.gpu.exact.cases import Planner
+from benchmarks.gpu.exact.conv2d import Conv2dCase
+from benchmarks.gpu.exact.max_pool2d import MaxPool2dCase
+from benchmarks.gpu.exact.rnn import RnnCase
+from benchmarks.gpu.failures.evidence import evidence
+from benchmarks.gpu.failures.patterns import findings
+from benchmarks.gpu.failures.tiles import Failure, Finding
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import CompiledEngine
 from torch_unroll.engines.compiled.recording import recording
@@ -41,7 +41,7 @@ class FaultyLauncher:
         self.resident, self.properties, self.preload = launcher.resident, launcher.properties, launcher.preload
         self.tensor_map = launcher.tensor_map
         with recording() as recorded:
-            case.compute(CompiledEngine("cuda", _Planner(launcher), cuda.refuses), CPU)
+            case.compute(CompiledEngine("cuda", Planner(launcher), cuda.refuses), CPU)
         rows = {plan.kernel.expression: plan.kernel for _, plan in recorded.launches}
         self.kernels = fault.kernels("conv2d" if case.op == "conv2d" else case.op.partition("_cell")[0], rows.values())
 

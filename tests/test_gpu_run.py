@@ -19,9 +19,12 @@ from torch import Tensor
 
 from benchmarks import cli
 from benchmarks.first_light.programs import Measurement
-from benchmarks.gpu import command, conv2d_cases, keep, max_pool2d_cases, outcome, phases, place, rnn_cases, summary, work
-from benchmarks.gpu.case import Case, judge
-from benchmarks.gpu.cases import by_job, covering, from_json
+from benchmarks.gpu import command, keep, outcome, phases, place, summary, work
+from benchmarks.gpu.exact import conv2d as conv2d_cases
+from benchmarks.gpu.exact import max_pool2d as max_pool2d_cases
+from benchmarks.gpu.exact import rnn as rnn_cases
+from benchmarks.gpu.exact.case import Case, judge
+from benchmarks.gpu.exact.cases import by_job, covering, from_json
 from benchmarks.gpu.store import Store, load_run
 from benchmarks.gpu.work import ExactJob
 from benchmarks.isolation import Outcome

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
 
         print(keep(options.path))
         return 0
-    from benchmarks.gpu.explain import explain
+    from benchmarks.gpu.failures.explain import explain
 
     print(explain(options.path, options.case))
     return 0

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from benchmarks.first_light import programs
 from benchmarks.gpu import outcome, timings
-from benchmarks.gpu.cases import by_job
+from benchmarks.gpu.exact.cases import by_job
 from benchmarks.gpu.store import Record, Store
 from benchmarks.gpu.work import ExactJob, run_exact
 from benchmarks.isolation import Job, run_all

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.case import Case, judge
-from benchmarks.gpu.cases import by_job, covering, from_json
-from benchmarks.gpu.evidence import evidence
+from benchmarks.gpu.exact.case import Case, judge
+from benchmarks.gpu.exact.cases import by_job, covering, from_json
+from benchmarks.gpu.failures.evidence import evidence
 from torch_unroll.engines import load, refusal
 
 #: Of how many wrong cases of a job the evidence is kept.

@@ -9,26 +9,26 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import conv2d_cases, max_pool2d_cases, rnn_cases
-from benchmarks.gpu.case import Case, RefusedError
+from benchmarks.gpu.exact import conv2d, max_pool2d, rnn
+from benchmarks.gpu.exact.case import Case, RefusedError
 from torch_unroll.engines.compiled import CompiledEngine
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.engines.interface import Engine
 from torch_unroll.kernels.table import LaunchPlan
 
 MODULES: tuple[Callable[[bool, int], Iterator[Case]], ...] = (
-    conv2d_cases.cases,
-    rnn_cases.cases,
-    max_pool2d_cases.cases,
+    conv2d.cases,
+    rnn.cases,
+    max_pool2d.cases,
 )
 KINDS: Mapping[str, type[Case]] = {
     kind.op: kind
     for kind in (
-        conv2d_cases.Conv2dCase,
-        rnn_cases.RnnCase,
-        rnn_cases.RnnCellCase,
-        max_pool2d_cases.MaxPool2dCase,
-        max_pool2d_cases.UnfoldCase,
+        conv2d.Conv2dCase,
+        rnn.RnnCase,
+        rnn.RnnCellCase,
+        max_pool2d.MaxPool2dCase,
+        max_pool2d.UnfoldCase,
     )
 }
 #: How many cases in a row may launch nothing new before a search for more kernels ends.
@@ -50,7 +50,7 @@ def from_json(fields: Mapping[str, Any]) -> Case:
     return KINDS[fields["op"]](**values)
 
 
-class _Planner:
+class Planner:
     """A launcher that plans as another does, and launches nothing."""
 
     def __init__(self, launcher: Any):
@@ -68,7 +68,7 @@ def covering(cases: Sequence[Case], engine: Engine, device: torch.device, seed: 
     Random(f"{seed} {cases[0].job}").shuffle(drawn)
     if not isinstance(engine, CompiledEngine):
         return drawn[:more]
-    planner = CompiledEngine(engine.name, _Planner(engine.launcher), engine.refuses)
+    planner = CompiledEngine(engine.name, Planner(engine.launcher), engine.refuses)
     kept, further, rows, in_vain = list[Case](), list[Case](), set[str](), 0
     for case in drawn:
         try:

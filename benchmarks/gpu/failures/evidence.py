@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.case import Case
-from benchmarks.gpu.conv2d_cases import Conv2dCase
-from benchmarks.gpu.conv2d_products import conv2d_product
-from benchmarks.gpu.max_pool2d_cases import MaxPool2dCase, UnfoldCase
-from benchmarks.gpu.max_pool2d_products import max_pool2d_product, unfold_product
-from benchmarks.gpu.products import Part, Product, Tiling, padded, tiles_of
-from benchmarks.gpu.rnn_cases import RnnCase, RnnCellCase
-from benchmarks.gpu.rnn_products import cell_product, first_wrong, rnn_product
+from benchmarks.gpu.exact.case import Case
+from benchmarks.gpu.exact.conv2d import Conv2dCase
+from benchmarks.gpu.exact.max_pool2d import MaxPool2dCase, UnfoldCase
+from benchmarks.gpu.exact.rnn import RnnCase, RnnCellCase
+from benchmarks.gpu.failures.conv2d_products import conv2d_product
+from benchmarks.gpu.failures.max_pool2d_products import max_pool2d_product, unfold_product
+from benchmarks.gpu.failures.products import Part, Product, Tiling, padded, tiles_of
+from benchmarks.gpu.failures.rnn_products import cell_product, first_wrong, rnn_product
 
 #: Characters of the tiles that are kept of one result.
 MOST_KEPT = 64 << 10

@@ -9,12 +9,12 @@ from math import log2
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.evidence import tile_of
-from benchmarks.gpu.lines import lines
-from benchmarks.gpu.stages import by_warp
-from benchmarks.gpu.sums import combinations
-from benchmarks.gpu.swizzles import swizzles
-from benchmarks.gpu.tiles import UNWRITTEN, Failure, Finding, Hypothesis, WrongTile
+from benchmarks.gpu.failures.evidence import tile_of
+from benchmarks.gpu.failures.lines import lines
+from benchmarks.gpu.failures.stages import by_warp
+from benchmarks.gpu.failures.sums import combinations
+from benchmarks.gpu.failures.swizzles import swizzles
+from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Finding, Hypothesis, WrongTile
 
 _NAN = float("nan")
 #: Sizes of the squares that something may be transposed within.

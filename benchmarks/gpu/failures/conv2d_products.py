@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.case import ARITHMETIC
-from benchmarks.gpu.conv2d_cases import Conv2dCase, Geometry, Inputs, _convolve, _inputs
-from benchmarks.gpu.products import Depth, Part, Product, Tiling, ceil_divide, padded
+from benchmarks.gpu.exact.case import ARITHMETIC
+from benchmarks.gpu.exact.conv2d import Conv2dCase, Geometry, Inputs, convolve, inputs
+from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, ceil_divide, padded
 from torch_unroll.kernels.cuda.conv2d import variants, wgmma
 from torch_unroll.kernels.cuda.conv2d.model import extents
 
@@ -34,7 +34,7 @@ class _Walk:
     """How the variant of a case walks what is summed over."""
 
     def __init__(self, case: Conv2dCase):
-        self.case, self.sizes, self.inputs = case, case.sizes, _inputs(case.sizes, case.seed)
+        self.case, self.sizes, self.inputs = case, case.sizes, inputs(case.sizes, case.seed)
         dtype = str(ARITHMETIC[case.arithmetic]).removeprefix("torch.")
         self.item = ARITHMETIC[case.arithmetic].itemsize
         groups, direction = self.sizes.groups, case.direction
@@ -182,19 +182,19 @@ def _name(kind: str, number: int, count: int) -> str:
 
 def _alternatives(case: Conv2dCase) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
     """Other convolutions of the same inputs."""
-    sizes, inputs = case.sizes, _inputs(case.sizes, case.seed)
-    changed = {"with the filter's taps in reverse": inputs._replace(w=inputs.w.flip(2, 3), x=inputs.x)}
+    sizes, drawn = case.sizes, inputs(case.sizes, case.seed)
+    changed = {"with the filter's taps in reverse": drawn._replace(w=drawn.w.flip(2, 3), x=drawn.x)}
     if sizes.R == sizes.S and sizes.R > 1:
-        changed["with the filter's lines and columns exchanged"] = inputs._replace(w=inputs.w.mT)
+        changed["with the filter's lines and columns exchanged"] = drawn._replace(w=drawn.w.mT)
     for words, shift in (("a line below", (1, 0)), ("a line above", (-1, 0)), ("to the right", (0, 1)), ("to the left", (0, -1))):
-        changed[f"from pixels {words}"] = inputs._replace(
-            **{name: _shifted(getattr(inputs, name), shift) for name in (("dy",) if case.direction == "dgrad" else ("x",))}
+        changed[f"from pixels {words}"] = drawn._replace(
+            **{name: _shifted(getattr(drawn, name), shift) for name in (("dy",) if case.direction == "dgrad" else ("x",))}
         )
     for words, other in changed.items():
         if case.direction != "wgrad" or "pixels" in words:
             yield "wrong place", f"the operands are read {words}", partial(_result, case, other)
     if case.direction == "wgrad" and sizes.R * sizes.S > 1:
-        yield "wrong place", "the taps are in reverse", lambda: _result(case, inputs).flip(2, 3)
+        yield "wrong place", "the taps are in reverse", lambda: _result(case, drawn).flip(2, 3)
 
 
 def _shifted(image: Tensor, shift: tuple[int, int]) -> Tensor:
@@ -202,12 +202,12 @@ def _shifted(image: Tensor, shift: tuple[int, int]) -> Tensor:
     return F.pad(image, (1, 1, 1, 1))[:, :, 1 + shift[0] : 1 + shift[0] + image.shape[2], 1 + shift[1] :][..., : image.shape[3]]
 
 
-def _result(case: Conv2dCase, inputs: Inputs) -> Tensor:
+def _result(case: Conv2dCase, drawn: Inputs) -> Tensor:
     sizes = case.sizes
-    x, w, bias, dy = inputs
+    x, w, bias, dy = drawn
     if case.direction == "fprop":
-        return _convolve(sizes, x, w) + (bias.view(1, -1, 1, 1) if case.bias else 0)
+        return convolve(sizes, x, w) + (bias.view(1, -1, 1, 1) if case.bias else 0)
     changed = (x if case.direction == "dgrad" else w).detach().requires_grad_()
-    y = _convolve(sizes, changed, w) if case.direction == "dgrad" else _convolve(sizes, x, changed)
+    y = convolve(sizes, changed, w) if case.direction == "dgrad" else convolve(sizes, x, changed)
     (gradient,) = torch.autograd.grad(y, changed, dy)
     return gradient

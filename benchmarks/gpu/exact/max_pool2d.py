@@ -1,4 +1,4 @@
-"""Max pooling by every variant, with ties; its gather and indices; pooling over time; unfold and fold."""
+"""Max pooling by every variant, with ties; its gather and indices; unfold and fold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.case import ARITHMETIC, Case, RefusedError, generator, integers
+from benchmarks.gpu.exact.case import ARITHMETIC, Case, RefusedError, generator, integers
 from torch_unroll.kernels.cuda.max_pool2d import variants
 from torch_unroll.shapes import pooling_offset_dtype
 
@@ -59,7 +59,7 @@ WINDOWS = _ANY | {
 
 
 @cache
-def _exact(window: Window, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def exact_results(window: Window, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, y, dy and dx by torch in float64, which takes the first of equal values as ours do."""
     draw = generator(seed, "max_pool2d", *window)
     x = integers(window.size, draw, most=3).requires_grad_()
@@ -70,9 +70,9 @@ def _exact(window: Window, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @cache
-def _offsets(window: Window, seed: int) -> tuple[Tensor, Tensor]:
+def exact_offsets(window: Window, seed: int) -> tuple[Tensor, Tensor]:
     """Where in its window each maximum stands, from the positions in the plane that torch tells; and those positions."""
-    x = _exact(window, seed)[0]
+    x = exact_results(window, seed)[0]
     _, indices = F.max_pool2d(x, *window[1:], return_indices=True)
     W, Q = x.shape[3], indices.shape[3]
     rows, columns = torch.arange(indices.shape[2])[:, None], torch.arange(Q)
@@ -119,10 +119,10 @@ class MaxPool2dCase(Case):
 
     def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
         dtype, memory_format, window = ARITHMETIC[self.dtype], LAYOUTS[self.layout], WINDOWS[self.window]
-        exact = _exact(window, self.seed)
+        exact = exact_results(window, self.seed)
         x, dy, offsets = (
             tensor.to(device, dtype if tensor.is_floating_point() else None).contiguous(memory_format=memory_format)
-            for tensor in (exact[0], exact[2], _offsets(window, self.seed)[0])
+            for tensor in (exact[0], exact[2], exact_offsets(window, self.seed)[0])
         )
         plane, geometry = (x.shape[2], x.shape[3]), window[1:5]
         with _forced(self.direction, self.variant):
@@ -140,8 +140,8 @@ class MaxPool2dCase(Case):
 
     def expected(self) -> Mapping[str, Tensor]:
         dtype, window = ARITHMETIC[self.dtype], WINDOWS[self.window]
-        _, y, _, dx = (tensor.to(dtype) for tensor in _exact(window, self.seed))
-        offsets, indices = _offsets(window, self.seed)
+        _, y, _, dx = (tensor.to(dtype) for tensor in exact_results(window, self.seed))
+        offsets, indices = exact_offsets(window, self.seed)
         results = {"forward": {"y": y, "offsets": offsets}, "backward": {"dx": dx}, "gather": {"gathered": y}}
         return results.get(self.direction, {"indices": indices})
 
@@ -168,19 +168,20 @@ class UnfoldCase(Case):
     def geometry(self) -> tuple[tuple[int, int], ...]:
         return self.kernel, self.dilation, self.padding, self.stride  # in the order of F.unfold
 
-    def _exact(self) -> tuple[Tensor, Tensor]:
+    def exact(self) -> tuple[Tensor, Tensor]:
+        """The image and its columns, in float64."""
         x = integers((2, 6, 11, 13), generator(self.seed, "unfold"), most=3)
         return x, F.unfold(x, *self.geometry)
 
     def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
-        x, columns = (tensor.to(device, ARITHMETIC[self.dtype]) for tensor in self._exact())
+        x, columns = (tensor.to(device, ARITHMETIC[self.dtype]) for tensor in self.exact())
         geometry = (self.kernel, self.stride, self.padding, self.dilation)
         if self.direction == "unfold":
             return {"columns": engine.unfold(x.contiguous(memory_format=LAYOUTS[self.layout]), *geometry)}
         return {"x": engine.fold(columns, (11, 13), *geometry)}
 
     def expected(self) -> Mapping[str, Tensor]:
-        _, columns = self._exact()
+        _, columns = self.exact()
         if self.direction == "unfold":
             return {"columns": columns.to(ARITHMETIC[self.dtype])}
         return {"x": F.fold(columns, (11, 13), *self.geometry).to(ARITHMETIC[self.dtype])}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.case import ARITHMETIC, Case, RefusedError, generator, integers
+from benchmarks.gpu.exact.case import ARITHMETIC, Case, RefusedError, generator, integers
 from torch_unroll.engines.compiled import conv2d, conv2d_call
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
@@ -91,14 +91,16 @@ class Inputs(NamedTuple):
 
 
 @cache
-def _inputs(geometry: Geometry, seed: int) -> Inputs:
+def inputs(geometry: Geometry, seed: int) -> Inputs:
+    """Those of every case of a geometry."""
     draw = generator(seed, "conv2d", *geometry)
     x = integers((geometry.N, geometry.C, geometry.H, geometry.W), draw)
     w = integers((geometry.K, geometry.C // geometry.groups, geometry.R, geometry.S), draw)
-    return Inputs(x, w, integers((geometry.K,), draw, most=3), integers(tuple(_convolve(geometry, x, w).shape), draw))
+    return Inputs(x, w, integers((geometry.K,), draw, most=3), integers(tuple(convolve(geometry, x, w).shape), draw))
 
 
-def _convolve(geometry: Geometry, x: Tensor, w: Tensor) -> Tensor:
+def convolve(geometry: Geometry, x: Tensor, w: Tensor) -> Tensor:
+    """By torch, without a bias."""
     top, bottom, left, right = geometry.padding
     return F.conv2d(F.pad(x, (left, right, top, bottom)), w, None, geometry.stride, 0, geometry.dilation, geometry.groups)
 
@@ -106,11 +108,11 @@ def _convolve(geometry: Geometry, x: Tensor, w: Tensor) -> Tensor:
 @cache
 def _exact(geometry: Geometry, direction: str, seed: int) -> Tensor:
     """By torch on the CPU in float64, without the bias."""
-    x, w, _, dy = _inputs(geometry, seed)
+    x, w, _, dy = inputs(geometry, seed)
     if direction == "fprop":
-        return _convolve(geometry, x, w)
+        return convolve(geometry, x, w)
     of = (x if direction == "dgrad" else w).detach().requires_grad_()
-    y = _convolve(geometry, of, w) if direction == "dgrad" else _convolve(geometry, x, of)
+    y = convolve(geometry, of, w) if direction == "dgrad" else convolve(geometry, x, of)
     (gradient,) = torch.autograd.grad(y, of, dy)
     return gradient
 
@@ -142,7 +144,7 @@ class Conv2dCase(Case):
 
     def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
         dtype, memory_format, sizes = ARITHMETIC[self.arithmetic], LAYOUTS[self.layout], self.sizes
-        drawn = _inputs(sizes, self.seed)
+        drawn = inputs(sizes, self.seed)
         x, w, dy = (tensor.to(device, dtype).contiguous(memory_format=memory_format) for tensor in (drawn.x, drawn.w, drawn.dy))
         bias = drawn.bias.to(device, dtype) if self.bias else None
         precision = "tf32" if self.arithmetic == "tf32" else "ieee"
@@ -168,7 +170,7 @@ class Conv2dCase(Case):
     def expected(self) -> Mapping[str, Tensor]:
         exact = _exact(self.sizes, self.direction, self.seed)
         if self.bias:
-            exact = exact + _inputs(self.sizes, self.seed).bias.view(1, -1, 1, 1)
+            exact = exact + inputs(self.sizes, self.seed).bias.view(1, -1, 1, 1)
         return {{"fprop": "y", "dgrad": "dx", "wgrad": "dw"}[self.direction]: exact.to(ARITHMETIC[self.arithmetic])}
 
 

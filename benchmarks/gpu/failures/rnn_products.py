@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.case import ARITHMETIC
-from benchmarks.gpu.products import Depth, Part, Product, Tiling, padded
-from benchmarks.gpu.rnn_cases import RnnCase, RnnCellCase, _inputs
+from benchmarks.gpu.exact.case import ARITHMETIC
+from benchmarks.gpu.exact.rnn import RnnCase, RnnCellCase, inputs
+from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, padded
 from torch_unroll.kernels.cuda.rnn import variants
 
 _WARPS = variants.SLICE_WARPS
@@ -40,7 +40,7 @@ class _Pass:
 
     def __init__(self, case: RnnCase, name: str):
         self.case, self.name = case, name
-        self.drawn, (self.h, self.dz, self.dh0) = _inputs(case.T, case.N, case.H, case.D, case.seed), case._exact()
+        self.drawn, (self.h, self.dz, self.dh0) = inputs(case.T, case.N, case.H, case.D, case.seed), case.exact()
         self.steps = self.drawn.lengths if case.lengths else torch.full((case.N,), case.T)
         active = (torch.arange(case.T)[:, None] < self.steps)[:, :, None].expand_as(self.h)
         if name == "dz" and case.nonlinearity == "relu":
@@ -152,7 +152,7 @@ def cell_product(case: RnnCellCase, name: str, operands: bool) -> Product:
     product = Product(tiling, [part], depth if name != "dz" else None)
     if not operands or name == "dz":
         return product
-    drawn = case._inputs()
+    drawn = case.inputs()
     if name == "h_next":
         product.relu = case.nonlinearity == "relu"
         weights = [padded(drawn[key], 1, depth.step) for key in ("w_ih", "w_hh")]

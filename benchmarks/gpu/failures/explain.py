@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from benchmarks import isolation
-from benchmarks.gpu.case import Case, RefusedError
-from benchmarks.gpu.cases import _Planner, from_json
-from benchmarks.gpu.patterns import findings
-from benchmarks.gpu.tiles import Failure
+from benchmarks.gpu.exact.case import Case, RefusedError
+from benchmarks.gpu.exact.cases import Planner, from_json
+from benchmarks.gpu.failures.patterns import findings
+from benchmarks.gpu.failures.tiles import Failure
 from benchmarks.gpu.work import run_case
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import CompiledEngine
@@ -138,7 +138,7 @@ def _plan(case: Case) -> Iterator[str]:
         return
     try:
         with recording() as recorded:
-            case.compute(CompiledEngine("cuda", _Planner(launcher), cuda.refuses), _CPU)
+            case.compute(CompiledEngine("cuda", Planner(launcher), cuda.refuses), _CPU)
     except (RefusedError, RuntimeError) as error:
         yield from _line("plan", f"none for {launcher.properties(_CPU).multiprocessors} multiprocessors: {error}")
         return

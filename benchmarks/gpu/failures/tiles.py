@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.case import Case
-from benchmarks.gpu.evidence import product_of, tile_of, unpacked
-from benchmarks.gpu.products import Part, Product
+from benchmarks.gpu.exact.case import Case
+from benchmarks.gpu.failures.evidence import product_of, tile_of, unpacked
+from benchmarks.gpu.failures.products import Part, Product
 
 #: Bits of agreement beyond what a hypothesis was free to choose, from which on it is no accident.
 _LEAST_BITS = 16

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.case import ARITHMETIC, BY_INTEREST, Case, RefusedError, generator, integers
+from benchmarks.gpu.exact.case import ARITHMETIC, BY_INTEREST, Case, RefusedError, generator, integers
 from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.kernels.cuda.rnn import variants
 
@@ -49,7 +49,8 @@ class Inputs(NamedTuple):
 
 
 @cache
-def _inputs(T: int, N: int, H: int, D: int, seed: int) -> Inputs:
+def inputs(T: int, N: int, H: int, D: int, seed: int) -> Inputs:
+    """Those of every case of these sizes."""
     draw = generator(seed, "rnn", T, N, H, D)
     z, h0, dh = integers((T, N, D * H), draw), integers((D, N, H), draw), integers((T, N, D * H), draw)
     order = torch.stack([torch.randperm(H, generator=draw) for _ in range(D)])
@@ -61,7 +62,7 @@ def _inputs(T: int, N: int, H: int, D: int, seed: int) -> Inputs:
 def _exact(sizes: tuple[int, int, int, int], lengths: bool, relu: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """h, dz and dh0: the recurrence and BPTT as their formulas say, a permutation in place of the product."""
     T, N, H, D = sizes
-    drawn = _inputs(T, N, H, D, seed)
+    drawn = inputs(T, N, H, D, seed)
     steps = drawn.lengths if lengths else torch.full((N,), T)
     h, dz, dh0 = torch.zeros_like(drawn.z), torch.zeros_like(drawn.z), torch.zeros_like(drawn.h0)
     for d in range(D):
@@ -127,7 +128,7 @@ class RnnCase(Case):
 
     def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
         dtype = ARITHMETIC[self.arithmetic]
-        drawn = _inputs(self.T, self.N, self.H, self.D, self.seed)
+        drawn = inputs(self.T, self.N, self.H, self.D, self.seed)
         w, h0 = drawn.w.to(device, dtype), drawn.h0.to(device, dtype)
         lengths = drawn.lengths.to(device) if self.lengths else None
         settings = (w, h0, lengths, None, self.nonlinearity, "tf32" if self.arithmetic == "tf32" else "ieee")
@@ -135,7 +136,7 @@ class RnnCase(Case):
             try:
                 if self.direction == "forward":
                     return {"h": engine.rnn_forward(drawn.z.to(device, dtype), *settings)}
-                h = self._exact()[0].to(device, dtype)
+                h = self.exact()[0].to(device, dtype)
                 dz, dh0 = engine.rnn_backward(drawn.dh.to(device, dtype), h, *settings)
             except RuntimeError as error:
                 if str(error).startswith("rnn variant"):
@@ -144,10 +145,11 @@ class RnnCase(Case):
         return {"dz": dz, "dh0": dh0}
 
     def expected(self) -> Mapping[str, Tensor]:
-        h, dz, dh0 = (tensor.to(ARITHMETIC[self.arithmetic]) for tensor in self._exact())
+        h, dz, dh0 = (tensor.to(ARITHMETIC[self.arithmetic]) for tensor in self.exact())
         return {"h": h} if self.direction == "forward" else {"dz": dz, "dh0": dh0}
 
-    def _exact(self) -> tuple[Tensor, Tensor, Tensor]:
+    def exact(self) -> tuple[Tensor, Tensor, Tensor]:
+        """h, dz and dh0 in float64."""
         return _exact((self.T, self.N, self.H, self.D), self.lengths, self.nonlinearity == "relu", self.seed)
 
 
@@ -169,7 +171,8 @@ class RnnCellCase(Case):
     def job(self) -> str:
         return f"rnn_cell {self.direction} {self.arithmetic}"
 
-    def _inputs(self) -> dict[str, Tensor]:
+    def inputs(self) -> dict[str, Tensor]:
+        """By name, in float64 on the CPU."""
         sizes: dict[str, tuple[int, ...]] = {
             "x": (self.N, self.I),
             "h": (self.N, self.H),
@@ -187,7 +190,7 @@ class RnnCellCase(Case):
         return h_next.clamp(min=0) if self.nonlinearity == "relu" else h_next
 
     def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
-        exact = self._inputs()
+        exact = self.inputs()
         drawn = {name: tensor.to(device, ARITHMETIC[self.arithmetic]) for name, tensor in exact.items()}
         settings = (self.nonlinearity, "tf32" if self.arithmetic == "tf32" else "ieee")
         weights = (drawn["w_ih"], drawn["w_hh"])
@@ -199,7 +202,7 @@ class RnnCellCase(Case):
         return dict(zip(("dz", "dx", "dh"), results, strict=True))
 
     def expected(self) -> Mapping[str, Tensor]:
-        drawn, dtype = self._inputs(), ARITHMETIC[self.arithmetic]
+        drawn, dtype = self.inputs(), ARITHMETIC[self.arithmetic]
         h_next = self._next(drawn)
         if self.direction == "forward":
             return {"h_next": h_next.to(dtype)}

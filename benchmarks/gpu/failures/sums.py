@@ -13,10 +13,10 @@ from math import log2
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.conv2d_cases import Conv2dCase
-from benchmarks.gpu.evidence import ranges
-from benchmarks.gpu.products import Part, ceil_divide
-from benchmarks.gpu.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
+from benchmarks.gpu.exact.conv2d import Conv2dCase
+from benchmarks.gpu.failures.evidence import ranges
+from benchmarks.gpu.failures.products import Part, ceil_divide
+from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
 
 #: Wrong elements that the combination is sought for; all of them are compared with what it predicts.
 _SAMPLE, _MOST_UNITS, _MOST_PRODUCTS = 1500, 512, 16_000_000

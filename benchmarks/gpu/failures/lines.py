@@ -10,8 +10,8 @@ from math import log2
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.products import padded
-from benchmarks.gpu.tiles import Failure, Hypothesis, WrongTile
+from benchmarks.gpu.failures.products import padded
+from benchmarks.gpu.failures.tiles import Failure, Hypothesis, WrongTile
 
 #: How many rules are tried, and how many lines another may look like to tell one.
 _MOST_RULES, _MOST_ALIKE = 6, 64

@@ -10,7 +10,7 @@ from math import log2
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
+from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
 
 #: Rows of the product that one warp has; steps that are searched for each step; coefficients that are sought at once.
 _WARP_ROWS, _FURTHEST, _MOST_UNKNOWN = 16, 8, 400

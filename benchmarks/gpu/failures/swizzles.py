@@ -10,9 +10,9 @@ from itertools import product as pairs
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.conv2d_cases import Conv2dCase
-from benchmarks.gpu.products import Depth
-from benchmarks.gpu.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
+from benchmarks.gpu.exact.conv2d import Conv2dCase
+from benchmarks.gpu.failures.products import Depth
+from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
 from torch_unroll.kernels.cuda.conv2d import wgmma
 
 _NAN = float("nan")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.max_pool2d_cases import WINDOWS, MaxPool2dCase, UnfoldCase, Window, _exact, _offsets
-from benchmarks.gpu.products import Part, Product, Tiling
+from benchmarks.gpu.exact.max_pool2d import WINDOWS, MaxPool2dCase, UnfoldCase, Window, exact_offsets, exact_results
+from benchmarks.gpu.failures.products import Part, Product, Tiling
 
 Alternative = tuple[str, str, Callable[[], Tensor]]
 _MOST_ROWS, _MOST_COLUMNS = 1024, 64
@@ -41,7 +41,7 @@ def unfold_product(case: UnfoldCase, name: str, operands: bool) -> Product:
     place = torch.arange(expected.numel()).view(-1, columns)
     product = Product(Tiling(min(rows, _MOST_ROWS), min(columns, _MOST_COLUMNS), "line", "position"), [Part("", place)])
     if operands:
-        x, taken = case._exact()
+        x, taken = case.exact()
         for (down, right), (kind, words) in _SHIFTS.items():
             if name == "columns":
                 shifted = partial(lambda x, *by: F.unfold(_shifted(x, *by), *case.geometry), x, down, right)
@@ -59,8 +59,8 @@ def _shifted(image: Tensor, down: int, right: int) -> Tensor:
 
 
 def _otherwise(window: Window, seed: int, name: str) -> Iterator[Alternative]:
-    x, _, dy, _ = _exact(window, seed)
-    offsets, indices = _offsets(window, seed)
+    x, _, dy, _ = exact_results(window, seed)
+    offsets, indices = exact_offsets(window, seed)
     R, S = window.kernel
     if name in ("y", "offsets"):
         for (down, right), (kind, words) in _SHIFTS.items():
