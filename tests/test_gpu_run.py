@@ -407,6 +407,10 @@ def _measured_run(folder: Path) -> Store:
     providers = {"cuda": {"status": "ok", "cold": {"median": 5.0}}, "eager": {"status": "ok", "cold": {"median": 10.0}}}
     row = {"case": key, "op": "conv2d", "direction": "fprop", "status": "ok", "providers": providers, "ratios": {}}
     store.add("timings.jsonl", _record(key, row=row, tiles=tiles))
+    pooling = "max_pool2d/fprop/bf16/channels_last/N=1,C=8,H=4,W=4,window=2,stride=2"
+    row = row | {"case": pooling, "op": "max_pool2d", "bytes": 8_000_000}
+    store.add("timings.jsonl", _record(pooling, row=row))
+    store.run["ceilings"] = {"copy_gb_s": 4000.0}
     store.add("hardware.jsonl", _record("device properties", records=[{"name": "device", "gpu": "H200"}]))
     store.add("hardware.jsonl", _record("golden_warp mma", records=[{"name": "golden_mma", "a": "00"}]))
     return store
@@ -437,6 +441,7 @@ def test_a_rehearsal_is_not_kept(tmp_path: Path) -> None:
 def test_the_summary_of_a_gpu_shows_prediction_beside_outcome(tmp_path: Path) -> None:
     said = summary.text(_measured_run(tmp_path), left=[])
     assert re.search(r"5\.0 +10\.0 +2\.00 +hopper 128x256: 5 \(4\)", said)
+    assert re.search(r"max_pool2d/.* 2\.00 +as a copy: 2\.0", said)
     assert "never launched" in said
 
 

@@ -95,8 +95,16 @@ def _timings(store: Store) -> list[str]:
         ours, theirs = (providers.get(name, {}).get("cold", {}).get("median") for name in ("cuda", "eager"))
         ratio = f"{theirs / ours:6.2f}" if ours and theirs else ""
         numbers = " ".join(f"{value:9.1f}" if value else f"{'-':>9}" for value in (ours, theirs))
-        lines.append(f"{key[:84]:<84} {numbers} {ratio:>6}  {_tile(record.get('tiles', {}))}")
+        lines.append(f"{key[:84]:<84} {numbers} {ratio:>6}  {_tile(record.get('tiles', {})) or _copied(store, record['row'])}")
     return lines
+
+
+def _copied(store: Store, row: Record) -> str:
+    """What the copy bandwidth allows, of an op that does little but move bytes."""
+    bandwidth = store.run.get("ceilings", {}).get("copy_gb_s")
+    if not bandwidth or row["op"] != "max_pool2d":
+        return ""
+    return f"as a copy: {row['bytes'] / bandwidth * 1e-3:.1f}"
 
 
 def _tile(tiles: dict[str, Any]) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import golden_registers
 import hopper_model as model
 import numpy as np
 import pytest
 from emulated import Emulator, LaunchError, emulate
+from golden_registers import from_hex, to_hex
 from hopper_launches import MAJORS, ROWS, copy_box, copy_box_anywhere, multiply, spec_of
 
 from torch_unroll.kernels.tensor_map import TensorMapSpec
@@ -32,15 +35,6 @@ def rounding(emulator: Emulator) -> Iterator[None]:
     """For records of the model, whose default is to round."""
     with emulator.arithmetic(copied=False):
         yield
-
-
-def from_hex(text: str, digits: int) -> np.ndarray:
-    dtype = {4: np.uint16, 8: np.uint32}[digits]
-    return np.array([int(text[i : i + digits], 16) for i in range(0, len(text), digits)], dtype)
-
-
-def to_hex(words: np.ndarray) -> str:
-    return "".join(f"{word:0{2 * words.itemsize}x}" for word in words.tolist())
 
 
 def replay_im2col(emulator: Emulator, record: Record) -> None:
@@ -137,6 +131,7 @@ REPLAY: dict[str, Callable[[Emulator, Record], None]] = {
     "tiled": replay_tiled,
     "tma_tf32": replay_tma_tf32,
     "wgmma_descriptor": replay_wgmma_descriptor,
+    **golden_registers.REPLAY,
 }
 
 
@@ -153,6 +148,12 @@ def test_the_emulator_does_what_a_gpu_did(emulator: Emulator, kind: str) -> None
     if not (GOLDEN / f"{kind}.jsonl.gz").exists():
         pytest.skip(f"golden/{kind}.jsonl.gz has not been recorded yet")
     assert replay(emulator, GOLDEN, kind)
+
+
+def test_whatever_is_recorded_is_replayed() -> None:
+    programs = Path(__file__).parents[2].glob("benchmarks/first_light/golden_*.cu")
+    recorded = {kind for program in programs for kind in re.findall(r'emit\("golden_(\w+)"', program.read_text())}
+    assert recorded == set(REPLAY) == set(MADE)
 
 
 # ---- records as a GPU would give them, by the model
@@ -221,6 +222,7 @@ MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # and the field that a
     "tiled": (tiled_record, "shared"),
     "tma_tf32": (tma_tf32_record, "to"),
     "wgmma_descriptor": (wgmma_descriptor_record, "element"),
+    **golden_registers.MADE,
 }
 
 
