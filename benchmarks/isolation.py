@@ -46,13 +46,13 @@ class Outcome:
 class Job:
     """A call, the seconds that it may take, and the file that holds what it prints. Folders of the file are made."""
 
-    function: Callable[..., None]
+    function: Callable[..., object]
     arguments: tuple[Any, ...]
     limit: float
     output: Path
 
 
-def run(function: Callable[..., None], arguments: tuple[Any, ...], *, limit: float, output: Path) -> Outcome:
+def run(function: Callable[..., object], arguments: tuple[Any, ...], *, limit: float, output: Path) -> Outcome:
     """Calls a function in a process of its own, which is killed with its children after `limit` seconds. What it prints is in the
     file `output` line by line, as it is printed."""
     ((_, outcome),) = run_all([Job(function, arguments, limit, output)])

@@ -385,3 +385,20 @@ def test_readme_of_nothing_says_so_and_of_something_shows_it() -> None:
     assert readme.apply(f"a {BEGIN} old {END} z", "new") == f"a {BEGIN}\n\nnew\n\n{END} z"
     with pytest.raises(ValueError, match="markers"):
         readme.apply("no markers", "new")
+
+
+@pytest.mark.parametrize(
+    ("documents", "said"),
+    [
+        ([fake_document(engine_digest="here")], []),
+        ([fake_document(engine_digest="other")], ["figures are of other, the sources here are here"]),
+        ([fake_document()], ["unknown kernels"]),
+        ([fake_document(engine_digest="here") | {"complete": False}], ["cut short"]),
+        ([fake_document(engine_digest="here"), fake_document(engine_digest="here", device="H998")], ["several GPUs, H998, H999"]),
+        ([fake_document(engine_digest="a", device="H998"), fake_document(engine_digest="b")], ["several GPUs", "are of a, b"]),
+    ],
+)
+def test_readme_says_what_keeps_figures_from_being_of_these_sources(documents: list[results.Document], said: list[str]) -> None:
+    caveats = readme.caveats(documents, kernels="here")
+    assert len(caveats) == len(said)
+    assert all(words in caveat for words, caveat in zip(said, caveats, strict=True))

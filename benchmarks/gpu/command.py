@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import isolation
 from benchmarks.gpu import outcome, phases, place, summary
-from benchmarks.gpu.store import Store
+from benchmarks.gpu.store import Store, alone
 
 _HELP = """\
 Phases, in the order of what they tell:
@@ -120,6 +120,11 @@ def run(options: argparse.Namespace, **planted: Any) -> int:
     began = time.monotonic()
     isolation.preload("benchmarks.gpu.timings")
     place.require_folder(options.out)
+    with alone(options.out):
+        return _run(options, began, planted)
+
+
+def _run(options: argparse.Namespace, began: float, planted: dict[str, Any]) -> int:
     seen = see(options.device, options.out)
     place.require_place(seen, options.shared)
     store = Store(options.out, {**seen["environment"], "seed": options.seed})

@@ -14,7 +14,8 @@ from benchmarks.gpu.work import run_case
 
 def main(what: str, name: str, *rest: str) -> None:
     if what == "case":
-        run_case(json.loads(name), *rest)
+        if not run_case(json.loads(name), *rest):
+            sys.exit(1)
         return
     (device_name,) = rest
     device, case = torch.device(device_name), parse(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,31 @@ def read(key: str, output: Path, process: Outcome) -> Record:
             record |= event
         elif kind == "doing":
             doing = f", {event['detail']}"
+        elif kind == "verdict":  # of a job that has no cases
+            record |= event
         elif kind == "lost":
             record["outcome"] = "lost"
         else:
             record["cases"].append({"outcome": kind, **event})
             begun = None
     if process.kind in ("hung", "crashed", "failed"):
-        outcome = "lost" if record["outcome"] == "lost" else process.kind
+        lost = record["outcome"] == "lost"
+        outcome = "lost" if lost else process.kind
+        detail = record["cases"][-1]["detail"] if lost else process.detail + doing
         if begun is not None:
             record["cases"].append({"outcome": outcome, "case": begun, "detail": process.detail, "evidence": []})
-        record |= {"outcome": outcome, "detail": process.detail + doing, "died_in": last, "output": _end(output)}
+        record |= {"outcome": outcome, "detail": detail, "died_in": last, "output": end(output)}
     elif process.kind == "stopped":
         record |= {"outcome": "left", "detail": process.detail}
     elif record["cases"]:
-        record["outcome"] = min((case["outcome"] for case in record["cases"]), key=SEVERITY.index)
-        record["detail"] = record["cases"][0]["detail"]
+        record |= worst(record["cases"])
     return record
+
+
+def worst(cases: Sequence[Record]) -> Record:
+    """The outcome of a job with these cases, and its detail."""
+    case = min(cases, key=lambda case: SEVERITY.index(case["outcome"]))
+    return {"outcome": case["outcome"], "detail": case["detail"]}
 
 
 def events(output: Path) -> Iterator[Record]:
@@ -66,9 +75,9 @@ def events(output: Path) -> Iterator[Record]:
                 continue
 
 
-def _end(output: Path) -> str:
+def end(output: Path, most: int = _LONGEST_OUTPUT) -> str:
     """The last that a process said beside its events: a traceback, the driver's words."""
     if not output.exists():
         return ""
     lines = output.read_text(errors="backslashreplace").splitlines()
-    return "\n".join(line for line in lines if not line.startswith('{"event"'))[-_LONGEST_OUTPUT:]
+    return "\n".join(line for line in lines if not line.startswith('{"event"'))[-most:]

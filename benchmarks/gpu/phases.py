@@ -92,6 +92,9 @@ def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator
             record = {"engine": job.engine, **outcome.read(job.key, job_run.output, process)}
             job_run.output.unlink(missing_ok=True)
             if record["outcome"] == "left":
+                if record["cases"]:  # what it found by then counts, and it is run again
+                    found = outcome.worst(record["cases"])
+                    plan.store.add("checks.jsonl", record | found | {"job": f"{job.key} (until the time was over)"})
                 continue
             died_in = record.get("died_in")
             if died_in is not None and not last:

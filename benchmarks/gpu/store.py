@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,26 @@ class Store:
         temporary = self.folder / "run.json.new"
         temporary.write_text(json.dumps(self.run, indent=1) + "\n")
         os.replace(temporary, self.folder / "run.json")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder.
+
+    Raises:
+        ValueError: another run is at work in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{folder}: another run is at work in this folder; wait, or name another --out") from None
+        for leftover in folder.glob(".jobs-*"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def load_run(folder: Path) -> Record:

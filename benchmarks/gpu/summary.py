@@ -38,8 +38,7 @@ def verdict(store: Store, complete: bool) -> bool:
     records = [record for name in store.lines for record in store.lines[name]]
     bad = any(record["outcome"] in outcome.BAD for record in records)
     missing = complete and never_launched(store.lines["checks.jsonl"], store.run["environment"].get("capability"))
-    wrong_tiles = any(record.get("tiles", {}).get("wrong") for record in store.lines["timings.jsonl"])
-    return complete and not bad and not missing and not wrong_tiles
+    return complete and not bad and not missing
 
 
 def text(store: Store, left: Sequence[str]) -> str:
@@ -63,7 +62,7 @@ def text(store: Store, left: Sequence[str]) -> str:
     lines += [f"{phase['phase']}: {phase['note']}" for phase in store.run["phases"] if phase.get("note")]
     room = MOST_LINES - len(lines) - 2
     lines += _timings(store)[:room]
-    lines.append(_advice(store, bad, left))
+    lines.append(_advice(store, bad, left, idle))
     return "\n".join(lines)
 
 
@@ -114,12 +113,14 @@ def _tile(tiles: dict[str, Any]) -> str:
     return f"{best}: {tiles['us'][best]:g} ({tiles['predicted_us'].get(best, 0):g})"
 
 
-def _advice(store: Store, bad: Sequence[Record], left: Sequence[str]) -> str:
+def _advice(store: Store, bad: Sequence[Record], left: Sequence[str], idle: Sequence[str]) -> str:
     command, folder = "python -m benchmarks gpu", store.folder
     if bad:
         return f"next: {command} explain {folder}/checks.jsonl; on the GPU again: {command} --then --out {folder}"
     if left:
         return f"next: the same command goes on: {command} --out {folder}"
+    if idle:
+        return "not all right: kernels were never launched (a run with --only leaves most of them out)"
     if store.run["environment"]["device_type"] != "cuda":
         return "all right on the emulator"
     return f"all right; next: {command} keep {folder}; on the GPU again: {command} --then --out {folder}"

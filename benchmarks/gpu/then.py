@@ -21,6 +21,7 @@ from benchmarks.isolation import Job, run_all
 MOST_CASES = 8
 #: What is kept of a tool's output.
 _MOST_OUTPUT = 6000
+_SANITIZER_STATUS = 86
 #: Convolutions worth a profile: the key, and the choice that is predicted to be best.
 _PROFILED = tuple(key for key in timings.first(small=False) if key.startswith("conv2d/"))[::4][:3]
 _SECTIONS = ("SpeedOfLight", "WarpStateStats", "Occupancy", "LaunchStats")
@@ -38,14 +39,15 @@ class Tool:
 
 def run_second(plan: Plan) -> int:
     """Runs what the first run asks for; the exit status."""
-    tools = _tools(plan)
+    asked = tools(plan)
     done = plan.store.done("second.jsonl")
-    waiting = [tool for tool in tools if tool.name not in done]
+    waiting = [tool for tool in asked if tool.name not in done]
     with outputs(plan) as folder:
         by_output = {folder / f"{number}.txt": tool for number, tool in enumerate(waiting)}
         jobs = [Job(run_tool, (tool.command,), tool.seconds, output) for output, tool in by_output.items()]
         for job, process in progress(run_all(jobs, 1, plan.until("timings")), len(jobs), "second run"):
             record = outcome.read(by_output[job.output].name, job.output, process)
+            record["said"] = outcome.end(job.output, _MOST_OUTPUT)
             record["command"] = shlex.join(by_output[job.output].command)
             if record["outcome"] != "left":
                 plan.store.add("second.jsonl", record)
@@ -53,29 +55,33 @@ def run_second(plan: Plan) -> int:
     for record in records:
         print(f"{record['outcome']:>8}  {record['job']}: {record['detail']}"[:150])
         print("".join(f"          {line[:140]}\n" for line in record.get("said", "").splitlines()[-8:]), end="")
-    left = [tool.name for tool in tools if tool.name not in plan.store.done("second.jsonl")]
+    left = [tool.name for tool in asked if tool.name not in plan.store.done("second.jsonl")]
     for name in left:
         print(f"    left  {name}")
     return 1 if left or any(record["outcome"] in outcome.BAD for record in records) else 0
 
 
-def _tools(plan: Plan) -> list[Tool]:
+def tools(plan: Plan) -> list[Tool]:
+    """What the first run asks for: its failures under memcheck, or profiles, the GPU's tests and a minute of choices."""
     failing = [record for record in plan.store.lines["checks.jsonl"] if record["outcome"] in outcome.BAD and record["cases"]]
     python = (sys.executable, "-m")
     if failing:
-        tools = []
+        sanitized: list[Tool] = []
         for record in failing[:MOST_CASES]:
             case = json.dumps(record["cases"][0]["case"])
             engine = record["job"].partition(": ")[0]
             once = (*python, "benchmarks.gpu.once", "case", case, engine, plan.device)
-            tools.append(Tool(f"memcheck {record['job']}", ("compute-sanitizer", "--print-limit", "5", *once), 60.0))
-        return tools
-    tools = [Tool(f"ncu {key}", (*_ncu(), *python, "benchmarks.gpu.once", "timing", key, plan.device), 45.0) for key in _PROFILED]
+            sanitizing = ("--tool", "memcheck", "--error-exitcode", str(_SANITIZER_STATUS), "--print-limit", "5")
+            sanitized.append(Tool(f"memcheck {record['job']}", ("compute-sanitizer", *sanitizing, *once), 60.0))
+        return sanitized
+    profiles = [
+        Tool(f"ncu {key}", (*_ncu(), *python, "benchmarks.gpu.once", "timing", key, plan.device), 45.0) for key in _PROFILED
+    ]
     options = ("-m", "gpu", "-n", str(plan.processes), "-q", "-p", "no:cacheprovider", "--max-worker-restart", "20")
     tests = Tool("pytest -m gpu", (*python, "pytest", "tests", *options), 120.0)
     search = ("--suite", "resnet50", "--dtype", "bf16", "--layout", "channels_last", "--budget", "1")
     found = Tool("choices", (*python, "benchmarks", "choices", *search, "--out", str(plan.store.folder / "choices.json")), 75.0)
-    return [*tools, tests, found]
+    return [*profiles, tests, found]
 
 
 def _ncu() -> Sequence[str]:
@@ -85,23 +91,16 @@ def _ncu() -> Sequence[str]:
 
 
 def run_tool(command: Sequence[str]) -> None:
-    """Runs a command in a job's process, with which it is killed, and tells the end of what it said and how it ended."""
+    """Runs a command in a job's process, with which it is killed, and tells how it ended; what it says is the job's output."""
     program = shutil.which(command[0]) or shutil.which(command[0], path="/usr/local/cuda/bin")
     if program is None:
         tell("missing", detail=f"{command[0]} is not here: it comes with the CUDA toolkit")
         return
     paths = os.pathsep.join([str(REPOSITORY / "pyext"), str(REPOSITORY)])
     environment = {**os.environ, "PYTHONPATH": paths}
-    ran = subprocess.run(
-        [program, *command[1:]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="backslashreplace",
-        cwd=REPOSITORY,
-        env=environment,
-        check=False,
-    )
-    tell("result", said=ran.stdout[-_MOST_OUTPUT:])
+    if command[0] == "compute-sanitizer":  # torch's cache would hide what lies beyond a tensor
+        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    ran = subprocess.run([program, *command[1:]], cwd=REPOSITORY, env=environment, check=False)
     if ran.returncode:
-        tell("error", detail=f"exit status {ran.returncode}")
+        why = "the sanitizer found errors" if ran.returncode == _SANITIZER_STATUS else f"exit status {ran.returncode}"
+        tell("verdict", outcome="error", detail=why)

@@ -66,10 +66,17 @@ def run_timing(key: str, device_name: str, seed: int) -> None:
     device, case = torch.device(device_name), parse(key)
     on_gpu = device.type == "cuda"
     setting = Setting(device, (engine_of(device),), ("eager",), LIMITS if on_gpu else QUICK, seed)
+    engine = setting.engines[0]
     row = {**measure_case(case, setting), "suites": [], "labels": []}
     tell("result", row=row)
-    if case.op == "conv2d" and case.direction in _CONVOLUTIONS:
-        tell("result", tiles=_tiles(case, device, seed))
+    ours = row["providers"].get(engine, row)
+    if ours["status"] in ("wrong", "error", "out of memory"):
+        tell("verdict", outcome="wrong" if ours["status"] == "wrong" else "error", detail=ours["message"])
+    elif case.op == "conv2d" and case.direction in _CONVOLUTIONS:
+        tiles = _tiles(case, device, seed)
+        tell("result", tiles=tiles)
+        for choice, why in tiles["wrong"].items():
+            tell("verdict", outcome="wrong", detail=f"{choice}: {why}")
 
 
 def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:

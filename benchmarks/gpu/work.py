@@ -54,8 +54,8 @@ def run_exact(job: ExactJob) -> None:
     run_cases(cases, engine, device, job.after)
 
 
-def run_cases(cases: list[Case], engine: Any, device: torch.device, after: int = 0) -> None:
-    """Judges cases in order, from the one numbered `after` on."""
+def run_cases(cases: list[Case], engine: Any, device: torch.device, after: int = 0) -> bool:
+    """Judges cases in order, from the one numbered `after` on; whether none was bad."""
     rows: set[str] = set()
     counts = dict.fromkeys(("right", "refused", "wrong", "unsteady", "error"), 0)
     refusals: dict[str, int] = {}
@@ -79,6 +79,7 @@ def run_cases(cases: list[Case], engine: Any, device: torch.device, after: int =
             kept = [evidence(case, *wrong) for wrong in verdict.wrong] if keep else []
             tell(verdict.outcome, case=case.as_json(), detail=verdict.detail, evidence=kept)
     tell("end", counts=counts, refusals=refusals, rows=sorted(rows))
+    return not (counts["wrong"] or counts["unsteady"] or counts["error"])
 
 
 def _is_lost() -> bool:
@@ -90,6 +91,6 @@ def _is_lost() -> bool:
     return False
 
 
-def run_case(case: dict[str, Any], engine: str, device: str) -> None:
-    """One case, as a result file tells it."""
-    run_cases([from_json(case)], load(engine), torch.device(device))
+def run_case(case: dict[str, Any], engine: str, device: str) -> bool:
+    """One case, as a result file tells it; whether it was right."""
+    return run_cases([from_json(case)], load(engine), torch.device(device))

@@ -58,10 +58,10 @@ def caveats(documents: list[results.Document], kernels: str | None = None) -> li
     names = {document["environment"]["device"] for document in documents}
     if len(names) > 1:
         sentences.append(f"The figures are of several GPUs, {', '.join(sorted(names))}, and say nothing of one beside the other.")
-    measured_ = {document["environment"]["engine_digest"] for document in documents}
-    if measured_ != {kernels}:
+    others = {document["environment"].get("engine_digest", "unknown kernels") for document in documents} - {kernels}
+    if others:
         sentences.append(
-            f"The kernels have changed since: the figures are of {', '.join(sorted(measured_))}, the sources here are {kernels}."
+            f"The kernels have changed since: the figures are of {', '.join(sorted(others))}, the sources here are {kernels}."
         )
     return sentences
 

@@ -1,0 +1,53 @@
+"""What the tests of runs on a GPU share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.exact.case import Case, judge
+from benchmarks.gpu.exact.cases import by_job
+from torch_unroll.engines import load
+
+CPU = torch.device("cpu")
+ENVIRONMENT = {
+    "device": "NVIDIA H200",
+    "device_type": "cuda",
+    "driver": "580",
+    "engine_digest": "0123",
+    "torch": "2.11",
+    "seed": 0,
+    "capability": [9, 0],
+}
+
+
+class Broken:
+    """Engine cuda, but for what a function does to its results."""
+
+    def __init__(self, spoil: Callable[[Tensor], Tensor]):
+        self.engine, self.spoil = load("cuda"), spoil
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self.engine, name)
+        if name == "launcher":
+            return attribute
+
+        def spoiled(*inputs: Any) -> Any:
+            result = attribute(*inputs)
+            return self.spoil(result) if isinstance(result, Tensor) else (self.spoil(result[0]), *result[1:])
+
+        return spoiled
+
+
+def first_of(op: str) -> Case:
+    """A case of an op that its variant takes."""
+    jobs = by_job(small=True, seed=0)
+    cases = next(cases for name, cases in jobs.items() if name.startswith(op))
+    return next(case for case in cases if judge(case, load("cuda"), CPU).outcome == "right")
+
+
+def record_of(job: str, outcome_: str = "right", **more: Any) -> dict[str, Any]:
+    return {"job": job, "outcome": outcome_, "detail": "", "seconds": 1.0, "cases": [], **more}
