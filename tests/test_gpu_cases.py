@@ -10,6 +10,7 @@ import torch
 from gpu_runs import CPU, Broken, first_of
 from torch import Tensor
 
+from benchmarks.gpu import work
 from benchmarks.gpu.exact import conv2d as conv2d_cases
 from benchmarks.gpu.exact import max_pool2d as max_pool2d_cases
 from benchmarks.gpu.exact import rnn as rnn_cases
@@ -104,3 +105,15 @@ def test_a_choice_that_was_forced_is_taken_back() -> None:
         judge(first_of(op), load("cuda"), CPU)
     assert before == (conv2d_cases.conv2d.forced, rnn_cases.host.forced, dict(max_pool2d_cases.variants._FORWARD))
     assert rnn_cases.ROW_TILES["cluster"] == rnn_cases.variants.CLUSTER_ROW_TILES
+
+
+def test_what_no_evidence_can_be_kept_of_is_wrong_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("float64")
+
+    monkeypatch.setattr(work, "evidence", fail)
+    assert not work.run_cases([first_of("rnn forward")], Broken(lambda result: result + 1), CPU)
+    assert '"event": "wrong"' in (said := capsys.readouterr().out)
+    assert "KeyError: 'float64'" in said

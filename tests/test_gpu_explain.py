@@ -257,3 +257,22 @@ def test_what_is_no_result_file_is_refused(tmp_path: Path) -> None:
     file.write_text('{"job": 1}\nno JSON\n')
     with pytest.raises(ValueError, match=r"checks.jsonl, line 2: expected JSON, got 'no JSON'"):
         explain(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"3", b"[1, 2]", b'{"a": 1}', b"\xff\xfe{", b'{"op": "rnn"'])
+def test_a_file_of_something_else_is_refused(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "checks.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checks\.jsonl"):
+        explain(file)
+
+
+@pytest.mark.parametrize("case", [{"op": "nope"}, {"op": "rnn", "x": 3}, {"op": "conv2d"}])
+def test_a_case_of_another_version_does_not_hide_the_others(case: dict, tmp_path: Path) -> None:
+    good = MaxPool2dCase("indices", "flat", "float32", "nchw", "2x2").as_json()
+    cases = [{"outcome": "wrong", "case": each, "detail": "d", "evidence": []} for each in (case, good)]
+    file = tmp_path / "checks.jsonl"
+    file.write_text(json.dumps({"job": "cuda: a", "cases": cases}) + "\n")
+    told = explain(file)
+    assert "cannot be told" in told
+    assert "right there" in told

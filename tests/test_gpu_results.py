@@ -15,6 +15,7 @@ import torch
 from gpu_runs import CPU, ENVIRONMENT, first_of, record_of
 
 from benchmarks.choices import Prepared
+from benchmarks.first_light import programs
 from benchmarks.first_light.programs import Measurement
 from benchmarks.gpu import keep, once, outcome, phases, summary, then, timings
 from benchmarks.gpu.exact.cases import from_json
@@ -40,8 +41,10 @@ def _measured_run(folder: Path) -> Store:
     pooling = "max_pool2d/fprop/bf16/channels_last/N=1,C=8,H=4,W=4,window=2,stride=2"
     row = row | {"case": pooling, "op": "max_pool2d", "bytes": 8_000_000}
     store.add("timings.jsonl", record_of(pooling, row=row))
-    store.run["ceilings"] = {"copy_gb_s": 4000.0}
+    store.add("timings.jsonl", record_of("ceilings", ceilings={"copy_gb_s": 4000.0}))
     store.add("hardware.jsonl", record_of("device properties", records=[{"name": "device", "gpu": "H200"}]))
+    partly = record_of("golden_warp matrices", "failed", records=[{"name": "golden_ldmatrix", "a": "00"}])
+    store.add("hardware.jsonl", partly | {"detail": "exit status 1"})
     store.add("hardware.jsonl", record_of("golden_warp mma", records=[{"name": "golden_mma", "a": "00"}]))
     return store
 
@@ -55,7 +58,7 @@ def test_what_is_kept_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     kept = tmp_path / "results" / "nvidia-h200"
     assert {path.name for path in kept.iterdir()} == {"run.json", "checks.jsonl", "first_light.json", "benchmarks.json"}
     assert json.loads((kept / "first_light.json").read_text())["measurements"] == [{"name": "device", "gpu": "H200"}]
-    assert (tmp_path / "golden" / "mma.jsonl.gz").exists()
+    assert [path.name for path in (tmp_path / "golden").iterdir()] == ["mma.jsonl.gz"]
     assert json.loads(table.read_text())["devices"]["NVIDIA H200"] == {"fprop/k": ["hopper", "128x256", 1, 5.0]}
     assert "1 entries of NVIDIA H200" in said
 
@@ -140,6 +143,9 @@ def test_a_failing_case_is_run_again_under_memcheck(
 
 def test_the_second_run_asks_what_the_first_one_found(tmp_path: Path) -> None:
     plan = phases.Plan(Store(tmp_path, ENVIRONMENT), "cuda", 4, 8, 0, time.monotonic())
+    with pytest.raises(ValueError, match="without --then"):
+        then.tools(plan)
+    plan.store.add("checks.jsonl", record_of("cuda: rnn_cell"))
     right = [tool.name for tool in then.tools(plan)]
     assert [name.split()[0] for name in right] == ["ncu"] * 3 + ["pytest", "choices"]
     case = {"outcome": "wrong", "case": first_of("conv2d").as_json(), "detail": "d", "evidence": []}
@@ -166,10 +172,11 @@ def test_the_hardware_is_measured_by_programs_that_are_there(tmp_path: Path, mon
     monkeypatch.setattr(phases.programs, "ROOT", tmp_path)
     monkeypatch.setattr(phases.programs, "MEASUREMENTS", (Measurement("fake", "good"), Measurement("fake", "bad")))
     plan = phases.Plan(Store(tmp_path / "run", ENVIRONMENT), "cuda", 8, 1, 0, time.monotonic())
+    assert "fake in" in phases.run_hardware(plan)["note"]  # of unknown sources
+    programs._digest_file(binaries, "fake").write_text(programs.sources_digest())
     assert phases.run_hardware(plan) == {}
     good, bad = plan.store.lines["hardware.jsonl"]
     assert (good["outcome"], bad["outcome"]) == ("right", "failed")
     assert good["records"] == [{"name": "golden_x", "a": 1}]
-    program.unlink()
-    plan = replace(plan, store=Store(tmp_path / "another", ENVIRONMENT))
-    assert "fake not in" in phases.run_hardware(plan)["note"]
+    plan = replace(plan, store=Store(tmp_path / "another", ENVIRONMENT | {"capability": [8, 6]}))
+    assert "compute capability 9.0" in phases.run_hardware(plan)["note"]

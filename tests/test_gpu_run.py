@@ -64,6 +64,7 @@ def planted(job: ExactJob) -> None:
         work.refusal = lambda *_: "needs a package: pip install it"
     engine = Broken(spoil)
     work.load = lambda _: engine
+    work.CASE_SECONDS = 8.0
     work.covering = lambda cases, *_: cases[:4]
     work.run_exact(job)
 
@@ -79,7 +80,7 @@ def _reported(out: Path) -> dict[str, dict[str, Any]]:
 def test_each_planted_fault_is_reported_as_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(phases, "EXACT_SECONDS", 20.0)
+    monkeypatch.setattr(phases, "EXACT_SECONDS", 60.0)
     monkeypatch.setattr(phases, "CONTINUATIONS", 1)
     options = _options(tmp_path, "--only", "rnn (forward|backward) step (float|b|tf)")
     assert command.run(options, exact=planted) == 1
@@ -119,7 +120,7 @@ def test_what_the_time_did_not_reach_is_left_and_done_by_the_same_command(
     options = _options(tmp_path, "--only", "rnn_cell forward|^rnn/")
     monkeypatch.setattr(phases, "ENDS_EMULATED", dict.fromkeys(phases.ENDS, 0.0))
     assert command.run(options) == 1
-    assert "5 of 5 jobs of engine cuda" in capsys.readouterr().out
+    assert "5 jobs of engine cuda" in capsys.readouterr().out
     monkeypatch.undo()
     assert command.run(options) == 1  # all that was asked for is right, and most kernels were never launched
     printed = capsys.readouterr().out
@@ -173,14 +174,16 @@ def test_a_full_file_keeps_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # ---- what came of a job -----------------------------------------------------------------------------------------------------
 
 BEGIN = '{"event": "begin", "number": 4, "case": {"op": "rnn"}}'
-END = '{"event": "end", "counts": {"right": 5}, "refusals": {}, "rows": ["k<float>"]}'
+GOOD = '{"event": "good", "outcome": "right", "detail": "", "rows": ["k<float>"]}'
+END = '{"event": "end", "rows": ["k<float>"]}'
 
 
 @pytest.mark.parametrize(
     ("lines", "process", "expected"),
     [
-        ([BEGIN, END], Outcome("ended", "", 1.0), "right"),
-        ([BEGIN, "Traceback", BEGIN[:20]], Outcome("crashed", "signal 11 (SIGSEGV)", 1.0), "crashed"),
+        ([BEGIN, GOOD, END], Outcome("ended", "", 1.0), "right"),
+        ([GOOD, BEGIN, "Timeout (0:00:30)!", "stacks"], Outcome("failed", "exit status 1", 31.0), "hung"),
+        ([GOOD, BEGIN, "Traceback", BEGIN[:20]], Outcome("crashed", "signal 11 (SIGSEGV)", 1.0), "crashed"),
         ([BEGIN], Outcome("hung", "no end within 60 s", 60.0), "hung"),
         ([BEGIN, '{"event": "error", "case": {}, "detail": "x"}', '{"event": "lost"}'], Outcome("failed", "", 1.0), "lost"),
         ([], Outcome("failed", "ImportError: no torch", 1.0), "failed"),
@@ -195,6 +198,8 @@ def test_what_a_job_printed_and_how_it_ended(lines: Sequence[str], process: Outc
     (tmp_path / "said.txt").write_text("\n".join(lines))
     record = outcome.read("cuda: a job", tmp_path / "said.txt", process)
     assert record["outcome"] == expected
+    if GOOD in lines:
+        assert (record["counts"]["right"], record["rows"]) == (1, ["k<float>"])
     if expected in ("hung", "crashed"):
         assert record["died_in"] == 4
         assert record["cases"][-1]["case"] == {"op": "rnn"}
@@ -258,6 +263,20 @@ def test_a_place_that_will_not_do(change: dict[str, Any], said: str) -> None:
 
 def test_a_place_that_others_use_may_be_shared() -> None:
     place.require_place(SEEN | {"processes": ["123, python, 500 MiB"], "free_bytes": 1 << 30}, shared=True)
+
+
+def test_a_disk_that_fills_up_is_no_failure_of_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, ENVIRONMENT)
+    store.add("checks.jsonl", record_of("a"))
+    monkeypatch.setattr("benchmarks.gpu.store.LEAST_FREE_BYTES", 1 << 62)
+    with pytest.raises(OSError, match="the disk is full; .* the same command goes on"):
+        store.add("checks.jsonl", record_of("b", "failed"))
+    assert list(Store(tmp_path, ENVIRONMENT).done("checks.jsonl")) == ["a"]
+
+
+def test_a_pattern_that_no_job_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["gpu", "--device", "cpu", "--out", str(tmp_path), "--only", "zzzz"]) == 2
+    assert "--only 'zzzz'" in capsys.readouterr().err
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ class Measurement:
     program: str
     name: str
     seconds: int = 27  # it is stopped after that: ten minutes for all, whatever hangs
+
+    @property
+    def title(self) -> str:
+        return f"{self.program} {self.name}"
 
     def command(self, binaries: Path) -> list[str]:
         return [str(binaries / self.program), self.name]
@@ -129,7 +134,9 @@ def run(measurement: Measurement, binaries: Path) -> Outcome:
         said, errors = process.communicate(timeout=measurement.seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
+        said = ""
+        with suppress(subprocess.TimeoutExpired):  # of a child in a session of its own, which holds the pipe
+            said, _ = process.communicate(timeout=10)
         return Outcome(measurement, parse(said), f"no end within {measurement.seconds} s")
     failure = f"exit status {process.returncode}: {errors.strip()[-500:]}" if process.returncode else None
     return Outcome(measurement, parse(said), failure)

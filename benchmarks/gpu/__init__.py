@@ -1,1 +1,1 @@
-"""`make gpu`: a quarter of an hour on a GPU turned into evidence: every kernel exact, the hardware's ceilings, and timings."""
+"""`make gpu`: minutes on a GPU turned into evidence: every kernel exact, the hardware's ceilings, and timings."""

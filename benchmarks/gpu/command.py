@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.what == "run":
         if options.path is not None:
             parser.error(f"unrecognized argument: {options.path}")
-        return run(options)
+        return run(options, shlex.join(["python", "-m", "benchmarks", "gpu", *arguments]))
     if options.path is None:
         parser.error(f"{options.what}: expected a path")
     if options.what == "keep":
@@ -115,20 +117,26 @@ def see(device: str, folder: Path) -> dict[str, Any]:
     return seen
 
 
-def run(options: argparse.Namespace, **planted: Any) -> int:
-    """The phases, within the time; `planted` replaces fields of the plan, for tests."""
+def run(options: argparse.Namespace, command: str = "", **planted: Any) -> int:
+    """The phases, within the time. `command` is what goes on with them; `planted` replaces fields of the plan, for tests."""
     began = time.monotonic()
     isolation.preload("benchmarks.gpu.timings")
     place.require_folder(options.out)
     with alone(options.out):
-        return _run(options, began, planted)
+        try:
+            return _run(options, command, began, planted)
+        except KeyboardInterrupt:
+            print("\ninterrupted: what is finished is kept, and the same command goes on", file=sys.stderr)
+            raise
 
 
-def _run(options: argparse.Namespace, began: float, planted: dict[str, Any]) -> int:
+def _run(options: argparse.Namespace, command: str, began: float, planted: dict[str, Any]) -> int:
     seen = see(options.device, options.out)
     place.require_place(seen, options.shared)
     store = Store(options.out, {**seen["environment"], "seed": options.seed})
-    store.run.update(engines=seen["engines"], clocks=seen["clocks"])
+    store.run.update(engines=seen["engines"], clocks=seen["clocks"], complete=False)
+    if command and not options.then:
+        store.run["command"] = command
     store.write_run()
     only = options.only.search if options.only else lambda key: True
     workers = phases.processes(options.device, options.processes)
@@ -138,10 +146,14 @@ def _run(options: argparse.Namespace, began: float, planted: dict[str, Any]) -> 
 
         return run_second(plan)
     engines = [name for name in ("cuda", "cupy", "numba") if seen["engines"][name] is None]
+    if not phases.anything(plan):
+        raise ValueError(f"--only {options.only.pattern!r}: no job has such a name")
     for engine in engines:
         phases.timed(store, f"exact {engine}", partial(phases.run_exactness, plan, engine))
     phases.timed(store, "hardware", partial(phases.run_hardware, plan))
     phases.timed(store, "timings", partial(phases.run_timings, plan))
-    left = phases.left(plan, engines)
-    print(summary.text(store, left), flush=True)
+    left, beyond = phases.left(plan), phases.beyond(plan, engines)
+    store.run["complete"] = not (left or beyond)
+    store.write_run()
+    print(summary.text(store, left, beyond), flush=True)
     return 0 if summary.verdict(store, complete=not left) else 1

@@ -38,7 +38,7 @@ def keep(folder: Path, into: Path = RESULTS, golden: Path = GOLDEN) -> str:
             shutil.copy(folder / name, target / name)
             lines.append(f"{target / name}")
     lines += _keep_hardware(store, target, golden)
-    if rows := [record for record in store.lines["timings.jsonl"] if "row" in record]:
+    if rows := [record for record in store.lines["timings.jsonl"] if "row" in record and record["outcome"] == "right"]:
         results.save(document(store, rows), target / "benchmarks.json")
         lines.append(f"{target / 'benchmarks.json'}: {len(rows)} cases; python -m benchmarks report --readme")
         lines.append(choices.write(choices_document(store, rows)))
@@ -48,7 +48,11 @@ def keep(folder: Path, into: Path = RESULTS, golden: Path = GOLDEN) -> str:
 def document(store: Store, records: list[Record]) -> results.Document:
     """The timings as a result file, of which the reports are made."""
     made = results.new(store.run["environment"], "python -m benchmarks gpu", store.run["environment"]["seed"])
-    made.update(ceilings=store.run.get("ceilings", {}), rows=[record["row"] for record in records], complete=True)
+    made.update(
+        ceilings=store.done("timings.jsonl").get("ceilings", {}).get("ceilings", {}),
+        rows=[record["row"] for record in records],
+        complete=store.run.get("complete", False),
+    )
     return made
 
 
@@ -62,14 +66,11 @@ def _keep_hardware(store: Store, target: Path, golden: Path) -> list[str]:
     records = store.lines["hardware.jsonl"]
     if not records:
         return []
-    by_name = {f"{each.program} {each.name}": each for each in programs.MEASUREMENTS}
-    outcomes = [
-        Outcome(
-            by_name.get(record["job"], Measurement(*record["job"].split(" ", 1))), record["records"], record["detail"] or None
-        )
-        for record in records
-    ]
-    measured, recorded = programs.split(outcomes)
+    outcomes = [Outcome(Measurement(*record["job"].split(" ", 1)), record["records"]) for record in records]
+    measured, _ = programs.split(outcomes)
+    # What a failed measurement told of a kind is not all of it.
+    whole = [outcome for outcome, record in zip(outcomes, records, strict=True) if not record["detail"]]
+    _, recorded = programs.split(whole)
     failures = {record["job"]: record["detail"] for record in records if record["detail"]}
     path = target / "first_light.json"
     first_light = {"environment": store.run["environment"], "measurements": measured, "failures": failures}

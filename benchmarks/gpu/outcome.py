@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from benchmarks.isolation import Outcome
 SEVERITY = ("hung", "crashed", "lost", "failed", "wrong", "unsteady", "error", "left", "missing", "right")
 #: What a reader has to look at.
 BAD = SEVERITY[:7]
-_LONGEST_OUTPUT = 2000
+_LONGEST_OUTPUT = 4000
+#: What faulthandler says when it ends a process.
+_TIMEOUT = "Timeout ("
 
 Record = dict[str, Any]
 
@@ -21,17 +24,22 @@ Record = dict[str, Any]
 def read(key: str, output: Path, process: Outcome) -> Record:
     """A job's record: how it ended, its cases that were not right, and the kernels that it launched."""
     record: Record = {"job": key, "outcome": "right", "detail": "", "seconds": round(process.seconds, 2), "cases": []}
+    counts, refusals, rows = Counter[str](), Counter[str](), set[str]()
     begun: Record | None = None
     last, doing = None, ""
     for event in events(output):
         kind = event.pop("event")
+        rows.update(event.pop("rows", ()))
         if kind == "begin":
             begun, last = event["case"], event["number"]
+        elif kind == "good":
+            begun = None
+            counts[event["outcome"]] += 1
+            refusals.update([event["detail"]] if event["outcome"] == "refused" else [])
         elif kind == "missing":
             return record | {"outcome": "missing", "detail": event["detail"]}
         elif kind == "end":
             begun = None
-            record |= event
         elif kind == "result":
             record |= event
         elif kind == "doing":
@@ -42,11 +50,15 @@ def read(key: str, output: Path, process: Outcome) -> Record:
             record["outcome"] = "lost"
         else:
             record["cases"].append({"outcome": kind, **event})
+            counts[kind] += 1
             begun = None
+    if last is not None:
+        record |= {"counts": dict(counts), "refusals": dict(refusals), "rows": sorted(rows)}
     if process.kind in ("hung", "crashed", "failed"):
         lost = record["outcome"] == "lost"
-        outcome = "lost" if lost else process.kind
-        detail = record["cases"][-1]["detail"] if lost else process.detail + doing
+        hung = begun is not None and _TIMEOUT in end(output)
+        outcome = "lost" if lost else "hung" if hung else process.kind
+        detail = record["cases"][-1]["detail"] if lost else "a case did not end" if hung else process.detail + doing
         if begun is not None:
             record["cases"].append({"outcome": outcome, "case": begun, "detail": process.detail, "evidence": []})
         record |= {"outcome": outcome, "detail": detail, "died_in": last, "output": end(output)}

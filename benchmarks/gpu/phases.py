@@ -25,8 +25,8 @@ from benchmarks.isolation import Job, run_all
 #: exactness to show.
 ENDS = {"exact cuda": 0.34, "exact cupy": 0.46, "exact numba": 0.49, "hardware": 0.64, "timings": 0.98}
 ENDS_EMULATED = dict.fromkeys(ENDS, 0.85) | {"timings": 0.98}
-#: Seconds of one job, with the start of its process and the loading of every kernel.
-EXACT_SECONDS, TIMING_SECONDS = 60.0, 45.0
+#: Seconds of one job; of an exact one, whose cases have limits of their own, no more than a last resort.
+EXACT_SECONDS, TIMING_SECONDS = 300.0, 45.0
 #: A job whose process died goes on behind the case that it died in, so many times.
 CONTINUATIONS = 2
 #: Cases of a job on the emulator, and on an engine that compiles each kernel first, beside those that launch every kernel.
@@ -69,6 +69,12 @@ def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
     return [job for job in jobs if plan.only(job.key)]
 
 
+def anything(plan: Plan) -> bool:
+    """Whether any job has a name that was asked for."""
+    names = ["ceilings", *timings.keys(plan.small), *(f"hardware: {measurement.title}" for measurement in programs.MEASUREMENTS)]
+    return bool(exact_jobs(plan, "cuda") or exact_jobs(plan, "cupy")) or any(map(plan.only, names))
+
+
 def run_exactness(plan: Plan, engine: str) -> None:
     """Runs an engine's jobs that are not done, several at once; one that died goes on behind the case that it died in."""
     done = plan.store.done("checks.jsonl")
@@ -93,8 +99,8 @@ def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator
             job_run.output.unlink(missing_ok=True)
             if record["outcome"] == "left":
                 if record["cases"]:  # what it found by then counts, and it is run again
-                    found = outcome.worst(record["cases"])
-                    plan.store.add("checks.jsonl", record | found | {"job": f"{job.key} (until the time was over)"})
+                    worst = outcome.worst(record["cases"])
+                    plan.store.add("checks.jsonl", record | worst | {"job": f"{job.key} (until the time was over)"})
                 continue
             died_in = record.get("died_in")
             if died_in is not None and not last:
@@ -110,38 +116,40 @@ def run_timings(plan: Plan) -> None:
         work: dict[Path, str] = {}
         for number, key in enumerate([key for key in timings.keys(plan.small) if key not in done and plan.only(key)]):
             work[folder / f"{number}.txt"] = key
-        jobs = [Job(timings.run_ceilings, (plan.device,), TIMING_SECONDS, folder / "ceilings.txt")]
-        jobs = [] if "ceilings" in plan.store.run else jobs
-        jobs += [Job(plan.timing, (key, plan.device, plan.seed), TIMING_SECONDS, output) for output, key in work.items()]
+        jobs = []
+        if plan.only("ceilings") and "ceilings" not in done:
+            work[folder / "ceilings.txt"] = "ceilings"
+            jobs.append(Job(timings.run_ceilings, (plan.device,), TIMING_SECONDS, folder / "ceilings.txt"))
+        jobs += [
+            Job(plan.timing, (key, plan.device, plan.seed), TIMING_SECONDS, output)
+            for output, key in work.items()
+            if key != "ceilings"
+        ]
         for job, process in progress(run_all(jobs, 1, plan.until("timings")), len(jobs), "timings"):
-            record = outcome.read(work.get(job.output, "ceilings"), job.output, process)
-            if record["outcome"] == "left":
-                continue
-            if job.output in work:
+            record = outcome.read(work[job.output], job.output, process)
+            if record["outcome"] != "left":
                 plan.store.add("timings.jsonl", record)
-            else:
-                plan.store.run["ceilings"] = record.get("ceilings", {})
-                plan.store.write_run()
 
 
 def run_hardware(plan: Plan) -> Record:
     """First light: what the hardware can do at most, and golden data for the emulator, a line for each measurement."""
     if plan.device == "cpu":
         return {"note": "left out: the emulator has no hardware to measure"}
+    if plan.store.run["environment"]["capability"] != [9, 0]:
+        return {"note": "left out: the programs of first light are for compute capability 9.0"}
     binaries = programs.ROOT / "build" / "first_light"
     done = plan.store.done("hardware.jsonl")
-    waiting = [each for each in programs.MEASUREMENTS if f"{each.program} {each.name}" not in done]
-    absent = sorted({each.program for each in waiting if not (binaries / each.program).exists()})
-    if absent:
-        return {
-            "note": f"left out: {', '.join(absent)} not in {binaries}; python -m benchmarks.first_light --build-only makes them"
-        }
-    bar = progress(iter(waiting), len(waiting), "hardware")
-    for measurement in bar:
-        if time.monotonic() > plan.until("hardware"):
-            break
-        said = programs.run(measurement, binaries)
-        record = {"job": f"{measurement.program} {measurement.name}", "records": said.records, "detail": said.failure or ""}
+    waiting = [measurement for measurement in programs.MEASUREMENTS if measurement.title not in done]
+    waiting = [measurement for measurement in waiting if plan.only(f"hardware: {measurement.title}")]
+    if stale := programs.stale(binaries, dict.fromkeys(measurement.program for measurement in waiting)):
+        remedy = "python -m benchmarks.first_light --build-only makes them"
+        return {"note": f"left out: {', '.join(stale)} in {binaries} are missing, or of other sources; {remedy}"}
+    for number, measurement in enumerate(progress(iter(waiting), len(waiting), "hardware")):
+        room = plan.until("hardware") - time.monotonic()
+        if room <= 1:
+            return {"note": f"{len(waiting) - number} of {len(programs.MEASUREMENTS)} measurements left, as the time went"}
+        said = programs.run(replace(measurement, seconds=min(measurement.seconds, int(room))), binaries)
+        record = {"job": measurement.title, "records": said.records, "detail": said.failure or ""}
         plan.store.add("hardware.jsonl", {**record, "outcome": "failed" if said.failure else "right"})
     return {}
 
@@ -166,7 +174,8 @@ def timed(store: Store, name: str, run: Callable[[], Record | None]) -> None:
     """Runs a phase and notes how long it took, and what it had to say."""
     began = time.monotonic()
     said = run() or {}
-    store.run["phases"].append({"phase": name, "seconds": round(time.monotonic() - began, 1), **said})
+    earlier = [phase for phase in store.run["phases"] if phase["phase"] != name]
+    store.run["phases"] = [*earlier, {"phase": name, "seconds": round(time.monotonic() - began, 1), **said}]
     store.write_run()
 
 
@@ -176,17 +185,23 @@ def processes(device: str, asked: int | None) -> int:
     return asked or (min(8, cores) if device == "cuda" else cores)
 
 
-def left(plan: Plan, engines: Sequence[str]) -> list[str]:
-    """What the time did not reach, in words."""
-    checks, timed_ = plan.store.done("checks.jsonl"), plan.store.done("timings.jsonl")
-    words = []
+def left(plan: Plan) -> list[str]:
+    """What the time did not reach of what a run has to show: engine cuda's exactness."""
+    done = plan.store.done("checks.jsonl")
+    undone = [job for job in exact_jobs(plan, "cuda") if job.key not in done]
+    return [f"{len(undone)} jobs of engine cuda, from {undone[0].name} on"] if undone else []
+
+
+def beyond(plan: Plan, engines: Sequence[str]) -> list[str]:
+    """What else the time did not reach, in words: compiling kernels and timing cases go as far as their share of it."""
+    done, words = plan.store.done("checks.jsonl"), []
     for engine in engines:
         jobs = exact_jobs(plan, engine)
-        undone = [job for job in jobs if job.key not in checks]
-        if undone:
+        undone = [job for job in jobs if job.key not in done]
+        if engine != "cuda" and undone:
             words.append(f"{len(undone)} of {len(jobs)} jobs of engine {engine}, from {undone[0].name} on")
     first = [key for key in timings.first(plan.small) if plan.only(key)]
-    undone_keys = [key for key in first if key not in timed_]
-    if undone_keys:
-        words.append(f"{len(undone_keys)} of the {len(first)} most telling timings, from {undone_keys[0]} on")
+    untimed = [key for key in first if key not in plan.store.done("timings.jsonl")]
+    if untimed:
+        words.append(f"{len(untimed)} of the {len(first)} most telling timings, from {untimed[0]} on")
     return words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def look(device_name: str) -> None:
 
 def _processes() -> list[str]:
     """What computes on the card, as nvidia-smi tells it; nothing where it does not."""
-    query = ["nvidia-smi", "--query-compute-apps=pid,name,used_memory", "--format=csv,noheader"]
+    card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    query = ["nvidia-smi", "-i", card, "--query-compute-apps=pid,name,used_memory", "--format=csv,noheader"]
     try:
         lines = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
@@ -48,14 +50,14 @@ def _processes() -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def lacking(found: Survey) -> str | None:
+def lacking(seen: Survey) -> str | None:
     """Why torch can use no GPU here, or one that is too old, with what would mend it; None where it can."""
-    if not found.torch_sees_gpu:
-        why = doctor.advice(found)[0]
+    if not seen.torch_sees_gpu:
+        why = doctor.advice(seen)[0]
         return f"{why.problem}: {why.remedy}; or rehearse on the emulator: python -m benchmarks gpu --device cpu"
-    for gpu in found.gpus:
-        if float(gpu.capability) < 8:
-            return f"{gpu.name} has compute capability {gpu.capability}: the kernels need 8.0 or newer"
+    if torch.cuda.get_device_capability() < (8, 0):
+        major, minor = torch.cuda.get_device_capability()
+        return f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}: the kernels need 8.0 or newer"
     return None
 
 

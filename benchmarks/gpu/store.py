@@ -18,6 +18,8 @@ SCHEMA, VERSION = "torch-unroll-gpu", 1
 IDENTITY = ("device", "device_type", "driver", "engine_digest", "torch", "seed")
 #: By phase; `second.jsonl` is what `--then` found.
 LINES = ("checks.jsonl", "hardware.jsonl", "timings.jsonl", "second.jsonl")
+#: Without so much, what jobs print is cut off.
+LEAST_FREE_BYTES = 4 << 20
 #: A file that a person may want to commit or mail.
 MOST_BYTES = 16 << 20
 
@@ -54,7 +56,13 @@ class Store:
         return {record["job"]: record for record in self.lines[name]}
 
     def add(self, name: str, record: Record) -> None:
-        """Puts a finished job on disk. A file that is full takes no more evidence, only outcomes."""
+        """Puts a finished job on disk. A file that is full takes no more evidence, only outcomes.
+
+        Raises:
+            OSError: the disk is full, of which the job itself may have died.
+        """
+        if shutil.disk_usage(self.folder).free < LEAST_FREE_BYTES:
+            raise OSError(f"{self.folder}: the disk is full; what is finished is kept: make room, and the same command goes on")
         path = self.folder / name
         line = json.dumps(record) + "\n"
         if (path.stat().st_size if path.exists() else 0) + len(line) > MOST_BYTES - (1 << 20):

@@ -41,7 +41,7 @@ def verdict(store: Store, complete: bool) -> bool:
     return complete and not bad and not missing
 
 
-def text(store: Store, left: Sequence[str]) -> str:
+def text(store: Store, left: Sequence[str], beyond: Sequence[str] = ()) -> str:
     """At most MOST_LINES lines."""
     environment, checks = store.run["environment"], store.lines["checks.jsonl"]
     told = (
@@ -58,10 +58,13 @@ def text(store: Store, left: Sequence[str]) -> str:
     lines += [f"{record['outcome']:>8}  {record['job']}: {record['detail']}"[:150] for record in bad[:_MOST_BAD]]
     if len(bad) > _MOST_BAD:
         lines.append(f"{'':>8}  and {len(bad) - _MOST_BAD} more")
-    lines += [f"left: {what}" for what in left]
+    lines += [f"left: {words}" for words in left]
+    lines += [f"beyond the time: {words}" for words in beyond]
+    if hardware := store.lines["hardware.jsonl"]:
+        failed = sum(record["outcome"] != "right" for record in hardware)
+        lines.append(f"hardware: {len(hardware) - failed} measurements, {failed} failed")
     lines += [f"{phase['phase']}: {phase['note']}" for phase in store.run["phases"] if phase.get("note")]
-    room = MOST_LINES - len(lines) - 2
-    lines += _timings(store)[:room]
+    lines += _timings(store)[: max(0, MOST_LINES - len(lines) - 2)]
     lines.append(_advice(store, bad, left, idle))
     return "\n".join(lines)
 
@@ -100,7 +103,7 @@ def _timings(store: Store) -> list[str]:
 
 def _copied(store: Store, row: Record) -> str:
     """What the copy bandwidth allows, of an op that does little but move bytes."""
-    bandwidth = store.run.get("ceilings", {}).get("copy_gb_s")
+    bandwidth = store.done("timings.jsonl").get("ceilings", {}).get("ceilings", {}).get("copy_gb_s")
     if not bandwidth or row["op"] != "max_pool2d":
         return ""
     return f"as a copy: {row['bytes'] / bandwidth * 1e-3:.1f}"
@@ -114,13 +117,14 @@ def _tile(tiles: dict[str, Any]) -> str:
 
 
 def _advice(store: Store, bad: Sequence[Record], left: Sequence[str], idle: Sequence[str]) -> str:
-    command, folder = "python -m benchmarks gpu", store.folder
+    gpu, folder = "python -m benchmarks gpu", store.folder
+    again = store.run.get("command", f"{gpu} --out {folder}")
     if bad:
-        return f"next: {command} explain {folder}/checks.jsonl; on the GPU again: {command} --then --out {folder}"
+        return f"next: {gpu} explain {folder}/checks.jsonl; on the GPU again: {again} --then"
     if left:
-        return f"next: the same command goes on: {command} --out {folder}"
+        return f"next: the same command goes on: {again}"
     if idle:
         return "not all right: kernels were never launched (a run with --only leaves most of them out)"
     if store.run["environment"]["device_type"] != "cuda":
         return "all right on the emulator"
-    return f"all right; next: {command} keep {folder}; on the GPU again: {command} --then --out {folder}"
+    return f"all right; next: {gpu} keep {folder}; on the GPU again: {again} --then"

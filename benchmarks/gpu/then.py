@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -62,8 +63,15 @@ def run_second(plan: Plan) -> int:
 
 
 def tools(plan: Plan) -> list[Tool]:
-    """What the first run asks for: its failures under memcheck, or profiles, the GPU's tests and a minute of choices."""
-    failing = [record for record in plan.store.lines["checks.jsonl"] if record["outcome"] in outcome.BAD and record["cases"]]
+    """What the first run asks for: its failures under memcheck, or profiles, the GPU's tests and a minute of choices.
+
+    Raises:
+        ValueError: there was no first run.
+    """
+    checks = plan.store.lines["checks.jsonl"]
+    if not checks:
+        raise ValueError(f"{plan.store.folder}: expected the results of a first run; run without --then before")
+    failing = [record for record in checks if record["outcome"] in outcome.BAD and record["cases"]]
     python = (sys.executable, "-m")
     if failing:
         sanitized: list[Tool] = []
@@ -77,16 +85,18 @@ def tools(plan: Plan) -> list[Tool]:
     profiles = [
         Tool(f"ncu {key}", (*_ncu(), *python, "benchmarks.gpu.once", "timing", key, plan.device), 45.0) for key in _PROFILED
     ]
-    options = ("-m", "gpu", "-n", str(plan.processes), "-q", "-p", "no:cacheprovider", "--max-worker-restart", "20")
+    options: tuple[str, ...] = ("-m", "gpu", "-q", "-p", "no:cacheprovider")
+    if importlib.util.find_spec("xdist"):
+        options += ("-n", str(plan.processes), "--max-worker-restart", "20")
     tests = Tool("pytest -m gpu", (*python, "pytest", "tests", *options), 120.0)
     search = ("--suite", "resnet50", "--dtype", "bf16", "--layout", "channels_last", "--budget", "1")
-    found = Tool("choices", (*python, "benchmarks", "choices", *search, "--out", str(plan.store.folder / "choices.json")), 75.0)
-    return [*profiles, tests, found]
+    out = str(plan.store.folder.resolve() / "choices.json")
+    return [*profiles, tests, Tool("choices", (*python, "benchmarks", "choices", *search, "--out", out), 75.0)]
 
 
 def _ncu() -> Sequence[str]:
     sections = [word for name in _SECTIONS for word in ("--section", name)]
-    first_launch = ("--kernel-name", "regex:conv2d", "--launch-skip", "1", "--launch-count", "1")
+    first_launch = ("--kernel-name", "regex:(fprop|dgrad|wgrad)_", "--launch-skip", "1", "--launch-count", "1")
     return ("ncu", "--clock-control", "none", *first_launch, *sections, "--metrics", _METRICS)
 
 
@@ -96,7 +106,7 @@ def run_tool(command: Sequence[str]) -> None:
     if program is None:
         tell("missing", detail=f"{command[0]} is not here: it comes with the CUDA toolkit")
         return
-    paths = os.pathsep.join([str(REPOSITORY / "pyext"), str(REPOSITORY)])
+    paths = os.pathsep.join([str(REPOSITORY / "pyext"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": paths}
     if command[0] == "compute-sanitizer":  # torch's cache would hide what lies beyond a tensor
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"

@@ -88,9 +88,9 @@ def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
         for choice in prepared.choices:  # the one predicted fastest comes first
             best.setdefault((choice.variant, choice.tile), choice)
         prepared.choices = list(best.values())
-        found = search(prepared, _time_all, lambda doing: tell("doing", detail=doing))
+        searched = search(prepared, _time_all, lambda doing: tell("doing", detail=doing))
     predicted = {str(choice): float(f"{1e6 * prepared.predicted[choice]:.4g}") for choice in prepared.choices}
-    return {"key": prepared.key, **found, "predicted_us": predicted}
+    return {"key": prepared.key, **searched, "predicted_us": predicted}
 
 
 def _time_all(choices: Any, timer: Timer) -> tuple[Choice, dict[Choice, float]]:

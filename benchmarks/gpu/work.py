@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.exact.case import Case, judge
 from benchmarks.gpu.exact.cases import by_job, covering, from_json
 from benchmarks.gpu.failures.evidence import evidence
+from benchmarks.runner import device_is_lost
 from torch_unroll.engines import load, refusal
 
 #: Of how many wrong cases of a job the evidence is kept.
 MOST_EVIDENCE = 3
+#: Seconds of one case; the first of a process also loads every kernel, or compiles its own.
+CASE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -55,40 +60,41 @@ def run_exact(job: ExactJob) -> None:
 
 
 def run_cases(cases: list[Case], engine: Any, device: torch.device, after: int = 0) -> bool:
-    """Judges cases in order, from the one numbered `after` on; whether none was bad."""
+    """Judges cases in order, from the one numbered `after` on; whether none was bad. A case that does not end ends the process,
+    and is what its output tells last."""
     rows: set[str] = set()
-    counts = dict.fromkeys(("right", "refused", "wrong", "unsteady", "error"), 0)
-    refusals: dict[str, int] = {}
+    bad = 0
     for number, case in enumerate(cases[after:], after):
         tell("begin", number=number, case=case.as_json())
+        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
         try:
             verdict = judge(case, engine, device)
         except Exception as error:  # one bad case does not end the job, unless the device is gone
-            counts["error"] += 1
+            bad += 1
             tell("error", case=case.as_json(), detail=f"{type(error).__name__}: {error}"[:500])
-            if device.type == "cuda" and _is_lost():
+            if device_is_lost(device):
                 tell("lost")
                 sys.exit(1)
             continue
-        counts[verdict.outcome] += 1
-        rows |= verdict.rows
-        if verdict.outcome == "refused":
-            refusals[verdict.detail] = refusals.get(verdict.detail, 0) + 1
-        elif verdict.outcome != "right":
-            keep = counts["wrong"] + counts["unsteady"] <= MOST_EVIDENCE
-            kept = [evidence(case, *wrong) for wrong in verdict.wrong] if keep else []
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        if verdict.outcome in ("wrong", "unsteady"):
+            bad += 1
+            kept = [_evidence(case, *wrong) for wrong in verdict.wrong] if bad <= MOST_EVIDENCE else []
             tell(verdict.outcome, case=case.as_json(), detail=verdict.detail, evidence=kept)
-    tell("end", counts=counts, refusals=refusals, rows=sorted(rows))
-    return not (counts["wrong"] or counts["unsteady"] or counts["error"])
+        else:
+            tell("good", outcome=verdict.outcome, detail=verdict.detail, rows=sorted(verdict.rows - rows))
+        rows |= verdict.rows
+    tell("end", rows=sorted(rows))
+    return not bad
 
 
-def _is_lost() -> bool:
-    """Whether an error has left the device unusable by this process."""
+def _evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[str, Any]:
+    """What is kept of a wrong result; what cannot be told of it does not take the verdict away."""
     try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
+        return evidence(case, name, result, expected)
+    except Exception as error:
+        return {"result": name, "lack": f"{type(error).__name__}: {error}"[:500]}
 
 
 def run_case(case: dict[str, Any], engine: str, device: str) -> bool:

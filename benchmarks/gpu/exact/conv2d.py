@@ -111,9 +111,9 @@ def _exact(geometry: Geometry, direction: str, seed: int) -> Tensor:
     x, w, _, dy = inputs(geometry, seed)
     if direction == "fprop":
         return convolve(geometry, x, w)
-    of = (x if direction == "dgrad" else w).detach().requires_grad_()
-    y = convolve(geometry, of, w) if direction == "dgrad" else convolve(geometry, x, of)
-    (gradient,) = torch.autograd.grad(y, of, dy)
+    variable = (x if direction == "dgrad" else w).detach().requires_grad_()
+    y = convolve(geometry, variable, w) if direction == "dgrad" else convolve(geometry, x, variable)
+    (gradient,) = torch.autograd.grad(y, variable, dy)
     return gradient
 
 

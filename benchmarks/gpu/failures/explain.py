@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import isolation
+from benchmarks.gpu import outcome
 from benchmarks.gpu.exact.case import Case, RefusedError
 from benchmarks.gpu.exact.cases import Planner, from_json
 from benchmarks.gpu.failures.patterns import findings
@@ -30,14 +31,33 @@ _WIDTH, _INDENT, _MOST_CLAIMS, _MOST_WORDS = 110, 14, 3, 220
 def explain(file: Path, case: str | None = None, emulate: bool = True) -> str:
     """Says of each failed case in a file what went wrong. The file holds jobs, a line each, as `benchmarks gpu` writes them, or
     one case as JSON. `case` is what a case's line has to contain. With `emulate` the same cases run on the emulator."""
-    told = [failed for failed in _failed(file) if case is None or case in from_json(failed["case"]).key]
+    told = list(_failed(file))
+    if case is not None:
+        told = [failed for failed in told if case in _key(failed)]
     if not told:
         return f"{file}: no failed case" + (f" that has {case!r} in its line" if case else "")
-    return "\n\n".join("\n".join(_explained(failed, emulate)) for failed in told)
+    return "\n\n".join("\n".join(_explained_or_not(failed, emulate)) for failed in told)
+
+
+def _key(failed: Mapping[str, Any]) -> str:
+    try:
+        return from_json(failed["case"]).key
+    except (KeyError, TypeError):  # of another version
+        return json.dumps(failed["case"])
+
+
+def _explained_or_not(failed: Mapping[str, Any], emulate: bool) -> Iterator[str]:
+    """One case that cannot be explained does not take the others' explanations away."""
+    try:
+        yield from list(_explained(failed, emulate))
+    except Exception as error:
+        yield from _line("case", _key(failed))
+        yield from _line("outcome", "; ".join(filter(None, (failed["outcome"], failed.get("detail")))))
+        yield from _line("pattern", f"cannot be told: {type(error).__name__}: {error}")
 
 
 def _failed(file: Path) -> Iterator[Mapping[str, Any]]:
-    text = file.read_text()
+    text = file.read_text(errors="backslashreplace")
     try:
         records = [json.loads(text)]  # one record, over however many lines
     except json.JSONDecodeError:
@@ -47,7 +67,11 @@ def _failed(file: Path) -> Iterator[Mapping[str, Any]]:
                 records += [json.loads(line)] if line.strip() else []
             except json.JSONDecodeError as error:
                 raise ValueError(f"{file}, line {number}: expected JSON, got {line[:60]!r}") from error
+    if not any(isinstance(record, dict) and {"cases", "case", "op"} & record.keys() for record in records):
+        raise ValueError(f"{file}: expected jobs or cases as `benchmarks gpu` writes them, got {text[:60]!r}")
     for record in records:
+        if not isinstance(record, dict):
+            continue
         if "cases" in record:
             for failed in record["cases"]:
                 yield {"engine": record.get("engine", "cuda"), **failed}
@@ -83,6 +107,9 @@ def _line(title: str, text: str) -> Iterator[str]:
 
 def _result(case: Case, evidence: Mapping[str, Any]) -> Iterator[str]:
     name = evidence["result"]
+    if "lack" in evidence:
+        yield from _line(name, f"wrong, and no evidence could be kept: {evidence['lack']}")
+        return
     if "instead" in evidence:
         yield from _line(name, f"expected {evidence['dtype']} of shape {evidence['shape']}, got {evidence['instead']}")
         return
@@ -166,17 +193,12 @@ def _emulated(failed: Mapping[str, Any]) -> str:
         return f"not asked: engine cuda {reason}"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
-        outcome = isolation.run(run_case, (dict(failed["case"]), "cuda", "cpu"), limit=EMULATOR_SECONDS, output=output)
-        lines = output.read_text().splitlines() if output.exists() else []
-        events = [json.loads(line) for line in lines if line.startswith("{")]
-    counts: dict[str, int] = next((event["counts"] for event in events if event["event"] == "end"), {})
-    verdicts = [event for event in events if event["event"] in ("wrong", "unsteady", "error")]
-    if outcome.kind != "ended":
-        return f"{outcome.kind}: {outcome.detail}"
-    if counts.get("right"):
+        process = isolation.run(run_case, (dict(failed["case"]), "cuda", "cpu"), limit=EMULATOR_SECONDS, output=output)
+        record = outcome.read("emulated", output, process)
+    if record["outcome"] in ("hung", "crashed", "failed"):
+        return f"{record['outcome']}: {record['detail']}"
+    if record["cases"]:
+        return f"{record['outcome']} there too, so the kernel's source or its host code is: {record['detail']}"
+    if record["counts"].get("right"):
         return "right there: the hardware and the emulator differ, or the source has changed since"
-    if counts.get("refused"):
-        return "refused there, where there are fewer multiprocessors"
-    if not verdicts:
-        return "said nothing"
-    return f"{verdicts[0]['event']} there too, so the kernel's source or its host code is: {verdicts[0]['detail']}"
+    return "refused there, where there are fewer multiprocessors"
