@@ -269,7 +269,7 @@ def test_a_disk_that_fills_up_is_no_failure_of_a_kernel(tmp_path: Path, monkeypa
     store = Store(tmp_path, ENVIRONMENT)
     store.add("checks.jsonl", record_of("a"))
     monkeypatch.setattr("benchmarks.gpu.store.LEAST_FREE_BYTES", 1 << 62)
-    with pytest.raises(OSError, match="the disk is full; .* the same command goes on"):
+    with pytest.raises(OSError, match=r"the disk is full; .* the same command goes on"):
         store.add("checks.jsonl", record_of("b", "failed"))
     assert list(Store(tmp_path, ENVIRONMENT).done("checks.jsonl")) == ["a"]
 

@@ -66,7 +66,7 @@ def run_cases(cases: list[Case], engine: Any, device: torch.device, after: int =
     bad = 0
     for number, case in enumerate(cases[after:], after):
         tell("begin", number=number, case=case.as_json())
-        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True, file=2)
         try:
             verdict = judge(case, engine, device)
         except Exception as error:  # one bad case does not end the job, unless the device is gone
