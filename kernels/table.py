@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from itertools import product
 
-from . import layout
+from . import device_digest, layout
 from .tensor_map import CTensorMapSpec
 
 OPS = ("conv2d", "max_pool2d", "rnn")
@@ -143,11 +143,15 @@ def instance_source(rows: Iterable[Kernel]) -> str:
 
 
 def interface_source() -> str:
-    """C++ that compiles where the structs of the C interface are laid out like their mirrors, and records how."""
+    """C++ that compiles where the structs of the C interface are laid out like their mirrors, and records how, and of which
+    sources the object is."""
     lines = ['#include "platform/interface.h"', '#include "platform/layout.h"']
     for name, mirror in INTERFACE.items():
         lines.append(layout.statement(f"state_layout_of_{name}", name, mirror))
         lines.append(f"static_assert(sizeof state_layout_of_{name}(unevaluated<{name}>()));")
     records = "\\n".join(f"{name}: {layout.record(name, mirror)}" for name, mirror in INTERFACE.items())
-    lines.append('extern "C" __attribute__((visibility("default"))) const char* torch_unroll_interface_layout() {')
-    return "\n".join([*lines, f'  return "{records}";', "}", ""])
+    for name, text in (("interface_layout", records), ("device_digest", device_digest())):
+        lines.append(
+            f'extern "C" __attribute__((visibility("default"))) const char* torch_unroll_{name}() {{ return "{text}"; }}'
+        )
+    return "\n".join([*lines, ""])

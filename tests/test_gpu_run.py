@@ -22,7 +22,7 @@ from benchmarks.gpu.store import Store, alone, load_run
 from benchmarks.gpu.work import ExactJob
 from benchmarks.isolation import Outcome
 from benchmarks.results import ForeignError
-from torch_unroll.engines import refusal
+from torch_unroll.engines import cuda, refusal
 
 pytestmark = pytest.mark.skipif(
     refusal("cuda", "rnn", CPU, torch.float32) is not None,
@@ -259,6 +259,13 @@ def test_a_place_that_will_not_do(change: dict[str, Any], said: str) -> None:
     place.require_place(SEEN, shared=False)
     with pytest.raises(ValueError, match=said):
         place.require_place(SEEN | change, shared=False)
+
+
+def test_kernels_of_other_sources_are_not_proven(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cuda.stale(CPU) is None
+    monkeypatch.setattr(cuda, "device_digest", lambda: "of sources that changed")
+    place.look("cpu")
+    assert "built from other sources" in json.loads(capsys.readouterr().out)["lack"]
 
 
 def test_a_place_that_others_use_may_be_shared() -> None:

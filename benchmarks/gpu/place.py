@@ -12,7 +12,7 @@ import torch
 from benchmarks.environment import clocks, describe
 from benchmarks.gpu.work import tell
 from torch_unroll import doctor
-from torch_unroll.engines import NAMES, refusal
+from torch_unroll.engines import NAMES, cuda, refusal
 from torch_unroll.survey import Survey, survey
 
 #: Memory that the largest cases take with torch's own results beside ours.
@@ -28,11 +28,12 @@ def look(device_name: str) -> None:
         tell("result", lack=lack)
         return
     on_gpu = device.type == "cuda"
+    engines = {name: refusal(name, "conv2d", device, torch.bfloat16) for name in NAMES}
     tell(
         "result",
-        lack=None,
+        lack=None if engines["cuda"] else cuda.stale(device),
         environment={**describe(device), "capability": list(torch.cuda.get_device_capability()) if on_gpu else None},
-        engines={name: refusal(name, "conv2d", device, torch.bfloat16) for name in NAMES},
+        engines=engines,
         clocks=clocks(device),
         free_bytes=torch.cuda.mem_get_info()[0] if on_gpu else None,
         processes=others,

@@ -17,7 +17,7 @@ import torch
 
 from torch_unroll.engines import DTYPES
 from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
-from torch_unroll.kernels import layout, table
+from torch_unroll.kernels import device_digest, layout, table
 from torch_unroll.kernels.table import CLaunchConfig, Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
@@ -45,10 +45,11 @@ class KernelObject:
         pointer = ctypes.c_void_p
         library.torch_unroll_launch.argtypes = [ctypes.c_int, pointer, pointer, pointer]
         library.torch_unroll_resident.argtypes = [ctypes.c_int, pointer, pointer]
-        if not hasattr(library, "torch_unroll_interface_layout"):
+        if not hasattr(library, "torch_unroll_device_digest"):
             raise RuntimeError(f"{path.name} is older than its sources; {REBUILD_HINT}")
         library.torch_unroll_parameter_layout.restype = library.torch_unroll_interface_layout.restype = ctypes.c_char_p
         library.torch_unroll_encode_tensor_map.argtypes = [pointer, pointer]
+        library.torch_unroll_device_digest.restype = ctypes.c_char_p
         names = [library.torch_unroll_kernel_name(i).decode() for i in range(library.torch_unroll_kernel_count())]
         self.index = {name: i for i, name in enumerate(names)}
         self._prepared: dict[LaunchPlan, tuple[int, CLaunchConfig]] = {}
@@ -91,6 +92,10 @@ class KernelObject:
         if status := self.library.torch_unroll_encode_tensor_map(ctypes.byref(spec.struct()), ctypes.byref(encoded)):
             raise RuntimeError(f"{spec}: {self.library.torch_unroll_error_text(status).decode()}")
         return encoded
+
+    def built_from(self) -> str:
+        """`kernels.device_digest` of the sources that it was built from."""
+        return str(self.library.torch_unroll_device_digest().decode())
 
     def preload(self) -> None:
         """Loads every kernel on the current device: module loading under graph capture fails."""
@@ -180,6 +185,13 @@ def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     except RuntimeError as error:
         return str(error)
     return None
+
+
+def stale(device: torch.device) -> str | None:
+    """What is wrong with an object that was built from other sources than those that are here; None for one of these."""
+    if _object(device.type).built_from() == device_digest():
+        return None
+    return f"{library_path(device.type).name} was built from other sources than those that are here; {REBUILD_HINT}"
 
 
 LAUNCHER = _Launcher()
