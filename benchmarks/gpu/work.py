@@ -19,8 +19,8 @@ from torch_unroll.engines import load, refusal
 
 #: Of how many wrong cases of a job the evidence is kept.
 MOST_EVIDENCE = 3
-#: Seconds of one case; the first of a process also loads every kernel, or compiles its own.
-CASE_SECONDS = 30.0
+#: Seconds of one case, of which the first of a process also loads every kernel; and where a case compiles its kernels first.
+CASE_SECONDS, COMPILED_CASE_SECONDS = 30.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,19 @@ def run_exact(job: ExactJob) -> None:
     cases = by_job(job.small, job.seed)[job.name]
     if job.more is not None:
         cases = covering(cases, engine, device, job.seed, job.more)
-    run_cases(cases, engine, device, job.after)
+    run_cases(cases, engine, device, job.after, CASE_SECONDS if job.engine == "cuda" else COMPILED_CASE_SECONDS)
 
 
-def run_cases(cases: list[Case], engine: Any, device: torch.device, after: int = 0) -> bool:
-    """Judges cases in order, from the one numbered `after` on; whether none was bad. A case that does not end ends the process,
-    and is what its output tells last."""
+def run_cases(
+    cases: list[Case], engine: Any, device: torch.device, after: int = 0, seconds: float = COMPILED_CASE_SECONDS
+) -> bool:
+    """Judges cases in order, from the one numbered `after` on; whether none was bad. A case that takes more than so many seconds
+    ends the process, and is what its output tells last."""
     rows: set[str] = set()
     bad = 0
     for number, case in enumerate(cases[after:], after):
         tell("begin", number=number, case=case.as_json())
-        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True, file=2)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
         try:
             verdict = judge(case, engine, device)
         except Exception as error:  # one bad case does not end the job, unless the device is gone
