@@ -102,6 +102,7 @@ def test_a_timing_that_was_wrong_is_no_right_one(
     assert record["row"]["status"] == status
 
 
+@pytest.mark.usefixtures("switches_may_be_set")
 def test_tiles_carry_times_predictions_and_what_was_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

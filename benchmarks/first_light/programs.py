@@ -83,7 +83,7 @@ def sources_digest() -> str:
     """A digest of what the programs are made of; dates of files say nothing in a tree that was copied."""
     sources = [*HERE.glob("*.cu"), *HERE.glob("*.cuh"), *(ROOT / "kernels" / "cuda" / "platform").glob("*.h")]
     known = hashlib.sha256(" ".join(TARGET).encode())
-    for path in sorted(sources):
+    for path in sorted(sources, key=lambda path: path.name):
         known.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return known.hexdigest()
 
