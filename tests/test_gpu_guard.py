@@ -84,7 +84,7 @@ def test_without_workers_the_rest_is_skipped_and_nothing_is_called_wrong(guarded
 
 
 @pytest.mark.skipif(find_spec("xdist") is None, reason="needs pytest-xdist: pip install pytest-xdist")
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_worker_ends_and_another_runs_the_rest(workers: str, guarded) -> None:
     said = guarded(FILE, "-n", workers, plugins=("xdist.plugin",))
     assert "a wrong result" not in said

@@ -214,7 +214,7 @@ def test_closing_the_iterator_kills_what_runs(tmp_path: Path) -> None:
     assert is_gone(pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_a_caller_that_is_interrupted_or_killed(number: signal.Signals, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"""

@@ -71,7 +71,7 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(params=BLOCKED)
+@pytest.fixture(params=[pytest.param("the optional ones", marks=pytest.mark.slow), "all but what a GPU machine has"])
 def python(request: pytest.FixtureRequest, tmp_path: Path):
     """Runs Python where some packages are missing, and pytest without plugins."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
@@ -92,6 +92,13 @@ def python(request: pytest.FixtureRequest, tmp_path: Path):
 def test_commands_work_without(command: str, python) -> None:
     done = python(*COMMANDS[command])
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_run_on_a_gpu_is_rehearsed_without(python, tmp_path: Path) -> None:
+    arguments = ("--device", "cpu", "--only", "rnn_cell forward float32", "--out", str(tmp_path / "out"))
+    done = python("-m", "benchmarks", "gpu", *arguments)
+    assert "cuda: jobs: 1 right" in done.stdout, done.stdout + done.stderr
+    assert "never launched" in done.stdout
 
 
 def test_all_tests_are_collected_without(python) -> None:
