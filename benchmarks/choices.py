@@ -141,7 +141,7 @@ class Prepared:
         of = conv2d_call.Call(compiled.launcher, x, w, y, geometry, resolve_precision("conv", x))
         self.key = table.problem_key(case.direction, of.problem)
         candidates = table.candidates(case.direction, of.problem, of.device)
-        self.predicted = {each: table.predict(each, case.direction, of.problem, of.device).seconds for each in candidates}
+        self.predicted = {choice: table.predict(choice, case.direction, of.problem, of.device).seconds for choice in candidates}
         self.choices = sorted(candidates, key=self.predicted.__getitem__)
         #: What would be chosen without a table.
         self.by_model = table.choose(case.direction, of.problem, replace(of.device, name="")).choice

@@ -35,7 +35,7 @@ def without(number: int, *place: int | slice) -> Callable[[Inputs], Inputs]:
     """Leaves out some elements of one of the inputs."""
 
     def leave_out(inputs: Inputs) -> Inputs:
-        less = [each.clone() for each in inputs]
+        less = [tensor.clone() for tensor in inputs]
         less[number][place] = 0
         return (less[0], less[1], less[2], less[3])
 
@@ -70,7 +70,7 @@ def test_what_a_convolution_leaves_out_is_found(arithmetic: str, direction: str,
     inputs = CASE.inputs(dtype, torch.contiguous_format)
     exact, bound = CASE.bounds(*inputs, operand)[direction]
     assert_within(exact.to(dtype), exact, bound)
-    x, w, bias, dy = (each.double() for each in leave_out(inputs))
+    x, w, bias, dy = (tensor.double() for tensor in leave_out(inputs))
     incomplete = CASE.exact(x, w, bias, dy)[direction].to(dtype)
     with too_far_off("result"):
         assert_within(incomplete, exact, bound)
@@ -157,8 +157,8 @@ def test_what_a_cell_leaves_out_is_found(arithmetic: str, left_out: str) -> None
     shapes = {"x": (5, 40), "h": (5, 24), "w_ih": (24, 40), "w_hh": (24, 24), "b_ih": (24,), "b_hh": (24,)}
     drawn = {name: (torch.randn(shape) / 3).to(dtype) for name, shape in shapes.items()}
 
-    def forward(of: dict[str, Tensor]) -> Tensor:
-        x, h, w_ih, w_hh, b_ih, b_hh = (each.double() for each in of.values())
+    def forward(operands: dict[str, Tensor]) -> Tensor:
+        x, h, w_ih, w_hh, b_ih, b_hh = (tensor.double() for tensor in operands.values())
         return torch.tanh(x @ w_ih.T + h @ w_hh.T + b_ih + b_hh).to(dtype)
 
     x, h, w_ih, w_hh, *biases = drawn.values()

@@ -116,9 +116,9 @@ class Case:
         self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor, operand: float = 0.0
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Each exact result, and how far off one may be."""
-        wide = [each.double() for each in (x, w, dy)]
+        wide = [tensor.double() for tensor in (x, w, dy)]
         exact = self.exact(wide[0], wide[1], None if bias is None else bias.double(), wide[2])
-        products = self.exact(*(each.abs() for each in wide[:2]), None, wide[2].abs())
+        products = self.exact(*(tensor.abs() for tensor in wide[:2]), None, wide[2].abs())
         taps = w[0, 0].numel()
         terms = {
             "fprop": w[0].numel() + 1,
@@ -193,13 +193,14 @@ def test_results_are_as_accurate_as_their_arithmetic(
     if precision == "tf32" and "hopper" in variant:
         operand = COPIED_TF32
     elif precision == "tf32":  # exact products of rounded operands
-        multiplied = [tf32(each) for each in multiplied]
+        multiplied = [tf32(tensor) for tensor in multiplied]
     bounds = case.bounds(*multiplied[:2], bias, multiplied[2], operand)
     for direction, result in results.items():
         exact, bound = bounds[direction]
         if variant == "explicit" and direction == "dgrad":  # columns are narrowed one by one before they are added
             bound = (
-                bound + ROUNDING[dtype] * case.exact(*(each.double().abs() for each in (x, w)), None, dy.double().abs())["dgrad"]
+                bound
+                + ROUNDING[dtype] * case.exact(*(tensor.double().abs() for tensor in (x, w)), None, dy.double().abs())["dgrad"]
             )
         assert result.dtype == dtype
         assert_within(result, exact, bound, direction)

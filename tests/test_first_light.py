@@ -141,7 +141,7 @@ def first_light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) 
     return sorted(Path(line).name for line in listed.read_text().split()) if listed.exists() else []
 
 
-PROGRAMS = sorted({each.program for each in MEASUREMENTS})
+PROGRAMS = sorted({measurement.program for measurement in MEASUREMENTS})
 
 
 @pytest.mark.usefixtures("nvcc")

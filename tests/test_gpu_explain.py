@@ -33,7 +33,7 @@ def _emulator() -> None:
 
 def record(case: Case, wrong: list[tuple[str, Tensor, Tensor]]) -> dict[str, object]:
     """A wrong case as a result file tells it."""
-    told = {"outcome": "wrong", "case": case.as_json(), "detail": "", "evidence": [evidence(case, *each) for each in wrong]}
+    told = {"outcome": "wrong", "case": case.as_json(), "detail": "", "evidence": [evidence(case, *result) for result in wrong]}
     return json.loads(json.dumps(told))
 
 
@@ -270,7 +270,7 @@ def test_a_file_of_something_else_is_refused(content: bytes, tmp_path: Path) -> 
 @pytest.mark.parametrize("case", [{"op": "nope"}, {"op": "rnn", "x": 3}, {"op": "conv2d"}])
 def test_a_case_of_another_version_does_not_hide_the_others(case: dict, tmp_path: Path) -> None:
     good = MaxPool2dCase("indices", "flat", "float32", "nchw", "2x2").as_json()
-    cases = [{"outcome": "wrong", "case": each, "detail": "d", "evidence": []} for each in (case, good)]
+    cases = [{"outcome": "wrong", "case": told, "detail": "d", "evidence": []} for told in (case, good)]
     file = tmp_path / "checks.jsonl"
     file.write_text(json.dumps({"job": "cuda: a", "cases": cases}) + "\n")
     told = explain(file)

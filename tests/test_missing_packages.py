@@ -46,7 +46,11 @@ def _closure(names: tuple[str, ...]) -> set[str]:
                 wanted = [Requirement(text) for text in requires(name) or []]
             except PackageNotFoundError:
                 continue
-            left += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+            left += [
+                requirement.name
+                for requirement in wanted
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            ]
     return known
 
 

@@ -49,7 +49,7 @@ def test_the_mode_reaches_the_kernels() -> None:
 
 @pytest.mark.parametrize("layout", ["channels_last", pytest.param("nchw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("variant", "dtype", "precision"), [each for each in MATHS if "hopper" in str(each.id) or "tensor" in str(each.id)]
+    ("variant", "dtype", "precision"), [math for math in MATHS if "hopper" in str(math.id) or "tensor" in str(math.id)]
 )
 @pytest.mark.parametrize("name", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_convolution(name: str, variant: str | Choice, dtype: torch.dtype, precision: str, layout: str) -> None:
@@ -75,7 +75,7 @@ def test_cell(row: Kernel) -> None:
 @pytest.mark.parametrize("name", test_rnn_kernels.VARIANTS)
 @pytest.mark.parametrize(
     ("dtype", "precision"),
-    [each for each in test_rnn_kernels.MATHS if each.id in ("float16", "bfloat16", "tf32")],
+    [math for math in test_rnn_kernels.MATHS if math.id in ("float16", "bfloat16", "tf32")],
 )
 def test_longer_recurrences(name: str, dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"dtype": dtype, "precision": precision}

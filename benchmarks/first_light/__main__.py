@@ -52,7 +52,7 @@ def main() -> int:
     options = parser.parse_args()
     chosen = [each for each in MEASUREMENTS if not options.only or each.program in options.only]
 
-    wanted = list(dict.fromkeys(each.program for each in chosen))
+    wanted = list(dict.fromkeys(measurement.program for measurement in chosen))
     build = wanted if options.rebuild else programs.stale(options.binaries, wanted)
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if build and nvcc:

@@ -102,18 +102,18 @@ def _bits(values: np.ndarray, cpp: str) -> np.ndarray:
 def mma_record(seed: int) -> Record:
     random = np.random.default_rng(seed)
     instruction, cpp = list(_TYPES.items())[seed % 3]
-    K, each = (8, 1) if cpp == "float" else (16, 2)  # elements of a register
+    K, width = (8, 1) if cpp == "float" else (16, 2)  # elements of a register
     A, B, C = random.integers(-8, 8, (16, K)), random.integers(-8, 8, (K, 8)), random.integers(0, 64, (16, 8))
     a, b = _bits(A, cpp), _bits(B, cpp)
     lanes: dict[str, list[int]] = {"a": [], "b": [], "c": [], "d": []}
     for lane in range(32):
         g, t = divmod(lane, 4)
         for j in range(4):
-            k = each * t + K // 2 * (j >> 1)
-            lanes["a"].append(_register(a[g + 8 * (j & 1), k : k + each]))
+            k = width * t + K // 2 * (j >> 1)
+            lanes["a"].append(_register(a[g + 8 * (j & 1), k : k + width]))
         for j in range(2):
-            k = each * t + K // 2 * j
-            lanes["b"].append(_register(b[k : k + each, g]))
+            k = width * t + K // 2 * j
+            lanes["b"].append(_register(b[k : k + width, g]))
         for name, matrix in (("c", C), ("d", C + A @ B)):
             for i in range(4):
                 value = matrix[g + 8 * (i >> 1), 2 * t + (i & 1)]

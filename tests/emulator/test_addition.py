@@ -145,7 +145,7 @@ def mma(emulator: Emulator, dtype: str, c: Tensor, a: Tensor, b: Tensor) -> Tens
 
 def wgmma(emulator: Emulator, dtype: str, a: Tensor, b: Tensor) -> Tensor:
     kernel = f"wgmma_kernel<{dtype}, 64, {MAJORS[0]}, Mistake::none>"
-    return torch.from_numpy(multiply(emulator, kernel, *(model.depth_major(words(each), 64) for each in (a, b)), 64))
+    return torch.from_numpy(multiply(emulator, kernel, *(model.depth_major(words(tensor), 64) for tensor in (a, b)), 64))
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS)
@@ -245,7 +245,7 @@ def test_what_is_not_finite_stays_so(matrices: Emulator, dtype: str, special: fl
     for truncate in (False, True):
         with matrices.arithmetic(addition=truncate):
             results.append(mma(matrices, dtype, c, a, b))
-    special_places = [~torch.isfinite(each) for each in results]
+    special_places = [~torch.isfinite(tensor) for tensor in results]
     assert torch.equal(*special_places)
     assert special_places[0].sum() == 9
-    torch.testing.assert_close(*(each[special_places[0]] for each in results), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(*(tensor[special_places[0]] for tensor in results), rtol=0, atol=0, equal_nan=True)

@@ -133,6 +133,8 @@ class MaxPool2dCase(Case):
                 if self.direction == "backward":
                     return {"dx": engine.max_pool2d_backward(dy, offsets, plane, *geometry)}
             except AssertionError as error:  # the table's last variant takes everything, and it is not in this one
+                if str(error) != variants.NONE_LEFT:
+                    raise
                 raise RefusedError(f"{self.variant} does not take this pooling") from error
             if self.direction == "gather":
                 return {"gathered": engine.max_pool2d_gather(x, offsets, *geometry)}

@@ -104,6 +104,7 @@ class _Call(NamedTuple):
         return None
 
 
+NONE_LEFT = "the last variant takes everything"
 _TOO_LARGE = "a window has more than 32767 cells"
 
 
@@ -201,7 +202,7 @@ def _first(variants: Mapping[str, Callable[[_Call], Planned | str]], call: _Call
         if isinstance(found, Planned):
             return found._replace(passed_over=tuple(passed_over))
         passed_over.append((name, found))
-    raise AssertionError("the last variant takes everything")
+    raise AssertionError(NONE_LEFT)
 
 
 @lru_cache(maxsize=4096)
