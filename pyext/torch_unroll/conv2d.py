@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from torch_unroll.autocast import lowered
 from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop, pack_once
@@ -15,6 +16,7 @@ from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.history import gradient_with_history
 from torch_unroll.registration import is_recorded
 from torch_unroll.shapes import facts, index, pair, remembered, require, require_tensors
+from torch_unroll.torch_function import ask
 
 
 def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: Pair, groups: int) -> None:
@@ -131,6 +133,9 @@ def conv2d(
     Raises:
         RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
     """
+    if has_torch_function_variadic(input, weight, bias) and not torch.compiler.is_compiling():
+        arguments = (input, weight, bias, stride, padding, dilation, groups)
+        return ask(conv2d, arguments[:3], arguments, {"engine": engine, "precision": precision}, F.conv2d)
     require_tensors(input=input, weight=weight, bias=bias)
     resolved = resolve(engine)
     if not claims(resolved, input):
@@ -176,6 +181,9 @@ def conv_transpose2d(
     Raises:
         RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
     """
+    if has_torch_function_variadic(input, weight, bias) and not torch.compiler.is_compiling():
+        arguments = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return ask(conv_transpose2d, arguments[:3], arguments, {"engine": engine, "precision": precision}, F.conv_transpose2d)
     require_tensors(input=input, weight=weight, bias=bias)
     resolved = resolve(engine)
     if not claims(resolved, input):

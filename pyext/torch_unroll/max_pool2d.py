@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
 from torch_unroll.checks import MOST_INT32
 from torch_unroll.engines import claims, resolve
@@ -15,6 +16,7 @@ from torch_unroll.max_over_time_ops import max_over_time_forward
 from torch_unroll.max_pool2d_ops import max_pool2d_forward, max_pool2d_indices
 from torch_unroll.registration import is_recorded
 from torch_unroll.shapes import Pair, pair, pooled, require, require_tensors
+from torch_unroll.torch_function import ask
 
 
 def _wants_gradient(x: Tensor) -> bool:
@@ -64,6 +66,11 @@ def max_pool2d(
     Raises:
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
+    if has_torch_function_unary(input) and not torch.compiler.is_compiling():
+        arguments = (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        torchs: Any = F.max_pool2d_with_indices if return_indices else F.max_pool2d
+        twin = max_pool2d_with_indices if return_indices else max_pool2d
+        return ask(max_pool2d, (input,), arguments, {"engine": engine}, torchs, twin)
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
@@ -97,6 +104,11 @@ def max_pool2d(
     return (y, indices) if input.dim() == 4 else (y.squeeze(0), indices.squeeze(0))
 
 
+def max_pool2d_with_indices(*args: Any, engine: str | None = None, **kwargs: Any) -> Any:
+    """`torch.nn.functional.max_pool2d_with_indices`: `max_pool2d` with `return_indices`, whatever is said of it."""
+    return max_pool2d(*args[:6], **{**kwargs, "return_indices": True}, engine=engine)
+
+
 def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | None = None) -> Tensor:
     """The largest value of each channel over the steps of a sequence: max pooling with one window over all of time.
 
@@ -115,6 +127,8 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit; or the named engine's reason for refusing.
     """
+    if has_torch_function_variadic(x, lengths) and not torch.compiler.is_compiling():
+        return ask(max_over_time, (x, lengths), (x, lengths), {"engine": engine})
     require_tensors(x=x, lengths=lengths)
     require(x.dim() == 3 and x.shape[0] > 0, f"x: expected (T, N, C) with T above 0, got shape {tuple(x.shape)}")
     require(x.is_floating_point(), f"x: expected a floating-point dtype, got {x.dtype}")

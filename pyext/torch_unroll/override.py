@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import HigherOrderOperator, _compute_keyset
-from torch.overrides import TorchFunctionMode
 
 from torch_unroll.conv2d import conv2d, conv_transpose2d
-from torch_unroll.max_pool2d import max_pool2d
+from torch_unroll.max_pool2d import max_pool2d, max_pool2d_with_indices
 from torch_unroll.rnn import rnn, rnn_cell
+from torch_unroll.torch_function import Redirect
 from torch_unroll.unfold import fold, unfold
 
 
@@ -52,11 +52,6 @@ def _cell(nonlinearity: str) -> Callable[..., Tensor]:
     return run
 
 
-def _max_pool2d_with_indices(*args: Any, **kwargs: Any) -> Any:
-    kwargs["return_indices"] = True
-    return max_pool2d(*args[:6], **kwargs)
-
-
 def _unchecked(function: Any) -> Callable[..., Any]:
     """A copy of a Python function of torch's that asks no mode and no subclass; what it calls still does."""
     checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
@@ -76,7 +71,22 @@ def _call_higher_order(operator: HigherOrderOperator, *args: Any, **kwargs: Any)
     return operator.dispatch(keys.highestPriorityTypeId(), *args, **kwargs)
 
 
-class override(TorchFunctionMode):  # noqa: N801 (a context manager, named like torch.no_grad)
+_TABLE: dict[Any, Callable[..., Any]] = {
+    F.conv2d: conv2d,
+    F.conv_transpose2d: conv_transpose2d,
+    F.unfold: unfold,
+    F.fold: fold,
+    F.max_pool2d: max_pool2d,
+    torch.max_pool2d: max_pool2d,
+    F.max_pool2d_with_indices: max_pool2d_with_indices,
+    torch.rnn_tanh: _rnn("tanh"),
+    torch.rnn_relu: _rnn("relu"),
+    torch.rnn_tanh_cell: _cell("tanh"),
+    torch.rnn_relu_cell: _cell("relu"),
+}
+
+
+class override(Redirect):  # noqa: N801 (a context manager, named like torch.no_grad)
     """Within `with tu.override():`, torch's convolutions, poolings, folds and recurrences are torch_unroll's.
 
     It sees calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `torch.rnn_tanh`, `torch.rnn_relu`
@@ -88,19 +98,8 @@ class override(TorchFunctionMode):  # noqa: N801 (a context manager, named like 
     functions, and may report that other tensors were saved. For those, and for good, use `torch_unroll.replace`.
     """
 
-    table: ClassVar[dict[Any, Callable[..., Any]]] = {
-        F.conv2d: conv2d,
-        F.conv_transpose2d: conv_transpose2d,
-        F.unfold: unfold,
-        F.fold: fold,
-        F.max_pool2d: max_pool2d,
-        torch.max_pool2d: max_pool2d,
-        F.max_pool2d_with_indices: _max_pool2d_with_indices,
-        torch.rnn_tanh: _rnn("tanh"),
-        torch.rnn_relu: _rnn("relu"),
-        torch.rnn_tanh_cell: _cell("tanh"),
-        torch.rnn_relu_cell: _cell("relu"),
-    }
+    def __init__(self) -> None:
+        super().__init__(_TABLE)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

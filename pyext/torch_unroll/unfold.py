@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import has_torch_function_unary
 
 from torch_unroll.checks import MOST, require_alike, require_numbers, require_rank
 from torch_unroll.engines import claims, resolve, select
 from torch_unroll.registration import Operator, operator
 from torch_unroll.shapes import Pair, convolved, pair, require, require_tensors
+from torch_unroll.torch_function import ask
 
 
 def _check_geometry(
@@ -150,6 +153,8 @@ def unfold(
     Raises:
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
+    if has_torch_function_unary(input) and not torch.compiler.is_compiling():
+        return ask(unfold, (input,), (input, kernel_size, dilation, padding, stride), {"engine": engine}, F.unfold)
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
@@ -192,6 +197,8 @@ def fold(
     Raises:
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
+    if has_torch_function_unary(input) and not torch.compiler.is_compiling():
+        return ask(fold, (input,), (input, output_size, kernel_size, dilation, padding, stride), {"engine": engine}, F.fold)
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch.fx
-
 from tests.differential.harness import Case
 
 
@@ -41,7 +39,6 @@ class Known:
 
 _NAMED = "a named engine never falls back to torch's operator, and has kernels for floating-point numbers alone"
 _PLACES = "torch answers by shapes alone where one of the tensors has no data; ours names the two devices"
-_PROXIES = "the functions take tensors, and torch.fx puts a proxy in their place"
 
 EXCEPTIONS = (
     Known(
@@ -63,22 +60,6 @@ EXCEPTIONS = (
         _PLACES,
     ),
     Known(Pattern("conv2d", "*", "further_inputs_on_meta", "*"), RuntimeError, _PLACES),
-    Known(
-        Pattern(
-            "Conv2d-*|MaxPool2d-*|network|LeNet5|AlexNet|GoogLeNet|CifarResNet|ResNet-*",
-            "replace|direct",
-            "traced_by_fx",
-            "*",
-        ),
-        TypeError,
-        _PROXIES,
-    ),
-    Known(Pattern("conv2d|conv_transpose2d|unfold|fold|max_pool2d|rnn|rnn_cell", "*", "traced_by_fx", "*"), TypeError, _PROXIES),
-    Known(
-        Pattern("RNN-plain|RNN-b*|RNN-relu|RNNCell-relu|RecurrentNet", "replace|direct", "traced_by_fx", "*"),
-        torch.fx.proxy.TraceError,
-        "torch.fx takes modules of torch.nn alone for leaves, and the checks of the others for control flow",
-    ),
     Known(
         Pattern("Conv2d-same|MaxPool2d-indices|conv_transpose2d|max_pool2d", "*", "traced", "*"),
         RuntimeError,

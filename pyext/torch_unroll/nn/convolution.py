@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.conv2d import conv2d
+from torch_unroll.nn.leaf import is_recorded, record
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -22,6 +23,9 @@ class Conv2d(torch.nn.Conv2d):
     def __init__(self, *args: Any, engine: str | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.engine = engine
+
+    def forward(self, input: Tensor) -> Tensor:
+        return record(self, input) if is_recorded(self, input) else super().forward(input)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_unroll.nn.leaf import is_recorded, record
 from torch_unroll.shapes import convolved, pair, require
 from torch_unroll.unfold import unfold
 
@@ -68,6 +69,8 @@ class LocallyConnected2d(torch.nn.Module):
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_recorded(self, input):
+            return record(self, input)
         require(
             input.dim() in (3, 4) and tuple(input.shape[-3:]) == (self.in_channels, *self.input_size),
             f"input: expected (N, {self.in_channels}, {self.input_size[0]}, {self.input_size[1]}), got {tuple(input.shape)}",

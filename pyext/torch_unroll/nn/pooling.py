@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.max_pool2d import max_pool2d
+from torch_unroll.nn.leaf import is_recorded, record
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
@@ -23,6 +24,8 @@ class MaxPool2d(torch.nn.MaxPool2d):
         self.engine = engine
 
     def forward(self, input: Tensor) -> Any:
+        if is_recorded(self, input):
+            return record(self, input)
         return max_pool2d(
             input,
             self.kernel_size,

@@ -10,6 +10,7 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from torch_unroll.engines.interface import NONLINEARITIES
+from torch_unroll.nn.leaf import is_recorded, record
 from torch_unroll.rnn import rnn, rnn_cell
 
 
@@ -57,6 +58,8 @@ class RNN(RNNBase):
 
     def forward(self, input: Any, hx: Tensor | None = None, *, lengths: Tensor | None = None) -> tuple[Any, Tensor]:
         """As `torch.nn.RNN`; `lengths` (N), on input's device, says how many steps of each padded sample count."""
+        if is_recorded(self, input, hx, lengths):
+            return record(self, input, hx, lengths)
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
@@ -109,6 +112,8 @@ class RNNCell(torch.nn.RNNCell):
         self.engine = engine
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if is_recorded(self, input, hx):
+            return record(self, input, hx)
         if input.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if hx is not None and hx.dim() not in (1, 2):

@@ -100,6 +100,6 @@ def made_a_symbolic_graph(model: nn.Module, subject: Subject) -> Results:
     return graph(*_functional(model, subject, _ANOTHER)[1])
 
 
-@transformation(wraps=True)
+@transformation(wraps=True, plainly=_plain)
 def traced_by_fx(model: nn.Module, subject: Subject) -> Results:
     return trained(model, subject.inputs(), torch.fx.symbolic_trace(nn.Sequential(model) if len(subject.dims) == 1 else model))
