@@ -1,4 +1,4 @@
-"""Unmodified models under `override` and after `replace`: same outputs and gradients; what `explain` and `engines` say."""
+"""Unmodified models under `override` and after `replace`: same results and gradients; what `explain` and its siblings say."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class TestExplain:
             tu.explain("conv3d")
 
     def test_engines_lists_all(self) -> None:
-        available = tu.engines()
+        available = tu.available_engines()
         assert list(available.reasons) == ["cuda", "cupy", "numba", "torch"]
         assert available.reasons["torch"] is None
         assert len(str(available).splitlines()) == 4

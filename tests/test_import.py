@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch_unroll as tu
+
 PACKAGE = Path(__file__).parents[1] / "pyext"
 
 
@@ -27,7 +29,7 @@ def test_import_costs_little_beside_torchs() -> None:
 
 
 def test_the_environment_names_the_default_engine() -> None:
-    code = "import sys, torch_unroll; print(sys.modules['torch_unroll.engines'].default)"
+    code = "import torch_unroll; print(torch_unroll.engines.default)"
     assert _python(code, TORCH_UNROLL_ENGINE="torch").stdout.split() == ["torch"]
 
 
@@ -35,3 +37,10 @@ def test_an_unknown_default_engine_is_refused_at_once() -> None:
     result = _python("import torch_unroll", TORCH_UNROLL_ENGINE="cudnn")
     assert result.returncode != 0
     assert "expected one of cuda, cupy, numba, torch or auto, got 'cudnn'" in result.stderr
+
+
+def test_a_name_of_the_package_is_a_function_or_else_a_subpackage() -> None:
+    subpackages = [path.parent.name for path in (PACKAGE / "torch_unroll").glob("*/__init__.py")]
+    imported = [f"import torch_unroll.{name} as imported; print(imported.__name__)" for name in subpackages]
+    assert _python("\n".join(imported)).stdout.split() == [f"torch_unroll.{name}" for name in subpackages]
+    assert [name for name in set(tu.__all__) - set(subpackages) if not callable(getattr(tu, name))] == []

@@ -8,7 +8,7 @@ Functions take what torch's functions of the same name take, and `engine=`; `tu.
 from torch_unroll import models, nn
 from torch_unroll.conv2d import conv2d, conv_transpose2d
 from torch_unroll.engines import use_engine
-from torch_unroll.explain import engines, explain
+from torch_unroll.explain import available_engines, explain
 from torch_unroll.max_pool2d import max_over_time, max_pool2d
 from torch_unroll.override import override
 from torch_unroll.replace import replace
@@ -20,10 +20,10 @@ from torch_unroll.workspace import conv2d_workspace
 __version__ = "0.1.0"
 
 __all__ = [
+    "available_engines",
     "conv2d",
     "conv2d_workspace",
     "conv_transpose2d",
-    "engines",
     "explain",
     "fold",
     "max_over_time",

@@ -123,7 +123,7 @@ def conv2d(
         stride, dilation: an int or a pair.
         padding: an int, a pair, "valid" or "same" (stride 1 only).
         groups: divides C and K.
-        engine: one of `torch_unroll.engines()`; None takes the first that can.
+        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
         precision: how fp32 products are computed: "conv" follows `torch.backends.cudnn.conv.fp32_precision`, "rnn" its recurrent
             sibling; "tf32" or "ieee" say it outright.
 

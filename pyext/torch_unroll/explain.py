@@ -39,7 +39,7 @@ class Availability:
         return "\n".join(f"{name:<6} {'runs here' if reason is None else reason}" for name, reason in self.reasons.items())
 
 
-def engines(device: torch.device | str | None = None) -> Availability:
+def available_engines(device: torch.device | str | None = None) -> Availability:
     """Each engine, whether it can run here, and if not why not.
 
     Args:

@@ -57,7 +57,7 @@ def max_pool2d(
         dilation: an int or a pair.
         ceil_mode: rounds the output's extents up; every window still starts inside the input or its left padding.
         return_indices: also returns where in its plane each maximum lies, int64, row · W + column.
-        engine: one of `torch_unroll.engines()`; None takes the first that can.
+        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
 
     Returns:
         (N, C, P, Q) with P = (H + 2 · padding − dilation · (R − 1) − 1) / stride + 1; channels_last if the input is. With
@@ -119,7 +119,7 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
         x: (T, N, C), T > 0; fp16, bf16, fp32 or fp64, of any strides.
         lengths: (N), of an integer dtype, on x's device: how many steps of each sequence count, clamped to [0, T]. Never read
             by the host. None counts all.
-        engine: one of `torch_unroll.engines()`; None takes the first that can.
+        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
 
     Returns:
         (N, C).

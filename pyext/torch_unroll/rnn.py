@@ -210,7 +210,7 @@ def rnn(
         recompute_segments: cuts the sequence into so many segments and keeps for the backward pass only the states between them,
             computing the rest again (Chen et al. 2016, arXiv 1604.06174): about √T of them need the least memory. Worth it
             where the output is not kept either. Not for bidirectional or packed input.
-        engine: one of `torch_unroll.engines()`; None takes the first that can.
+        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
 
     Returns:
         output, like input with D·H features, and h_n, like h0.
@@ -280,7 +280,7 @@ def rnn_cell(
         w_ih, w_hh: (H, I) and (H, H).
         b_ih, b_hh: (H) each, or None.
         nonlinearity: "tanh", "relu", "sigmoid" or "identity".
-        engine: one of `torch_unroll.engines()`; None takes the first that can.
+        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
 
     Returns:
         The state after the step, like h.

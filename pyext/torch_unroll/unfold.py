@@ -145,7 +145,7 @@ def unfold(
     Args:
         input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, of any strides.
         kernel_size, dilation, padding, stride: an int or a pair each.
-        engine: one of `torch_unroll.engines()`; None takes the first that can.
+        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
 
     Returns:
         (N, C·R·S, P·Q): one column per position of the window.
@@ -189,7 +189,7 @@ def fold(
         input: (N, C·R·S, P·Q), or without a batch.
         output_size: (H, W) of the image; an int or a pair.
         kernel_size, dilation, padding, stride: those of the `unfold` it undoes.
-        engine: one of `torch_unroll.engines()`; None takes the first that can.
+        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
 
     Returns:
         (N, C, H, W).

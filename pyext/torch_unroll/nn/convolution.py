@@ -15,7 +15,7 @@ from torch_unroll.nn.leaf import is_recorded, record
 class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d` computed by `torch_unroll.conv2d`: same constructor, parameters, state_dict and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.engines()`; None takes the first that can.
+    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None takes the first that can.
     """
 
     engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`

@@ -24,7 +24,7 @@ class LocallyConnected2d(torch.nn.Module):
         input_size: (H, W) of the images, which fixes the number of filters; an int or a pair.
         kernel_size, stride, padding, dilation: an int or a pair each, as in Conv2d.
         bias: whether each output unit has one.
-        engine: one of `torch_unroll.engines()`; None takes the first that can.
+        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
 
     Shapes:
         input (N, C, H, W) or (C, H, W); weight (P·Q, K, C·R·S); bias (K, P, Q); output (N, K, P, Q).

@@ -14,7 +14,7 @@ from torch_unroll.nn.leaf import is_recorded, record
 class MaxPool2d(torch.nn.MaxPool2d):
     """`torch.nn.MaxPool2d` computed by `torch_unroll.max_pool2d`: same constructor and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.engines()`; None takes the first that can.
+    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None takes the first that can.
     """
 
     engine: str | None = None

@@ -19,8 +19,8 @@ class RNN(RNNBase):
 
     It derives from nn.RNN's base class: torch.compile refuses every subclass of nn.RNN itself.
 
-    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.engines()`, None for the first
-    that can.
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.available_engines()`, None for
+    the first that can.
     """
 
     engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`
@@ -101,8 +101,8 @@ class RNN(RNNBase):
 class RNNCell(torch.nn.RNNCell):
     """`torch.nn.RNNCell` computed by `torch_unroll.rnn_cell`: same constructor, parameters, state_dict, repr and pickling.
 
-    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.engines()`, None for the first
-    that can.
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.available_engines()`, None for
+    the first that can.
     """
 
     engine: str | None = None
