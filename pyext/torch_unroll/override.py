@@ -3,53 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import HigherOrderOperator, _compute_keyset
+from torch.utils._contextlib import context_decorator
 
 from torch_unroll.conv2d import conv2d, conv_transpose2d
 from torch_unroll.max_pool2d import max_pool2d, max_pool2d_with_indices
 from torch_unroll.rnn import rnn, rnn_cell
+from torch_unroll.signatures import like, like_rnn, like_rnn_cell
 from torch_unroll.torch_function import Redirect
 from torch_unroll.unfold import fold, unfold
 
-
-def _rnn(nonlinearity: str) -> Callable[..., Any]:
-    def run(first: Tensor, second: Tensor, third: Any, *rest: Any) -> tuple[Tensor, Tensor]:
-        if isinstance(third, Tensor):  # the packed overload: data, batch_sizes, hx, params, ...
-            params, _, num_layers, dropout, training, bidirectional = rest
-            options: dict[str, Any] = {"batch_sizes": second}
-            input, hx = first, third
-        else:  # input, hx, params, ...
-            _, num_layers, dropout, training, bidirectional, batch_first = rest
-            options = {"batch_first": batch_first}
-            input, hx, params = first, second, third
-        return rnn(
-            input,
-            hx,
-            list(params),
-            nonlinearity=nonlinearity,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            training=training,
-            **options,
-        )
-
-    return run
-
-
-def _cell(nonlinearity: str) -> Callable[..., Tensor]:
-    def run(
-        input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
-    ) -> Tensor:
-        return rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity=nonlinearity)
-
-    return run
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _unchecked(function: Any) -> Callable[..., Any]:
@@ -72,26 +43,29 @@ def _call_higher_order(operator: HigherOrderOperator, *args: Any, **kwargs: Any)
 
 
 _TABLE: dict[Any, Callable[..., Any]] = {
-    F.conv2d: conv2d,
-    F.conv_transpose2d: conv_transpose2d,
+    F.conv2d: like(F.conv2d, conv2d, "input weight", "bias stride padding dilation groups"),
+    F.conv_transpose2d: like(
+        F.conv_transpose2d, conv_transpose2d, "input weight", "bias stride padding output_padding groups dilation"
+    ),
     F.unfold: unfold,
     F.fold: fold,
     F.max_pool2d: max_pool2d,
-    torch.max_pool2d: max_pool2d,
+    torch.max_pool2d: like(torch.max_pool2d, max_pool2d, "input kernel_size", "stride padding dilation ceil_mode"),
     F.max_pool2d_with_indices: max_pool2d_with_indices,
-    torch.rnn_tanh: _rnn("tanh"),
-    torch.rnn_relu: _rnn("relu"),
-    torch.rnn_tanh_cell: _cell("tanh"),
-    torch.rnn_relu_cell: _cell("relu"),
+    torch.rnn_tanh: like_rnn(torch.rnn_tanh, partial(rnn, nonlinearity="tanh")),
+    torch.rnn_relu: like_rnn(torch.rnn_relu, partial(rnn, nonlinearity="relu")),
+    torch.rnn_tanh_cell: like_rnn_cell(torch.rnn_tanh_cell, partial(rnn_cell, nonlinearity="tanh")),
+    torch.rnn_relu_cell: like_rnn_cell(torch.rnn_relu_cell, partial(rnn_cell, nonlinearity="relu")),
 }
 
 
 class override(Redirect):  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Within `with tu.override():`, torch's convolutions, poolings, folds and recurrences are torch_unroll's.
+    """Within `with tu.override():`, or a function that `@tu.override()` decorates, torch's convolutions, poolings, folds and
+    recurrences are torch_unroll's.
 
     It sees calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `torch.rnn_tanh`, `torch.rnn_relu`
     and their cells, by modules too, in this thread, under `torch.compile` as well; and in a backward pass within the block, by
-    hooks and by what `torch.utils.checkpoint` computes again.
+    hooks and by what `torch.utils.checkpoint` computes again. Arguments are passed as torch takes them, by position or by name.
 
     It does not see other threads, scripted modules, the bodies of custom operators, what a compiled function runs in a checkpoint
     or another higher-order operator, or a backward pass after the block has ended: a checkpoint then computes again with torch's
@@ -100,6 +74,10 @@ class override(Redirect):  # noqa: N801 (a context manager, named like torch.no_
 
     def __init__(self) -> None:
         super().__init__(_TABLE)
+
+    def __call__(self, function: Function) -> Function:
+        mode = type(self)
+        return cast(Function, context_decorator(lambda: mode(), function))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

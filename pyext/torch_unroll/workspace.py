@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from torch_unroll.kernels.cuda.conv2d import choice
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from torch.utils._contextlib import context_decorator
+
+from torch_unroll.kernels.cuda.conv2d import choice, variants
+from torch_unroll.settings import Setting
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_setting = Setting(lambda: variants.workspace_limit, choice.set_workspace_limit)
 
 
 class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Limits the workspace of one convolution, in bytes: `tu.conv2d_workspace(64 << 20)`, or within a `with` block only.
+    """Limits the workspace of one convolution, in bytes: `tu.conv2d_workspace(64 << 20)`, or within a `with` block only, or a
+    function that it decorates.
 
     It holds for engines `cuda` and `cupy`, for every call of the process from now on, on whatever thread; it is 256 MiB at first.
+    Where several blocks are open, the one entered last holds; they may end in any order. An object that has been entered limits
+    nothing outside its blocks.
     Half of it is for packed images or columns,
 
         N · channels (those of a group rounded up to 16 bytes) · H · W · bytes of an element
@@ -38,10 +51,14 @@ class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_gr
         if limit < 0:
             raise ValueError(f"limit: expected 0 or more bytes, got {limit}")
         self.limit = limit
-        self.previous = choice.set_workspace_limit(limit)
+        _setting.set(self, limit)
 
     def __enter__(self) -> None:
-        choice.set_workspace_limit(self.limit)
+        _setting.enter(self, self.limit)
 
     def __exit__(self, *_: object) -> None:
-        choice.set_workspace_limit(self.previous)
+        _setting.leave(self)
+
+    def __call__(self, function: Function) -> Function:
+        _setting.unset(self)
+        return cast(Function, context_decorator(lambda: self, function))

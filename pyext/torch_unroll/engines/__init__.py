@@ -7,12 +7,18 @@ its reason. One predicate, `Engine.refuses`, selects and explains.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from typing import Any, TypeVar, cast
 
 import torch
+from torch.utils._contextlib import context_decorator
 
 from torch_unroll.engines.interface import Engine
+from torch_unroll.settings import Setting
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: Fastest first.
 NAMES = ("cuda", "cupy", "numba", "torch")
@@ -31,28 +37,58 @@ def check(name: str) -> str:
 
 default = check(os.environ.get("TORCH_UNROLL_ENGINE", "auto") or "auto")
 
+#: What the innermost block says whose beginning torch.compile traced; None without one. Another global, since a compiled function
+#: writes back what it assigned: that would undo what blocks of other threads made of `default` meanwhile.
+_traced: str | None = None
+
+
+def _set_default(name: str) -> None:
+    global default
+    default = name
+
+
+_setting = Setting(lambda: default, _set_default)
+
 
 class use_engine:  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Makes an engine the default within a `with` block: `with tu.use_engine("numba"): ...`.
+    """Makes an engine the default within a block, `with tu.use_engine("numba"): ...`, or a function that it decorates.
 
-    The choice is global to the process, so that it holds under `torch.compile` and on autograd's threads.
+    The choice is global to the process, so that it holds under `torch.compile` and on autograd's threads. Where several blocks
+    are open, the one entered last holds; they may end in any order.
+
+    Raises:
+        ValueError: an unknown engine.
     """
 
     def __init__(self, name: str):
         self.name = check(name)
+        self._outer: list[str | None] = []  # what held before each block whose beginning was traced
 
     def __enter__(self) -> None:
-        global default
-        self.previous, default = default, self.name
+        global _traced
+        if torch.compiler.is_dynamo_compiling():  # which traces no lock; within one function, blocks end in order
+            self._outer.append(_traced)
+            _traced = self.name
+        else:
+            _setting.enter(self, self.name)
 
     def __exit__(self, *_: object) -> None:
-        global default
-        default = self.previous
+        global _traced
+        if self._outer:  # traced or, where torch.compile breaks the graph, not
+            _traced = self._outer.pop()
+        else:
+            _setting.leave(self)
+
+    def __call__(self, function: Function) -> Function:
+        name = self.name  # torch.compile enters no object from outside of what it traces
+        return cast(Function, context_decorator(lambda: use_engine(name), function))
 
 
 def resolve(engine: str | None) -> str:
     """The `engine` argument of a public function as the string an op takes."""
-    return default if engine is None else check(engine)
+    if engine is not None:
+        return check(engine)
+    return default if _traced is None else _traced
 
 
 @cache

@@ -13,7 +13,7 @@ from torch_unroll.kernels.cuda.conv2d.choice import Chosen
 from torch_unroll.kernels.table import LaunchPlan
 
 
-@dataclass
+@dataclass(eq=False)
 class Recording:
     """The launches of a stretch of code, in order; the most bytes of workspace there were at once beside inputs and outputs; what
     was chosen by a table or a model, and what was passed over."""
@@ -28,40 +28,39 @@ class Recording:
         self._live_bytes -= bytes_
 
 
-_active: Recording | None = None
+_open: list[Recording] = []
 
 
 @contextmanager
 def recording() -> Iterator[Recording]:
     """Notes every launch made within, by any thread."""
-    global _active
-    previous, _active = _active, Recording()
+    record = Recording()
+    _open.append(record)
     try:
-        yield _active
+        yield record
     finally:
-        _active = previous
+        _open.remove(record)
 
 
 def note_launch(engine: str, plan: LaunchPlan) -> None:
     """Called for each launch."""
-    if _active is not None:
-        _active.launches.append((engine, plan))
+    for record in _open:
+        record.launches.append((engine, plan))
 
 
 def note_workspace(workspace: Tensor) -> None:
     """Called where host code has allocated what is neither input nor output; counts until the tensor is gone."""
-    if _active is not None:
-        _active._live_bytes += workspace.nbytes
-        _active.workspace_bytes = max(_active.workspace_bytes, _active._live_bytes)
-        weakref.finalize(workspace, _active._release, workspace.nbytes)
+    for record in _open:
+        record._live_bytes += workspace.nbytes
+        record.workspace_bytes = max(record.workspace_bytes, record._live_bytes)
+        weakref.finalize(workspace, record._release, workspace.nbytes)
 
 
 def note_choice(function: str, passed_over: tuple[tuple[str, str], ...], chosen: Chosen | None = None) -> None:
     """Called where a variant is chosen, with those tried before it and why each was refused, and with the choice where more than
     a variant is chosen."""
-    if _active is None:
-        return
-    if passed_over:
-        _active.passed_over[function] = passed_over
-    if chosen is not None:
-        _active.choices[function] = chosen
+    for record in _open:
+        if passed_over:
+            record.passed_over[function] = passed_over
+        if chosen is not None:
+            record.choices[function] = chosen
