@@ -84,7 +84,7 @@ def test_replace(target: Target) -> None:
     assert seen == ["hook", "hook"]
     assert list(model.state_dict()) == state
     assert model.third.weight is model.second.weight
-    assert set(report.swapped) == {"first", "second", "third", "pool", "rnn", "cell"}
+    assert set(report.swapped) == {"first", "second", "third", "pool", "up", "rnn", "cell"}
     assert not report.left
 
 

@@ -215,12 +215,15 @@ class Nets(nn.Module):
         self.conv = namespace.Conv2d(3, 4, 3, padding=1)
         self.norm = nn.BatchNorm2d(4)
         self.reflect = namespace.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", bias=False)
+        self.up, self.columns, self.image = namespace.ConvTranspose2d(4, 4, 3, 2), namespace.Unfold(2), namespace.Fold(17, 2)
         self.pool = namespace.MaxPool2d(2)
         self.rnn = namespace.RNN(8, 5, 2, bidirectional=True)
         self.cell = namespace.RNNCell(10, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.reflect(torch.relu(self.norm(self.conv(x)))))
+        x = self.reflect(torch.relu(self.norm(self.conv(x))))
+        x = self.image(self.columns(self.up(x)))[..., ::2, ::2]
+        x = self.pool(x[..., :8, :8])
         output, h_n = self.rnn(x.flatten(2).transpose(1, 2)[:, :4].flatten(2).repeat(1, 1, 2))
         return self.cell(output[0]) + h_n.mean()
 

@@ -11,7 +11,7 @@ from torch_unroll.engines import use_engine
 from torch_unroll.explain import available_engines, explain
 from torch_unroll.max_pool2d import max_over_time, max_pool2d
 from torch_unroll.override import override
-from torch_unroll.replace import replace
+from torch_unroll.replace import replace, restore
 from torch_unroll.rnn import rnn, rnn_cell
 from torch_unroll.unfold import fold, unfold
 from torch_unroll.warmup import warmup
@@ -32,6 +32,7 @@ __all__ = [
     "nn",
     "override",
     "replace",
+    "restore",
     "rnn",
     "rnn_cell",
     "unfold",

@@ -42,26 +42,34 @@ _PLACES = "torch answers by shapes alone where one of the tensors has no data; o
 
 EXCEPTIONS = (
     Known(
-        Pattern("MaxPool2d-*|max_pool2d|conv2d|unfold|fold|LocallyConnected2d", "*", "*integer_inputs", "*"),
+        Pattern("MaxPool2d-*|max_pool2d|conv2d|unfold|Unfold-*|fold|Fold-*|LocallyConnected2d", "*", "*integer_inputs", "*"),
         RuntimeError,
         _NAMED,
     ),
-    Known(Pattern("MaxPool2d-*|max_pool2d|conv2d|unfold|fold", "*", "complex_inputs", "*"), RuntimeError, _NAMED),
+    Known(Pattern("MaxPool2d-*|max_pool2d|conv2d|unfold|Unfold-*|fold|Fold-*", "*", "complex_inputs", "*"), RuntimeError, _NAMED),
     Known(
         Pattern(
-            "Conv2d-grouped|Conv2d-same|MaxPool2d-*|max_pool2d|conv2d|conv_transpose2d|unfold|fold", "*", "boolean_inputs", "*"
+            "Conv2d-grouped|Conv2d-same|ConvTranspose2d-*|MaxPool2d-*|max_pool2d|conv2d|conv_transpose2d|unfold|Unfold-*|fold|Fold-*",
+            "*",
+            "boolean_inputs",
+            "*",
         ),
         RuntimeError,
         _NAMED,
     ),
     Known(
-        Pattern("Conv2d-*|conv_transpose2d", "*", "weights_on_meta|inputs_on_meta", "*"),
+        Pattern("Conv2d-*|ConvTranspose2d-*|conv_transpose2d", "*", "weights_on_meta|inputs_on_meta", "*"),
         RuntimeError,
         _PLACES,
     ),
     Known(Pattern("conv2d", "*", "further_inputs_on_meta", "*"), RuntimeError, _PLACES),
     Known(
-        Pattern("Conv2d-same|MaxPool2d-indices|conv_transpose2d|max_pool2d", "*", "traced", "*"),
+        Pattern(
+            "Conv2d-same|ConvTranspose2d-*|MaxPool2d-indices|conv_transpose2d|max_pool2d",
+            "*",
+            "traced|traced_and_given_a_further_input_of_another_batch",
+            "*",
+        ),
         RuntimeError,
         "torch.jit.trace records no list of sizes of which only some were computed from the input's",
     ),

@@ -48,6 +48,7 @@ NOT_COMPUTING = {
     "nn": "its names are asked for below",
     "override": "a way in",
     "replace": "a way in",
+    "restore": "the way back",
     "use_engine": "a setting",
     "warmup": "loads kernels",
     "models.HiddenMarkovModel": "calls no op of these",

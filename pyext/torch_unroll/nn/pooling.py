@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.common_types import _size_any_t
 
 from torch_unroll.max_pool2d import max_pool2d
 from torch_unroll.nn.leaf import is_recorded, record
@@ -17,10 +18,20 @@ class MaxPool2d(torch.nn.MaxPool2d):
     Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None takes the first that can.
     """
 
-    engine: str | None = None
+    engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`
 
-    def __init__(self, *args: Any, engine: str | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        kernel_size: _size_any_t,
+        stride: _size_any_t | None = None,
+        padding: _size_any_t = 0,
+        dilation: _size_any_t = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+        *,
+        engine: str | None = None,
+    ):
+        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
         self.engine = engine
 
     def forward(self, input: Tensor) -> Any:
