@@ -21,13 +21,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     __package__ = "kernels"
 
-from . import SOURCES
+from . import SOURCES, environment
 from .table import OPS, Kernel, instance_source, interface_source, kernels
 
 ROOT = SOURCES.parents[1]
@@ -191,6 +192,13 @@ def _write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
+def _path(*names: str) -> Path | None:
+    try:
+        return environment.path(*names)
+    except RuntimeError as error:
+        raise BuildError(str(error)) from None
+
+
 def find_ninja() -> str:
     beside = Path(sys.executable).parent / "ninja"
     found = shutil.which("ninja") or (str(beside) if beside.exists() else None)
@@ -202,7 +210,8 @@ def find_ninja() -> str:
 
 
 def find_host_compiler() -> str:
-    found = shutil.which(os.environ.get("CXX", "g++"))
+    named = os.environ.get("CXX") or "g++"
+    found = shutil.which(str(_path("CXX")) if re.search(r"[~/]", named) else named)
     if not found:
         raise BuildError("g++ is missing: install it (`apt install g++`), or name a C++20 compiler in CXX")
     text = subprocess.run([found, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=False).stdout
@@ -220,13 +229,13 @@ def _host_architecture() -> list[str]:
 
 
 def find_nvcc() -> str:
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    found = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
+    home = _path("CUDA_HOME", "CUDA_PATH")
+    found = shutil.which("nvcc", path=str(home / "bin")) if home else shutil.which("nvcc")
     found = found or (None if home else shutil.which("nvcc", path="/usr/local/cuda/bin"))
     if not found:
         where = f"under CUDA_HOME={home}" if home else "on PATH or in /usr/local/cuda"
         raise BuildError(f"nvcc is not found {where}: install the CUDA toolkit 12.0 or newer, or set CUDA_HOME to where it is")
-    return found
+    return os.path.abspath(found)
 
 
 def nvcc_release(nvcc: str) -> tuple[int, int]:
@@ -239,31 +248,74 @@ def nvcc_release(nvcc: str) -> tuple[int, int]:
     return release
 
 
+#: What torch's extension builder takes in TORCH_CUDA_ARCH_LIST for several architectures.
+_FAMILIES = {
+    "Kepler+Tesla": "3.7",
+    "Kepler": "3.5+PTX",
+    "Maxwell+Tegra": "5.3",
+    "Maxwell": "5.0 5.2+PTX",
+    "Pascal": "6.0 6.1+PTX",
+    "Volta+Tegra": "7.2",
+    "Volta": "7.0+PTX",
+    "Turing": "7.5+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ampere": "8.0 8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell+Tegra": "11.0",
+    "Blackwell": "10.0 10.3 12.0 12.1+PTX",
+}
+
+
+def _entries(listed: str) -> list[str]:
+    """Of a list in the manner of TORCH_CUDA_ARCH_LIST, with families spelt out."""
+    names = re.split(r"[\s;,]+", listed)
+    return [entry for name in names for entry in _FAMILIES.get(name, name).split()]
+
+
+@cache
+def _note(text: str) -> None:
+    """Once, however often the list is read."""
+    print(f"torch-unroll: {text}", file=sys.stderr)
+
+
 def cuda_targets() -> list[str]:
-    """What the CUDA object is compiled for: TORCH_CUDA_ARCH_LIST, else the GPUs present, else sm_80, sm_90a and PTX.
+    """What the CUDA object is compiled for: TORCH_CUDA_ARCH_LIST, or if it is empty or "native" the GPUs present, or if there are
+    none sm_80, sm_90a and PTX; without architectures that are older than what the kernels need.
 
     Returns names such as "80", "80+PTX", "90a".
     """
     nvcc = find_nvcc()
     release = nvcc_release(nvcc)
     known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout.split()
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or _present() or _DEFAULT_ARCHITECTURES
-    targets = []
-    for name in re.split(r"[\s;,]+", listed.strip()):
+    entries = _entries(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    if entries in ([], ["native"]):
+        entries = _entries(_present() or _DEFAULT_ARCHITECTURES)
+    targets: dict[str, bool] = {}  # architecture -> whether its PTX is asked for
+    too_old = []
+    for name in entries:
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
         if not match:
             raise BuildError(f"TORCH_CUDA_ARCH_LIST names {name!r}: expected entries such as 8.0, 9.0a or 10.0+PTX")
         number = match[1] + match[2]
         if int(number) < 80:
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST names {name}, and the kernels need 8.0 or newer: remove it")
+            too_old.append(name)
+            continue
         if f"compute_{number}" not in known:
             raise BuildError(
                 f"nvcc {release[0]}.{release[1]} ({nvcc}) cannot compile for {name}: install a newer CUDA toolkit, "
                 "or name an older architecture with +PTX in TORCH_CUDA_ARCH_LIST"
             )
         # A GPU of capability 9.0 runs sm_90a, so the suffix need not be asked for.
-        targets.append(("90a" if number == "90" else number) + (match[4] or ""))
-    return targets
+        target = "90a" if number == "90" else number
+        targets[target] = targets.get(target, False) or bool(match[4])
+    if too_old and not targets:
+        raise BuildError(
+            f"TORCH_CUDA_ARCH_LIST names {', '.join(too_old)}, and the kernels need 8.0 or newer: add one, or unset it"
+        )
+    if too_old:
+        _note(f"TORCH_CUDA_ARCH_LIST: {', '.join(too_old)} left out: the kernels need 8.0 or newer")
+    return [f"{target}+PTX" if ptx else target for target, ptx in targets.items()]
 
 
 def _present() -> str:

@@ -135,7 +135,7 @@ def test_a_wheel_can_be_built_from_the_sdist(tree: Path, nvcc: Path) -> None:
         ("11.8", "8.0", "nvcc 11.8 is too old, C++20 needs 12.0"),
         ("13.0", "10.0", "cannot compile for 10.0: install a newer CUDA toolkit"),
         ("13.0", "7.5", "TORCH_CUDA_ARCH_LIST names 7.5, and the kernels need 8.0 or newer"),
-        ("13.0", "Ampere", "TORCH_CUDA_ARCH_LIST names 'Ampere': expected entries such as 8.0, 9.0a or 10.0+PTX"),
+        ("13.0", "Amper", "TORCH_CUDA_ARCH_LIST names 'Amper': expected entries such as 8.0, 9.0a or 10.0+PTX"),
     ],
 )
 def test_a_build_that_cannot_be_stops_with_one_sentence(tree, nvcc, monkeypatch, release, architectures, sentence) -> None:

@@ -8,7 +8,6 @@ CUDA tensors go to `lib/libtorch_unroll_cuda.so`; CPU tensors to the emulated ob
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from torch_unroll.engines import DTYPES
 from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
-from torch_unroll.kernels import device_digest, layout, table
+from torch_unroll.kernels import device_digest, environment, layout, table
 from torch_unroll.kernels.table import CLaunchConfig, Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
@@ -31,7 +30,7 @@ def library_path(device_type: str) -> Path:
     """Where the kernel object for a kind of device is, or would be."""
     if device_type == "cuda":
         return LIBRARIES / "libtorch_unroll_cuda.so"
-    return Path(os.environ.get("TORCH_UNROLL_EMULATED") or LIBRARIES / "libtorch_unroll_emulated.so")
+    return environment.path("TORCH_UNROLL_EMULATED") or LIBRARIES / "libtorch_unroll_emulated.so"
 
 
 class KernelObject:

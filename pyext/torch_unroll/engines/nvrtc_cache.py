@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from torch_unroll.engines.nvrtc import Binary, Recipe
+from torch_unroll.kernels import environment
 
 _MAGIC = b"torch_unroll kernel 1"
 
@@ -27,10 +28,8 @@ def folder() -> Path:
     Raises:
         RuntimeError: the user has no home.
     """
-    named = os.environ.get("TORCH_UNROLL_CACHE_DIR")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_unroll"
+    named = environment.path("TORCH_UNROLL_CACHE_DIR")
+    return named or (environment.path("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_unroll"
 
 
 def fetch(recipe: Recipe) -> Binary:

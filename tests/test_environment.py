@@ -1,0 +1,135 @@
+"""What the environment says of places and GPUs: paths as a shell takes them, and GPUs as torch's extension builder takes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from torch_unroll.engines import cuda, nvrtc_cache
+from torch_unroll.kernels import build, environment
+
+STAND_IN = """#!/bin/sh
+case " $* " in
+  *" --version "*) echo "Cuda compilation tools, release 13.0, V13.0.1" ;;
+  *" --list-gpu-arch "*) for number in 75 80 86 87 89 90 100 103 110 120 121; do echo compute_$number; done ;;
+esac
+"""
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a CUDA toolkit is whose nvcc knows every GPU of today."""
+    compiler = tmp_path / "toolkit" / "bin" / "nvcc"
+    compiler.parent.mkdir(parents=True)
+    compiler.write_text(STAND_IN)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.setattr(build, "_present", lambda: "")
+    build._note.cache_clear()
+    return tmp_path / "toolkit"
+
+
+@pytest.mark.parametrize(
+    ("listed", "targets", "left_out"),
+    [
+        ("7.0 7.5 8.0 8.6 9.0+PTX", ["80", "86", "90a+PTX"], "7.0, 7.5"),
+        ("5.2;6.1;8.0;8.6+PTX", ["80", "86+PTX"], "5.2, 6.1"),
+        ("7.5+PTX, 8.9", ["89"], "7.5+PTX"),
+        ("Volta;Turing;Ampere", ["80", "86+PTX"], "7.0+PTX, 7.5+PTX"),
+        ("Ampere+Tegra Hopper", ["87", "90a+PTX"], None),
+        ("Maxwell;Blackwell", ["100", "103", "120", "121+PTX"], "5.0, 5.2+PTX"),
+        ("8.0,8.0+PTX;9.0 9.0a", ["80+PTX", "90a"], None),
+        (" ;8.0 ; ", ["80"], None),
+        ("native", ["80+PTX", "90a"], None),
+        (" ", ["80+PTX", "90a"], None),
+        ("", ["80+PTX", "90a"], None),
+    ],
+)
+def test_a_list_of_architectures(toolkit, monkeypatch, capsys, listed: str, targets: list[str], left_out: str | None) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    assert build.cuda_targets() == build.cuda_targets() == targets
+    note = f"torch-unroll: TORCH_CUDA_ARCH_LIST: {left_out} left out: the kernels need 8.0 or newer\n" if left_out else ""
+    assert capsys.readouterr().err == note
+
+
+@pytest.mark.parametrize(
+    ("listed", "sentence"),
+    [
+        ("7.5+PTX", "names 7.5+PTX, and the kernels need 8.0 or newer"),
+        ("5.2;6.1", "names 5.2, 6.1, and the kernels need 8.0 or newer"),
+        ("Volta Pascal", "names 7.0+PTX, 6.0, 6.1+PTX, and the kernels need 8.0 or newer"),
+        ("8.0;volta", "names 'volta': expected entries such as 8.0, 9.0a or 10.0+PTX"),
+        ("8.0;80", "names '80': expected entries such as"),
+        ("7.0;native", "names 'native': expected entries such as"),
+        ("8.0;13.0", "cannot compile for 13.0"),
+    ],
+)
+def test_a_list_that_cannot_be_compiled_for(toolkit, monkeypatch, listed: str, sentence: str) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    with pytest.raises(build.BuildError) as raised:
+        build.cuda_targets()
+    assert sentence in str(raised.value)
+
+
+#: What reads a path from a variable, as a path.
+READERS: dict[str, Callable[[], Path]] = {
+    "TORCH_UNROLL_CACHE_DIR": nvrtc_cache.folder,
+    "XDG_CACHE_HOME": lambda: nvrtc_cache.folder().parent,
+    "TORCH_UNROLL_EMULATED": lambda: cuda.library_path("cpu"),
+    "CUDA_HOME": lambda: Path(build.find_nvcc()).parents[1],
+    "CUDA_PATH": lambda: Path(build.find_nvcc()).parents[1],
+    "CXX": lambda: Path(build.find_host_compiler()).parents[1],
+}
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home that is the current folder, with a toolkit and a host compiler in `named`."""
+    for variable in READERS:
+        monkeypatch.delenv(variable, raising=False)
+    for tool, text in {"nvcc": STAND_IN, "compiler": "#!/bin/sh\necho 13.2.0\n"}.items():
+        program = tmp_path / "named" / "bin" / tool
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(text)
+        program.chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("variable", READERS)
+@pytest.mark.parametrize("spelling", ["~/named", "named", "./named", "~/other/../named", "$HOME/named"])
+def test_a_path(places: Path, monkeypatch: pytest.MonkeyPatch, variable: str, spelling: str) -> None:
+    value = spelling.replace("$HOME", str(places))
+    monkeypatch.setenv(variable, f"{value}/bin/compiler" if variable == "CXX" else value)
+    (places / "other").mkdir()
+    path = READERS[variable]()
+    assert path.is_absolute()
+    assert path.resolve() == (places / "named").resolve()
+
+
+@pytest.mark.parametrize("variable", READERS)
+def test_an_empty_variable_is_one_that_is_not_set(places: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("PATH", f"{places / 'named' / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    unset = READERS[variable]()
+    monkeypatch.setenv(variable, "")
+    assert READERS[variable]() == unset
+
+
+def test_the_first_of_two_variables_counts(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECOND", "/second")
+    assert environment.path("FIRST", "SECOND") == Path("/second")
+    monkeypatch.setenv("FIRST", "/first")
+    assert environment.path("FIRST", "SECOND") == Path("/first")
+    assert environment.path("NEITHER") is None
+
+
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", "CXX"])
+def test_an_unknown_home_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv(variable, "~nobody-of-that-name/cuda")
+    with pytest.raises(build.BuildError, match=f"{variable}: expected a path, got '~nobody-of-that-name/cuda'"):
+        READERS[variable]()
