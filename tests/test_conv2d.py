@@ -140,10 +140,12 @@ def test_operators(target: Target) -> None:
     x, w, bias = _inputs("conv2d", target)
     geometry = ([2, 1], [1, 1, 2, 2], [1, 2], 2, "conv", target.engine)
     ops = torch.ops.torch_unroll
-    dy = torch.randn_like(ops.conv2d_fprop(x, w, bias, *geometry, False)).requires_grad_()
-    torch.library.opcheck(ops.conv2d_fprop, (x, w, bias, *geometry, False))
-    torch.library.opcheck(ops.conv2d_dgrad, (dy, w, [5, 6], *geometry, False))
-    torch.library.opcheck(ops.conv2d_wgrad, (dy, x, [3, 2], *geometry, False, False))
+    dy = torch.randn_like(ops.conv2d_fprop(x, w, bias, *geometry, None)).requires_grad_()
+    for channels_last in (None, False, True):
+        torch.library.opcheck(ops.conv2d_fprop, (x, w, bias, *geometry, channels_last))
+        torch.library.opcheck(ops.conv2d_dgrad, (dy, w, [5, 6], *geometry, channels_last))
+    for w_stride in (None, w.stride(), [w.stride(0), 1, w.stride(0) // 3, w.stride(0) // 6], [0, 1, 2, 3]):
+        torch.library.opcheck(ops.conv2d_wgrad, (dy, x, [3, 2], w_stride, *geometry, None))
     window = ([3, 2], [2, 1], [2, 0], [1, 2], target.engine)
     columns = torch.randn_like(ops.unfold(x, *window)).requires_grad_()
     torch.library.opcheck(ops.unfold, (x, *window))

@@ -51,10 +51,9 @@ LAYER = ("tanh", "rnn")
 lengths = {"lengths": lambda: torch.tensor(LENGTHS)}
 sizes = {"batch_sizes": lambda: torch.tensor([3, 2, 2])}
 CALLS = {
-    "conv2d_pack": Call({"x": ((2, 4, 6, 5), {0, 1, 2, 3})}, ()),
-    "conv2d_fprop": Call({"x": X, "w": W, "bias": ((6,), set())}, GEOMETRY, (False,)),
-    "conv2d_dgrad": Call({"dy": ((2, 6, 6, 5), {0}), "w": ((6, 2, 3, 3), {1})}, ((6, 5), *GEOMETRY), (False,)),
-    "conv2d_wgrad": Call({"dy": ((2, 6, 6, 5), {1}), "x": ((2, 4, 6, 5), {1})}, ((3, 3), *GEOMETRY), (False, False)),
+    "conv2d_fprop": Call({"x": X, "w": W, "bias": ((6,), set())}, GEOMETRY, (None,)),
+    "conv2d_dgrad": Call({"dy": ((2, 6, 6, 5), {0}), "w": ((6, 2, 3, 3), {1})}, ((6, 5), *GEOMETRY), (None,)),
+    "conv2d_wgrad": Call({"dy": ((2, 6, 6, 5), {1}), "x": ((2, 4, 6, 5), {1})}, ((3, 3), None, *GEOMETRY), (None,)),
     "unfold": Call({"x": ((2, 3, 6, 5), {0, 1, 2, 3})}, ((2, 2), (1, 1), (0, 0), (1, 1))),
     "fold": Call({"columns": ((2, 12, 20), {0, 1})}, ((6, 5), (2, 2), (1, 1), (0, 0), (1, 1))),
     "max_pool2d_forward": Call({"x": ((2, 3, 6, 4), {0, 1, 2, 3})}, (*WINDOW, False, True)),
@@ -186,7 +185,7 @@ def test_numbers_that_do_not_fit(target: Target) -> None:
 
     def fprop(**numbers: Any) -> Callable[[], Any]:
         values = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "precision": precision} | numbers
-        return lambda: ops.conv2d_fprop(x, w, None, *values.values(), engine, False)
+        return lambda: ops.conv2d_fprop(x, w, None, *values.values(), engine, None)
 
     def pool(*window: Any) -> Callable[[], Any]:
         return lambda: ops.max_pool2d_forward(x, *window, False, True, engine)
@@ -197,8 +196,10 @@ def test_numbers_that_do_not_fit(target: Target) -> None:
         fprop(groups=3), fprop(groups=1), pool((0, 2), *WINDOW[1:]), pool((2,), *WINDOW[1:]), pool((2, 2), (0, 1), *WINDOW[2:]),
         pool((2, 2), (2, 2), (2, 0), (1, 1)), pool((2, 2), (2, 2), (-1, 0), (1, 1)), pool((2, 2), (2, 2), (0, 0), (9, 1)),
         pool((2**31, 2), *WINDOW[1:]), pool((2**16, 2**16), (1, 1), (2**15, 2**15), (1, 1)),
-        lambda: ops.conv2d_dgrad(x, torch.randn(4, 2, 3, 3), (9, 9), stride, padding, dilation, 1, precision, engine, False),
-        lambda: ops.conv2d_wgrad(x, x, (0, 3), stride, padding, dilation, 1, precision, engine, False, False),
+        lambda: ops.conv2d_dgrad(x, torch.randn(4, 2, 3, 3), (9, 9), stride, padding, dilation, 1, precision, engine, None),
+        lambda: ops.conv2d_wgrad(x, x, (0, 3), None, stride, padding, dilation, 1, precision, engine, None),
+        lambda: ops.conv2d_wgrad(x, x, (3, 3), (9, 3, 1), stride, padding, dilation, 1, precision, engine, None),
+        lambda: ops.conv2d_wgrad(x, x, (3, 3), (36, 9, 3, -1), stride, padding, dilation, 1, precision, engine, None),
         lambda: ops.unfold(x, (2, 2), (0, 1), (0, 0), (1, 1), engine),
         lambda: ops.unfold(x, (7, 2), (1, 1), (0, 0), (1, 1), engine),
         lambda: ops.fold(torch.randn(2, 12, 20), (6, 6), (2, 2), (1, 1), (0, 0), (1, 1), engine),
@@ -262,7 +263,7 @@ def test_what_is_remembered_is_what_the_check_says() -> None:
         lambda tensor: torch.cat((tensor, tensor)),
     ]
     tables: list[tuple[type[Operator], list[list[Any]], list[tuple[Any, ...]]]] = [
-        (Conv2dFprop, [[x], [w], [bias, None]], [(s, *rest, "torch", False) for s in (stride, list(stride), (2, 2), (0, 1))]),
+        (Conv2dFprop, [[x], [w], [bias, None]], [(s, *rest, "torch", None) for s in (stride, list(stride), (2, 2), (0, 1))]),
         (
             RnnForward,
             [[z, torch.randn(7, 10)], [w_hh], [h0], [lengths, None], [batch_sizes, None]],
@@ -288,7 +289,7 @@ def test_a_known_call_is_checked_quickly(target: Target) -> None:
     from torch_unroll.checks import remembering
     from torch_unroll.conv2d_ops import Conv2dFprop
 
-    inputs = (torch.randn(2, 4, 6, 5), torch.randn(6, 2, 3, 3), torch.randn(6), *GEOMETRY, target.engine, False)
+    inputs = (torch.randn(2, 4, 6, 5), torch.randn(6, 2, 3, 3), torch.randn(6), *GEOMETRY, target.engine, None)
     known = remembering(Conv2dFprop.check, 3)
     known(*inputs)
 

@@ -97,8 +97,8 @@ class Conv2d(Operation):
         if is_engine(provider):
             sides = [padding[0], padding[0], padding[1], padding[1]]
             first, size = ("dy, w", (shape.H, shape.W)) if direction == "dgrad" else ("dy, x", (shape.R, shape.S))
-            packed = "False" if direction == "dgrad" else "False, False"
-            return f"conv2d_{direction}({first}, {size}, {stride}, {sides}, {dilation}, {groups}, 'conv', {provider!r}, {packed})"
+            numbers = f"{size}, {stride}" if direction == "dgrad" else f"{size}, None, {stride}"
+            return f"conv2d_{direction}({first}, {numbers}, {sides}, {dilation}, {groups}, 'conv', {provider!r}, None)"
         mask, result = ([True, False, False], 0) if direction == "dgrad" else ([False, True, False], 1)
         return (
             f"torch.ops.aten.convolution_backward(dy, x, w, None, {stride}, {padding}, {dilation}, False, (0, 0),"

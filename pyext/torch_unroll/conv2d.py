@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from torch_unroll.autocast import lowered
-from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop, pack_once
+from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
 from torch_unroll.engines import claims, resolve
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.history import gradient_with_history
-from torch_unroll.registration import is_recorded
-from torch_unroll.shapes import facts, index, pair, remembered, require, require_tensors
+from torch_unroll.shapes import facts, index, pair, remembered, require, require_tensors, unless_unknown
 from torch_unroll.torch_function import ask
 
 
@@ -28,7 +27,7 @@ def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: 
     require(len(w) == 4, f"weight: expected 4 dimensions, got shape {tuple(w)}")
     require(min(w[0], w[2], w[3]) > 0, f"weight: expected extents above 0, got shape {tuple(w)}")
     require(
-        min(x[-2:]) > 0 or x[-3] == 0 or (len(x) == 4 and x[0] == 0),
+        unless_unknown(min(x[-2:]) > 0, True) or x[-3] == 0 or (len(x) == 4 and x[0] == 0),
         f"input: expected a plane with pixels, or no batch or channels, got shape {tuple(x)}",
     )
     require(kind == kind_of_w, f"weight: expected {kind[0]} on {kind[1]} like input, got {kind_of_w[0]} on {kind_of_w[1]}")
@@ -66,7 +65,7 @@ def _conv2d_sides(input: Any, weight: Any, bias: Any, stride: Pair, padding: Pai
     reach = (x[-2] + sides[0] + sides[1], x[-1] + sides[2] + sides[3])
     needed = (dilation[0] * (w[2] - 1) + 1, dilation[1] * (w[3] - 1) + 1)
     require(
-        reach[0] >= needed[0] and reach[1] >= needed[1],
+        unless_unknown(reach[0] >= needed[0], True) and unless_unknown(reach[1] >= needed[1], True),
         f"weight: expected a filter within the padded input of {reach}, got one that spans {needed}",
     )
     return sides
@@ -88,15 +87,11 @@ def _conv_transpose2d_sizes(
     _require_channels(x, w[0], bias, w[1] * groups)
     spans = [(x[i - 2] - 1) * stride[i] + dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
     H, W = (spans[i] - 2 * padding[i] + extra[i] for i in (0, 1))
-    least = 0 if len(x) == 4 and x[0] == 0 else 1
-    require(min(H, W) >= least, f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}")
+    least = 0 if len(x) == 4 and unless_unknown(x[0] == 0, False) else 1
+    fits = unless_unknown(min(H, W) >= least, True)
+    require(fits, f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}")
     # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
     return (H, W), (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
-
-
-def _wgrad_follows(weight: Tensor) -> bool:
-    """Whether an image will be taken a second time. Nothing is packed for it in a recorded call, which may be trained or not."""
-    return weight.requires_grad and torch.is_grad_enabled() and not is_recorded()
 
 
 def conv2d(
@@ -113,8 +108,8 @@ def conv2d(
 ) -> Tensor:
     """Convolution of an image batch; the same as `torch.nn.functional.conv2d`.
 
-    An NCHW input whose products tensor cores compute, in groups of whole 16 bytes of channels, is packed channels_last; where
-    `weight` requires a gradient, the copy is kept for it in place of `input`, if `torch_unroll.conv2d_workspace` has room for it.
+    Backward keeps `input` where `weight` requires a gradient, and `weight` where `input` does, as torch's does: no copies.
+    Engines `cuda` and `cupy` pack an NCHW image channels_last, as workspace, in each product that tensor cores compute.
 
     Args:
         input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, of any strides.
@@ -146,9 +141,7 @@ def conv2d(
     if input.shape[-3] == 0:  # nothing to compute; torch's own operator says what comes of it
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    twice = _wgrad_follows(weight)
-    x, packed = pack_once(batched, twice, weight.shape[0], groups, precision, resolved)
-    y = conv2d_fprop(x, weight, bias, stride, sides, dilation, groups, precision, resolved, packed)
+    y = conv2d_fprop(batched, weight, bias, stride, sides, dilation, groups, precision, resolved, None)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -192,9 +185,7 @@ def conv_transpose2d(
     padding, extra = pair(padding, "padding"), pair(output_padding, "output_padding")
     size, sides = _conv_transpose2d_sizes(facts(input), facts(weight), facts(bias), stride, padding, extra, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    twice = _wgrad_follows(weight)
-    dy, packed = pack_once(batched, twice, weight.shape[1] * groups, groups, precision, resolved)
-    x = conv2d_dgrad(dy, weight, size, stride, sides, dilation, groups, precision, resolved, packed)
+    x = conv2d_dgrad(batched, weight, size, stride, sides, dilation, groups, precision, resolved, None)
     if bias is not None:
         x = x + lowered(gradient_with_history(bias, input, weight)).view(1, -1, 1, 1)
     return x if input.dim() == 4 else x.squeeze(0)

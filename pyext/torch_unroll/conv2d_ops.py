@@ -1,45 +1,86 @@
-"""The operators of two-dimensional convolution: fprop, dgrad (gradient of the input), wgrad (of the weight); and pack.
+"""The operators of two-dimensional convolution: fprop, dgrad (gradient of the input), wgrad (of the weight).
 
 Convolution is bilinear, so the derivative of each of the three is again one of the three: the ops below name each other, which
-gives gradients of every order.
+gives gradients of every order. Of its two factors a call keeps only what a wanted gradient takes, as it was handed in.
 
-Tensor cores take channels innermost. An NCHW image that two ops take (x: fprop and wgrad; dy: dgrad and wgrad) is packed once,
-by an op of its own, and both are handed the copy. `x_packed` and `dy_packed` say that a tensor is such a copy: it then counts as
-the contiguous tensor it was made of where the layout of a result is asked for, so that packing changes no strides, at any order.
+Images are laid out as torch's convolution lays them out: channels_last where an image or the filter is. An operator that is a
+call of its own, told None, asks its own tensors; the gradients of that call, of every order, are told its answer. The gradient of
+a filter has the filter's strides, so that it is accumulated and reduced without a copy.
+
+What tensor cores take packed, channels innermost, engines pack within each call: a training step on an NCHW image packs x in
+fprop and in wgrad, dy in dgrad and in wgrad. Packing each of them once for both would save two launches of the four, and keep a
+copy of x until the backward, beside the x that a ReLU before the convolution keeps anyway.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_one_of, require_rank, require_shape
 from torch_unroll.engines import resolve_precision, select
 from torch_unroll.engines.interface import PRECISIONS
-from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.registration import Operator, move_batch, operator, save
-from torch_unroll.shapes import convolved, output_memory_format, require
+from torch_unroll.shapes import convolved, is_channels_last, is_dense, require, unless_unknown
 
-_GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine"
+_GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine, bool? channels_last"
 
 
-def _fold_batch(x: Tensor, dim: int, size: int) -> Tensor:
+# ---- layouts ----------------------------------------------------------------------------------------------------------------
+
+
+def _lays_channels_last(told: bool | None, *tensors: Tensor) -> bool:
+    """Whether the images that a call makes are channels_last: as it is told, or by torch's rule."""
+    return any(is_channels_last(tensor) for tensor in tensors) if told is None else told
+
+
+def _memory_format(told: bool | None, *tensors: Tensor) -> torch.memory_format:
+    return torch.channels_last if _lays_channels_last(told, *tensors) else torch.contiguous_format
+
+
+def _filter_stride(size: Sequence[int], w_stride: Sequence[int] | None) -> Sequence[int] | None:
+    """The strides of dw: those of w, if w is dense; None: contiguous."""
+    return w_stride if w_stride is not None and is_dense(size, w_stride) else None
+
+
+# ---- what is kept -----------------------------------------------------------------------------------------------------------
+
+
+def _keep_factors(ctx: Any, first: Tensor, second: Tensor) -> None:
+    """Keeps each of the two factors of a call where the gradient of the other is wanted, which is made of it.
+
+    A tangent takes both, at once and under torch.func.
+    """
+    need_first, need_second = ctx.needs_input_grad[:2]
+    both = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    save(ctx, first if both or need_second else None, second if both or need_first else None)
+
+
+# ---- batches of torch.func.vmap ---------------------------------------------------------------------------------------------
+
+
+def _fold_batch(x: Tensor, dim: int) -> Tensor:
     """(B, N, ...) -> (B·N, ...): the batch of a vmap joins the batch of the op."""
     return x.movedim(dim, 0).flatten(0, 1)
 
 
-def _into_channels(x: Tensor, dim: int | None, size: int) -> Tensor:
+def _into_channels(x: Tensor, dim: int) -> Tensor:
     """(B, N, C, ...) -> (N, B·C, ...): the batch of a vmap becomes groups."""
-    moved = move_batch(x, dim, size, to=1)
-    assert moved is not None
-    return moved.flatten(1, 2)
+    return x.movedim(dim, 1).flatten(1, 2)
 
 
-def _into_filters(w: Tensor, dim: int | None, size: int) -> Tensor:
-    """(B, K, ...) -> (B·K, ...)."""
-    moved = move_batch(w, dim, size)
-    assert moved is not None
-    return moved.flatten(0, 1)
+def _into_groups(tensor: Tensor, dim: int, axis: int, groups: int) -> Tensor:
+    """(B, ..., groups · c, ...) -> (..., groups · B · c, ...): the batch of a vmap widens each group of channels."""
+    return tensor.movedim(dim, axis).unflatten(axis + 1, (groups, -1)).movedim(axis, axis + 1).flatten(axis, axis + 2)
+
+
+def _out_of_groups(tensor: Tensor, size: int, axis: int, groups: int) -> Tensor:
+    """(..., groups · B · c, ...) -> (B, ..., groups · c, ...)."""
+    return tensor.unflatten(axis, (groups, size, -1)).movedim(axis + 1, 0).flatten(axis + 1, axis + 2)
 
 
 def _sum(*terms: Tensor | None) -> Tensor | None:
@@ -47,47 +88,7 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
     return sum(present[1:], present[0]) if present else None
 
 
-def _layout(first: Tensor, first_packed: bool, second: Tensor, second_packed: bool = False) -> torch.memory_format:
-    """torch's rule, with packed tensors counting as contiguous."""
-    if first_packed:
-        return torch.contiguous_format if second_packed else output_memory_format(second)
-    return output_memory_format(first) if second_packed else output_memory_format(first, second)
-
-
-def _packs(image: Tensor, channels: int, groups: int, precision: str) -> bool:
-    """Whether every op that takes an image, beside one of so many channels, would pack it, and one copy may serve them all: the
-    image is NCHW, tensor cores take it and need not pad it, and the copy is within the workspace for packed images.
-
-    Not under torch.func: vmap makes groups of its batch, which a packed copy would first be unpacked for.
-    """
-    (N, C, H, W), stride = image.shape, image.stride()
-    plane = H * W
-    if plane == 1 or stride[3] != 1 or stride[2] != W or stride[1] != plane or stride[0] < C * plane:
-        return False
-    if (groups > 1 and channels // groups < 4) or torch._C._are_functorch_transforms_active():
-        return False
-    item = _item_bytes(image, precision)
-    return item > 0 and C // groups * item % 16 == 0 and 0 < N * C * plane * item <= variants.workspace_limit // 2
-
-
-def _item_bytes(image: Tensor, precision: str) -> int:
-    """Of an element as tensor cores take it, lowered by autocast or not; 0 where other cores compute, which read any layout."""
-    if image.dtype != torch.float32:
-        return 2 if image.dtype in (torch.float16, torch.bfloat16) else 0
-    device_type = image.device.type if torch._C._is_any_autocast_enabled() else "none"
-    if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
-        return 2
-    if precision != "tf32" and (not image.is_cuda or torch.compiler.is_compiling()):
-        return 0  # torch's switches say nothing of the CPU; they are read when an op runs, not when it is compiled
-    return 4 if resolve_precision(precision, image) == "tf32" else 0
-
-
-def pack_once(image: Tensor, twice: bool, channels: int, groups: int, precision: str, engine: str) -> tuple[Tensor, bool]:
-    """What ops are to take for an image, and whether that is a packed copy: where they take it `twice`, beside one of so many
-    channels, and would pack it each time."""
-    if twice and _packs(image, channels, groups, precision):
-        return conv2d_pack(image, engine), True
-    return image, False
+# ---- checks -----------------------------------------------------------------------------------------------------------------
 
 
 def _check_geometry(stride, padding, dilation, groups, precision):
@@ -116,44 +117,7 @@ def _check_output(size, x_size, w_size, stride, padding, dilation):
         require(fits, f"dy: expected extents that the convolution yields, {expected}, got {extent}")
 
 
-def _channels(saved: Tensor) -> int:
-    """Of an image that a hook may have exchanged: the operators that it goes to refuse one of another rank."""
-    return saved.shape[1] if saved.dim() == 4 else 0
-
-
-class Conv2dPack(Operator):
-    """x (N, C, H, W) -> a copy in channels_last memory."""
-
-    autocast = True
-
-    @staticmethod
-    def check(x, engine):
-        require_alike(x, "x")
-        require_rank(x, "x", "NCHW")
-
-    @staticmethod
-    def compute(x, engine):
-        return select(engine, "conv2d", x.device, x.dtype).conv2d_pack(x)
-
-    @staticmethod
-    def fake(x, engine):
-        return torch.empty_like(x, memory_format=torch.channels_last)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, ctx.engine = inputs
-
-    @staticmethod
-    def backward(ctx, dy):
-        return dy, None
-
-    @staticmethod
-    def jvp(ctx, dx, _):
-        return conv2d_pack(dx, ctx.engine)
-
-    @staticmethod
-    def vmap(info, in_dims, x, engine):
-        return conv2d_pack(_fold_batch(x, in_dims[0], info.batch_size), engine).unflatten(0, (info.batch_size, -1)), 0
+# ---- operators --------------------------------------------------------------------------------------------------------------
 
 
 class Conv2dFprop(Operator):
@@ -163,7 +127,7 @@ class Conv2dFprop(Operator):
     has_history = True
 
     @staticmethod
-    def check(x, w, bias, stride, padding, dilation, groups, precision, engine, x_packed):
+    def check(x, w, bias, stride, padding, dilation, groups, precision, engine, channels_last):
         require_alike(x, "x", w=w, bias=bias)
         require_rank(x, "x", "NCHW")
         require_rank(w, "w", "KCRS")
@@ -173,56 +137,63 @@ class Conv2dFprop(Operator):
         require_numbers(w.shape[2:], "w", 2, 1)
         for i in (0, 1):
             extent = convolved(x.shape[2 + i], w.shape[2 + i], stride[i], padding[2 * i] + padding[2 * i + 1], dilation[i])
-            fits = extent > 0 or (extent == 0 and x.shape[2 + i] == 0)
+            fits = unless_unknown(extent > 0, True) or (extent == 0 and x.shape[2 + i] == 0)
             require(extent <= MOST, f"padding: expected an output of extents that 64 bits hold, got one of {extent}")
             require(fits, f"w: expected a filter within the padded x, got {tuple(w.shape)} for {tuple(x.shape)}")
 
     @staticmethod
-    def compute(x, w, bias, stride, padding, dilation, groups, precision, engine, x_packed):
+    def compute(x, w, bias, stride, padding, dilation, groups, precision, engine, channels_last):
         chosen = select(engine, "conv2d", x.device, x.dtype)
-        numbers, layout = resolve_precision(precision, x), _layout(x, x_packed, w)
+        numbers, layout = resolve_precision(precision, x), _memory_format(channels_last, x, w)
         return chosen.conv2d_fprop(x, w, bias, stride, padding, dilation, groups, numbers, layout)
 
     @staticmethod
-    def fake(x, w, bias, stride, padding, dilation, groups, precision, engine, x_packed):
+    def fake(x, w, bias, stride, padding, dilation, groups, precision, engine, channels_last):
         P = convolved(x.shape[2], w.shape[2], stride[0], padding[0] + padding[1], dilation[0])
         Q = convolved(x.shape[3], w.shape[3], stride[1], padding[2] + padding[3], dilation[1])
-        return x.new_empty(x.shape[0], w.shape[0], P, Q).to(memory_format=_layout(x, x_packed, w))
+        size, layout = (x.shape[0], w.shape[0], P, Q), _memory_format(channels_last, x, w)
+        return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w, _, *ctx.geometry, ctx.x_packed = inputs
-        save(ctx, x, w)
+        x, w, _, *geometry, channels_last = inputs
+        ctx.x_size, ctx.w_size, ctx.w_stride = x.shape[2:], w.shape[2:], w.stride()
+        ctx.geometry = (*geometry, _lays_channels_last(channels_last, x, w))
+        _keep_factors(ctx, x, w)
 
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
         need_x, need_w, need_bias = ctx.needs_input_grad[:3]
-        image, packed = pack_once(dy, need_x and need_w, _channels(x), *ctx.geometry[3:])
-        dx = conv2d_dgrad(image, w, x.shape[2:], *ctx.geometry, packed) if need_x else None
-        dw = conv2d_wgrad(image, x, w.shape[2:], *ctx.geometry, packed, ctx.x_packed) if need_w else None
-        return dx, dw, dy.sum((0, 2, 3)) if need_bias else None, *(None for _ in ctx.geometry), None
+        dx = conv2d_dgrad(dy, w, ctx.x_size, *ctx.geometry) if need_x else None
+        dw = conv2d_wgrad(dy, x, ctx.w_size, ctx.w_stride, *ctx.geometry) if need_w else None
+        return dx, dw, dy.sum((0, 2, 3)) if need_bias else None, *(None for _ in ctx.geometry)
 
     @staticmethod
     def jvp(ctx, dx, dw, dbias, *_):
         x, w = ctx.saved_tensors
         return _sum(
-            None if dx is None else conv2d_fprop(dx, w, None, *ctx.geometry, ctx.x_packed),
-            None if dw is None else conv2d_fprop(x, dw, None, *ctx.geometry, ctx.x_packed),
+            None if dx is None else conv2d_fprop(dx, w, None, *ctx.geometry),
+            None if dw is None else conv2d_fprop(x, dw, None, *ctx.geometry),
             None if dbias is None else dbias.view(1, -1, 1, 1),
         )
 
     @staticmethod
-    def vmap(info, in_dims, x, w, bias, stride, padding, dilation, groups, precision, engine, x_packed):
-        B, (x_dim, w_dim, bias_dim, *_) = info.batch_size, in_dims
-        if w_dim is None and bias_dim is None:
-            x = _fold_batch(x, x_dim, B)
-            y = conv2d_fprop(x, w, bias, stride, padding, dilation, groups, precision, engine, x_packed)
-            return y.unflatten(0, (B, -1)), 0
-        x, w = _into_channels(x, x_dim, B), _into_filters(w, w_dim, B)
-        bias = None if bias is None else _into_filters(bias, bias_dim, B)
-        y = conv2d_fprop(x, w, bias, stride, padding, dilation, B * groups, precision, engine, x_packed)
-        return y.unflatten(1, (B, -1)), 1
+    def vmap(info, in_dims, x, w, bias, stride, padding, dilation, groups, *rest):
+        B, (x_dim, w_dim, bias_dim, *_), geometry = info.batch_size, in_dims, (stride, padding, dilation)
+        if w_dim is None:
+            y = conv2d_fprop(
+                x if x_dim is None else _fold_batch(x, x_dim), w, bias if bias_dim is None else None, *geometry, groups, *rest
+            )
+            y = y if x_dim is None else y.unflatten(0, (B, -1))
+            return (y if bias_dim is None else y + bias.movedim(bias_dim, 0)[:, None, :, None, None]), 0
+        biases = move_batch(bias, bias_dim, B)
+        if x_dim is None:
+            bias = None if biases is None else _into_groups(biases, 0, 0, groups)
+            y = conv2d_fprop(x, _into_groups(w, w_dim, 0, groups), bias, *geometry, groups, *rest)
+            return _out_of_groups(y, B, 1, groups), 0
+        x, w, bias = _into_channels(x, x_dim), _fold_batch(w, w_dim), None if biases is None else biases.flatten()
+        return conv2d_fprop(x, w, bias, *geometry, B * groups, *rest).unflatten(1, (B, -1)), 1
 
 
 class Conv2dDgrad(Operator):
@@ -232,7 +203,7 @@ class Conv2dDgrad(Operator):
     has_history = True
 
     @staticmethod
-    def check(dy, w, x_size, stride, padding, dilation, groups, precision, engine, dy_packed):
+    def check(dy, w, x_size, stride, padding, dilation, groups, precision, engine, channels_last):
         require_alike(dy, "dy", w=w)
         require_rank(dy, "dy", "NKPQ")
         require_rank(w, "w", "KCRS")
@@ -243,58 +214,60 @@ class Conv2dDgrad(Operator):
         _check_output(dy.shape[2:], x_size, w.shape[2:], stride, padding, dilation)
 
     @staticmethod
-    def compute(dy, w, x_size, stride, padding, dilation, groups, precision, engine, dy_packed):
+    def compute(dy, w, x_size, stride, padding, dilation, groups, precision, engine, channels_last):
         chosen = select(engine, "conv2d", dy.device, dy.dtype)
-        numbers, layout = resolve_precision(precision, dy), _layout(dy, dy_packed, w)
+        numbers, layout = resolve_precision(precision, dy), _memory_format(channels_last, dy, w)
         return chosen.conv2d_dgrad(dy, w, x_size, stride, padding, dilation, groups, numbers, layout)
 
     @staticmethod
-    def fake(dy, w, x_size, stride, padding, dilation, groups, precision, engine, dy_packed):
-        layout = _layout(dy, dy_packed, w)
-        return dy.new_empty(dy.shape[0], w.shape[1] * groups, *x_size).to(memory_format=layout)
+    def fake(dy, w, x_size, stride, padding, dilation, groups, precision, engine, channels_last):
+        size, layout = (dy.shape[0], w.shape[1] * groups, *x_size), _memory_format(channels_last, dy, w)
+        return torch.empty(size, dtype=dy.dtype, device=dy.device, memory_format=layout)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        dy, w, ctx.x_size, *ctx.geometry, ctx.dy_packed = inputs
-        save(ctx, dy, w)
+        dy, w, ctx.x_size, *geometry, channels_last = inputs
+        ctx.w_size, ctx.w_stride = w.shape[2:], w.stride()
+        ctx.geometry = (*geometry, _lays_channels_last(channels_last, dy, w))
+        _keep_factors(ctx, dy, w)
 
     @staticmethod
     def backward(ctx, ddx):
         dy, w = ctx.saved_tensors
         need_dy, need_w = ctx.needs_input_grad[:2]
-        image, packed = pack_once(ddx, need_dy and need_w, _channels(dy), *ctx.geometry[3:])
-        ddy = conv2d_fprop(image, w, None, *ctx.geometry, packed) if need_dy else None
-        dw = conv2d_wgrad(dy, image, w.shape[2:], *ctx.geometry, ctx.dy_packed, packed) if need_w else None
-        return ddy, dw, None, *(None for _ in ctx.geometry), None
+        ddy = conv2d_fprop(ddx, w, None, *ctx.geometry) if need_dy else None
+        dw = conv2d_wgrad(dy, ddx, ctx.w_size, ctx.w_stride, *ctx.geometry) if need_w else None
+        return ddy, dw, None, *(None for _ in ctx.geometry)
 
     @staticmethod
     def jvp(ctx, ddy, dw, *_):
         dy, w = ctx.saved_tensors
         return _sum(
-            None if ddy is None else conv2d_dgrad(ddy, w, ctx.x_size, *ctx.geometry, ctx.dy_packed),
-            None if dw is None else conv2d_dgrad(dy, dw, ctx.x_size, *ctx.geometry, ctx.dy_packed),
+            None if ddy is None else conv2d_dgrad(ddy, w, ctx.x_size, *ctx.geometry),
+            None if dw is None else conv2d_dgrad(dy, dw, ctx.x_size, *ctx.geometry),
         )
 
     @staticmethod
-    def vmap(info, in_dims, dy, w, x_size, stride, padding, dilation, groups, precision, engine, dy_packed):
-        B, (dy_dim, w_dim, *_) = info.batch_size, in_dims
+    def vmap(info, in_dims, dy, w, x_size, stride, padding, dilation, groups, *rest):
+        B, (dy_dim, w_dim, *_), geometry = info.batch_size, in_dims, (x_size, stride, padding, dilation)
         if w_dim is None:
-            dy = _fold_batch(dy, dy_dim, B)
-            dx = conv2d_dgrad(dy, w, x_size, stride, padding, dilation, groups, precision, engine, dy_packed)
-            return dx.unflatten(0, (B, -1)), 0
-        dy, w = _into_channels(dy, dy_dim, B), _into_filters(w, w_dim, B)
-        dx = conv2d_dgrad(dy, w, x_size, stride, padding, dilation, B * groups, precision, engine, dy_packed)
-        return dx.unflatten(1, (B, -1)), 1
+            return conv2d_dgrad(_fold_batch(dy, dy_dim), w, *geometry, groups, *rest).unflatten(0, (B, -1)), 0
+        if dy_dim is None:
+            dx = conv2d_dgrad(dy, _into_channels(w, w_dim), *geometry, groups, *rest)
+            return _out_of_groups(dx, B, 1, groups), 0
+        dy, w = _into_channels(dy, dy_dim), _fold_batch(w, w_dim)
+        return conv2d_dgrad(dy, w, *geometry, B * groups, *rest).unflatten(1, (B, -1)), 1
 
 
 class Conv2dWgrad(Operator):
-    """dy (N, K, P, Q), x (N, C, H, W) -> dw (K, C/groups, R, S); `w_size` is (R, S)."""
+    """dy (N, K, P, Q), x (N, C, H, W) -> dw (K, C/groups, R, S); `w_size` is (R, S), `w_stride` the strides of w, which dw takes
+    if they are dense; else, and without them, it is contiguous."""
 
     autocast = True
     has_history = True
 
     @staticmethod
-    def check(dy, x, w_size, stride, padding, dilation, groups, precision, engine, dy_packed, x_packed):
+    def check(dy, x, w_size, w_stride, stride, padding, dilation, groups, precision, engine, channels_last):
         require_alike(x, "x", dy=dy)
         require_rank(dy, "dy", "NKPQ")
         require_rank(x, "x", "NCHW")
@@ -303,52 +276,59 @@ class Conv2dWgrad(Operator):
         _check_channels(x.shape[1], x.shape[1] // groups, dy.shape[1], groups)
         require(dy.shape[0] == x.shape[0], f"dy: expected {x.shape[0]} images like x, got {dy.shape[0]}")
         require_numbers(w_size, "w_size", 2, 1)
+        if w_stride is not None:
+            require_numbers(w_stride, "w_stride", 4, 0)
         _check_output(dy.shape[2:], x.shape[2:], w_size, stride, padding, dilation)
 
     @staticmethod
-    def compute(dy, x, w_size, stride, padding, dilation, groups, precision, engine, dy_packed, x_packed):
-        chosen = select(engine, "conv2d", dy.device, dy.dtype)
-        numbers, layout = resolve_precision(precision, x), _layout(dy, dy_packed, x, x_packed)
-        return chosen.conv2d_wgrad(dy, x, w_size, stride, padding, dilation, groups, numbers, layout)
+    def compute(dy, x, w_size, w_stride, stride, padding, dilation, groups, precision, engine, channels_last):
+        chosen, numbers = select(engine, "conv2d", dy.device, dy.dtype), resolve_precision(precision, x)
+        dw_stride = _filter_stride((dy.shape[1], x.shape[1] // groups, *w_size), w_stride)
+        return chosen.conv2d_wgrad(dy, x, w_size, stride, padding, dilation, groups, numbers, dw_stride)
 
     @staticmethod
-    def fake(dy, x, w_size, stride, padding, dilation, groups, precision, engine, dy_packed, x_packed):
-        layout = _layout(dy, dy_packed, x, x_packed)
-        return x.new_empty(dy.shape[1], x.shape[1] // groups, *w_size).to(memory_format=layout)
+    def fake(dy, x, w_size, w_stride, stride, padding, dilation, groups, precision, engine, channels_last):
+        size = (dy.shape[1], x.shape[1] // groups, *w_size)
+        dw_stride = _filter_stride(size, w_stride)
+        return x.new_empty(size) if dw_stride is None else x.new_empty_strided(size, dw_stride)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        dy, x, ctx.w_size, *ctx.geometry, ctx.dy_packed, ctx.x_packed = inputs
-        save(ctx, dy, x)
+        dy, x, ctx.w_size, ctx.w_stride, *geometry, channels_last = inputs
+        ctx.x_size = x.shape[2:]
+        ctx.geometry = (*geometry, _lays_channels_last(channels_last, dy, x))
+        _keep_factors(ctx, dy, x)
 
     @staticmethod
     def backward(ctx, ddw):
         dy, x = ctx.saved_tensors
         need_dy, need_x = ctx.needs_input_grad[:2]
-        ddy = conv2d_fprop(x, ddw, None, *ctx.geometry, ctx.x_packed) if need_dy else None
-        dx = conv2d_dgrad(dy, ddw, x.shape[2:], *ctx.geometry, ctx.dy_packed) if need_x else None
-        return ddy, dx, None, *(None for _ in ctx.geometry), None, None
+        ddy = conv2d_fprop(x, ddw, None, *ctx.geometry) if need_dy else None
+        dx = conv2d_dgrad(dy, ddw, ctx.x_size, *ctx.geometry) if need_x else None
+        return ddy, dx, None, None, *(None for _ in ctx.geometry)
 
     @staticmethod
     def jvp(ctx, ddy, dx, *_):
         dy, x = ctx.saved_tensors
         return _sum(
-            None if ddy is None else conv2d_wgrad(ddy, x, ctx.w_size, *ctx.geometry, ctx.dy_packed, ctx.x_packed),
-            None if dx is None else conv2d_wgrad(dy, dx, ctx.w_size, *ctx.geometry, ctx.dy_packed, ctx.x_packed),
+            None if ddy is None else conv2d_wgrad(ddy, x, ctx.w_size, ctx.w_stride, *ctx.geometry),
+            None if dx is None else conv2d_wgrad(dy, dx, ctx.w_size, ctx.w_stride, *ctx.geometry),
         )
 
     @staticmethod
-    def vmap(info, in_dims, dy, x, w_size, stride, padding, dilation, groups, precision, engine, dy_packed, x_packed):
-        B, (dy_dim, x_dim, *_) = info.batch_size, in_dims
-        dy, x = _into_channels(dy, dy_dim, B), _into_channels(x, x_dim, B)
-        geometry = (stride, padding, dilation, B * groups, precision, engine)
-        dw = conv2d_wgrad(dy, x, w_size, *geometry, dy_packed, x_packed)
-        return dw.unflatten(0, (B, -1)), 0
+    def vmap(info, in_dims, dy, x, w_size, w_stride, stride, padding, dilation, groups, *rest):
+        B, (dy_dim, x_dim, *_), geometry = info.batch_size, in_dims, (w_size, None, stride, padding, dilation)
+        if x_dim is None:
+            dw = conv2d_wgrad(_into_groups(dy, dy_dim, 1, groups), x, *geometry, groups, *rest)
+            return _out_of_groups(dw, B, 0, groups), 0
+        if dy_dim is None:
+            return conv2d_wgrad(dy, _into_groups(x, x_dim, 1, groups), *geometry, groups, *rest).unflatten(1, (B, -1)), 1
+        dy, x = _into_channels(dy, dy_dim), _into_channels(x, x_dim)
+        return conv2d_wgrad(dy, x, *geometry, B * groups, *rest).unflatten(0, (B, -1)), 0
 
 
-conv2d_pack = operator("conv2d_pack(Tensor x, str engine) -> Tensor", Conv2dPack)
-conv2d_fprop = operator(f"conv2d_fprop(Tensor x, Tensor w, Tensor? bias, {_GEOMETRY}, bool x_packed) -> Tensor", Conv2dFprop)
-conv2d_dgrad = operator(f"conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_size, {_GEOMETRY}, bool dy_packed) -> Tensor", Conv2dDgrad)
+conv2d_fprop = operator(f"conv2d_fprop(Tensor x, Tensor w, Tensor? bias, {_GEOMETRY}) -> Tensor", Conv2dFprop)
+conv2d_dgrad = operator(f"conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_size, {_GEOMETRY}) -> Tensor", Conv2dDgrad)
 conv2d_wgrad = operator(
-    f"conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, {_GEOMETRY}, bool dy_packed, bool x_packed) -> Tensor", Conv2dWgrad
+    f"conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, SymInt[]? w_stride, {_GEOMETRY}) -> Tensor", Conv2dWgrad
 )

@@ -20,13 +20,13 @@ def _image(x: Tensor) -> Tensor:
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, precision: str, engine: str) -> Tensor:
     """x (..., I), w (H, I), bias (H) -> x wᵀ + bias (..., H)."""
     filters = w.unsqueeze(1).unsqueeze(1).permute(0, 3, 1, 2)
-    y = conv2d_fprop(_image(x), filters, bias, *_GEOMETRY, precision, engine, False).permute(0, 2, 3, 1).squeeze(0)
+    y = conv2d_fprop(_image(x), filters, bias, *_GEOMETRY, precision, engine, None).permute(0, 2, 3, 1).squeeze(0)
     return y if x.dim() == 3 else y.squeeze(0)
 
 
 def outer(dy: Tensor, x: Tensor, precision: str, engine: str) -> Tensor:
     """dy (..., H), x (..., I) -> Σ dyᵀ x (H, I), summed over all other dimensions: the gradient of `linear` by w."""
-    return conv2d_wgrad(_image(dy), _image(x), (1, 1), *_GEOMETRY, precision, engine, False, False).squeeze(3).squeeze(2)
+    return conv2d_wgrad(_image(dy), _image(x), (1, 1), None, *_GEOMETRY, precision, engine, None).squeeze(3).squeeze(2)
 
 
 def add(*terms: Tensor | None) -> Tensor | None:

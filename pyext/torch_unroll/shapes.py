@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -49,16 +49,24 @@ def pair(value: Any, name: str) -> Pair:
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether torch takes a 4-D tensor for channels_last: by its strides, ambiguous ones counting as contiguous.
 
-    The same as c10's `is_channels_last_strides_2d`.
+    The same as c10's `is_channels_last_strides_2d`. Extents that a compiler does not know are taken for above 0.
     """
-    size, stride = tensor.shape, tensor.stride()
-    if stride[1] == 0:
-        return False
-    least = 0
-    for dim in (1, 3, 2, 0):
-        if size[dim] == 0 or stride[dim] < least or (dim == 0 and least == stride[1]):
-            return False
-        least = stride[dim] * max(size[dim], 1)
+    (N, C, H, W), (n, c, h, w) = tensor.shape, tensor.stride()
+    if not tensor._has_symbolic_sizes_strides:
+        return c > 0 and w >= c * C and h >= w * W and n >= h * H != c and min(N, C, H, W) > 0
+    plausible = (c > 0, h * H != c, N > 0, C > 0, H > 0, W > 0)
+    nested = (w >= c * C, h >= w * W, n >= h * H)
+    return all(unless_unknown(fact, True) for fact in plausible) and all(unless_unknown(fact, False) for fact in nested)
+
+
+def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether these strides lay out every element once and leave no gap, in whatever order of dimensions."""
+    expected = 1
+    for extent, step in sorted(zip(size, stride, strict=True), key=lambda dimension: dimension[1]):
+        if extent != 1:
+            if step != expected:
+                return False
+            expected *= extent
     return True
 
 
@@ -80,6 +88,15 @@ def pooled(extent: int, window: int, stride: int, padding: int, dilation: int, c
         return reach // stride + 1
     windows = -(-reach // stride) + 1
     return windows - 1 if (windows - 1) * stride >= extent + padding else windows
+
+
+def unless_unknown(comparison: Any, otherwise: bool) -> bool:
+    """What a comparison of sizes says; `otherwise` where they depend on data, such as a mask, that a compiler does not see."""
+    if isinstance(comparison, bool) and not torch.compiler.is_compiling():
+        return comparison  # torch.compile takes what it knows only as a symbol for a bool, and decides it to tell
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
+
+    return guard_or_true(comparison) if otherwise else guard_or_false(comparison)
 
 
 def require(condition: bool, message: str) -> None:

@@ -2,11 +2,12 @@
 
 Tensors are of one dtype and device, of any strides, and already checked: an engine never sees a size that does not fit.
 Pairs are (height, width). `precision` is "tf32" or "ieee" and matters for float32 alone. `layout` is that of the result;
-None stands for torch's rule, `shapes.output_memory_format` of the two tensors.
+None stands for torch's rule, `shapes.output_memory_format` of the two tensors. What a kernel takes packed is packed in here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -22,7 +23,7 @@ PRECISIONS = ("conv", "rnn", "tf32", "ieee")
 
 #: Which module of an engine's package holds each function.
 MODULES = {
-    **dict.fromkeys(("conv2d_pack", "conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "unfold", "fold"), "conv2d"),
+    **dict.fromkeys(("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "unfold", "fold"), "conv2d"),
     **dict.fromkeys(("max_pool2d_forward", "max_pool2d_backward", "max_pool2d_gather", "max_pool2d_indices"), "max_pool2d"),
     **dict.fromkeys(("max_over_time_forward", "max_over_time_backward", "max_over_time_gather"), "max_pool2d"),
     **dict.fromkeys(("rnn_forward", "rnn_backward", "rnn_tangent", "rnn_cell_forward", "rnn_cell_backward"), "rnn"),
@@ -39,9 +40,6 @@ class Engine(Protocol):
 
     def warmup(self, op: str, dtype: torch.dtype, device: torch.device) -> None:
         """Compiles and loads whatever calls of an op (one of `kernels.table.OPS`) would on first use."""
-
-    def conv2d_pack(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> a copy in dense channels_last memory."""
 
     def conv2d_fprop(
         self,
@@ -81,9 +79,9 @@ class Engine(Protocol):
         dilation: Pair,
         groups: int,
         precision: str,
-        layout: torch.memory_format | None = None,
+        dw_stride: Sequence[int] | None = None,
     ) -> Tensor:
-        """dy, x -> dw (K, C/groups, R, S); w_size is (R, S)."""
+        """dy, x -> dw (K, C/groups, R, S) of dense strides, contiguous without any; w_size is (R, S)."""
 
     def unfold(self, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
         """x (N, C, H, W) -> columns (N, C·R·S, P·Q)."""

@@ -5,7 +5,7 @@ Every function takes the launcher first. A call that has nothing to compute laun
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -146,19 +146,15 @@ def _choice(direction: str, call: Call) -> Choice:
     return chosen.choice
 
 
-def _output(size: tuple[int, int, int, int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
+def _output(
+    size: tuple[int, int, int, int], like: Tensor, memory_format: torch.memory_format, stride: Sequence[int] | None = None
+) -> Tensor:
+    if stride is not None:
+        return like.new_empty_strided(size, stride)
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 # ---- what engines bind ------------------------------------------------------------------------------------------------------
-
-
-def conv2d_pack(launcher: Launcher, x: Tensor) -> Tensor:
-    if x.numel() and x.dtype != torch.float64 and whole_pieces(x.shape[1], x) == x.shape[1]:  # what the kernel takes unpadded
-        packed = pack_channels(launcher, x, 1)
-        if packed is not x:
-            return packed
-    return x.clone(memory_format=torch.channels_last)
 
 
 def conv2d_fprop(
@@ -218,9 +214,9 @@ def conv2d_wgrad(
     dilation: Pair,
     groups: int,
     precision: str,
-    layout: torch.memory_format | None = None,
+    dw_stride: Sequence[int] | None = None,
 ) -> Tensor:
-    dw = _output((dy.shape[1], x.shape[1] // groups, *w_size), dy, layout or output_memory_format(dy, x))
+    dw = _output((dy.shape[1], x.shape[1] // groups, *w_size), dy, torch.contiguous_format, dw_stride)
     if not dy.numel() or not x.numel():
         return dw.zero_()
     if dw.numel():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from torch_unroll.kernels.numba import conv2d as kernels
 from torch_unroll.kernels.numba.types import TILE
 from torch_unroll.shapes import convolved, output_memory_format
 
-__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_pack", "conv2d_wgrad", "fold", "unfold", "warmup"]
+__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold", "warmup"]
 
 
 def _tiles(rows: int, columns: int) -> int:
@@ -20,10 +22,6 @@ def _tiles(rows: int, columns: int) -> int:
 
 def _output(size: tuple[int, ...], like: Tensor, other: Tensor, layout: torch.memory_format | None) -> Tensor:
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout or output_memory_format(like, other))
-
-
-def conv2d_pack(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.channels_last)
 
 
 def conv2d_fprop(
@@ -77,10 +75,11 @@ def conv2d_wgrad(
     dilation: Pair,
     groups: int,
     precision: str,
-    layout: torch.memory_format | None = None,
+    dw_stride: Sequence[int] | None = None,
 ) -> Tensor:
     (N, K, P, Q), channels = dy.shape, x.shape[1] // groups
-    dw = _output((K, channels, *w_size), dy, x, layout)
+    size = (K, channels, *w_size)
+    dw = x.new_empty(size) if dw_stride is None else x.new_empty_strided(size, dw_stride)
     if dw.numel():
         taps, pixels = channels * w_size[0] * w_size[1], N * P * Q
         tiles = groups * _tiles(K // groups, taps)

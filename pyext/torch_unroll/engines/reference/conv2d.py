@@ -5,6 +5,8 @@ y = w · im2col(x);  dx = col2im(wᵀ · dy);  dw = dy · im2col(x)ᵀ  (Chellap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from torch_unroll.engines.reference.arithmetic import product
 from torch_unroll.engines.reference.windows import cells
 from torch_unroll.shapes import convolved, output_memory_format
 
-__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_pack", "conv2d_wgrad", "fold", "unfold"]
+__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold"]
 
 
 def _im2col(x: Tensor, kernel_size: Pair, output_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Tensor:
@@ -34,10 +36,6 @@ def _col2im(columns: Tensor, x_size: Pair, kernel_size: Pair, stride: Pair, padd
     return x
 
 
-def conv2d_pack(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.channels_last)
-
-
 def conv2d_fprop(
     x: Tensor,
     w: Tensor,
@@ -56,7 +54,7 @@ def conv2d_fprop(
     y = product(w.reshape(groups, K // groups, channels * R * S), columns, precision).reshape(N, K, P, Q)
     if bias is not None:
         y = y + bias.to(y.dtype).view(1, K, 1, 1)
-    return y.to(x.dtype).contiguous(memory_format=layout or output_memory_format(x, w))
+    return y.to(x.dtype).clone(memory_format=layout or output_memory_format(x, w))
 
 
 def conv2d_dgrad(
@@ -74,7 +72,7 @@ def conv2d_dgrad(
     weights = w.reshape(groups, K // groups, channels * R * S).transpose(1, 2)
     columns = product(weights, dy.reshape(N, groups, K // groups, P * Q), precision)
     dx = _col2im(columns.reshape(N, groups * channels, R * S, P, Q), x_size, (R, S), stride, padding, dilation)
-    return dx.to(dy.dtype).contiguous(memory_format=layout or output_memory_format(dy, w))
+    return dx.to(dy.dtype).clone(memory_format=layout or output_memory_format(dy, w))
 
 
 def conv2d_wgrad(
@@ -86,14 +84,14 @@ def conv2d_wgrad(
     dilation: Pair,
     groups: int,
     precision: str,
-    layout: torch.memory_format | None = None,
+    dw_stride: Sequence[int] | None = None,
 ) -> Tensor:
     (N, K, P, Q), C = dy.shape, x.shape[1]
     rows = C // groups * w_size[0] * w_size[1]
     columns = _im2col(x, w_size, (P, Q), stride, padding, dilation).reshape(N, groups, rows, P * Q)
     dw = product(dy.reshape(N, groups, K // groups, P * Q), columns.transpose(2, 3), precision).sum(0)
     dw = dw.reshape(K, C // groups, *w_size).to(x.dtype)
-    return dw.contiguous(memory_format=layout or output_memory_format(dy, x))
+    return dw if dw_stride is None else dw.new_empty_strided(dw.shape, dw_stride).copy_(dw)
 
 
 def unfold(x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
