@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +28,8 @@ PUBLISHED = {
     "resnet18": (models.resnet18, 11_689_512),
     "resnet34": (models.resnet34, 21_797_672),
     "resnet50": (models.resnet50, 25_557_032),
+    "resnext50_32x4d": (lambda nn: models.resnet50(groups=32, width_per_group=4, nn=nn), 25_028_904),
+    "wide_resnet50_2": (lambda nn: models.resnet50(width_per_group=128, nn=nn), 68_883_240),
     "densenet121": (models.densenet121, 7_978_856),
     "densenet_bc_100_12": (models.densenet_bc_100_12, 769_162),
 }
@@ -58,7 +62,7 @@ def test_ablations_remove_what_the_lecture_says(without: tuple[str, ...], millio
 # Keys and shapes of torchvision's published weights, by their first and last entries and a digest of all names.
 TORCHVISION = {
     "alexnet": (models.alexnet, 16, "features.0.weight", (64, 3, 11, 11), "classifier.6.bias", (1000,)),
-    "googlenet": (lambda: models.googlenet(heads=True), 0, "conv1.conv.weight", (64, 3, 7, 7), "fc.bias", (1000,)),
+    "googlenet": (lambda: models.googlenet(aux_logits=True), 364, "conv1.conv.weight", (64, 3, 7, 7), "fc.bias", (1000,)),
     "resnet18": (models.resnet18, 122, "conv1.weight", (64, 3, 7, 7), "fc.bias", (1000,)),
     "resnet50": (models.resnet50, 320, "conv1.weight", (64, 3, 7, 7), "fc.bias", (1000,)),
     "densenet121": (models.densenet121, 727, "features.conv0.weight", (64, 3, 7, 7), "classifier.bias", (1000,)),
@@ -87,7 +91,7 @@ def test_torchvisions_keys(name: str) -> None:
         state = make().state_dict()
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     keys = list(shapes)
-    assert count in (0, len(keys))
+    assert len(keys) == count
     assert (keys[0], shapes[keys[0]]) == (first, first_shape)
     assert (keys[-1], shapes[keys[-1]]) == (last, last_shape)
     assert SOME_KEYS[name].items() <= shapes.items()
@@ -136,6 +140,85 @@ def test_outputs_and_gradients_agree(name: str, target: Target) -> None:
         found = results(ours)
     for mine, torchs in zip(found, results(theirs), strict=True):
         torch.testing.assert_close(mine, torchs, rtol=1e-6, atol=1e-9)
+
+
+class TestTorchvisionsInterface:
+    """Programs written for torchvision.models: its keywords, outputs and state_dicts."""
+
+    @pytest.mark.parametrize(
+        ("name", "keywords"),
+        [
+            ("alexnet", {"num_classes": 7, "dropout": 0.1}),
+            ("resnet18", {"num_classes": 7, "zero_init_residual": True, "groups": 1, "width_per_group": 64}),
+            ("resnet34", {"num_classes": 7, "zero_init_residual": True}),
+            ("resnet50", {"num_classes": 7, "groups": 2, "width_per_group": 32}),
+            ("densenet121", {"num_classes": 7}),
+            ("googlenet", {"num_classes": 7, "aux_logits": True, "init_weights": True, "transform_input": True}),
+            ("googlenet", {"num_classes": 7, "aux_logits": False, "init_weights": False, "dropout": 0.1, "dropout_aux": 0.2}),
+        ],
+    )
+    def test_keywords(self, name: str, keywords: dict[str, Any]) -> None:
+        with torch.device("meta"):
+            model = getattr(models, name)(weights=None, **keywords)
+        state = model.state_dict()
+        assert state[list(state)[-1]].shape == (7,)
+
+    def test_googlenets_outputs(self) -> None:
+        model, x = models.googlenet(5, aux_logits=True, dropout=0.0, dropout_aux=0.0), torch.randn(2, 3, 64, 64)
+        outputs = model(x)
+        assert outputs._fields == ("logits", "aux_logits2", "aux_logits1")
+        logits, upper, lower = outputs
+        assert logits.shape == upper.shape == lower.shape == (2, 5)
+        lower.sum().backward(retain_graph=True)
+        assert model.inception4b.branch1.conv.weight.grad is None, "the head after inception4a reaches no layer above it"
+        upper.sum().backward()
+        assert model.inception4d.branch1.conv.weight.grad is not None
+        assert model.inception4e.branch1.conv.weight.grad is None
+        assert model.eval()(x).shape == (2, 5)
+        assert isinstance(models.googlenet(5)(x), Tensor)
+
+    def test_googlenets_auxiliary_heads_load_where_there_are_any(self) -> None:
+        with torch.device("meta"):
+            state = models.googlenet(aux_logits=True).state_dict()
+        filled = {name: torch.full_like(value, 0.5, device="cpu") for name, value in state.items()}
+        assert {"aux1.conv.conv.weight", "aux1.fc1.bias", "aux2.conv.bn.running_var", "aux2.fc2.weight"} <= filled.keys()
+        models.googlenet(aux_logits=True).load_state_dict(filled, strict=True)
+        plain = models.googlenet()
+        with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"aux1.conv.conv.weight\""):
+            plain.load_state_dict(filled)
+        plain = models.googlenet(weights=filled)
+        assert plain.aux1 is None
+        assert plain.fc.weight.eq(0.5).all()
+
+    @pytest.mark.parametrize("name", ["alexnet", "resnet18", "densenet121"])
+    def test_weights_are_a_state_dict(self, name: str) -> None:
+        make = partial(models.alexnet, without=("fc6", "fc7")) if name == "alexnet" else getattr(models, name)
+        state = {key: torch.full_like(value, 0.25) for key, value in make(3).state_dict().items()}
+        old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value for key, value in state.items()}
+        assert (old.keys() == state.keys()) == (name != "densenet121")
+        assert all(torch.equal(value, state[key]) for key, value in make(3, weights=old).state_dict().items())
+        with pytest.raises(TypeError, match="weights: expected a state_dict or None, got str"):
+            make(3, weights="DEFAULT")
+        with pytest.raises(RuntimeError, match="Missing key"):
+            make(3, weights=dict(list(state.items())[1:]))
+
+    def test_googlenets_input_is_brought_to_its_training_range(self) -> None:
+        plain, transforming = models.googlenet(5).eval(), models.googlenet(5, transform_input=True).eval()
+        transforming.load_state_dict(plain.state_dict())
+        pixels, moments = torch.rand(1, 3, 64, 64), torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+        normalised = (pixels - moments[0].view(3, 1, 1)) / moments[1].view(3, 1, 1)
+        torch.testing.assert_close(transforming(normalised), plain(2 * pixels - 1))
+
+    @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+    def test_blocks_may_start_as_the_identity(self, name: str) -> None:
+        model = getattr(models, name)(5, zero_init_residual=True)
+        block, channels = model.layer1[1], {"resnet18": 64, "resnet50": 256}[name]
+        x = torch.rand(2, channels, 4, 4)
+        torch.testing.assert_close(block(x), x)
+
+    def test_googlenets_initial_weights(self) -> None:
+        weights = models.googlenet(init_weights=True).inception3a.branch2[1].conv.weight
+        assert 0.0095 < weights.std() < 0.0105
 
 
 class TestDenseBlock:
@@ -204,6 +287,7 @@ class TestDenseBlock:
         (lambda: models.alexnet(without=("conv9",)), "without: expected layers of conv3, conv4, fc6, fc7, got conv9"),
         (lambda: models.alexnet(form="alex"), "form: expected one of torchvision, grouped, got 'alex'"),
         (lambda: models.cifar_resnet(21), r"depth: expected 6n \+ 2, such as 20 or 56, got 21"),
+        (lambda: models.resnet18(groups=2), "groups, width_per_group: expected 1 and 64 for basic blocks, got 2 and 64"),
     ],
 )
 def test_bad_arguments(call: Callable[[], Any], message: str) -> None:

@@ -14,7 +14,7 @@ from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
 from torch_unroll.engines import claims, resolve
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.history import gradient_with_history
-from torch_unroll.shapes import facts, index, pair, remembered, require, require_tensors, unless_unknown
+from torch_unroll.shapes import Size, facts, index, pair, remembered, require, require_tensors, unless_unknown
 from torch_unroll.torch_function import ask
 
 
@@ -98,9 +98,9 @@ def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
     groups: int = 1,
     *,
     engine: str | None = None,
@@ -149,11 +149,11 @@ def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
     groups: int = 1,
-    dilation: Any = 1,
+    dilation: Size = 1,
     *,
     engine: str | None = None,
     precision: str = "conv",

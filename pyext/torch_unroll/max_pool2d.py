@@ -15,7 +15,7 @@ from torch_unroll.engines import claims, resolve
 from torch_unroll.max_over_time_ops import max_over_time_forward
 from torch_unroll.max_pool2d_ops import max_pool2d_forward, max_pool2d_indices
 from torch_unroll.registration import is_recorded
-from torch_unroll.shapes import Pair, pair, pooled, require, require_tensors
+from torch_unroll.shapes import Pair, Size, pair, pooled, require, require_tensors
 from torch_unroll.torch_function import ask
 
 
@@ -35,10 +35,10 @@ def _sizes(value: Any, name: str, least: int) -> Pair:
 
 def max_pool2d(
     input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
     *,

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch_unroll.autocast import lowered_dtype
 
 Pair = tuple[int, int]
+#: A size argument of a function as it comes, an int or one or two of them: what torch's own stubs say.
+Size = int | Sequence[int]
 
 
 def index(value: Any, name: str, overflow: type[Exception] = ValueError) -> int:

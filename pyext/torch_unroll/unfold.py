@@ -16,7 +16,7 @@ from torch.overrides import has_torch_function_unary
 from torch_unroll.checks import MOST, require_alike, require_numbers, require_rank
 from torch_unroll.engines import claims, resolve, select
 from torch_unroll.registration import Operator, operator
-from torch_unroll.shapes import Pair, convolved, pair, require, require_tensors
+from torch_unroll.shapes import Pair, Size, convolved, pair, require, require_tensors
 from torch_unroll.torch_function import ask
 
 
@@ -138,7 +138,7 @@ def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tup
 
 
 def unfold(
-    input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1, *, engine: str | None = None
+    input: Tensor, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1, *, engine: str | None = None
 ) -> Tensor:
     """im2col; the same as `torch.nn.functional.unfold`.
 
@@ -158,7 +158,8 @@ def unfold(
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
-        return F.unfold(input, kernel_size, dilation, padding, stride)
+        theirs: Any = F.unfold  # its stub knows no lists
+        return theirs(input, kernel_size, dilation, padding, stride)
     geometry = _geometry(kernel_size, dilation, padding, stride)
     (R, S), step, pad, spread = geometry
     if input.dim() < 3:  # the type that torch's operator raises here
@@ -175,11 +176,11 @@ def unfold(
 
 def fold(
     input: Tensor,
-    output_size: Any,
-    kernel_size: Any,
-    dilation: Any = 1,
-    padding: Any = 0,
-    stride: Any = 1,
+    output_size: Size,
+    kernel_size: Size,
+    dilation: Size = 1,
+    padding: Size = 0,
+    stride: Size = 1,
     *,
     engine: str | None = None,
 ) -> Tensor:
@@ -202,7 +203,8 @@ def fold(
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
-        return F.fold(input, output_size, kernel_size, dilation, padding, stride)
+        theirs: Any = F.fold
+        return theirs(input, output_size, kernel_size, dilation, padding, stride)
     geometry = _geometry(kernel_size, dilation, padding, stride)
     (R, S), step, pad, spread = geometry
     H, W = _size(output_size, "output_size")

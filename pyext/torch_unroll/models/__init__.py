@@ -1,8 +1,13 @@
-"""The lecture's networks, each on the modules of a namespace: `torch_unroll.nn` by default, `torch.nn` for the peer."""
+"""The lecture's networks, each on the modules of a namespace: `torch_unroll.nn` by default, `torch.nn` for the peer.
+
+alexnet, densenet121, googlenet, resnet18, resnet34 and resnet50 have torchvision's state_dict, name by name, and those of its
+keywords that their signatures show. Their `weights` is None or a state_dict: nothing is downloaded. The other networks have no
+twin in torchvision.
+"""
 
 from torch_unroll.models.alexnet import AlexNet, alexnet
 from torch_unroll.models.densenet import DenseNet, densenet121, densenet_bc_100_12
-from torch_unroll.models.googlenet import GoogLeNet, googlenet
+from torch_unroll.models.googlenet import GoogLeNet, GoogLeNetOutputs, googlenet
 from torch_unroll.models.hmm import HiddenMarkovModel
 from torch_unroll.models.lenet import LeNet5, lenet5
 from torch_unroll.models.recurrent import RecurrentNet, SequenceClassifier, identity_initialise, per_step_loss, truncated_bptt
@@ -13,6 +18,7 @@ __all__ = [
     "CifarResNet",
     "DenseNet",
     "GoogLeNet",
+    "GoogLeNetOutputs",
     "HiddenMarkovModel",
     "LeNet5",
     "RecurrentNet",

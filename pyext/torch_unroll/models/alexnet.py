@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import torch_unroll.nn as unrolled
+from torch_unroll.models.published import loaded
 
 REMOVABLE = ("conv3", "conv4", "fc6", "fc7")
 
@@ -93,7 +94,13 @@ class AlexNet(torch.nn.Module):
 
 
 def alexnet(
-    num_classes: int = 1000, form: str = "torchvision", without: Iterable[str] = (), dropout: float = 0.5, *, nn: Any = unrolled
+    num_classes: int = 1000,
+    form: str = "torchvision",
+    without: Iterable[str] = (),
+    dropout: float = 0.5,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    nn: Any = unrolled,
 ) -> AlexNet:
-    """AlexNet for 224×224 images; `without` leaves layers out."""
-    return AlexNet(num_classes, form, without, dropout, nn=nn)
+    """AlexNet for 224×224 images; `without` leaves layers out. `weights` is a state_dict to load, such as torchvision's."""
+    return loaded(AlexNet(num_classes, form, without, dropout, nn=nn), weights)

@@ -8,6 +8,7 @@ autograd saved is overwritten behind its back).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import torch_unroll.nn as unrolled
+from torch_unroll.models.published import loaded
 
 
 def _normalise(norm: torch.nn.BatchNorm2d, x: Tensor, again: bool) -> Tensor:
@@ -165,9 +167,14 @@ class DenseNet(torch.nn.Module):
         return self.classifier(torch.relu(self.features(x)).mean((2, 3)))
 
 
-def densenet121(num_classes: int = 1000, buffered: bool = True, *, nn: Any = unrolled) -> DenseNet:
-    """121 layers, growth 32, for 224×224 images; 7,978,856 parameters, torchvision's names."""
-    return DenseNet(32, (6, 12, 24, 16), 64, num_classes, True, buffered, nn=nn)
+def densenet121(
+    num_classes: int = 1000, buffered: bool = True, *, weights: Mapping[str, Any] | None = None, nn: Any = unrolled
+) -> DenseNet:
+    """121 layers, growth 32, for 224×224 images; 7,978,856 parameters.
+
+    `weights` is a state_dict to load, such as torchvision's; what it calls `memory_efficient` is `buffered` here.
+    """
+    return loaded(DenseNet(32, (6, 12, 24, 16), 64, num_classes, True, buffered, nn=nn), weights)
 
 
 def densenet_bc_100_12(num_classes: int = 10, buffered: bool = True, *, nn: Any = unrolled) -> DenseNet:

@@ -1,16 +1,18 @@
 """GoogLeNet (Szegedy et al. 2014): Inception modules, several filter sizes at each layer; with batch normalisation.
 
-Names and shapes are torchvision's, so its weights load; like it, the "5×5" branch has 3×3 filters.
+Names and shapes are torchvision's, so its weights load; so are the keywords and outputs, and the 3×3 filters of the "5×5" branch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import torch_unroll.nn as unrolled
+from torch_unroll.models.published import loaded
 
 
 class BasicConv2d(torch.nn.Module):
@@ -78,17 +80,45 @@ _INCEPTIONS = {
 }
 
 
+#: The mean and deviation of red, green and blue.
+_IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
+
+
+class GoogLeNetOutputs(NamedTuple):
+    """What GoogLeNet returns in training with auxiliary heads: three times (N, classes)."""
+
+    logits: Tensor
+    aux_logits2: Tensor
+    aux_logits1: Tensor
+
+
 class GoogLeNet(torch.nn.Module):
-    """(N, 3, 224, 224) -> (N, classes), in training with heads (output, lower head, upper head); 6,624,904 parameters without.
+    """(N, 3, 224, 224) -> (N, classes), or `GoogLeNetOutputs` in training with heads; 6,624,904 parameters without them.
 
     Args:
         num_classes: of the output.
-        heads: whether it has the two auxiliary classifiers.
+        aux_logits: whether it has the two auxiliary classifiers; torchvision's class has them unless told otherwise.
+        transform_input: whether images come normalised by ImageNet's means and deviations, and are brought to [-1, 1], which
+            torchvision's weights were trained on.
+        init_weights: whether convolutions and linear layers start from a normal distribution of deviation 0.01, cut at ±2, in
+            place of torch's.
+        dropout, dropout_aux: probabilities, before the classifier and in the heads.
         nn: the namespace of the modules.
     """
 
-    def __init__(self, num_classes: int = 1000, heads: bool = False, *, nn: Any = unrolled):
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        aux_logits: bool = False,
+        transform_input: bool = False,
+        init_weights: bool = False,
+        dropout: float = 0.2,
+        dropout_aux: float = 0.7,
+        *,
+        nn: Any = unrolled,
+    ):
         super().__init__()
+        self.aux_logits, self.transform_input = aux_logits, transform_input
         self.conv1 = BasicConv2d(3, 64, kernel_size=7, stride=2, padding=3, nn=nn)
         self.maxpool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.conv2 = BasicConv2d(64, 64, kernel_size=1, nn=nn)
@@ -98,17 +128,24 @@ class GoogLeNet(torch.nn.Module):
             setattr(self, name, Inception(*widths, nn=nn))
         self.maxpool3 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.maxpool4 = nn.MaxPool2d(2, stride=2, ceil_mode=True)
-        self.aux1 = AuxiliaryHead(512, num_classes, 0.7, nn=nn) if heads else None
-        self.aux2 = AuxiliaryHead(528, num_classes, 0.7, nn=nn) if heads else None
-        self.dropout = nn.Dropout(0.2)
+        self.aux1 = AuxiliaryHead(512, num_classes, dropout_aux, nn=nn) if aux_logits else None
+        self.aux2 = AuxiliaryHead(528, num_classes, dropout_aux, nn=nn) if aux_logits else None
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(1024, num_classes)
+        if init_weights:
+            for module in self.modules():
+                if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+                    torch.nn.init.trunc_normal_(module.weight, std=0.01)
 
     def _inceptions(self, which: str, x: Tensor) -> Tensor:
-        for each in which.split():
-            x = self.get_submodule(f"inception{each}")(x)
+        for suffix in which.split():
+            x = self.get_submodule(f"inception{suffix}")(x)
         return x
 
     def forward(self, x: Tensor) -> Any:
+        if self.transform_input:
+            moments = enumerate(_IMAGENET)
+            x = torch.cat([x[:, i : i + 1] * (deviation / 0.5) + (mean - 0.5) / 0.5 for i, (mean, deviation) in moments], 1)
         x = self.maxpool2(self.conv3(self.conv2(self.maxpool1(self.conv1(x)))))
         x = self._inceptions("4a", self.maxpool3(self._inceptions("3a 3b", x)))
         lower = self.aux1(x) if self.aux1 is not None and self.training else None
@@ -116,9 +153,24 @@ class GoogLeNet(torch.nn.Module):
         upper = self.aux2(x) if self.aux2 is not None and self.training else None
         x = self._inceptions("5a 5b", self.maxpool4(self._inceptions("4e", x)))
         logits = self.fc(self.dropout(x.mean((2, 3))))
-        return logits if lower is None else (logits, lower, upper)
+        return logits if lower is None or upper is None else GoogLeNetOutputs(logits, upper, lower)
 
 
-def googlenet(num_classes: int = 1000, heads: bool = False, *, nn: Any = unrolled) -> GoogLeNet:
-    """GoogLeNet for 224×224 images."""
-    return GoogLeNet(num_classes, heads, nn=nn)
+def googlenet(
+    num_classes: int = 1000,
+    aux_logits: bool = False,
+    transform_input: bool = False,
+    init_weights: bool = False,
+    dropout: float = 0.2,
+    dropout_aux: float = 0.7,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    nn: Any = unrolled,
+) -> GoogLeNet:
+    """GoogLeNet for 224×224 images.
+
+    Args beyond the class's: `weights`, a state_dict to load, such as torchvision's; without `aux_logits` its auxiliary heads are
+    left out, which `load_state_dict` refuses.
+    """
+    network = GoogLeNet(num_classes, aux_logits, transform_input, init_weights, dropout, dropout_aux, nn=nn)
+    return loaded(network, weights, "" if aux_logits else "aux")

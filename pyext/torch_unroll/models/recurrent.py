@@ -66,9 +66,21 @@ class SequenceClassifier(torch.nn.Module):
         as RecurrentNet's, with the number of classes as its output size.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, num_classes: int, **options: Any):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_classes: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        nonlinearity: str = "tanh",
+        output_nonlinearity: str = "identity",
+        *,
+        nn: Any = unrolled,
+    ):
         super().__init__()
-        self.net = RecurrentNet(input_size, hidden_size, num_classes, **options)
+        options = (num_layers, bidirectional, nonlinearity, output_nonlinearity)
+        self.net = RecurrentNet(input_size, hidden_size, num_classes, *options, nn=nn)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """`lengths` (N,): the steps of each sequence that count; the rest is padding."""

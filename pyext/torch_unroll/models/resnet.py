@@ -6,6 +6,7 @@ and shortcuts without parameters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import torch_unroll.nn as unrolled
+from torch_unroll.models.published import loaded
 
 
 class BasicBlock(torch.nn.Module):
@@ -20,8 +22,20 @@ class BasicBlock(torch.nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, filters: int, stride: int, downsample: torch.nn.Module | None, *, nn: Any):
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        stride: int,
+        downsample: torch.nn.Module | None,
+        groups: int = 1,
+        width_per_group: int = 64,
+        *,
+        nn: Any,
+    ):
         super().__init__()
+        if (groups, width_per_group) != (1, 64):
+            raise ValueError(f"groups, width_per_group: expected 1 and 64 for basic blocks, got {groups} and {width_per_group}")
         self.conv1 = nn.Conv2d(channels, filters, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(filters)
         self.conv2 = nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
@@ -35,17 +49,28 @@ class BasicBlock(torch.nn.Module):
 
 
 class Bottleneck(torch.nn.Module):
-    """1×1, 3×3, 1×1 convolutions; (N, C, H, W) -> (N, 4·filters, H/stride, W/stride). The 3×3 has the stride."""
+    """1×1, 3×3, 1×1 convolutions; (N, C, H, W) -> (N, 4·filters, H/stride, W/stride). The 3×3 has the stride, and the groups."""
 
     expansion = 4
 
-    def __init__(self, channels: int, filters: int, stride: int, downsample: torch.nn.Module | None, *, nn: Any):
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        stride: int,
+        downsample: torch.nn.Module | None,
+        groups: int = 1,
+        width_per_group: int = 64,
+        *,
+        nn: Any,
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, filters, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(filters)
-        self.conv2 = nn.Conv2d(filters, filters, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(filters)
-        self.conv3 = nn.Conv2d(filters, 4 * filters, 1, bias=False)
+        width = int(filters * (width_per_group / 64)) * groups
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * filters, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * filters)
         self.downsample = downsample
 
@@ -64,9 +89,29 @@ def _initialise(model: torch.nn.Module) -> None:
 
 
 class ResNet(torch.nn.Module):
-    """(N, 3, 224, 224) -> (N, classes)."""
+    """(N, 3, 224, 224) -> (N, classes).
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], num_classes: int, *, nn: Any):
+    Args:
+        block: `BasicBlock` or `Bottleneck`.
+        depths: blocks in each of the four stages.
+        num_classes: of the output.
+        zero_init_residual: whether the last normalisation of each block starts at 0, so that the block starts as the identity.
+        groups, width_per_group: of the 3×3 convolutions of bottlenecks: 32 and 4 give ResNeXt-50 32×4d, 1 and 128 Wide
+            ResNet-50-2.
+        nn: the namespace of the modules.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        num_classes: int = 1000,
+        zero_init_residual: bool = False,
+        groups: int = 1,
+        width_per_group: int = 64,
+        *,
+        nn: Any = unrolled,
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -80,11 +125,16 @@ class ResNet(torch.nn.Module):
                 downsample = None
                 if stride != 1 or channels != wider:
                     downsample = nn.Sequential(nn.Conv2d(channels, wider, 1, stride, bias=False), nn.BatchNorm2d(wider))
-                blocks.append(block(channels, filters, stride, downsample, nn=nn))
+                blocks.append(block(channels, filters, stride, downsample, groups, width_per_group, nn=nn))
                 channels = wider
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes)
         _initialise(self)
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, (BasicBlock, Bottleneck)):
+                    last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+                    torch.nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
@@ -142,19 +192,43 @@ class CifarResNet(torch.nn.Module):
         return self.fc(self.blocks(x).mean((2, 3)))
 
 
-def resnet18(num_classes: int = 1000, *, nn: Any = unrolled) -> ResNet:
-    """18 layers, basic blocks; 11,689,512 parameters."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, nn=nn)
+def resnet18(
+    num_classes: int = 1000,
+    zero_init_residual: bool = False,
+    groups: int = 1,
+    width_per_group: int = 64,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    nn: Any = unrolled,
+) -> ResNet:
+    """18 layers, basic blocks; 11,689,512 parameters. `weights` is a state_dict to load, such as torchvision's."""
+    return loaded(ResNet(BasicBlock, (2, 2, 2, 2), num_classes, zero_init_residual, groups, width_per_group, nn=nn), weights)
 
 
-def resnet34(num_classes: int = 1000, *, nn: Any = unrolled) -> ResNet:
-    """34 layers, basic blocks; 21,797,672 parameters."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, nn=nn)
+def resnet34(
+    num_classes: int = 1000,
+    zero_init_residual: bool = False,
+    groups: int = 1,
+    width_per_group: int = 64,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    nn: Any = unrolled,
+) -> ResNet:
+    """34 layers, basic blocks; 21,797,672 parameters. `weights` is a state_dict to load, such as torchvision's."""
+    return loaded(ResNet(BasicBlock, (3, 4, 6, 3), num_classes, zero_init_residual, groups, width_per_group, nn=nn), weights)
 
 
-def resnet50(num_classes: int = 1000, *, nn: Any = unrolled) -> ResNet:
-    """50 layers, bottlenecks; 25,557,032 parameters."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, nn=nn)
+def resnet50(
+    num_classes: int = 1000,
+    zero_init_residual: bool = False,
+    groups: int = 1,
+    width_per_group: int = 64,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    nn: Any = unrolled,
+) -> ResNet:
+    """50 layers, bottlenecks; 25,557,032 parameters. `weights` is a state_dict to load, such as torchvision's."""
+    return loaded(ResNet(Bottleneck, (3, 4, 6, 3), num_classes, zero_init_residual, groups, width_per_group, nn=nn), weights)
 
 
 def cifar_resnet(

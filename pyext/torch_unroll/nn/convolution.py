@@ -104,8 +104,9 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
             return record(self, input, output_size)
         if self.padding_mode != "zeros":
             raise ValueError(f"padding_mode: expected 'zeros', got {self.padding_mode!r}")
+        padding = cast(Pair, self.padding)  # torch.nn.ConvTranspose2d takes no string
         stride, window, dilation = list(self.stride), list(self.kernel_size), list(self.dilation)
-        extra = self._output_padding(input, output_size, stride, list(cast(Pair, self.padding)), window, 2, dilation)
+        extra = self._output_padding(input, output_size, stride, list(padding), window, 2, dilation)
         return conv_transpose2d(
-            input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation, engine=self.engine
+            input, self.weight, self.bias, self.stride, padding, extra, self.groups, self.dilation, engine=self.engine
         )

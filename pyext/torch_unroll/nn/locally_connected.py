@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from torch_unroll.nn.leaf import is_recorded, record
-from torch_unroll.shapes import convolved, pair, require
+from torch_unroll.shapes import Size, convolved, pair, require
 from torch_unroll.unfold import unfold
 
 
@@ -34,13 +34,13 @@ class LocallyConnected2d(torch.nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        input_size: Any,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        input_size: Size,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
         bias: bool = True,
-        device: Any = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
         *,
         engine: str | None = None,
@@ -56,9 +56,10 @@ class LocallyConnected2d(torch.nn.Module):
         if min(self.output_size) <= 0:
             raise ValueError(f"kernel_size: expected one that fits the padded input {self.input_size}, got {self.kernel_size}")
         rows = in_channels * self.kernel_size[0] * self.kernel_size[1]
-        options = {"device": device, "dtype": dtype}
-        self.weight = torch.nn.Parameter(torch.empty(math.prod(self.output_size), out_channels, rows, **options))
-        self.bias = torch.nn.Parameter(torch.empty(out_channels, *self.output_size, **options)) if bias else None
+        weight = torch.empty(math.prod(self.output_size), out_channels, rows, device=device, dtype=dtype)
+        self.weight = torch.nn.Parameter(weight)
+        b = torch.empty(out_channels, *self.output_size, device=device, dtype=dtype) if bias else None
+        self.bias = None if b is None else torch.nn.Parameter(b)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
