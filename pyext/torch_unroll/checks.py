@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 
-from torch_unroll.shapes import require
+from torch_unroll.shapes import require, require_each
 
 MOST = 2**63 - 1
 MOST_INT32 = 2**31 - 1
@@ -123,10 +123,10 @@ def require_place(tensor: Tensor, name: str, like: Tensor, like_name: str) -> No
 
 def require_shape(tensor: Tensor | None, name: str, *expected: int) -> None:
     """Exactly these extents; None stands for a tensor left out."""
-    require(
-        tensor is None or tuple(tensor.shape) == expected,
-        f"{name}: expected shape {expected}, got {None if tensor is None else tuple(tensor.shape)}",
-    )
+    if tensor is not None:
+        message = f"{name}: expected shape {expected}, got {tuple(tensor.shape)}"
+        require(tensor.dim() == len(expected), message)
+        require_each((extent == wanted for extent, wanted in zip(tensor.shape, expected, strict=True)), message)
 
 
 def require_rank(tensor: Tensor, name: str, letters: str) -> None:
@@ -136,8 +136,10 @@ def require_rank(tensor: Tensor, name: str, letters: str) -> None:
 
 def require_numbers(values: Sequence[int], name: str, count: int, least: int, most: int = MOST) -> None:
     """So many numbers within a range; `most` is by default what an int64 holds."""
-    within = len(values) == count and all(least <= value <= most for value in values)
-    require(within, f"{name}: expected {count} numbers from {least} to {most}, got {tuple(values)}")
+    message = f"{name}: expected {count} numbers from {least} to {most}, got {tuple(values)}"
+    require(len(values) == count, message)
+    require_each((value >= least for value in values), message)
+    require_each(((most == MOST and is_symbolic(value)) or value <= most for value in values), message)
 
 
 def require_int32(extents: Sequence[int], name: str) -> None:

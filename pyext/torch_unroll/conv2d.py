@@ -14,20 +14,20 @@ from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
 from torch_unroll.engines import claims, resolve
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.history import gradient_with_history
-from torch_unroll.shapes import Size, facts, index, pair, remembered, require, require_tensors, unless_unknown
+from torch_unroll.shapes import Size, facts, index, pair, remembered, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
 
 
 def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: Pair, groups: int) -> None:
     """What convolution and its transpose ask alike. Tensors come as (shape, dtype, device)."""
     for name, value in (("stride", stride), ("dilation", dilation)):
-        require(min(value) > 0, f"{name}: expected numbers above 0, got {value}")
+        require_each((number > 0 for number in value), f"{name}: expected numbers above 0, got {value}")
     (x, *kind), (w, *kind_of_w) = input, weight
     require(len(x) in (3, 4), f"input: expected 3 or 4 dimensions, got shape {tuple(x)}")
     require(len(w) == 4, f"weight: expected 4 dimensions, got shape {tuple(w)}")
-    require(min(w[0], w[2], w[3]) > 0, f"weight: expected extents above 0, got shape {tuple(w)}")
-    require(
-        unless_unknown(min(x[-2:]) > 0, True) or x[-3] == 0 or (len(x) == 4 and x[0] == 0),
+    require_each((extent > 0 for extent in (w[0], w[2], w[3])), f"weight: expected extents above 0, got shape {tuple(w)}")
+    require_each(
+        ((extent > 0) | (x[-3] == 0) | (len(x) == 4 and x[0] == 0) for extent in x[-2:]),
         f"input: expected a plane with pixels, or no batch or channels, got shape {tuple(x)}",
     )
     require(kind == kind_of_w, f"weight: expected {kind[0]} on {kind[1]} like input, got {kind_of_w[0]} on {kind_of_w[1]}")
@@ -39,7 +39,10 @@ def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: 
 
 def _require_channels(x: Any, channels: int, bias: Any, outputs: int) -> None:
     require(x[-3] == channels, f"input: expected {channels} channels, got {x[-3]}")
-    require(bias is None or tuple(bias[0]) == (outputs,), f"bias: expected shape ({outputs},), got {bias and tuple(bias[0])}")
+    if bias is not None:
+        message = f"bias: expected shape ({outputs},), got {tuple(bias[0])}"
+        require(len(bias[0]) == 1, message)
+        require(bias[0][0] == outputs, message)
 
 
 def _four_sided(padding: Pair | str, w: Any, stride: Pair, dilation: Pair) -> Padding:
@@ -51,7 +54,7 @@ def _four_sided(padding: Pair | str, w: Any, stride: Pair, dilation: Pair) -> Pa
         require(stride == (1, 1), f"padding: expected a stride of 1 with 'same', got {stride}")
         height, width = dilation[0] * (w[2] - 1), dilation[1] * (w[3] - 1)
         return (height // 2, height - height // 2, width // 2, width - width // 2)
-    require(min(padding) >= 0, f"padding: expected numbers of 0 or more, got {padding}")
+    require_each((number >= 0 for number in padding), f"padding: expected numbers of 0 or more, got {padding}")
     return (padding[0], padding[0], padding[1], padding[1])
 
 
@@ -64,8 +67,8 @@ def _conv2d_sides(input: Any, weight: Any, bias: Any, stride: Pair, padding: Pai
     _require_channels(x, w[1] * groups, bias, w[0])
     reach = (x[-2] + sides[0] + sides[1], x[-1] + sides[2] + sides[3])
     needed = (dilation[0] * (w[2] - 1) + 1, dilation[1] * (w[3] - 1) + 1)
-    require(
-        unless_unknown(reach[0] >= needed[0], True) and unless_unknown(reach[1] >= needed[1], True),
+    require_each(
+        (reach[i] >= needed[i] for i in (0, 1)),
         f"weight: expected a filter within the padded input of {reach}, got one that spans {needed}",
     )
     return sides
@@ -76,8 +79,8 @@ def _conv_transpose2d_sizes(
     input: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, extra: Pair, dilation: Pair, groups: int
 ) -> tuple[Pair, Padding]:
     """Checks a call of conv_transpose2d; its output's (H, W), and the padding of the convolution it transposes."""
-    require(min(padding) >= 0, f"padding: expected numbers of 0 or more, got {padding}")
-    require(min(extra) >= 0, f"output_padding: expected numbers of 0 or more, got {extra}")
+    require_each((number >= 0 for number in padding), f"padding: expected numbers of 0 or more, got {padding}")
+    require_each((number >= 0 for number in extra), f"output_padding: expected numbers of 0 or more, got {extra}")
     for each, step, spread in zip(extra, stride, dilation, strict=True):
         fits = step <= 0 or spread <= 0 or each < max(step, spread)
         require(fits, f"output_padding: expected less than stride {stride} or dilation {dilation}, got {extra}")
@@ -87,9 +90,10 @@ def _conv_transpose2d_sizes(
     _require_channels(x, w[0], bias, w[1] * groups)
     spans = [(x[i - 2] - 1) * stride[i] + dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
     H, W = (spans[i] - 2 * padding[i] + extra[i] for i in (0, 1))
-    least = 0 if len(x) == 4 and unless_unknown(x[0] == 0, False) else 1
-    fits = unless_unknown(min(H, W) >= least, True)
-    require(fits, f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}")
+    require_each(
+        ((extent > 0) | ((len(x) == 4 and x[0] == 0) & (extent == 0)) for extent in (H, W)),
+        f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}",
+    )
     # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
     return (H, W), (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
 

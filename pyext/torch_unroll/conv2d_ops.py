@@ -25,7 +25,7 @@ from torch_unroll.checks import MOST, is_symbolic, require_alike, require_number
 from torch_unroll.engines import resolve_precision, select
 from torch_unroll.engines.interface import PRECISIONS
 from torch_unroll.registration import Operator, move_batch, operator, save
-from torch_unroll.shapes import convolved, is_channels_last, is_dense, require, unless_unknown
+from torch_unroll.shapes import convolved, is_channels_last, is_dense, require, require_each
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine, bool? channels_last"
 
@@ -94,7 +94,8 @@ def _sum(*terms: Tensor | None) -> Tensor | None:
 def _check_geometry(stride, padding, dilation, groups, precision):
     require_numbers(stride, "stride", 2, 1)
     require_numbers(padding, "padding", 4, -MOST)  # below and to the right, a transposed convolution may take rows away
-    require(min(padding[0], padding[2]) >= 0, f"padding: expected 0 or more above and to the left, got {tuple(padding)}")
+    message = f"padding: expected 0 or more above and to the left, got {tuple(padding)}"
+    require_each((number >= 0 for number in (padding[0], padding[2])), message)
     require_numbers(dilation, "dilation", 2, 1)
     require(groups > 0, f"groups: expected a number above 0, got {groups}")
     require_one_of(precision, "precision", PRECISIONS)
@@ -137,8 +138,11 @@ class Conv2dFprop(Operator):
         require_numbers(w.shape[2:], "w", 2, 1)
         for i in (0, 1):
             extent = convolved(x.shape[2 + i], w.shape[2 + i], stride[i], padding[2 * i] + padding[2 * i + 1], dilation[i])
-            fits = unless_unknown(extent > 0, True) or (extent == 0 and x.shape[2 + i] == 0)
-            require(extent <= MOST, f"padding: expected an output of extents that 64 bits hold, got one of {extent}")
+            fits = (extent > 0) | ((extent == 0) & (x.shape[2 + i] == 0))
+            require(
+                is_symbolic(extent) or extent <= MOST,
+                f"padding: expected an output of extents that 64 bits hold, got one of {extent}",
+            )
             require(fits, f"w: expected a filter within the padded x, got {tuple(w.shape)} for {tuple(x.shape)}")
 
     @staticmethod

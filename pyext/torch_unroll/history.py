@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torch_unroll.tracing import apply_unseen
+
 _LEGACY_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
@@ -55,7 +57,7 @@ def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor |
         return gradient
     if in_batched_gradients():
         return gradient + anchor.sum()  # that vmap's tensors lose what a Function notes on them
-    return _WithHistory.apply(gradient, anchor)
+    return apply_unseen(_WithHistory, gradient, anchor)
 
 
 class _GradientWithHistory(Function):
@@ -80,5 +82,5 @@ def gradient_with_history(tensor: Tensor, *beside: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return tensor
     if tensor.requires_grad and torch.is_grad_enabled() and any(other.requires_grad for other in beside):
-        return _GradientWithHistory.apply(tensor)
+        return apply_unseen(_GradientWithHistory, tensor)
     return tensor

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
-from torch_unroll.checks import MOST_INT32
+from torch_unroll.checks import MOST_INT32, require_shape
 from torch_unroll.engines import claims, resolve
 from torch_unroll.max_over_time_ops import max_over_time_forward
 from torch_unroll.max_pool2d_ops import max_pool2d_forward, max_pool2d_indices
 from torch_unroll.registration import is_recorded
-from torch_unroll.shapes import Pair, Size, pair, pooled, require, require_tensors
+from torch_unroll.shapes import Pair, Size, pair, pooled, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
 
 
@@ -28,8 +28,9 @@ def _wants_gradient(x: Tensor) -> bool:
 
 def _sizes(value: Any, name: str, least: int) -> Pair:
     height, width = pair(value, name)
-    within = min(height, width) >= least and max(height, width) <= MOST_INT32
-    require(within, f"{name}: expected numbers from {least} to {MOST_INT32}, got {(height, width)}")
+    message = f"{name}: expected numbers from {least} to {MOST_INT32}, got {(height, width)}"
+    require_each((number >= least for number in (height, width)), message)
+    require_each((number <= MOST_INT32 for number in (height, width)), message)
     return height, width
 
 
@@ -83,18 +84,20 @@ def max_pool2d(
     strides = window if overlapless else _sizes(stride, "stride", 1)
     pads, steps = _sizes(padding, "padding", 0), _sizes(dilation, "dilation", 1)
     spans = [steps[i] * (window[i] - 1) + 1 for i in (0, 1)]
-    require(
-        all(2 * pads[i] <= window[i] for i in (0, 1)),
+    require_each(
+        (2 * pads[i] <= window[i] for i in (0, 1)),
         f"padding: expected at most half of kernel_size {window}, got {pads}",
     )
     require(window[0] * window[1] <= MOST_INT32, f"kernel_size: expected a window of at most {MOST_INT32} cells, got {window}")
-    require(
-        input.dim() in (3, 4) and 0 not in input.shape[-3:],
-        f"input: expected (N, C, H, W) or (C, H, W), with no extent but N of 0, got shape {tuple(input.shape)}",
-    )
+    message = f"input: expected (N, C, H, W) or (C, H, W), with no extent but N of 0, got shape {tuple(input.shape)}"
+    require(input.dim() in (3, 4), message)
+    require_each((extent > 0 for extent in input.shape[-3:]), message)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     size = [pooled(x.shape[i + 2], window[i], strides[i], pads[i], steps[i], ceil_mode) for i in (0, 1)]
-    require(min(size) > 0, f"kernel_size: expected a window within the padded input, got one that spans {tuple(spans)}")
+    require_each(
+        (extent > 0 for extent in size),
+        f"kernel_size: expected a window within the padded input, got one that spans {tuple(spans)}",
+    )
 
     with_offsets = bool(return_indices) or _wants_gradient(x)
     y, offsets = max_pool2d_forward(x, window, strides, pads, steps, ceil_mode, with_offsets, resolved)
@@ -130,10 +133,12 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
     if has_torch_function_variadic(x, lengths) and not torch.compiler.is_compiling():
         return ask(max_over_time, (x, lengths), (x, lengths), {"engine": engine})
     require_tensors(x=x, lengths=lengths)
-    require(x.dim() == 3 and x.shape[0] > 0, f"x: expected (T, N, C) with T above 0, got shape {tuple(x.shape)}")
+    message = f"x: expected (T, N, C) with T above 0, got shape {tuple(x.shape)}"
+    require(x.dim() == 3, message)
+    require(x.shape[0] > 0, message)
     require(x.is_floating_point(), f"x: expected a floating-point dtype, got {x.dtype}")
     if lengths is not None:
-        require(tuple(lengths.shape) == (x.shape[1],), f"lengths: expected shape ({x.shape[1]},), got {tuple(lengths.shape)}")
+        require_shape(lengths, "lengths", x.shape[1])
         integer = not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool)
         require(integer, f"lengths: expected an integer dtype, got {lengths.dtype}")
         require(lengths.device == x.device, f"lengths: expected device {x.device} like x, got {lengths.device}")

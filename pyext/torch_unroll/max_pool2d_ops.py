@@ -27,7 +27,7 @@ from torch_unroll.engines import select
 from torch_unroll.engines.interface import Engine
 from torch_unroll.history import with_history
 from torch_unroll.registration import Operator, move_batch, operator, save
-from torch_unroll.shapes import output_memory_format, pooled, pooling_offset_dtype, require
+from torch_unroll.shapes import output_memory_format, pooled, pooling_offset_dtype, require, require_each
 
 _GEOMETRY = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 
@@ -79,15 +79,15 @@ def _check_geometry(kernel_size: Sequence[int], stride: Sequence[int], padding: 
         require_numbers(numbers, name, 2, least, MOST_INT32)
     cells = kernel_size[0] * kernel_size[1]
     require(cells <= MOST_INT32, f"kernel_size: expected a window of at most {MOST_INT32} cells, got {tuple(kernel_size)}")
-    require(
-        2 * padding[0] <= kernel_size[0] and 2 * padding[1] <= kernel_size[1],
+    require_each(
+        (2 * padding[i] <= kernel_size[i] for i in (0, 1)),
         f"padding: expected at most half of kernel_size {tuple(kernel_size)}, got {tuple(padding)}",
     )
 
 
 def _check_planes(extents: Sequence[int], name: str) -> None:
     """That every plane has pixels; only the batch may be empty."""
-    require(0 not in extents, f"{name}: expected extents above 0, got {tuple(extents)}")
+    require_each((extent > 0 for extent in extents), f"{name}: expected extents above 0, got {tuple(extents)}")
     require_int32(extents, name)
 
 
@@ -222,8 +222,9 @@ class MaxPool2dGather(Operator):
         require_place(offsets, "offsets", x, "x")
         require_rank(x, "x", "NCHW")
         _check_windows(offsets, x.shape[2:], kernel_size, stride, padding, dilation)
-        require(
-            x.shape[:2] == offsets.shape[:2], f"x: expected N and C like offsets {tuple(offsets.shape)}, got {tuple(x.shape)}"
+        require_each(
+            (x.shape[i] == offsets.shape[i] for i in (0, 1)),
+            f"x: expected N and C like offsets {tuple(offsets.shape)}, got {tuple(x.shape)}",
         )
 
     @staticmethod

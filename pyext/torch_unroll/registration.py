@@ -4,8 +4,9 @@ An op is described once, by a class of static methods (see `Operator`). From it 
 
 * the operator `torch.ops.torch_unroll.<name>`, defined in Python: as fast as a C++ definition, and there without a compiler;
 * an autograd Function at the operator's Autograd key. A Function merely around an operator fails `opcheck`;
-* a second Function in the style torch.func wants (`setup_context` and `vmap`). It costs 21 µs more, so it serves only while a
-  transform is active, where a Function at the Autograd key does not work at all.
+* a second Function in the style torch.func wants (`setup_context` and `vmap`), at the key that torch.func's transforms dispatch
+  by before any other: a Function at the Autograd key does not work within them. To torch.compile, which takes no Function with a
+  `jvp`, a call is the operator either way.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch_unroll.autocast import DEVICE_TYPES, lower
 from torch_unroll.checks import hashable, remembering
 from torch_unroll.history import in_batched_gradients, with_history
 from torch_unroll.shapes import require
+from torch_unroll.tracing import holds_tensors, is_tracing, recordable, unrecorded
 
 LIBRARY = torch.library.Library("torch_unroll", "DEF")
 
@@ -97,7 +99,7 @@ def is_recorded() -> bool:
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return (
-        torch._C._get_tracing_state() is not None
+        is_tracing()
         or torch._C._get_dispatch_mode(_PROXY) is not None
         or torch._ops._get_dispatch_mode_pre_dispatch(_PROXY) is not None
     )
@@ -113,7 +115,8 @@ def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
             return False
     return (
         torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and not is_tracing()
         and not torch._C._is_any_autocast_enabled()
         and not in_batched_gradients()
     )
@@ -164,7 +167,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
         return definition.fake(*inputs)
 
     LIBRARY.define(schema)
-    LIBRARY.impl(name, compute_dispatched, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, unrecorded(compute_dispatched), "CompositeExplicitAutograd")
     torch.library.register_fake(f"torch_unroll::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.torch_unroll, name).default
 
@@ -183,7 +186,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
         return save_and_anchor(ctx, inputs, compute(*inputs))
 
     def forward_transformed(*inputs: Any) -> Any:
-        return op(*inputs)  # a Function's forward runs without gradients: a guard would only stop torch.compile
+        return op(*inputs)
 
     def backward(ctx: Any, *gradients: Any) -> Any:
         results = definition.backward(ctx, *gradients)
@@ -214,19 +217,26 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 
-    LIBRARY.impl(name, autograd, "Autograd")
+    LIBRARY.impl(name, unrecorded(autograd), "Autograd")
+    op_recorded = recordable(LIBRARY, schema, op, arity) if "SymInt" in schema else op
     for device_type in DEVICE_TYPES if definition.autocast else ():
         _register_autocast(name, op, device_type)
-    torch.library.register_vmap(f"torch_unroll::{name}", definition.vmap, lib=LIBRARY)
+
+    def lower_for_autocast(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        device_type = inputs[0].device.type
+        enabled = definition.autocast and device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type)
+        return lower(inputs, device_type) if enabled else inputs
+
+    def transform(*inputs: Any) -> Any:
+        return transformed.apply(*lower_for_autocast(hashable(inputs)))
+
+    LIBRARY.impl(name, transform, "FuncTorchDynamicLayerFrontMode")
 
     def call(*inputs: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
-            device_type = inputs[0].device.type
-            if definition.autocast and device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type):
-                inputs = lower(inputs, device_type)
-            return transformed.apply(*inputs)
         if not torch.compiler.is_compiling() and _is_plain(tensors := inputs[:arity]):
             return apply(plain, inputs) if _differentiates(tensors) else compute(*inputs)
+        if is_tracing() and holds_tensors(inputs[arity:]):
+            return op_recorded(*lower_for_autocast(inputs))
         return op(*inputs)
 
     call.__name__ = call.__qualname__ = name

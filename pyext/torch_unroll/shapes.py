@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.autocast import lowered_dtype
+from torch_unroll.tracing import followed, is_tracing
 
 Pair = tuple[int, int]
 #: A size argument of a function as it comes, an int or one or two of them: what torch's own stubs say.
@@ -24,6 +25,9 @@ def index(value: Any, name: str, overflow: type[Exception] = ValueError) -> int:
         return cast(int, value)
     if isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {value!r}")
+    recorded = followed(value)
+    if recorded is not None:
+        return cast(int, recorded)
     if type(value) is not int:
         try:
             value = operator.index(value)
@@ -48,6 +52,15 @@ def pair(value: Any, name: str) -> Pair:
     return (sizes[0], sizes[-1])
 
 
+def _unless_unknown(comparison: Any, otherwise: bool) -> bool:
+    """What a comparison of sizes says; `otherwise` where they depend on data, such as a mask, that a compiler does not see."""
+    if isinstance(comparison, bool) and not torch.compiler.is_compiling():
+        return comparison  # torch.compile takes what it knows only as a symbol for a bool, and decides it to tell
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
+
+    return guard_or_true(comparison) if otherwise else guard_or_false(comparison)
+
+
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether torch takes a 4-D tensor for channels_last: by its strides, ambiguous ones counting as contiguous.
 
@@ -58,7 +71,7 @@ def is_channels_last(tensor: Tensor) -> bool:
         return c > 0 and w >= c * C and h >= w * W and n >= h * H != c and min(N, C, H, W) > 0
     plausible = (c > 0, h * H != c, N > 0, C > 0, H > 0, W > 0)
     nested = (w >= c * C, h >= w * W, n >= h * H)
-    return all(unless_unknown(fact, True) for fact in plausible) and all(unless_unknown(fact, False) for fact in nested)
+    return all(_unless_unknown(fact, True) for fact in plausible) and all(_unless_unknown(fact, False) for fact in nested)
 
 
 def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
@@ -88,23 +101,31 @@ def pooled(extent: int, window: int, stride: int, padding: int, dilation: int, c
     reach = extent + 2 * padding - dilation * (window - 1) - 1
     if not ceil_mode:
         return reach // stride + 1
-    windows = -(-reach // stride) + 1
-    return windows - 1 if (windows - 1) * stride >= extent + padding else windows
-
-
-def unless_unknown(comparison: Any, otherwise: bool) -> bool:
-    """What a comparison of sizes says; `otherwise` where they depend on data, such as a mask, that a compiler does not see."""
-    if isinstance(comparison, bool) and not torch.compiler.is_compiling():
-        return comparison  # torch.compile takes what it knows only as a symbol for a bool, and decides it to tell
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
-    return guard_or_true(comparison) if otherwise else guard_or_false(comparison)
+    starts = (extent + padding - 1) // stride + 1  # of windows within the input or its left padding
+    smaller = min if type(extent) is int else torch.sym_min  # which decides nothing about symbolic sizes
+    return smaller(-(-reach // stride) + 1, starts)
 
 
 def require(condition: bool, message: str) -> None:
-    """torch's exception for a wrong shape."""
+    """torch's exception for a wrong shape. Of sizes that depend on data, which a compiler does not have, a graph asserts it
+    where it runs."""
+    if condition is True:
+        return
+    if isinstance(condition, torch.SymBool) or (torch.compiler.is_compiling() and condition is not False):
+        from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+        if guard_or_true(condition):
+            torch._check(condition)
+            return
+        condition = False
     if not condition:
         raise RuntimeError(message)
+
+
+def require_each(conditions: Iterable[bool], message: str) -> None:
+    """The same for several conditions: joined by `and`, those on symbolic sizes would have to be decided one after the other."""
+    for condition in conditions:
+        require(condition, message)
 
 
 def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,7 +133,7 @@ def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
     cached = lru_cache(maxsize=4096)(check)
 
     def call(*facts: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_tracing():  # sizes of a trace are tensors
             return check(*facts)
         try:
             return cached(*facts)

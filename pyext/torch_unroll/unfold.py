@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
-from torch_unroll.checks import MOST, require_alike, require_numbers, require_rank
+from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_rank
 from torch_unroll.engines import claims, resolve, select
 from torch_unroll.registration import Operator, operator
-from torch_unroll.shapes import Pair, Size, convolved, pair, require, require_tensors
+from torch_unroll.shapes import Pair, Size, convolved, pair, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
 
 
@@ -29,8 +29,9 @@ def _check_geometry(
     require_numbers(padding, "padding", 2, 0)
     require_numbers(dilation, "dilation", 2, 1)
     P, Q = (convolved(x_size[i], kernel_size[i], stride[i], 2 * padding[i], dilation[i]) for i in (0, 1))
-    require(P > 0 and Q > 0, f"kernel_size: expected a window within the padded {tuple(x_size)}, got {tuple(kernel_size)}")
-    require(P * Q <= MOST, f"padding: expected a number of windows that 64 bits hold, got {P}×{Q}")
+    message = f"kernel_size: expected a window within the padded {tuple(x_size)}, got {tuple(kernel_size)}"
+    require_each((extent > 0 for extent in (P, Q)), message)
+    require(is_symbolic(P, Q) or P * Q <= MOST, f"padding: expected a number of windows that 64 bits hold, got {P}×{Q}")
     return P, Q
 
 
@@ -133,7 +134,8 @@ def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tup
     for name, value in pairs.items():
         least = 0 if name == "padding" else 1
         pairs[name] = _size(value, name)
-        require(min(pairs[name]) >= least, f"{name}: expected numbers of {least} or more, got {pairs[name]}")
+        message = f"{name}: expected numbers of {least} or more, got {pairs[name]}"
+        require_each((number >= least for number in pairs[name]), message)
     return tuple(pairs.values())
 
 
@@ -166,10 +168,12 @@ def unfold(
         raise IndexError(f"input: expected 3 or 4 dimensions, got shape {tuple(input.shape)}")
     require(input.dim() <= 4, f"input: expected 3 or 4 dimensions, got shape {tuple(input.shape)}")
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    require(min(batched.shape[1:]) > 0, f"input: expected extents above 0 but for the batch, got shape {tuple(input.shape)}")
+    message = f"input: expected extents above 0 but for the batch, got shape {tuple(input.shape)}"
+    require_each((extent > 0 for extent in batched.shape[1:]), message)
     P = convolved(batched.shape[2], R, step[0], 2 * pad[0], spread[0])
     Q = convolved(batched.shape[3], S, step[1], 2 * pad[1], spread[1])
-    require(P > 0 and Q > 0, f"kernel_size: expected one that fits the padded input, got {(R, S)} for shape {tuple(input.shape)}")
+    message = f"kernel_size: expected one that fits the padded input, got {(R, S)} for shape {tuple(input.shape)}"
+    require_each((extent > 0 for extent in (P, Q)), message)
     columns = unfold_op(batched, *geometry, resolved)
     return columns if input.dim() == 4 else columns.squeeze(0)
 
@@ -208,15 +212,15 @@ def fold(
     geometry = _geometry(kernel_size, dilation, padding, stride)
     (R, S), step, pad, spread = geometry
     H, W = _size(output_size, "output_size")
-    require(H > 0 and W > 0, f"output_size: expected numbers above 0, got {(H, W)}")
+    require_each((extent > 0 for extent in (H, W)), f"output_size: expected numbers above 0, got {(H, W)}")
     require(input.dim() in (2, 3), f"input: expected 2 or 3 dimensions, got shape {tuple(input.shape)}")
     batched = input if input.dim() == 3 else input.unsqueeze(0)
-    require(
-        batched.shape[1] > 0 and batched.shape[1] % (R * S) == 0,
-        f"input: expected rows that the {R}×{S} window divides, got shape {tuple(input.shape)}",
-    )
+    message = f"input: expected rows that the {R}×{S} window divides, got shape {tuple(input.shape)}"
+    require(batched.shape[1] > 0, message)
+    require(batched.shape[1] % (R * S) == 0, message)
     P, Q = convolved(H, R, step[0], 2 * pad[0], spread[0]), convolved(W, S, step[1], 2 * pad[1], spread[1])
-    require(P > 0 and Q > 0, f"output_size: expected one the window fits, got {(H, W)} for kernel_size {(R, S)}")
+    message = f"output_size: expected one the window fits, got {(H, W)} for kernel_size {(R, S)}"
+    require_each((extent > 0 for extent in (P, Q)), message)
     require(batched.shape[2] == P * Q, f"input: expected {P * Q} columns ({P}×{Q} windows), got {batched.shape[2]}")
     x = fold_op(batched, (H, W), *geometry, resolved)
     return x if input.dim() == 3 else x.squeeze(0)

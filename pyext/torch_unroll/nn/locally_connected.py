@@ -79,7 +79,7 @@ class LocallyConnected2d(torch.nn.Module):
         batched = input if input.dim() == 4 else input.unsqueeze(0)
         columns = unfold(batched, self.kernel_size, self.dilation, self.padding, self.stride, engine=self.engine)
         y = torch.bmm(self.weight, columns.permute(2, 1, 0)).permute(2, 1, 0)  # (L, K, rows) @ (L, rows, N) -> (N, K, L)
-        y = y.reshape(len(batched), self.out_channels, *self.output_size)
+        y = y.reshape(batched.shape[0], self.out_channels, *self.output_size)
         if self.bias is not None:
             y = y + self.bias
         return y if input.dim() == 4 else y.squeeze(0)
