@@ -120,7 +120,7 @@ def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: 
         assert ours[2].stride() == leaves[1].stride()
 
 
-@pytest.mark.parametrize("size", [(6, 4, 3, 2), (6, 4, 1, 1), (1, 4, 3, 3), (4, 1, 3, 3), (1, 4, 1, 3)], ids=str)
+@pytest.mark.parametrize("size", [(6, 4, 3, 2), (6, 4, 1, 1), (1, 4, 1, 3)], ids=str)
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_of_filters_have_their_strides(target: Target, name: str, size: tuple[int, ...]) -> None:
@@ -153,8 +153,8 @@ def test_gradients_of_filters_with_gaps_are_contiguous(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_channels_last_network_stays_so(target: Target) -> None:
-    """Between any two layers, on the way back from a loss that hands back a contiguous gradient; compiled as well."""
-    images = [channels_last(integers((2, 3, 6, 6))) for _ in range(2)]
+    """Between any two layers, on the way back from a loss that hands back a contiguous gradient."""
+    image = channels_last(integers((2, 3, 6, 6))).requires_grad_()
     weights = [integers(size).requires_grad_() for size in ((4, 3, 3, 3), (4, 4, 1, 1), (4, 2, 3, 3))]
     seen: list[Tensor] = []
 
@@ -171,26 +171,38 @@ def test_a_channels_last_network_stays_so(target: Target) -> None:
     def network(x: Tensor) -> Tensor:
         x = Seen.apply(tu.conv2d(x, weights[0], engine=target.engine))
         x = Seen.apply(tu.conv2d(x.relu(), weights[1], engine=target.engine))
-        return tu.conv_transpose2d(x, weights[2].view(4, 2, 3, 3), engine=target.engine)
+        return tu.conv_transpose2d(x, weights[2], engine=target.engine)
 
-    y = network(images[0].requires_grad_())
+    y = network(image)
     y.backward(integers(tuple(y.shape)))
     assert len(seen) == 2
     assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in seen)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "layouts", [("channels_last", "contiguous"), ("contiguous", "channels_last"), ("slice of channels", "columns")], ids=str
+)
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_compiled_gradients_are_laid_out_the_same(target: Target, name: str, backend: str) -> None:
-    for layouts in (("channels_last", "contiguous"), ("contiguous", "channels_last"), ("slice of channels", "columns")):
-        torch._dynamo.reset()
-        leaves = factors(name, "plain", *layouts)
-        with use_engine(target.engine):
-            compiled = torch.compile(lambda x, w: getattr(tu, name)(x, w, None, 1, 1), fullgraph=True, backend=backend)
-            results = [function(*leaves) for function in (compiled, lambda x, w: getattr(tu, name)(x, w, None, 1, 1))]
-            dy = integers(tuple(results[0].shape))
-            gradients = [torch.autograd.grad(y, leaves, dy) for y in results]
-        for ours, expected in zip((results[0], *gradients[0]), (results[1], *gradients[1]), strict=True):
-            assert_exact(ours.detach(), expected.detach())
-            assert ours.stride() == expected.stride()
+def test_compiled_gradients_are_laid_out_the_same(target: Target, name: str, backend: str, layouts: tuple[str, str]) -> None:
+    _check_compiled(target, name, backend, layouts)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_compiled_gradients_of_a_channels_last_image(name: str) -> None:
+    _check_compiled(Target("torch", torch.device("cpu")), name, "aot_eager", ("channels_last", "contiguous"))
+
+
+def _check_compiled(target: Target, name: str, backend: str, layouts: tuple[str, str]) -> None:
+    torch._dynamo.reset()
+    leaves = factors(name, "plain", *layouts)
+    with use_engine(target.engine):
+        compiled = torch.compile(lambda x, w: getattr(tu, name)(x, w, None, 1, 1), fullgraph=True, backend=backend)
+        results = [function(*leaves) for function in (compiled, lambda x, w: getattr(tu, name)(x, w, None, 1, 1))]
+        dy = integers(tuple(results[0].shape))
+        gradients = [torch.autograd.grad(y, leaves, dy) for y in results]
+    for ours, expected in zip((results[0], *gradients[0]), (results[1], *gradients[1]), strict=True):
+        assert_exact(ours.detach(), expected.detach())
+        assert ours.stride() == expected.stride()
