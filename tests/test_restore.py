@@ -82,11 +82,14 @@ def test_what_torch_cannot_express_is_reported() -> None:
     class Named(tu.nn.MaxPool2d):
         pass
 
+    wrapped = tu.nn.MaxPool2d(2)
+    wrapped.forward = wrapped.forward  # as tools do that wrap it
     model = nn.Sequential(
         tu.nn.RNN(3, 4, nonlinearity="sigmoid"),
         tu.nn.RNNCell(3, 4, nonlinearity="identity"),
         tu.nn.LocallyConnected2d(1, 1, 3, 2),
         Named(2),
+        wrapped,
         nn.Linear(3, 4),
     )
     classes = [type(module) for module in model]
@@ -97,9 +100,10 @@ def test_what_torch_cannot_express_is_reported() -> None:
         "1": "torch has no RNNCell with nonlinearity 'identity'",
         "2": "torch has no LocallyConnected2d",
         "3": "Named is a subclass of torch_unroll.nn.MaxPool2d",
+        "4": "this MaxPool2d has a forward of its own",
     }
     assert [type(module) for module in model] == classes
-    assert str(report).splitlines()[-1] == "0 restored, 4 left"
+    assert str(report).splitlines()[-1] == "0 restored, 5 left"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -39,6 +39,8 @@ _NOTES = {
     torch.nn.RNN: "for isinstance a torch.nn.RNNBase, and no torch.nn.RNN any more",
     torch.nn.RNNCell: "quantize_dynamic takes it if it is given torch_unroll.nn.RNNCell",
 }
+#: A tool that wraps a module's forward keeps that of the class it found, which a change of class does not reach.
+_OWN_FORWARD = "this {} has a forward of its own"
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Report:
     swapped: dict[str, str] = field(default_factory=dict)  # module's path -> its class
     left: dict[str, str] = field(default_factory=dict)  # module's path -> the reason
     notes: dict[str, str] = field(default_factory=dict)  # path of a module that was swapped -> what differs from before
-    verb: str = "swapped"
+    verb: str = "swapped"  # what the table calls that
 
     def __str__(self) -> str:
         rows = [(name, self.verb, kind, self.notes.get(name)) for name, kind in self.swapped.items()]
@@ -99,7 +101,7 @@ def _reason(module: torch.nn.Module) -> str | None:
     if is_parametrized(module):
         return f"{kind.__name__} is parametrized"
     if kind is base:
-        return f"this {kind.__name__} has a forward of its own"
+        return _OWN_FORWARD.format(kind.__name__)
     return f"{kind.__name__} is a subclass of nn.{base.__name__}"
 
 
@@ -173,7 +175,8 @@ def restore(model: torch.nn.Module) -> Report:
     it or it was built as `torch_unroll.nn`'s, and in copies and unpickled models too.
 
     Identity, parameters, state_dict, hooks and ties survive. What torch cannot express is left and reported: a nonlinearity that
-    it lacks, a LocallyConnected2d, a subclass. An `engine` that a module names is dropped, and a note of the report says so.
+    it lacks, a LocallyConnected2d, a subclass, a forward that a tool has wrapped. An `engine` that a module names is dropped, and
+    a note of the report says so.
 
     Args:
         model: any module; itself restored if it is one of these.
@@ -193,6 +196,8 @@ def restore(model: torch.nn.Module) -> Report:
                 report.left[name] = "torch has no LocallyConnected2d"
             elif base := next((base for base in kind.__mro__ if base in TORCHS), None):
                 report.left[name] = f"{kind.__name__} is a subclass of torch_unroll.nn.{base.__name__}"
+        elif "forward" in vars(module):
+            report.left[name] = _OWN_FORWARD.format(kind.__name__)
         elif lacking := _lacking(module):
             report.left[name] = lacking
         else:
