@@ -7,6 +7,10 @@ import ctypes
 _int32, _int64 = ctypes.c_int32, ctypes.c_int64
 
 
+class SizeError(RuntimeError):
+    """A size that the kernels do not count: their fields have 32 bits, and their grids have limits."""
+
+
 class Conv2dShape(ctypes.Structure):
     """Extents, geometry and element strides of one convolution; see `cuda/shapes.h`."""
 

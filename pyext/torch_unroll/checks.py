@@ -79,7 +79,8 @@ def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
         except TypeError:  # a list, which has no hash
             call(*hashable(inputs))
             return
-        key = (getattr(inputs[0], "shape", None), numbers)
+        first = inputs[0]
+        key = (None if getattr(first, "is_nested", True) else first.shape, numbers)
         known = next((is_kind for is_kind in kinds.get(key, ()) if is_kind(*tensors)), None)
         if known is None:
             check(*inputs)
@@ -101,9 +102,26 @@ def is_symbolic(*extents: int) -> bool:
     return any(isinstance(extent, torch.SymInt) for extent in extents)
 
 
+def is_strided(tensor: Tensor) -> bool:
+    """Whether memory, shape and strides say all of a tensor: no sparse or other layout, not nested, not quantized."""
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+
+
 def require_strided(tensor: Tensor, name: str) -> None:
-    """No sparse layout, nor any other whose memory has no strides."""
-    require(tensor.layout == torch.strided, f"{name}: expected a strided tensor, got layout {tensor.layout}")
+    """No sparse layout, nor any other whose memory has no strides, nor several tensors in one, nor quantized numbers."""
+    if is_strided(tensor):
+        return
+    kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else None
+    if kind:
+        raise RuntimeError(f"{name}: expected a strided tensor that is not {kind}, got one of layout {tensor.layout} that is")
+    raise RuntimeError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """What torch.func's transforms have wrapped: a wrapper does not always tell its layout."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def require_alike(like: Tensor, like_name: str, **others: Tensor | None) -> None:
@@ -140,12 +158,6 @@ def require_numbers(values: Sequence[int], name: str, count: int, least: int, mo
     require(len(values) == count, message)
     require_each((value >= least for value in values), message)
     require_each(((most == MOST and is_symbolic(value)) or value <= most for value in values), message)
-
-
-def require_int32(extents: Sequence[int], name: str) -> None:
-    """Extents that the kernels' 32-bit fields hold."""
-    within = is_symbolic(*extents) or max(extents) <= MOST_INT32
-    require(within, f"{name}: expected extents of at most {MOST_INT32}, got {tuple(extents)}")
 
 
 def require_one_of(value: str, name: str, known: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from torch.overrides import has_torch_function_variadic
 
 from torch_unroll.autocast import lowered
 from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
-from torch_unroll.engines import claims, resolve
+from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.history import gradient_with_history
 from torch_unroll.shapes import Size, facts, index, pair, remembered, require, require_each, require_tensors
@@ -59,8 +59,10 @@ def _four_sided(padding: Pair | str, w: Any, stride: Pair, dilation: Pair) -> Pa
 
 
 @remembered
-def _conv2d_sides(input: Any, weight: Any, bias: Any, stride: Pair, padding: Pair | str, dilation: Pair, groups: int) -> Padding:
-    """Checks a call of conv2d; its padding on each side."""
+def _conv2d_sides(
+    input: Any, weight: Any, bias: Any, stride: Pair, padding: Pair | str, dilation: Pair, groups: int
+) -> tuple[Padding, str | None]:
+    """Checks a call of conv2d; its padding on each side, and why it is too large for compiled kernels."""
     _require_common(input, weight, bias, stride, dilation, groups)
     x, w = input[0], weight[0]
     sides = _four_sided(padding, w, stride, dilation)
@@ -71,14 +73,17 @@ def _conv2d_sides(input: Any, weight: Any, bias: Any, stride: Pair, padding: Pai
         (reach[i] >= needed[i] for i in (0, 1)),
         f"weight: expected a filter within the padded input of {reach}, got one that spans {needed}",
     )
-    return sides
+    size = [(reach[i] - needed[i]) // stride[i] + 1 for i in (0, 1)]
+    x_size, y_size = (1, *x[-3:]), (1, w[0], *size)
+    return sides, limits.conv2d(x_size, w, y_size, stride, sides[::2], dilation, groups)
 
 
 @remembered
 def _conv_transpose2d_sizes(
     input: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, extra: Pair, dilation: Pair, groups: int
-) -> tuple[Pair, Padding]:
-    """Checks a call of conv_transpose2d; its output's (H, W), and the padding of the convolution it transposes."""
+) -> tuple[Pair, Padding, str | None]:
+    """Checks a call of conv_transpose2d; its output's (H, W), the padding of the convolution it transposes, and why that is too
+    large for compiled kernels."""
     require_each((number >= 0 for number in padding), f"padding: expected numbers of 0 or more, got {padding}")
     require_each((number >= 0 for number in extra), f"output_padding: expected numbers of 0 or more, got {extra}")
     for each, step, spread in zip(extra, stride, dilation, strict=True):
@@ -95,7 +100,9 @@ def _conv_transpose2d_sizes(
         f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}",
     )
     # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
-    return (H, W), (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
+    sides = (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
+    x_size, y_size = (1, w[1] * groups, H, W), (1, *x[-3:])
+    return (H, W), sides, limits.conv2d(x_size, w, y_size, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -137,12 +144,13 @@ def conv2d(
         return ask(conv2d, arguments[:3], arguments, {"engine": engine, "precision": precision}, F.conv2d)
     require_tensors(input=input, weight=weight, bias=bias)
     resolved = resolve(engine)
-    if not claims(resolved, input):
+    if not claims(resolved, input, (weight, bias), ("weight", "bias")):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     stride, dilation, groups = pair(stride, "stride"), pair(dilation, "dilation"), index(groups, "groups")
     padding = padding if isinstance(padding, str) else pair(padding, "padding")
-    sides = _conv2d_sides(facts(input), facts(weight), facts(bias), stride, padding, dilation, groups)
-    if input.shape[-3] == 0:  # nothing to compute; torch's own operator says what comes of it
+    sides, too_large = _conv2d_sides(facts(input), facts(weight), facts(bias), stride, padding, dilation, groups)
+    # Without channels there is nothing to compute; torch's own operator says what comes of it.
+    if input.shape[-3] == 0 or (too_large is not None and not limits.serves(resolved, too_large)):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     y = conv2d_fprop(batched, weight, bias, stride, sides, dilation, groups, precision, resolved, None)
@@ -183,11 +191,15 @@ def conv_transpose2d(
         return ask(conv_transpose2d, arguments[:3], arguments, {"engine": engine, "precision": precision}, F.conv_transpose2d)
     require_tensors(input=input, weight=weight, bias=bias)
     resolved = resolve(engine)
-    if not claims(resolved, input):
+    if not claims(resolved, input, (weight, bias), ("weight", "bias")):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     stride, dilation, groups = pair(stride, "stride"), pair(dilation, "dilation"), index(groups, "groups")
     padding, extra = pair(padding, "padding"), pair(output_padding, "output_padding")
-    size, sides = _conv_transpose2d_sizes(facts(input), facts(weight), facts(bias), stride, padding, extra, dilation, groups)
+    size, sides, too_large = _conv_transpose2d_sizes(
+        facts(input), facts(weight), facts(bias), stride, padding, extra, dilation, groups
+    )
+    if too_large is not None and not limits.serves(resolved, too_large):
+        return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     x = conv2d_dgrad(batched, weight, size, stride, sides, dilation, groups, precision, resolved, None)
     if bias is not None:

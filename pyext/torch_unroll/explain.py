@@ -113,6 +113,9 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         if outputs and wanted:
             torch.autograd.grad(outputs, wanted, [torch.ones_like(output) for output in outputs], allow_unused=True)
     asked, first = resolve(kwargs.get("engine")), tensors[0]
+    if record.too_large:
+        reason, serving = record.too_large
+        return Explanation(op, serving, {name: reason for name in NAMES if name != serving})
     if not claims(asked, first):
         why = f"{first.dtype} on {first.device} is served by torch's own operator unless an engine is named"
         return Explanation(op, "torch's own operator", dict.fromkeys(NAMES, why))

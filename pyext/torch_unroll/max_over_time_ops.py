@@ -5,23 +5,22 @@ from __future__ import annotations
 from torch import Tensor
 
 from torch_unroll.checks import (
-    MOST_INT32,
     check_lengths,
     require_alike,
-    require_int32,
     require_numbers,
     require_place,
     require_rank,
     require_shape,
 )
+from torch_unroll.engines import limits
 from torch_unroll.max_pool2d_ops import check_offsets, fold_batch, pooling_engine, save_choice, saved_choice, split_batch
 from torch_unroll.registration import Operator, operator, save
 from torch_unroll.shapes import pooling_offset_dtype, require
 
 
-def _check_steps(x: Tensor) -> None:
+def _check_steps(x: Tensor, engine: str) -> None:
     require(x.shape[0] > 0, f"x: expected at least one step, got shape {tuple(x.shape)}")
-    require_int32(x.shape, "x")
+    limits.require(engine, limits.max_over_time(*x.shape))
 
 
 class MaxOverTimeForward(Operator):
@@ -31,7 +30,7 @@ class MaxOverTimeForward(Operator):
     def check(x, lengths, with_offsets, engine):
         require_alike(x, "x")
         require_rank(x, "x", "TNC")
-        _check_steps(x)
+        _check_steps(x, engine)
         check_lengths(lengths, x.shape[1], x, "x")
 
     @staticmethod
@@ -72,7 +71,8 @@ class MaxOverTimeBackward(Operator):
         require_alike(dy, "dy")
         require_place(offsets, "offsets", dy, "dy")
         require_rank(dy, "dy", "NC")
-        require_numbers((steps,), "steps", 1, 1, MOST_INT32)
+        require_numbers((steps,), "steps", 1, 1)
+        limits.require(engine, limits.max_over_time(steps, *dy.shape))
         require_shape(offsets, "offsets", *dy.shape)
         check_offsets(offsets, steps)
 
@@ -113,7 +113,7 @@ class MaxOverTimeGather(Operator):
         require_alike(x, "x")
         require_place(offsets, "offsets", x, "x")
         require_rank(x, "x", "TNC")
-        _check_steps(x)
+        _check_steps(x, engine)
         require_shape(offsets, "offsets", *x.shape[1:])
         check_offsets(offsets, x.shape[0])
 

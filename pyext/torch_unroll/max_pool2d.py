@@ -11,12 +11,14 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
 from torch_unroll.checks import MOST_INT32, require_shape
-from torch_unroll.engines import claims, resolve
+from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.max_over_time_ops import max_over_time_forward
 from torch_unroll.max_pool2d_ops import max_pool2d_forward, max_pool2d_indices
 from torch_unroll.registration import is_recorded
 from torch_unroll.shapes import Pair, Size, pair, pooled, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
+
+_TORCHS: Any = F.max_pool2d
 
 
 def _wants_gradient(x: Tensor) -> bool:
@@ -75,8 +77,7 @@ def max_pool2d(
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
-        theirs: Any = F.max_pool2d
-        return theirs(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return _TORCHS(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if type(ceil_mode) is not bool:
         raise TypeError(f"ceil_mode: expected a bool, got {ceil_mode!r}")
     window = _sizes(kernel_size, "kernel_size", 1)
@@ -99,6 +100,8 @@ def max_pool2d(
         f"kernel_size: expected a window within the padded input, got one that spans {tuple(spans)}",
     )
 
+    if limits.is_large(x) and not limits.serves(resolved, limits.max_pool2d(x.shape, size)):
+        return _TORCHS(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     with_offsets = bool(return_indices) or _wants_gradient(x)
     y, offsets = max_pool2d_forward(x, window, strides, pads, steps, ceil_mode, with_offsets, resolved)
     if not return_indices:
@@ -133,6 +136,7 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
     if has_torch_function_variadic(x, lengths) and not torch.compiler.is_compiling():
         return ask(max_over_time, (x, lengths), (x, lengths), {"engine": engine})
     require_tensors(x=x, lengths=lengths)
+    claims("torch", x, (lengths,), ("lengths",), name="x")  # torch has no such operator for other layouts either
     message = f"x: expected (T, N, C) with T above 0, got shape {tuple(x.shape)}"
     require(x.dim() == 3, message)
     require(x.shape[0] > 0, message)

@@ -16,14 +16,13 @@ from torch_unroll.checks import (
     MOST_INT32,
     is_symbolic,
     require_alike,
-    require_int32,
     require_numbers,
     require_place,
     require_rank,
     require_shape,
     require_strided,
 )
-from torch_unroll.engines import select
+from torch_unroll.engines import limits, select
 from torch_unroll.engines.interface import Engine
 from torch_unroll.history import with_history
 from torch_unroll.registration import Operator, move_batch, operator, save
@@ -88,7 +87,6 @@ def _check_geometry(kernel_size: Sequence[int], stride: Sequence[int], padding: 
 def _check_planes(extents: Sequence[int], name: str) -> None:
     """That every plane has pixels; only the batch may be empty."""
     require_each((extent > 0 for extent in extents), f"{name}: expected extents above 0, got {tuple(extents)}")
-    require_int32(extents, name)
 
 
 def _check_windows(
@@ -98,12 +96,14 @@ def _check_windows(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    engine: str,
 ) -> None:
-    """That offsets are those of a pooling of this geometry, rounded down or up."""
+    """That offsets are those of a pooling of this geometry, rounded down or up, and of an extent that the engine counts."""
     _check_geometry(kernel_size, stride, padding, dilation)
     require_rank(offsets, "offsets", "NCPQ")
     check_offsets(offsets, kernel_size[0] * kernel_size[1])
-    require_numbers(x_size, "x_size", 2, 1, MOST_INT32)
+    require_numbers(x_size, "x_size", 2, 1)
+    limits.require(engine, limits.max_pool2d((*offsets.shape[:2], *x_size), offsets.shape[2:]))
     for i in (0, 1):
         extent = offsets.shape[2 + i]
         sizes = [pooled(x_size[i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for ceil_mode in (False, True)]
@@ -128,9 +128,10 @@ class MaxPool2dForward(Operator):
         require_rank(x, "x", "NCHW")
         _check_planes(x.shape[1:], "x")
         _check_geometry(kernel_size, stride, padding, dilation)
-        for i in (0, 1):
-            extent = pooled(x.shape[2 + i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode)
-            require(extent > 0, f"kernel_size: expected a window within the padded x {tuple(x.shape)}, got {tuple(kernel_size)}")
+        size = [pooled(x.shape[2 + i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1)]
+        fits = size[0] > 0 and size[1] > 0
+        require(fits, f"kernel_size: expected a window within the padded x {tuple(x.shape)}, got {tuple(kernel_size)}")
+        limits.require(engine, limits.max_pool2d(x.shape, size))
 
     @staticmethod
     def compute(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
@@ -180,7 +181,7 @@ class MaxPool2dBackward(Operator):
     def check(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
         require_alike(dy, "dy")
         require_place(offsets, "offsets", dy, "dy")
-        _check_windows(offsets, x_size, kernel_size, stride, padding, dilation)
+        _check_windows(offsets, x_size, kernel_size, stride, padding, dilation, engine)
         require_shape(dy, "dy", *offsets.shape)
 
     @staticmethod
@@ -221,7 +222,7 @@ class MaxPool2dGather(Operator):
         require_alike(x, "x")
         require_place(offsets, "offsets", x, "x")
         require_rank(x, "x", "NCHW")
-        _check_windows(offsets, x.shape[2:], kernel_size, stride, padding, dilation)
+        _check_windows(offsets, x.shape[2:], kernel_size, stride, padding, dilation, engine)
         require_each(
             (x.shape[i] == offsets.shape[i] for i in (0, 1)),
             f"x: expected N and C like offsets {tuple(offsets.shape)}, got {tuple(x.shape)}",
@@ -263,7 +264,7 @@ class MaxPool2dIndices(Operator):
     @staticmethod
     def check(offsets, x_size, kernel_size, stride, padding, dilation, engine):
         require_strided(offsets, "offsets")
-        _check_windows(offsets, x_size, kernel_size, stride, padding, dilation)
+        _check_windows(offsets, x_size, kernel_size, stride, padding, dilation, engine)
 
     @staticmethod
     def compute(offsets, x_size, kernel_size, stride, padding, dilation, engine):

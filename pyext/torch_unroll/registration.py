@@ -21,7 +21,9 @@ from torch.autograd import Function, forward_ad
 
 from torch_unroll.autocast import DEVICE_TYPES, lower
 from torch_unroll.checks import hashable, remembering
+from torch_unroll.engines.compiled.recording import note_too_large
 from torch_unroll.history import in_batched_gradients, with_history
+from torch_unroll.kernels.shapes import SizeError
 from torch_unroll.shapes import require
 from torch_unroll.tracing import holds_tensors, is_tracing, recordable, unrecorded
 
@@ -147,6 +149,14 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
     name, _, arguments = schema.partition("(")
     arity = len(list(takewhile(lambda argument: argument.startswith("Tensor"), arguments.split(", "))))  # tensors come first
     optional = [argument.startswith("Tensor?") for argument in arguments.split(", ")[:arity]]
+    engine_at = [argument.partition(")")[0] for argument in arguments.split(", ")].index("str engine")
+
+    def without_limits(inputs: tuple[Any, ...], error: SizeError) -> tuple[Any, ...]:
+        """With engine "auto", engine `torch` serves what is too large for the others; a named engine has said why it does not."""
+        if inputs[engine_at] != "auto":
+            raise error
+        note_too_large(str(error), "torch")
+        return *inputs[:engine_at], "torch", *inputs[engine_at + 1 :]
 
     def check_once(*inputs: Any) -> None:
         for number, (tensor, may_be_none) in enumerate(zip(inputs, optional, strict=False)):
@@ -156,14 +166,21 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
     check = remembering(check_once, arity)
 
     def compute(*inputs: Any) -> Any:
-        check(*inputs)
-        return _own(definition.compute(*inputs))
+        try:
+            check(*inputs)
+            return _own(definition.compute(*inputs))
+        except SizeError as error:
+            inputs = without_limits(inputs, error)
+        return compute(*inputs)
 
     def compute_dispatched(*inputs: Any) -> Any:
         return compute(*hashable(inputs))
 
     def fake(*inputs: Any) -> Any:
-        check_once(*inputs)
+        try:
+            check_once(*inputs)
+        except SizeError as error:
+            check_once(*without_limits(inputs, error))
         return definition.fake(*inputs)
 
     LIBRARY.define(schema)

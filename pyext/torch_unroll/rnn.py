@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from torch_unroll.autocast import lowered, lowered_dtype
-from torch_unroll.engines import DTYPES, claims, resolve
+from torch_unroll.engines import DTYPES, claims, limits, resolve
 from torch_unroll.engines.interface import NONLINEARITIES
 from torch_unroll.linear import linear
 from torch_unroll.rnn_cell_ops import rnn_cell_forward
@@ -172,6 +172,14 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
+def _counts(engine: str, x: Tensor, axis: int, packed: bool) -> bool:
+    """Whether the engine counts a sequence's extents; False sends it to torch's operator."""
+    if not limits.is_large(x):
+        return True
+    lead = x.shape[:-1] if axis == 1 or packed else (x.shape[1], x.shape[0])
+    return limits.serves(engine, limits.rnn(lead, x.shape[-1], 1 if packed else lead[1], 1))
+
+
 def rnn(
     input: Tensor,
     h0: Tensor | None,
@@ -225,6 +233,8 @@ def rnn(
     require_tensors(input=input, h0=h0, batch_sizes=batch_sizes, lengths=lengths)
     if recompute_segments is not None:
         _check_segments(recompute_segments, cuttable=batch_sizes is None and not bidirectional)
+    others, names = (h0, lengths, *weights), ("h0", "lengths", "weights")
+    claimed = claims(resolved, input, others, names)
     packed, directions = batch_sizes is not None, 2 if bidirectional else 1
     axis = 0 if batch_first and not packed else 1
     batched = packed or input.dim() != 2
@@ -232,10 +242,12 @@ def rnn(
     start = h0 if h0 is None or batched else h0.unsqueeze(1)
     if batch_sizes is not None:
         check_batch_sizes(batch_sizes)
-    if not claims(resolved, input):
+    if not (claimed and _counts(resolved, x, axis, packed)):
         # torch's operator reads batch_sizes on the host, where torch.compile has none.
         beyond_torch = lengths is not None or recompute_segments or (packed and torch.compiler.is_compiling())
         resolved = "torch" if beyond_torch or nonlinearity not in _TORCHS else "none"
+        if resolved == "torch":
+            claims(resolved, input, others, names)
     if resolved == "none":
         states = num_layers * directions
         if start is None:
@@ -292,12 +304,18 @@ def rnn_cell(
     resolved = resolve(engine)
     _check_nonlinearity(nonlinearity)
     require_tensors(input=input, h=h, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
-    if not claims(resolved, input):
+    others, names = (h, w_ih, w_hh, b_ih, b_hh), ("h", "w_ih", "w_hh", "b_ih", "b_hh")
+    few = not limits.is_large(input, h)
+    if not (
+        claims(resolved, input, others, names)
+        and (few or limits.serves(resolved, limits.rnn_cell(input.shape[:-1].numel(), input.shape[-1], h.shape[-1])))
+    ):
         if nonlinearity in _TORCHS_CELL:
             if input.dim() == 1 and h.dim() == 1:
                 return _TORCHS_CELL[nonlinearity](input.unsqueeze(0), h.unsqueeze(0), w_ih, w_hh, b_ih, b_hh).squeeze(0)
             return _TORCHS_CELL[nonlinearity](input, h, w_ih, w_hh, b_ih, b_hh)
         resolved = "torch"
+        claims(resolved, input, others, names)
     require(input.dim() in (1, 2), f"input: expected 1 or 2 dimensions, got shape {_shape(input)}")
     if input.dim() < 2 and h.dim() != input.dim():  # the type that torch's operator raises here
         raise IndexError(f"h: expected {input.dim()} dimensions like input, got shape {_shape(h)}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.checks import require_alike, require_one_of, require_rank, require_shape
-from torch_unroll.engines import resolve_precision, select
+from torch_unroll.engines import limits, resolve_precision, select
 from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS
 from torch_unroll.engines.reference.rnn import curvature, slope
 from torch_unroll.linear import add, linear, outer
@@ -59,6 +59,7 @@ class RnnCellForward(Operator):
         require_rank(h, "h", "NH")
         require(x.shape[0] == h.shape[0], f"h: expected {x.shape[0]} samples like x, got {h.shape[0]}")
         _check_weights(x.shape[1], h.shape[1], w_ih, w_hh, nonlinearity, precision)
+        limits.require(engine, limits.rnn_cell(x.shape[0], x.shape[1], h.shape[1]))
         require_shape(b_ih, "b_ih", h.shape[1])
         require_shape(b_hh, "b_hh", h.shape[1])
 
@@ -118,6 +119,7 @@ class RnnCellBackward(Operator):
         require_shape(dh_next, "dh_next", *h_next.shape)
         require_rank(w_ih, "w_ih", "HI")
         _check_weights(w_ih.shape[1], h_next.shape[1], w_ih, w_hh, nonlinearity, precision)
+        limits.require(engine, limits.rnn_cell(h_next.shape[0], w_ih.shape[1], h_next.shape[1]))
 
     @staticmethod
     def compute(dh_next, h_next, w_ih, w_hh, nonlinearity, precision, engine):

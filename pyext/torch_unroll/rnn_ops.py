@@ -22,13 +22,12 @@ from torch import Tensor
 from torch_unroll.checks import (
     check_lengths,
     require_alike,
-    require_int32,
     require_one_of,
     require_rank,
     require_shape,
     require_strided,
 )
-from torch_unroll.engines import load, resolve_precision, select
+from torch_unroll.engines import limits, load, resolve_precision, select
 from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS
 from torch_unroll.engines.reference.rnn import curvature
 from torch_unroll.linear import add, linear, outer
@@ -73,6 +72,7 @@ def _check_layer(
     batch_sizes: Tensor | None,
     nonlinearity: str,
     precision: str,
+    engine: str,
 ) -> None:
     """One layer's tensors; what `batch_sizes` holds is checked where it is read."""
     require_alike(rows, rows_name, **{"w_hh": w_hh, start_name: start})
@@ -88,7 +88,7 @@ def _check_layer(
         require_rank(rows, rows_name, "TX")
         require_shape(rows, rows_name, rows.shape[0], D * H)
         check_batch_sizes(batch_sizes)
-    require_int32((*rows.shape, N, H), rows_name)
+    limits.require(engine, limits.rnn(rows.shape[:-1], rows.shape[-1], N, H))
     require(lengths is None or not packed, "lengths: expected None beside batch_sizes")
     check_lengths(lengths, N, rows, rows_name)
     require_one_of(nonlinearity, "nonlinearity", NONLINEARITIES)
@@ -204,7 +204,7 @@ class RnnForward(Operator):
 
     @staticmethod
     def check(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
-        _check_layer("z", z, w_hh, "h0", h0, lengths, batch_sizes, nonlinearity, precision)
+        _check_layer("z", z, w_hh, "h0", h0, lengths, batch_sizes, nonlinearity, precision, engine)
 
     @staticmethod
     def compute(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
@@ -247,7 +247,7 @@ class RnnBackward(Operator):
 
     @staticmethod
     def check(dh, h, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
-        _check_layer("h", h, w_hh, "h0", h0, lengths, batch_sizes, nonlinearity, precision)
+        _check_layer("h", h, w_hh, "h0", h0, lengths, batch_sizes, nonlinearity, precision, engine)
         require_alike(h, "h", dh=dh)
         require_shape(dh, "dh", *h.shape)
 
@@ -319,7 +319,7 @@ class RnnTangent(Operator):
 
     @staticmethod
     def check(p, h, w_hh, u0, lengths, batch_sizes, nonlinearity, precision, engine):
-        _check_layer("h", h, w_hh, "u0", u0, lengths, batch_sizes, nonlinearity, precision)
+        _check_layer("h", h, w_hh, "u0", u0, lengths, batch_sizes, nonlinearity, precision, engine)
         require_alike(h, "h", p=p)
         require_shape(p, "p", *h.shape)
 

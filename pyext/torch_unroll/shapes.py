@@ -157,4 +157,6 @@ def require_tensors(**arguments: Tensor | None) -> None:
 
 def pooling_offset_dtype(cells: int) -> torch.dtype:
     """What holds a cell's place in a window of so many cells: 255 in a byte, -1 in the wider ones says that there is no cell."""
-    return torch.uint8 if cells <= 255 else torch.int16 if cells <= 32767 else torch.int32
+    narrow = torch.uint8 if cells <= 255 else torch.int16
+    wide = torch.int32 if cells <= 2**31 - 1 else torch.int64
+    return narrow if cells <= 32767 else wide

@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
 from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_rank
-from torch_unroll.engines import claims, resolve, select
+from torch_unroll.engines import claims, limits, resolve, select
 from torch_unroll.registration import Operator, operator
 from torch_unroll.shapes import Pair, Size, convolved, pair, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
+
+_F: Any = F  # whose stubs know no lists of sizes
 
 
 def _check_geometry(
@@ -139,6 +141,11 @@ def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tup
     return tuple(pairs.values())
 
 
+def _may_be_large(input: Tensor, *numbers: Pair) -> bool:
+    """Whether the sizes of a call are worth a look."""
+    return limits.is_large(input) or (not torch.compiler.is_compiling() and max(map(max, numbers)) >= 2**31)
+
+
 def unfold(
     input: Tensor, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1, *, engine: str | None = None
 ) -> Tensor:
@@ -160,8 +167,7 @@ def unfold(
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
-        theirs: Any = F.unfold  # its stub knows no lists
-        return theirs(input, kernel_size, dilation, padding, stride)
+        return _F.unfold(input, kernel_size, dilation, padding, stride)
     geometry = _geometry(kernel_size, dilation, padding, stride)
     (R, S), step, pad, spread = geometry
     if input.dim() < 3:  # the type that torch's operator raises here
@@ -174,6 +180,10 @@ def unfold(
     Q = convolved(batched.shape[3], S, step[1], 2 * pad[1], spread[1])
     message = f"kernel_size: expected one that fits the padded input, got {(R, S)} for shape {tuple(input.shape)}"
     require_each((extent > 0 for extent in (P, Q)), message)
+    if _may_be_large(batched, step, pad, spread) and not limits.serves(
+        resolved, limits.unfold(batched.shape, (P, Q), (R, S), step, pad, spread)
+    ):
+        return _F.unfold(input, kernel_size, dilation, padding, stride)
     columns = unfold_op(batched, *geometry, resolved)
     return columns if input.dim() == 4 else columns.squeeze(0)
 
@@ -207,8 +217,7 @@ def fold(
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
-        theirs: Any = F.fold
-        return theirs(input, output_size, kernel_size, dilation, padding, stride)
+        return _F.fold(input, output_size, kernel_size, dilation, padding, stride)
     geometry = _geometry(kernel_size, dilation, padding, stride)
     (R, S), step, pad, spread = geometry
     H, W = _size(output_size, "output_size")
@@ -222,5 +231,10 @@ def fold(
     message = f"output_size: expected one the window fits, got {(H, W)} for kernel_size {(R, S)}"
     require_each((extent > 0 for extent in (P, Q)), message)
     require(batched.shape[2] == P * Q, f"input: expected {P * Q} columns ({P}×{Q} windows), got {batched.shape[2]}")
+    x_size = (batched.shape[0], batched.shape[1] // (R * S), H, W)
+    if _may_be_large(batched, (H, W), step, pad, spread) and not limits.serves(
+        resolved, limits.unfold(x_size, (P, Q), (R, S), step, pad, spread)
+    ):
+        return _F.fold(input, output_size, kernel_size, dilation, padding, stride)
     x = fold_op(batched, (H, W), *geometry, resolved)
     return x if input.dim() == 3 else x.squeeze(0)

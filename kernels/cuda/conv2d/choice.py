@@ -31,6 +31,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from ...shapes import SizeError
 from . import variants
 from .hopper import HOPPER
 from .model import Choice, Device, Prediction, Variant, share
@@ -161,7 +162,8 @@ def choose(direction: str, problem: Conv2dProblem, device: Device, forced: str |
             and the workspace have room for.
 
     Raises:
-        RuntimeError: the geometry is beyond 32 bits; or no variant takes the problem, or not the forced one.
+        SizeError: the geometry is beyond 32 bits, or no variant takes the problem.
+        RuntimeError: the forced variant does not take it.
     """
     problem.require_int32()
     name = forced.variant if isinstance(forced, Choice) else forced
@@ -175,7 +177,7 @@ def choose(direction: str, problem: Conv2dProblem, device: Device, forced: str |
             refused[variant.name] = reason
     if not open_:
         reasons = "; ".join(f"{each}: {why}" for each, why in refused.items())
-        raise RuntimeError(f"conv2d_{direction}: no variant takes {problem}: {reasons}")
+        raise (RuntimeError if forced else SizeError)(f"conv2d_{direction}: no variant takes {problem}: {reasons}")
 
     if isinstance(forced, Choice):
         (variant,) = open_

@@ -6,6 +6,7 @@ Their rates are predictions, as the ladders of the kernel files have them; the k
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from . import variants
 from .model import Device, Passes, Variant, peak, rates
@@ -14,8 +15,21 @@ from .problem import ITEM_BYTES, Conv2dProblem, Four, whole_pieces
 
 def index_limits(problem: Conv2dProblem) -> str | None:
     """Why positions would not fit the kernels' indices."""
-    largest = max(problem.H * problem.W, problem.P * problem.Q, problem.taps, problem.K // problem.groups * problem.R * problem.S)
-    return None if largest < 2**30 else f"one plane, or one filter, has {largest} elements; positions are counted in 30 bits"
+    p = problem
+    for what, extents in (
+        ("input: expected planes", (p.H, p.W)),
+        ("output: expected planes", (p.P, p.Q)),
+        ("weight: expected filters", (p.C // p.groups, p.R, p.S)),
+        ("weight: expected the outputs of a group and their taps", (p.K // p.groups, p.R, p.S)),
+    ):
+        if prod(extents) >= 2**30:
+            return f"{what} of fewer than 2^30 elements, got {'×'.join(map(str, extents))}"
+    return None
+
+
+def limits(problem: Conv2dProblem) -> str | None:
+    """Why no variant takes a problem, in any direction and on any GPU."""
+    return problem.beyond_int32() or index_limits(problem)
 
 
 def position_limits(direction: str, problem: Conv2dProblem) -> str | None:

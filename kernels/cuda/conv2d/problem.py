@@ -8,7 +8,7 @@ from enum import IntEnum
 from math import gcd, prod
 from typing import NamedTuple
 
-from ...shapes import Conv2dShape
+from ...shapes import Conv2dShape, SizeError
 
 Pair = tuple[int, int]
 Four = tuple[int, int, int, int]
@@ -75,14 +75,22 @@ class Conv2dProblem(NamedTuple):
         """Whether output pixel (p, q) depends on input pixel (p, q) alone."""
         return (self.R, self.S, self.stride, self.pad, self.P, self.Q) == (1, 1, (1, 1), (0, 0), self.H, self.W)
 
-    def require_int32(self) -> None:
-        """Raises RuntimeError where an integer does not fit the struct of shapes.h; N aside, which is cut into chunks."""
+    def beyond_int32(self) -> str | None:
+        """Which integer does not fit the struct of shapes.h; N aside, which is cut into chunks."""
         for name, sizes in (("stride", self.stride), ("padding", self.pad), ("dilation", self.dilation)):
             if max(sizes) >= 2**31:
-                raise RuntimeError(f"{name}: expected numbers below 2^31, got {sizes}")
-        extents = (self.C, self.H, self.W, self.K, self.R, self.S, self.P, self.Q)
-        if max(extents) >= 2**31:
-            raise RuntimeError(f"input, weight: expected extents C, H, W, K, R, S, P, Q below 2^31, got {extents}")
+                return f"{name}: expected numbers below 2^31, got {sizes}"
+        for name, letters in (("input", "CHW"), ("weight", "KRS"), ("output", "PQ")):
+            for letter in letters:
+                extent = getattr(self, letter)
+                if extent >= 2**31:
+                    return f"{name}: expected extents below 2^31, got {letter} = {extent}"
+        return None
+
+    def require_int32(self) -> None:
+        """Raises SizeError where an integer does not fit."""
+        if reason := self.beyond_int32():
+            raise SizeError(reason)
 
     def shape(self) -> Conv2dShape:
         """The struct of shapes.h."""

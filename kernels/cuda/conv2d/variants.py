@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from math import prod
 
+from ...shapes import SizeError
 from ...table import CPP_TYPES, DTYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
 from . import problem, wgmma
 from .problem import ITEM_BYTES, Conv2dProblem, CSplits, CWalks, Walk, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
@@ -216,7 +217,7 @@ def split_evenly(depth: int, step: int, splits: int) -> tuple[int, int]:
 def _gemm_launch(direction: str, dtype: str, tile: Tile | MmaTile, rows: int, columns: int, parts: int) -> LaunchPlan:
     blocks = _ceil_divide(rows, tile.rows) * _ceil_divide(columns, tile.columns) * parts
     if blocks >= 2**31:
-        raise RuntimeError(f"conv2d_{direction}: expected sizes whose tiles number fewer than 2^31, got {blocks} tiles")
+        raise SizeError(f"conv2d_{direction}: expected sizes whose tiles number fewer than 2^31, got {blocks} tiles")
     config = LaunchConfig((blocks, 1, 1), (tile.threads, 1, 1), tile.shared_bytes(dtype))
     return LaunchPlan(_gemm_kernel(direction, dtype, tile), config, "tensor" if isinstance(tile, MmaTile) else "implicit")
 
@@ -293,11 +294,11 @@ def plan_sum_image_splits(dtype: str, pixels: int, channels: int) -> LaunchPlan:
 @lru_cache(maxsize=4096)
 def plan_im2col(problem: Conv2dProblem, name: str, multiprocessors: int) -> LaunchPlan:
     """`im2col` with one thread for each of N·C·P·Q elements, or `col2im` for each of N·C·H·W; at most 64 blocks a
-    multiprocessor, which stride over the rest. Raises RuntimeError where an integer does not fit the kernels' parameters."""
+    multiprocessor, which stride over the rest. Raises SizeError where an integer does not fit the kernels' parameters."""
     p = problem
     p.require_int32()
     if p.N >= 2**31:
-        raise RuntimeError(f"input: expected fewer than 2^31 images, got {p.N}")
+        raise SizeError(f"input: expected fewer than 2^31 images, got N = {p.N}")
     elements = p.N * p.C * (p.P * p.Q if name == "im2col" else p.H * p.W)
     positions = (
         max(extent - 1 + pad, (outputs - 1) * stride + (taps - 1) * dilation)

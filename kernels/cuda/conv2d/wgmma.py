@@ -8,6 +8,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+from ...shapes import SizeError
 from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan
 from ...tensor_map import ITEM_BYTES, Pair, TensorMap
 from .im2col_maps import Axis, Image, images
@@ -178,7 +179,7 @@ def plan(direction: str, problem: Conv2dProblem, tile_name: str, splits: int, mu
     splits = _ceil_divide(all_steps, steps_per_split)
     tiles = count_tiles(direction, problem, tile) * splits
     if tiles >= 2**31:
-        raise RuntimeError(f"conv2d_{direction}: expected sizes whose tiles number fewer than 2^31, got {tiles} tiles")
+        raise SizeError(f"conv2d_{direction}: expected sizes whose tiles number fewer than 2^31, got {tiles} tiles")
     config = LaunchConfig((min(tiles, tile.blocks * multiprocessors), 1, 1), (tile.threads, 1, 1), tile.shared_bytes)
     piece = 16 // ITEM_BYTES[dtype]
     if direction == "wgrad":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ...shapes import RnnShape
+from ...shapes import RnnShape, SizeError
 from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
 
 #: `Nonlinearity` of elman.cuh, in its order.
@@ -18,6 +18,7 @@ ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 TILE_ROWS, TILE_COLUMNS, CHUNK_BYTES, FRAGMENT_BYTES = 16, 8, 64, 16
 PRODUCT_WARPS = 8
 COLUMN_TILES = (1, 4)  # of the kernels that read W anew at each launch
+_GRID_LIMIT = 65535  # in y
 SINGLE_BLOCK_ROWS, SINGLE_BLOCK_MAX_H = 32, 256
 SLICE_WARPS = 8
 GRID_FLAGS_ROW_TILES = (1, 2, 3, 4)
@@ -314,11 +315,21 @@ def _column_tiles(N: int) -> int:
     return COLUMN_TILES[N > TILE_COLUMNS]
 
 
+def batch_limit(N: int) -> str | None:
+    """Why a launch of one step does not hold a batch: its blocks along y are for the samples."""
+    most = _GRID_LIMIT * TILE_COLUMNS * COLUMN_TILES[-1]
+    return f"expected at most {most} samples, got N = {N}" if most < N else None
+
+
 def _plan_step(r: Recurrence) -> LaunchPlan:
     tiles = _column_tiles(r.N)
     grid = (-(-r.H // TILE_ROWS), -(-r.N // (TILE_COLUMNS * tiles)), r.D)
     config = LaunchConfig(grid, (32 * PRODUCT_WARPS, 1, 1), _product_shared(r.dtype, tiles))
     return LaunchPlan(r.kernel("rnn_step_kernel", str(tiles)), config, "step")
+
+
+def _refuses_step(r: Recurrence) -> str | None:
+    return batch_limit(r.N)
 
 
 def _predict_step(r: Recurrence) -> float:
@@ -332,7 +343,7 @@ VARIANTS = (
     Variant("single_block", _refuses_single_block, _plan_single_block, _predict_single_block),
     Variant("cluster", _refuses_cluster, _plan_cluster, _predict_cluster),
     Variant("grid_flags", _refuses_grid_flags, _plan_grid_flags, _predict_grid_flags),
-    Variant("step", lambda r: None, _plan_step, _predict_step),
+    Variant("step", _refuses_step, _plan_step, _predict_step),
 )
 
 
@@ -353,19 +364,22 @@ def choose(r: Recurrence, forced: str | None = None) -> Choice:
     """Blocks of a plan that wait for each other may still not be resident together, on a GPU that others share.
 
     Raises:
+        SizeError: no variant takes it.
         RuntimeError: the forced variant refuses.
     """
     reasons = {variant: variant.refuses(r) for variant in VARIANTS if forced in (None, variant.name)}
     willing = sorted((variant for variant in reasons if reasons[variant] is None), key=lambda variant: variant.predict(r))
     passed_over = tuple((variant.name, reason) for variant, reason in reasons.items() if reason is not None)
     if not willing:
-        raise RuntimeError("; ".join(f"rnn variant {name}: {reason}" for name, reason in passed_over))
+        raise (RuntimeError if forced else SizeError)("; ".join(f"rnn variant {name}: {reason}" for name, reason in passed_over))
     return Choice(tuple(variant.plan(r) for variant in willing), passed_over)
 
 
 @lru_cache(maxsize=4096)
 def plan_cell(backward: bool, N: int, inputs: int, H: int, dtype: str, precision: str) -> LaunchPlan:
-    """The launch of one step on its own; `inputs` is I."""
+    """The launch of one step on its own; `inputs` is I. Raises SizeError where the grid does not hold the batch."""
+    if reason := batch_limit(N):
+        raise SizeError(reason)
     tiles = _column_tiles(N)
     blocks = -(-H // TILE_ROWS) + (-(-inputs // TILE_ROWS) if backward else 0)
     config = LaunchConfig((blocks, -(-N // (TILE_COLUMNS * tiles)), 1), (32 * PRODUCT_WARPS, 1, 1), _product_shared(dtype, tiles))

@@ -7,7 +7,7 @@ its reason. One predicate, `Engine.refuses`, selects and explains.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, TypeVar, cast
@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch.utils._contextlib import context_decorator
 
+from torch_unroll.checks import require_strided, unwrapped
 from torch_unroll.engines.interface import Engine
 from torch_unroll.settings import Setting
 
@@ -118,10 +119,35 @@ def select(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Engi
     raise RuntimeError(f"{op}: no engine takes {dtype} on {device}; " + "; ".join(reasons))
 
 
-def claims(engine: str, tensor: torch.Tensor) -> bool:
-    """Whether a call belongs to the engines at all; with "auto", what none of them is made for (CPU, integers, complex,
-    sparse) goes to torch's own operator."""
-    return engine != "auto" or (tensor.is_cuda and tensor.dtype in DTYPES and tensor.layout == torch.strided)
+def claims(
+    engine: str, tensor: torch.Tensor, others: Sequence[torch.Tensor | None] = (), names: Sequence[str] = (), name: str = "input"
+) -> bool:
+    """Whether a call belongs to the engines at all, by its input and its other tensors. With "auto", what none of them is made
+    for (CPU, integers, complex, sparse, nested, quantized) goes to torch's own operator. Where there are more tensors than names,
+    those from the last name on are a list of that name.
+
+    Raises:
+        RuntimeError: a named engine is to take a tensor that has no strides, or is nested or quantized.
+    """
+    if engine == "auto" and not (tensor.is_cuda and tensor.dtype in DTYPES):
+        return False
+    tensors = (tensor, *others)
+    transformed = torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+    if transformed:
+        tensors = tuple(None if other is None else unwrapped(other) for other in tensors)
+    for other in tensors:
+        if other is not None and (other.layout is not torch.strided or other.is_nested or other.is_quantized):
+            break
+    else:
+        return True
+    if engine == "auto":
+        return False
+    if len(names) < len(others):
+        names = (*names[:-1], *(f"{names[-1]}[{place}]" for place in range(len(others) - len(names) + 1)))
+    for place, other in zip((name, *names), tensors, strict=True):
+        if other is not None:
+            require_strided(other, place)
+    return True
 
 
 #: The dtypes of the compiled kernels.

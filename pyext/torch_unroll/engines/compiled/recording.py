@@ -22,6 +22,7 @@ class Recording:
     workspace_bytes: int = 0
     passed_over: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # function -> (variant, reason)
     choices: dict[str, Chosen] = field(default_factory=dict)  # function -> the choice of its last call
+    too_large: tuple[str, str] | None = None  # why the compiled kernels did not serve a call, and what did
     _live_bytes: int = 0
 
     def _release(self, bytes_: int) -> None:
@@ -64,3 +65,9 @@ def note_choice(function: str, passed_over: tuple[tuple[str, str], ...], chosen:
             record.passed_over[function] = passed_over
         if chosen is not None:
             record.choices[function] = chosen
+
+
+def note_too_large(reason: str, served_by: str) -> None:
+    """Called where a call of engine "auto" goes elsewhere for its size."""
+    for record in _open:
+        record.too_large = record.too_large or (reason, served_by)

@@ -12,6 +12,7 @@ from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_choice, note_workspace
 from torch_unroll.kernels.cuda.rnn import variants
 from torch_unroll.kernels.cuda.rnn.variants import Recurrence, RnnCellParameters, RnnParameters, StepStride
+from torch_unroll.kernels.shapes import SizeError
 from torch_unroll.kernels.table import LaunchPlan
 
 #: The name of the variant that passes must run, or raise; None: the table chooses. For tests and measurements.
@@ -99,7 +100,7 @@ class _Layer:
                 note_choice("rnn_backward" if backward else "rnn_forward", tuple(passed_over))
                 return plan
             passed_over.append((plan.variant, f"its {plan.config.grid} blocks do not fit on {self.device} together"))
-        raise RuntimeError("; ".join(f"rnn variant {name}: {reason}" for name, reason in passed_over))
+        raise (RuntimeError if forced else SizeError)("; ".join(f"rnn variant {name}: {reason}" for name, reason in passed_over))
 
     def parameters(self, w: Tensor, lengths: Tensor | None, nonlinearity: str) -> tuple[RnnParameters, list[Tensor]]:
         """The struct without a pass's own tensors, and the tensors it points to, to be kept until the launches are made."""
