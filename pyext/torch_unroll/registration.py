@@ -11,7 +11,9 @@ An op is described once, by a class of static methods (see `Operator`). From it 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from itertools import takewhile
 from typing import Any
 
@@ -122,6 +124,15 @@ def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
         and not torch._C._is_any_autocast_enabled()
         and not in_batched_gradients()
     )
+
+
+def _introduce() -> None:
+    """Tells torch's counters of FLOPs and DTensor about the operators, once either is imported: importing them here would cost
+    those who use neither."""
+    if "torch.utils.flop_counter" in sys.modules:
+        import_module("torch_unroll.flops").register()
+    if "torch.distributed.tensor" in sys.modules:
+        import_module("torch_unroll.sharding").register()
 
 
 def _register_autocast(name: str, op: Any, device_type: str) -> None:
@@ -250,8 +261,10 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
     LIBRARY.impl(name, transform, "FuncTorchDynamicLayerFrontMode")
 
     def call(*inputs: Any) -> Any:
-        if not torch.compiler.is_compiling() and _is_plain(tensors := inputs[:arity]):
-            return apply(plain, inputs) if _differentiates(tensors) else compute(*inputs)
+        if not torch.compiler.is_compiling():
+            if _is_plain(tensors := inputs[:arity]):
+                return apply(plain, inputs) if _differentiates(tensors) else compute(*inputs)
+            _introduce()
         if is_tracing() and holds_tensors(inputs[arity:]):
             return op_recorded(*lower_for_autocast(inputs))
         return op(*inputs)

@@ -54,8 +54,8 @@ def pair(value: Any, name: str) -> Pair:
 
 def _unless_unknown(comparison: Any, otherwise: bool) -> bool:
     """What a comparison of sizes says; `otherwise` where they depend on data, such as a mask, that a compiler does not see."""
-    if isinstance(comparison, bool) and not torch.compiler.is_compiling():
-        return comparison  # torch.compile takes what it knows only as a symbol for a bool, and decides it to tell
+    if not torch.compiler.is_compiling() and not isinstance(comparison, torch.SymBool):
+        return bool(comparison)  # in a trace it is a tensor; torch.compile has symbols that say they are bools
     from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
 
     return guard_or_true(comparison) if otherwise else guard_or_false(comparison)

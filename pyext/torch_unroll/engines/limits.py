@@ -69,30 +69,32 @@ def conv2d(
         return None
     if 0 in (*x_size, *w_size, *y_size):
         return None
-    (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x_size, w_size, y_size
-    nowhere = (0, 0, 0, 0)
-    # A stride between no two outputs and a dilation between no two taps are not counted.
-    problem = Conv2dProblem(
-        *("float32", N, C, H, W, K, R, S, P, Q),
-        (stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
-        (padding[0], padding[1]),
-        (dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
-        *(groups, nowhere, nowhere, nowhere),
-    )
-    return portable.limits(problem)
+    return portable.limits(_problem(x_size, w_size, y_size, stride, padding, dilation, groups))
 
 
 def unfold(x_size: Sizes, y_size: Sizes, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> str | None:
     """Of x (N, C, H, W) and its windows (P, Q); of fold as well."""
     if torch.compiler.is_compiling() or is_symbolic(*x_size, *y_size, *kernel_size, *stride, *padding, *dilation):
         return None
-    (P, Q), (R, S) = y_size, kernel_size
-    numbers = {
-        "stride": max(stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
-        "padding": max(padding),
-        "dilation": max(dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
-    }
-    return _first(2**31 - 1, {**dict(zip("NCHW", x_size, strict=True)), "R": R, "S": S, "P": P, "Q": Q, **numbers})
+    if x_size[0] >= 2**31:
+        return f"input: expected fewer than 2^31 images, got N = {x_size[0]}"
+    w_size, windows = (1, x_size[1], *kernel_size), (x_size[0], 1, *y_size)
+    return _problem(x_size, w_size, windows, stride, padding, dilation, 1).beyond_int32()
+
+
+def _problem(
+    x_size: Sizes, w_size: Sizes, y_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
+) -> Conv2dProblem:
+    """A convolution of these sizes; a stride between no two outputs and a dilation between no two taps are not counted."""
+    (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x_size, w_size, y_size
+    nowhere = (0, 0, 0, 0)
+    return Conv2dProblem(
+        *("float32", N, C, H, W, K, R, S, P, Q),
+        (stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
+        (padding[0], padding[1]),
+        (dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
+        *(groups, nowhere, nowhere, nowhere),
+    )
 
 
 def max_pool2d(x_size: Sizes, y_size: Sizes) -> str | None:
