@@ -14,7 +14,7 @@ from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
 from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.history import gradient_with_history
-from torch_unroll.shapes import Size, facts, index, pair, remembered, require, require_each, require_tensors
+from torch_unroll.shapes import Size, either, facts, index, pair, remembered, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
 
 
@@ -27,7 +27,7 @@ def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: 
     require(len(w) == 4, f"weight: expected 4 dimensions, got shape {tuple(w)}")
     require_each((extent > 0 for extent in (w[0], w[2], w[3])), f"weight: expected extents above 0, got shape {tuple(w)}")
     require_each(
-        ((extent > 0) | (x[-3] == 0) | (len(x) == 4 and x[0] == 0) for extent in x[-2:]),
+        (either(extent > 0, x[-3] == 0, len(x) == 4 and x[0] == 0) for extent in x[-2:]),
         f"input: expected a plane with pixels, or no batch or channels, got shape {tuple(x)}",
     )
     require(kind == kind_of_w, f"weight: expected {kind[0]} on {kind[1]} like input, got {kind_of_w[0]} on {kind_of_w[1]}")
@@ -95,10 +95,9 @@ def _conv_transpose2d_sizes(
     _require_channels(x, w[0], bias, w[1] * groups)
     spans = [(x[i - 2] - 1) * stride[i] + dilation[i] * (w[2 + i] - 1) + 1 for i in (0, 1)]
     H, W = (spans[i] - 2 * padding[i] + extra[i] for i in (0, 1))
-    require_each(
-        ((extent > 0) | ((len(x) == 4 and x[0] == 0) & (extent == 0)) for extent in (H, W)),
-        f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}",
-    )
+    message = f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}"
+    require_each((extent >= 0 for extent in (H, W)), message)
+    require_each((either(extent > 0, len(x) == 4 and x[0] == 0) for extent in (H, W)), message)
     # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
     sides = (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
     x_size, y_size = (1, w[1] * groups, H, W), (1, *x[-3:])

@@ -25,7 +25,7 @@ from torch_unroll.checks import MOST, is_symbolic, require_alike, require_number
 from torch_unroll.engines import resolve_precision, select
 from torch_unroll.engines.interface import PRECISIONS
 from torch_unroll.registration import Operator, move_batch, operator, save
-from torch_unroll.shapes import convolved, is_channels_last, is_dense, require, require_each
+from torch_unroll.shapes import convolved, either, is_channels_last, is_dense, require, require_each
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine, bool? channels_last"
 
@@ -138,12 +138,13 @@ class Conv2dFprop(Operator):
         require_numbers(w.shape[2:], "w", 2, 1)
         for i in (0, 1):
             extent = convolved(x.shape[2 + i], w.shape[2 + i], stride[i], padding[2 * i] + padding[2 * i + 1], dilation[i])
-            fits = (extent > 0) | ((extent == 0) & (x.shape[2 + i] == 0))
             require(
                 is_symbolic(extent) or extent <= MOST,
                 f"padding: expected an output of extents that 64 bits hold, got one of {extent}",
             )
-            require(fits, f"w: expected a filter within the padded x, got {tuple(w.shape)} for {tuple(x.shape)}")
+            message = f"w: expected a filter within the padded x, got {tuple(w.shape)} for {tuple(x.shape)}"
+            require(extent >= 0, message)
+            require(either(extent > 0, x.shape[2 + i] == 0), message)
 
     @staticmethod
     def compute(x, w, bias, stride, padding, dilation, groups, precision, engine, channels_last):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, cast
 
 import torch
@@ -102,7 +102,7 @@ def pooled(extent: int, window: int, stride: int, padding: int, dilation: int, c
     if not ceil_mode:
         return reach // stride + 1
     starts = (extent + padding - 1) // stride + 1  # of windows within the input or its left padding
-    smaller = min if type(extent) is int else torch.sym_min  # which decides nothing about symbolic sizes
+    smaller = torch.sym_min if isinstance(extent, torch.SymInt) else min  # of symbolic sizes, min would decide which
     return smaller(-(-reach // stride) + 1, starts)
 
 
@@ -146,6 +146,13 @@ def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
 def facts(tensor: Tensor | None) -> tuple[Any, ...] | None:
     """What a check asks of a tensor that autocast may lower: shape, the dtype it then has, device."""
     return None if tensor is None else (tensor.shape, lowered_dtype(tensor), tensor.device)
+
+
+def either(*conditions: bool) -> bool:
+    """Whether one of the conditions holds; where they are on symbolic sizes, a condition that need not be decided at once."""
+    if torch.compiler.is_compiling() or any(isinstance(condition, torch.SymBool) for condition in conditions):
+        return reduce(operator.or_, conditions)
+    return any(conditions)
 
 
 def require_tensors(**arguments: Tensor | None) -> None:

@@ -64,16 +64,6 @@ EXCEPTIONS = (
     ),
     Known(Pattern("conv2d", "*", "further_inputs_on_meta", "*"), RuntimeError, _PLACES),
     Known(
-        Pattern(
-            "Conv2d-same|ConvTranspose2d-*|MaxPool2d-indices|conv_transpose2d|max_pool2d",
-            "*",
-            "traced|traced_and_given_a_further_input_of_another_batch",
-            "*",
-        ),
-        RuntimeError,
-        "torch.jit.trace records no list of sizes of which only some were computed from the input's",
-    ),
-    Known(
         Pattern("RNN-packed", "replace|direct", "traced", "*"),
         RuntimeError,
         "a state that was left out is made for the batch of the trace, and refused beside another",
