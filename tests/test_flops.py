@@ -54,7 +54,10 @@ def _derivatives(function: Any, case: Case, order: int, **engine: Any) -> Callab
 
 
 #: torch counts groups in two ways: one in a backward, another in the backward of that.
-ORDERS = [(name, order) for name in GROUPED for order in (0, 1, 2) if order < 2 or name in CONVOLUTIONS]
+ORDERS = [
+    *((name, order) for name in GROUPED for order in (0, 1)),
+    *(pytest.param(name, 2, marks=pytest.mark.slow if name != "strided" else ()) for name in CONVOLUTIONS),
+]
 
 
 @pytest.mark.parametrize(("name", "order"), ORDERS)
@@ -63,7 +66,7 @@ def test_conv2d(name: str, order: int) -> None:
     assert count(_derivatives(tu.conv2d, GROUPED[name], order, engine="torch")) == expected > 0
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_conv_transpose2d(name: str, order: int) -> None:
     size, filter, options = CONVOLUTIONS[name]
