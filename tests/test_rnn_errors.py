@@ -82,7 +82,6 @@ BOTH: dict[str, tuple[Call, str]] = {
 # What torch's operator computes something for, out of sizes that do not fit, or crashes at (2.13: batch_sizes empty), and what
 # only this one takes.
 ONLY_OURS: dict[str, tuple[Call, str]] = {
-    "rows beyond batch_sizes": (lambda f: f(_t(4, I), _t(*H0), _weights(), batch_sizes=torch.tensor([2, 1])), "batch_sizes"),
     "batch_sizes that grow": (lambda f: f(_t(4, I), _t(1, 1, H), _weights(), batch_sizes=torch.tensor([1, 2, 1])), "batch_sizes"),
     "batch_sizes 0": (lambda f: f(_t(2, I), _t(*H0), _weights(), batch_sizes=torch.tensor([2, 0])), "batch_sizes"),
     "batch_sizes empty": (
@@ -93,6 +92,8 @@ ONLY_OURS: dict[str, tuple[Call, str]] = {
     "integers": (lambda f: f(_t(*X).long(), _t(*H0).long(), [each.long() for each in _weights()]), "input|torch"),
     "lengths of another batch": (lambda f: f(_t(*X), _t(*H0), _weights(), lengths=torch.tensor([1])), "lengths"),
     "lengths floating": (lambda f: f(_t(*X), _t(*H0), _weights(), lengths=torch.tensor([1.0, 2.0])), "lengths"),
+    "lengths bool": (lambda f: f(_t(*X), _t(*H0), _weights(), lengths=torch.tensor([True, False])), "lengths"),
+    "lengths complex": (lambda f: f(_t(*X), _t(*H0), _weights(), lengths=torch.tensor([1j, 2j])), "lengths"),
     "lengths elsewhere": (lambda f: f(_t(*X), _t(*H0), _weights(), lengths=torch.tensor([1, 2]).to("meta")), "lengths"),
     "lengths and batch_sizes": (
         lambda f: f(_t(3, I), _t(*H0), _weights(), batch_sizes=torch.tensor([2, 1]), lengths=torch.tensor([2, 1])),

@@ -39,6 +39,7 @@ class Call:
 
 
 IMAGE, FILTERS = _drawn(2, 3, 6, 5), _drawn(4, 3, 3, 2)
+WEIGHTS = (_drawn(4, 3), _drawn(4, 4), _drawn(4), _drawn(4))
 CALLS = {
     "conv2d": Call(tu.conv2d, F.conv2d, (IMAGE, FILTERS, _drawn(4), 2, (1, 0), 1, 1)),
     "conv2d-same": Call(tu.conv2d, F.conv2d, (IMAGE, FILTERS, None, 1, "same", (2, 1), 1)),
@@ -49,6 +50,8 @@ CALLS = {
     "unfold": Call(tu.unfold, F.unfold, (IMAGE, (3, 2), 1, 1, 2)),
     "fold": Call(tu.fold, F.fold, (_drawn(2, 12, 12), (4, 5), 2, 1, 0, 1)),
     "max_pool2d": Call(tu.max_pool2d, F.max_pool2d, (IMAGE, 3, 2, 1, 1, True)),
+    "rnn_cell": Call(tu.rnn_cell, torch.rnn_tanh_cell, (_drawn(2, 3), _drawn(2, 4), *WEIGHTS)),
+    "rnn_cell-without": Call(tu.rnn_cell, torch.rnn_tanh_cell, (_drawn(2, 3), _drawn(2, 4), *WEIGHTS[:2], None, None)),
     "max_pool2d-indices": Call(tu.max_pool2d, F.max_pool2d_with_indices, (IMAGE, 2, None, 0, 1, False, True)),
 }
 PLACES = [
@@ -200,11 +203,59 @@ def test_traced_by_fx(name: str) -> None:
     traced = fx.symbolic_trace(lambda x: call.ours(x, *call.arguments[1:], engine="cuda"))
     assert call.ours in {node.target for node in traced.graph.nodes}
     example = call.arguments[0]
-    for x in (example, -example if "unbatched" in name else torch.cat((example, -example))):
+    for x in (example, -example if "unbatched" in name or "rnn" in name else torch.cat((example, -example))):
         for runnable in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced)), fx.symbolic_trace(traced)):
             with recording() as record:
                 _assert_equal(runnable(x), call.torchs(x, *call.arguments[1:]))
             assert record.launches
+
+
+SEQUENCE, START = _drawn(4, 2, 3), _drawn(1, 2, 4)
+BATCH_SIZES = torch.tensor([3, 3, 2])
+BY_TORCH = {
+    "padded": ((SEQUENCE, START, WEIGHTS), {}),
+    "batch first, no start": ((SEQUENCE, None, WEIGHTS), {"batch_first": True}),
+    "no biases, relu": ((SEQUENCE, START, WEIGHTS[:2]), {"nonlinearity": "relu"}),
+    "packed": ((_drawn(8, 3), _drawn(1, 3, 4), WEIGHTS), {"batch_sizes": BATCH_SIZES}),
+    "packed, no start": ((_drawn(8, 3), None, WEIGHTS), {"batch_sizes": BATCH_SIZES}),
+}
+BEYOND_TORCH = {
+    "unbatched": ((SEQUENCE[:, 0], None, WEIGHTS), {}),
+    "sigmoid": ((SEQUENCE, START, WEIGHTS), {"nonlinearity": "sigmoid"}),
+    "lengths": ((SEQUENCE, START, WEIGHTS), {"lengths": torch.tensor([2, 4])}),
+    "segments": ((SEQUENCE, START, WEIGHTS), {"recompute_segments": 2}),
+}
+
+
+@pytest.mark.parametrize("name", [*BY_TORCH, *BEYOND_TORCH])
+@pytest.mark.parametrize("place", ["input", "weight"])
+def test_recurrence_is_asked_about(name: str, place: str) -> None:
+    """As torch's function, where torch has it."""
+    (x, start, weights), options = (BY_TORCH | BEYOND_TORCH)[name]
+    expected = tu.rnn(x, start, weights, engine="cuda", **options)
+    if place == "input":
+        x = x.as_subclass(Handler)
+    else:
+        weights = (*weights[:1], weights[1].as_subclass(Handler), *weights[2:])
+    Handler.asked = []
+    with recording() as record:
+        result = tu.rnn(x, start, weights, engine="cuda", **options)
+    asked = [function for function, *_ in Handler.asked]
+    torchs = torch.rnn_relu if options.get("nonlinearity") == "relu" else torch.rnn_tanh
+    assert asked.count(torchs if name in BY_TORCH else tu.rnn) == 1
+    assert asked.count(tu.rnn if name in BY_TORCH else torchs) == 0
+    assert record.launches
+    _assert_equal(result, expected)
+    assert type(result[0]) is Handler
+
+
+@pytest.mark.parametrize("name", [*BY_TORCH, *BEYOND_TORCH])
+def test_recurrence_traced_by_fx(name: str) -> None:
+    (x, start, weights), options = (BY_TORCH | BEYOND_TORCH)[name]
+    traced = fx.symbolic_trace(lambda x: tu.rnn(x, start, weights, engine="cuda", **options))
+    with recording() as record:
+        _assert_equal(traced(x), tu.rnn(x, start, weights, engine="torch", **options))
+    assert record.launches
 
 
 class Nets(nn.Module):

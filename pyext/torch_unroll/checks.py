@@ -107,6 +107,11 @@ def is_strided(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
 
 
+def is_traced(*extents: int) -> bool:
+    """The same, in code that Dynamo reads too: its sizes look like numbers, and a message that holds one would tie the graph."""
+    return torch.compiler.is_dynamo_compiling() or is_symbolic(*extents)
+
+
 def require_strided(tensor: Tensor, name: str) -> None:
     """No sparse layout, nor any other whose memory has no strides, nor several tensors in one, nor quantized numbers."""
     if is_strided(tensor):
@@ -141,6 +146,10 @@ def require_place(tensor: Tensor, name: str, like: Tensor, like_name: str) -> No
 
 def require_shape(tensor: Tensor | None, name: str, *expected: int) -> None:
     """Exactly these extents; None stands for a tensor left out."""
+    if tensor is not None and tensor.dim() == len(expected) and is_traced(*tensor.shape, *expected):
+        for extent, wanted in zip(tensor.shape, expected, strict=True):
+            torch._check(extent == wanted)  # asked when the graph runs, where it is not known before
+        return
     if tensor is not None:
         message = f"{name}: expected shape {expected}, got {tuple(tensor.shape)}"
         require(tensor.dim() == len(expected), message)
@@ -166,7 +175,10 @@ def require_one_of(value: str, name: str, known: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGERS = (
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
 
 
 def check_lengths(lengths: Tensor | None, N: int, like: Tensor, like_name: str) -> None:
@@ -175,3 +187,8 @@ def check_lengths(lengths: Tensor | None, N: int, like: Tensor, like_name: str) 
         require_place(lengths, "lengths", like, like_name)
         require(lengths.dtype in _INTEGERS, f"lengths: expected an integer dtype, got {lengths.dtype}")
         require_shape(lengths, "lengths", N)
+
+
+def widened(lengths: Tensor | None) -> Tensor | None:
+    """As int64, which compares with every number of steps, and which kernels read."""
+    return None if lengths is None else lengths.to(torch.int64)

@@ -11,6 +11,7 @@ from torch_unroll.checks import (
     require_place,
     require_rank,
     require_shape,
+    widened,
 )
 from torch_unroll.engines import limits
 from torch_unroll.max_pool2d_ops import check_offsets, fold_batch, pooling_engine, save_choice, saved_choice, split_batch
@@ -35,7 +36,7 @@ class MaxOverTimeForward(Operator):
 
     @staticmethod
     def compute(x, lengths, with_offsets, engine):
-        return pooling_engine(engine, x).max_over_time_forward(x, lengths, with_offsets)
+        return pooling_engine(engine, x).max_over_time_forward(x, widened(lengths), with_offsets)
 
     @staticmethod
     def fake(x, lengths, with_offsets, engine):

@@ -14,6 +14,7 @@ from torch_unroll.checks import MOST_INT32, require_shape
 from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.max_over_time_ops import max_over_time_forward
 from torch_unroll.max_pool2d_ops import max_pool2d_forward, max_pool2d_indices
+from torch_unroll.programs import in_onnx_export
 from torch_unroll.registration import is_recorded
 from torch_unroll.shapes import Pair, Size, pair, pooled, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
@@ -147,6 +148,10 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
         require(integer, f"lengths: expected an integer dtype, got {lengths.dtype}")
         require(lengths.device == x.device, f"lengths: expected device {x.device} like x, got {lengths.device}")
     resolved = resolve(engine)
+    if in_onnx_export():
+        require(resolved == "auto", f"engine: expected None, since ONNX has torch's operators alone, got {resolved!r}")
+        past = None if lengths is None else torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= lengths
+        return (x if past is None else x.masked_fill(past.unsqueeze(2), -torch.inf)).amax(0)
     if not claims(resolved, x):
         resolved = "torch"  # torch has no such operator
     return max_over_time_forward(x, lengths, _wants_gradient(x), resolved)[0]

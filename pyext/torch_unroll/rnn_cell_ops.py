@@ -12,8 +12,8 @@ from torch_unroll.engines import limits, resolve_precision, select
 from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS
 from torch_unroll.engines.reference.rnn import curvature, slope
 from torch_unroll.linear import add, linear, outer
-from torch_unroll.registration import Operator, move_batch, operator, save
-from torch_unroll.shapes import require
+from torch_unroll.registration import Operator, move_batch, operator
+from torch_unroll.saving import save_needed, stand_in
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -57,7 +57,7 @@ class RnnCellForward(Operator):
         require_alike(x, "x", h=h, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
         require_rank(x, "x", "NI")
         require_rank(h, "h", "NH")
-        require(x.shape[0] == h.shape[0], f"h: expected {x.shape[0]} samples like x, got {h.shape[0]}")
+        require_shape(h, "h", x.shape[0], h.shape[1])
         _check_weights(x.shape[1], h.shape[1], w_ih, w_hh, nonlinearity, precision)
         limits.require(engine, limits.rnn_cell(x.shape[0], x.shape[1], h.shape[1]))
         require_shape(b_ih, "b_ih", h.shape[1])
@@ -75,16 +75,22 @@ class RnnCellForward(Operator):
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, h, w_ih, w_hh, _, _, *ctx.options = inputs
-        save(ctx, x, h, w_ih, w_hh, output)
+        ctx.shapes = w_ih.shape, w_hh.shape
+        need_x, need_h, need_w_ih, need_w_hh = ctx.needs_input_grad[:4]
+        is_curved = ctx.options[0] != "identity"
+        save_needed(ctx, (x, need_w_ih), (h, need_w_hh), (w_ih, need_x), (w_hh, need_h), (output, is_curved))
 
     @staticmethod
     def backward(ctx, dh_next):
         x, h, w_ih, w_hh, h_next = ctx.saved_tensors
+        w_ih, w_hh = (stand_in(w, dh_next, shape) for w, shape in zip((w_ih, w_hh), ctx.shapes, strict=True))
+        h_next = stand_in(h_next, dh_next, dh_next.shape)
         need_w_ih, need_w_hh, need_b_ih, need_b_hh = ctx.needs_input_grad[2:6]
         dz, dx, dh = rnn_cell_backward(dh_next, h_next, w_ih, w_hh, *ctx.options)
         dw_ih = outer(dz, x, *ctx.options[1:]) if need_w_ih else None
         dw_hh = outer(dz, h, *ctx.options[1:]) if need_w_hh else None
         db = dz.sum(0) if need_b_ih or need_b_hh else None
+        dx, dh = (gradient if needed else None for gradient, needed in zip((dx, dh), ctx.needs_input_grad, strict=False))
         return dx, dh, dw_ih, dw_hh, db if need_b_ih else None, db if need_b_hh else None, None, None, None
 
     @staticmethod
@@ -133,19 +139,31 @@ class RnnCellBackward(Operator):
     @staticmethod
     def setup_context(ctx, inputs, output):
         dh_next, h_next, w_ih, w_hh, *ctx.options = inputs
-        save(ctx, dh_next, h_next, w_ih, w_hh, output[0])
+        _, need_h_next, need_w_ih, need_w_hh = ctx.needs_input_grad[:4]
+        nonlinearity = ctx.options[0]
+        bends = need_h_next and nonlinearity in ("tanh", "sigmoid")
+        save_needed(
+            ctx,
+            (dh_next, bends),
+            (h_next, nonlinearity != "identity"),
+            (w_ih, True),
+            (w_hh, True),
+            (output[0], need_w_ih or need_w_hh),
+        )
 
     @staticmethod
     def backward(ctx, moved_dz, moved_dx, moved_dh):
         dh_next, h_next, w_ih, w_hh, dz = ctx.saved_tensors
+        h_next = stand_in(h_next, w_hh, moved_dz.shape)
+        _, need_h_next, need_w_ih, need_w_hh = ctx.needs_input_grad[:4]
         nonlinearity, *told = ctx.options
         s = moved_dz + linear(moved_dx, w_ih, None, *told) + linear(moved_dh, w_hh, None, *told)
-        bend = curvature(nonlinearity, h_next)
+        bend = curvature(nonlinearity, h_next) if need_h_next else None
         return (
             slope(nonlinearity, h_next, s),
             None if bend is None else bend * dh_next * s,
-            outer(dz, moved_dx, *told),
-            outer(dz, moved_dh, *told),
+            outer(dz, moved_dx, *told) if need_w_ih else None,
+            outer(dz, moved_dh, *told) if need_w_hh else None,
             None,
             None,
             None,

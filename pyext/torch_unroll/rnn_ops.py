@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,13 +26,16 @@ from torch_unroll.checks import (
     require_rank,
     require_shape,
     require_strided,
+    widened,
 )
 from torch_unroll.engines import limits, load, resolve_precision, select
 from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS
 from torch_unroll.engines.reference.rnn import curvature
 from torch_unroll.linear import add, linear, outer
-from torch_unroll.registration import Operator, move_batch, operator, save
+from torch_unroll.registration import Operator, operator
 from torch_unroll.rnn_steps import Steps
+from torch_unroll.rnn_vmap import vmap_layer
+from torch_unroll.saving import save_needed, stand_in
 from torch_unroll.shapes import require
 
 _OPTIONS = "Tensor? lengths, Tensor? batch_sizes, str nonlinearity, str precision, str engine"
@@ -45,6 +48,16 @@ class _Options(NamedTuple):
     precision: str
     engine: str
 
+    @property
+    def is_curved(self) -> bool:
+        """Whether f' depends on h."""
+        return self.nonlinearity != "identity"
+
+    @property
+    def bends(self) -> bool:
+        """Whether f' has a derivative by h that is not 0 everywhere."""
+        return self.nonlinearity in ("tanh", "sigmoid")
+
 
 def _sizes(batch_sizes: Tensor | None, rows: Tensor, start: Tensor) -> tuple[int, ...] | None:
     """batch_sizes as numbers, checked: they address memory."""
@@ -54,7 +67,8 @@ def _sizes(batch_sizes: Tensor | None, rows: Tensor, start: Tensor) -> tuple[int
     require(
         len(sizes) > 0 and sizes[0] == start.shape[1], f"batch_sizes: expected {start.shape[1]} first, as h0 has, got {sizes[:1]}"
     )
-    ordered = sizes[-1] > 0 and all(earlier >= later for earlier, later in pairwise(sizes))
+    least = min(sizes[0], 1)  # without samples, no step has one
+    ordered = sizes[-1] >= least and all(earlier >= later for earlier, later in pairwise(sizes))
     require(ordered, "batch_sizes: expected numbers above 0 that do not grow")
     require(
         sum(sizes) == rows.shape[0], f"batch_sizes: expected a sum of {rows.shape[0]}, the rows of the input, got {sum(sizes)}"
@@ -160,43 +174,6 @@ def _bend(h: Tensor, s: Tensor, a: Tensor, steps: Steps, options: _Options) -> T
     return product if running is None else torch.where(running, product, torch.zeros_like(product))
 
 
-def _vmap(function: Callable[..., Any], kinds: str, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
-    """A batch joins N where W_hh is common to it; else one call per entry. `kinds` says what each tensor is: r(ows of a
-    sequence), s(tate, (D, N, H)), w(eights), l(engths), b(atch_sizes)."""
-    B, tensors, options = info.batch_size, inputs[: len(kinds)], inputs[len(kinds) :]
-    dims = dict(zip(kinds, in_dims, strict=False))
-    if dims["w"] is not None or dims["b"] is not None:
-        calls = [
-            function(
-                *(tensor if dim is None else tensor.select(dim, i) for tensor, dim in zip(tensors, in_dims, strict=False)),
-                *options,
-            )
-            for i in range(B)
-        ]
-        if isinstance(calls[0], Tensor):
-            return torch.stack(calls), 0
-        return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(calls[0])
-
-    def unfold(output: Tensor) -> Tensor:
-        return output.unflatten(-2, (output.shape[-2] // B, B))
-
-    folded: list[Any] = []
-    for kind, tensor, dim in zip(kinds, tensors, in_dims, strict=False):
-        if tensor is None or kind == "w":
-            folded.append(tensor)
-        elif kind == "b":
-            folded.append(tensor * B)
-        else:  # beside N, behind it: the samples of a packed step stay in the order of their lengths
-            at = 1 if kind == "l" else tensor.dim() - (1 if dim is None else 2)
-            moved = move_batch(tensor, dim, B, to=at)
-            assert moved is not None
-            folded.append(moved.flatten(at - 1, at))
-    outputs = function(*folded, *options)
-    if isinstance(outputs, Tensor):
-        return unfold(outputs), outputs.dim() - 1
-    return tuple(unfold(each) for each in outputs), tuple(each.dim() - 1 for each in outputs)
-
-
 class RnnForward(Operator):
     """z (T, N, D·H) or packed (total, D·H), w_hh (D, H, H), h0 (D, N, H) -> h like z; 0 past a sample's length."""
 
@@ -209,7 +186,7 @@ class RnnForward(Operator):
     @staticmethod
     def compute(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
         chosen, sizes = select(engine, "rnn", z.device, z.dtype), _sizes(batch_sizes, z, h0)
-        return chosen.rnn_forward(z, w_hh, h0, lengths, sizes, nonlinearity, resolve_precision(precision, z))
+        return chosen.rnn_forward(z, w_hh, h0, widened(lengths), sizes, nonlinearity, resolve_precision(precision, z))
 
     @staticmethod
     def fake(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
@@ -218,12 +195,15 @@ class RnnForward(Operator):
     @staticmethod
     def setup_context(ctx, inputs, output):
         _, w_hh, h0, lengths, batch_sizes, *options = inputs
-        ctx.options = _Options(*options)
-        save(ctx, output, w_hh, h0, lengths, batch_sizes)
+        ctx.options, ctx.start = _Options(*options), h0.shape
+        need_w = ctx.needs_input_grad[1]
+        need_h = need_w or ctx.options.is_curved
+        save_needed(ctx, (output, need_h), (w_hh, True), (h0, need_w), (lengths, True), (batch_sizes, True))
 
     @staticmethod
     def backward(ctx, dh):
         h, w_hh, h0, *layout = ctx.saved_tensors
+        h, h0 = stand_in(h, w_hh, dh.shape), stand_in(h0, w_hh, ctx.start)
         dz, dh0 = rnn_backward(dh, h, w_hh, h0, *layout, *ctx.options)
         dw = _weight_gradient(dz, h, h0, Steps(*layout), ctx.options) if ctx.needs_input_grad[1] else None
         return dz, dw, dh0, None, None, None, None, None
@@ -237,7 +217,7 @@ class RnnForward(Operator):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        return _vmap(rnn_forward, "rwslb", info, in_dims, inputs)
+        return vmap_layer(rnn_forward, "rwslb", info, in_dims, inputs)
 
 
 class RnnBackward(Operator):
@@ -254,7 +234,7 @@ class RnnBackward(Operator):
     @staticmethod
     def compute(dh, h, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
         chosen, sizes = select(engine, "rnn", h.device, h.dtype), _sizes(batch_sizes, h, h0)
-        return chosen.rnn_backward(dh, h, w_hh, h0, lengths, sizes, nonlinearity, resolve_precision(precision, h))
+        return chosen.rnn_backward(dh, h, w_hh, h0, widened(lengths), sizes, nonlinearity, resolve_precision(precision, h))
 
     @staticmethod
     def fake(dh, h, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
@@ -263,16 +243,27 @@ class RnnBackward(Operator):
     @staticmethod
     def setup_context(ctx, inputs, output):
         dh, h, w_hh, h0, lengths, batch_sizes, *options = inputs
-        ctx.options = _Options(*options)
-        save(ctx, dh, h, w_hh, h0, lengths, batch_sizes, output[0])
+        ctx.options, ctx.start = _Options(*options), h0.shape
+        _, need_h, need_w = ctx.needs_input_grad[:3]
+        bends = need_h and ctx.options.bends
+        save_needed(
+            ctx,
+            (dh, bends),
+            (h, ctx.options.is_curved),
+            (w_hh, True),
+            (lengths, True),
+            (batch_sizes, True),
+            (output[0], bends or need_w),
+        )
 
     @staticmethod
     def backward(ctx, p, u0):
-        dh, h, w_hh, h0, *layout, dz = ctx.saved_tensors
+        dh, h, w_hh, *layout, dz = ctx.saved_tensors
+        h, h0 = stand_in(h, w_hh, p.shape), stand_in(None, w_hh, ctx.start)
         steps, (_, need_h, need_w) = Steps(*layout), ctx.needs_input_grad[:3]
         u = rnn_tangent(p, h, w_hh, u0, *layout, *ctx.options)
         grad_h = grad_w = None
-        if need_h:
+        if need_h and ctx.options.bends:
             s = p + _through(steps.previous, u, u0, w_hh, ctx.options, transposed=False)
             a = dh + _through(steps.following, dz, h0, w_hh, ctx.options, transposed=True)
             grad_h = _bend(h, s, a, steps, ctx.options)
@@ -282,8 +273,9 @@ class RnnBackward(Operator):
 
     @staticmethod
     def jvp(ctx, ddh, moved_h, moved_w, *_):
-        dh, h, w_hh, h0, *layout, dz = ctx.saved_tensors
-        steps, options, H = Steps(*layout), ctx.options, h0.shape[-1]
+        dh, h, w_hh, *layout, dz = ctx.saved_tensors
+        steps, options, h0 = Steps(*layout), ctx.options, stand_in(None, w_hh, ctx.start)
+        H = h0.shape[-1]
 
         def arriving(sequence: Tensor, w: Tensor) -> Tensor:  # Wᵀ of the first step walked: what reaches h0
             return _by_direction(
@@ -307,7 +299,7 @@ class RnnBackward(Operator):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        return _vmap(rnn_backward, "rrwslb", info, in_dims, inputs)
+        return vmap_layer(rnn_backward, "rrwslb", info, in_dims, inputs)
 
 
 class RnnTangent(Operator):
@@ -327,7 +319,7 @@ class RnnTangent(Operator):
     def compute(p, h, w_hh, u0, lengths, batch_sizes, nonlinearity, precision, engine):
         select(engine, "rnn", h.device, h.dtype)  # refuses for the engine that asked
         sizes = _sizes(batch_sizes, h, u0)
-        return load("torch").rnn_tangent(p, h, w_hh, u0, lengths, sizes, nonlinearity, resolve_precision(precision, h))
+        return load("torch").rnn_tangent(p, h, w_hh, u0, widened(lengths), sizes, nonlinearity, resolve_precision(precision, h))
 
     @staticmethod
     def fake(p, h, w_hh, u0, lengths, batch_sizes, nonlinearity, precision, engine):
@@ -336,16 +328,29 @@ class RnnTangent(Operator):
     @staticmethod
     def setup_context(ctx, inputs, output):
         p, h, w_hh, u0, lengths, batch_sizes, *options = inputs
-        ctx.options = _Options(*options)
-        save(ctx, p, h, w_hh, u0, lengths, batch_sizes, output)
+        ctx.options, ctx.start = _Options(*options), u0.shape
+        _, need_h, need_w = ctx.needs_input_grad[:3]
+        bends = need_h and ctx.options.bends
+        walks = bends or need_w
+        save_needed(
+            ctx,
+            (p, bends),
+            (h, ctx.options.is_curved),
+            (w_hh, True),
+            (u0, walks),
+            (lengths, True),
+            (batch_sizes, True),
+            (output, walks),
+        )
 
     @staticmethod
     def backward(ctx, g):
         p, h, w_hh, u0, *layout, u = ctx.saved_tensors
+        h, u0 = stand_in(h, w_hh, g.shape), stand_in(u0, w_hh, ctx.start)
         steps, (_, need_h, need_w) = Steps(*layout), ctx.needs_input_grad[:3]
         q, q0 = rnn_backward(g, h, w_hh, u0, *layout, *ctx.options)
         grad_h = grad_w = None
-        if need_h:
+        if need_h and ctx.options.bends:
             s = p + _through(steps.previous, u, u0, w_hh, ctx.options, transposed=False)
             a = g + _through(steps.following, q, u0, w_hh, ctx.options, transposed=True)
             grad_h = _bend(h, s, a, steps, ctx.options)
@@ -370,7 +375,7 @@ class RnnTangent(Operator):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        return _vmap(rnn_tangent, "rrwslb", info, in_dims, inputs)
+        return vmap_layer(rnn_tangent, "rrwslb", info, in_dims, inputs)
 
 
 rnn_forward = operator(f"rnn_forward(Tensor z, Tensor w_hh, Tensor h0, {_OPTIONS}) -> Tensor", RnnForward)

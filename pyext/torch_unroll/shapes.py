@@ -85,6 +85,15 @@ def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
+def _holds(condition: bool) -> bool:
+    """Whether a comparison of sizes is true; false where only the data of a later call will tell."""
+    if isinstance(condition, torch.SymBool):
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+        return guard_or_false(condition)
+    return condition
+
+
 def output_memory_format(*tensors: Tensor) -> torch.memory_format:
     """torch's rule for the layout of an output: channels_last if any of these is."""
     return torch.channels_last if any(is_channels_last(tensor) for tensor in tensors) else torch.contiguous_format

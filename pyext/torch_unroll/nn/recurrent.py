@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Never, overload
 
 import torch
 from torch import Tensor
@@ -11,13 +11,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 from torch_unroll.engines.interface import NONLINEARITIES
 from torch_unroll.nn.leaf import is_recorded, record
+from torch_unroll.programs import is_transformed
 from torch_unroll.rnn import rnn, rnn_cell
+
+#: What torch's modules note of their nonlinearity, and compute by.
+_MODES = {f"RNN_{nonlinearity.upper()}": nonlinearity for nonlinearity in NONLINEARITIES}
 
 
 class RNN(RNNBase):
     """`torch.nn.RNN` computed by `torch_unroll.rnn`: same constructor, parameters, state_dict, repr and pickling.
 
-    It derives from nn.RNN's base class: torch.compile refuses every subclass of nn.RNN itself.
+    It derives from nn.RNN's base class: torch.compile refuses every subclass of nn.RNN itself. As there, `mode` says what is
+    computed; `nonlinearity` is only what the constructor was given.
 
     Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.available_engines()`, None for
     the first that can.
@@ -25,16 +30,40 @@ class RNN(RNNBase):
 
     engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`
 
-    def __init__(self, *args: Any, engine: str | None = None, **kwargs: Any):
-        if "proj_size" in kwargs:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        engine: str | None = None,
+        **unknown: Never,
+    ):
+        if "proj_size" in unknown:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if len(args) > 3:
-            nonlinearity, args = args[3], args[:3] + args[4:]
-        else:
-            nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if unknown:
+            raise TypeError(f"RNN.__init__() got an unexpected keyword argument {next(iter(unknown))!r}")
         if nonlinearity not in NONLINEARITIES:
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from {', '.join(map(repr, NONLINEARITIES))}.")
-        super().__init__("RNN_TANH", *args, **kwargs)
+        super().__init__(
+            "RNN_TANH",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
         self.mode = f"RNN_{nonlinearity.upper()}"
         self.nonlinearity = nonlinearity
         self.engine = engine
@@ -56,7 +85,15 @@ class RNN(RNNBase):
         if input.size(-1) != self.input_size:
             raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}")
 
-    def forward(self, input: Any, hx: Tensor | None = None, *, lengths: Tensor | None = None) -> tuple[Any, Tensor]:
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input: Any, hx: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Any, Tensor]:
         """As `torch.nn.RNN`; `lengths` (N), on input's device, says how many steps of each padded sample count."""
         if is_recorded(self, input, hx, lengths):
             return record(self, input, hx, lengths)
@@ -64,7 +101,7 @@ class RNN(RNNBase):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
             self.check_input(data, batch_sizes)
-            if hx is not None and not torch.compiler.is_compiling():  # else the operator compares the numbers when it runs
+            if hx is not None and not is_transformed():  # else the operator compares the numbers when it runs
                 self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
             output, h_n = self._run(data, hx, batch_sizes=batch_sizes, lengths=lengths)
             packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -84,11 +121,13 @@ class RNN(RNNBase):
         return self._run(input, hx, batch_first=self.batch_first, lengths=lengths)
 
     def _run(self, input: Tensor, hx: Tensor | None, **layout: Any) -> tuple[Tensor, Tensor]:
+        if self.mode not in _MODES:
+            raise AssertionError(f"mode must be one of {', '.join(_MODES)}, got {self.mode}")
         return rnn(
             input,
             hx,
             [getattr(self, name) for name in self._flat_weights_names],
-            nonlinearity=self.nonlinearity,
+            nonlinearity=_MODES[self.mode],
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             dropout=self.dropout,
@@ -107,8 +146,18 @@ class RNNCell(torch.nn.RNNCell):
 
     engine: str | None = None
 
-    def __init__(self, *args: Any, engine: str | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        engine: str | None = None,
+    ):
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
         self.engine = engine
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
