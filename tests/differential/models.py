@@ -167,7 +167,7 @@ class LocallyConnected(nn.Module):
         batched = x if x.dim() == 4 else x.unsqueeze(0)
         columns = F.unfold(batched, (2, 3))
         y = torch.bmm(self.weight, columns.permute(2, 1, 0)).permute(2, 1, 0)
-        return (y.reshape(len(batched), 3, 3, 3) + self.bias).view(*x.shape[:-3], 3, 3, 3)
+        return (y.reshape(batched.shape[0], 3, 3, 3) + self.bias).view(*x.shape[:-3], 3, 3, 3)
 
 
 def locally_connected(namespace: Any) -> nn.Module:
