@@ -77,14 +77,15 @@ def _stacked(numbers: Any) -> Any:
 
 
 def recordable(library: torch.library.Library, schema: str, op: Any, arity: int) -> Callable[..., Any]:
-    """Registers an overload of an operator that takes a tensor for each number and each list of numbers; yields the function to
-    call with numbers that are tensors. The first `arity` arguments are the operator's tensors."""
+    """Registers the twin of an operator that takes a tensor for each number and each list of numbers; yields the function to call
+    with numbers that are tensors. The first `arity` arguments are the operator's tensors. An overload would not do: opcheck takes
+    no operator that has any."""
     name, _, arguments = schema.partition("(")
-    library.define(f"{name}.recorded({arguments.replace('SymInt[]', 'Tensor').replace('SymInt', 'Tensor')}")
+    library.define(f"{name}_recorded({arguments.replace('SymInt[]', 'Tensor').replace('SymInt', 'Tensor')}")
 
     def run(*inputs: Any) -> Any:
         return op(*inputs[:arity], *(value.tolist() if isinstance(value, Tensor) else value for value in inputs[arity:]))
 
-    library.impl(f"{name}.recorded", unrecorded(run), "CompositeImplicitAutograd")
-    overload = getattr(torch.ops.torch_unroll, name).recorded
-    return lambda *inputs: overload(*inputs[:arity], *map(_stacked, inputs[arity:]))
+    library.impl(f"{name}_recorded", unrecorded(run), "CompositeImplicitAutograd")
+    twin = getattr(torch.ops.torch_unroll, f"{name}_recorded").default
+    return lambda *inputs: twin(*inputs[:arity], *map(_stacked, inputs[arity:]))
