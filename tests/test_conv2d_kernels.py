@@ -20,6 +20,7 @@ from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
+from torch_unroll.shapes import is_dense
 from torch_unroll.testing import assert_exact, assert_within, sum_bound
 from torch_unroll.testing.bounds import COPIED_TF32
 from torch_unroll.testing.compare import ROUNDING
@@ -139,11 +140,11 @@ class Case:
     ) -> dict[str, Tensor]:
         """The same, as far as the forced variant takes it."""
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        to = launcher or Watcher()
+        to, dw_stride = launcher or Watcher(), w.stride() if is_dense(w.shape, w.stride()) else None
         calls = {
             "fprop": lambda: conv2d.conv2d_fprop(to, x, w, bias, *geometry, precision),
             "dgrad": lambda: conv2d.conv2d_dgrad(to, dy, w, self.x_size[2:], *geometry, precision),
-            "wgrad": lambda: conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], *geometry, precision),
+            "wgrad": lambda: conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], *geometry, precision, dw_stride),
         }
         problem = conv2d_call._problem(x, w, dy, geometry, precision)
         device = to.properties(x.device)
