@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch_unroll.max_over_time_ops import max_over_time_forward
 from torch_unroll.max_pool2d_ops import max_pool2d_forward, max_pool2d_indices
 from torch_unroll.programs import in_onnx_export
 from torch_unroll.registration import is_recorded
-from torch_unroll.shapes import Pair, Size, pair, pooled, require, require_each, require_tensors
+from torch_unroll.shapes import Pair, Size, pair, pooled, remembered, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
 
 _TORCHS: Any = F.max_pool2d
@@ -29,12 +30,27 @@ def _wants_gradient(x: Tensor) -> bool:
     return (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0
 
 
-def _sizes(value: Any, name: str, least: int) -> Pair:
-    height, width = pair(value, name)
-    message = f"{name}: expected numbers from {least} to {MOST_INT32}, got {(height, width)}"
-    require_each((number >= least for number in (height, width)), message)
-    require_each((number <= MOST_INT32 for number in (height, width)), message)
-    return height, width
+@remembered
+def _output_size(x_size: Sequence[int], window: Pair, strides: Pair, pads: Pair, steps: Pair, ceil_mode: bool) -> Pair:
+    """Checks the sizes of a call, with a batch or without; P and Q."""
+    named = {"kernel_size": (window, 1), "stride": (strides, 1), "padding": (pads, 0), "dilation": (steps, 1)}
+    for name, (numbers, least) in named.items():
+        message = f"{name}: expected numbers from {least} to {MOST_INT32}, got {numbers}"
+        require_each((number >= least for number in numbers), message)
+        require_each((number <= MOST_INT32 for number in numbers), message)
+    require_each(
+        (2 * pads[i] <= window[i] for i in (0, 1)),
+        f"padding: expected at most half of kernel_size {window}, got {pads}",
+    )
+    require(window[0] * window[1] <= MOST_INT32, f"kernel_size: expected a window of at most {MOST_INT32} cells, got {window}")
+    message = f"input: expected (N, C, H, W) or (C, H, W), with no extent but N of 0, got shape {tuple(x_size)}"
+    require(len(x_size) in (3, 4), message)
+    require_each((extent > 0 for extent in x_size[-3:]), message)
+    P, Q = (pooled(x_size[i - 2], window[i], strides[i], pads[i], steps[i], ceil_mode) for i in (0, 1))
+    spans = tuple(steps[i] * (window[i] - 1) + 1 for i in (0, 1))
+    message = f"kernel_size: expected a window within the padded input, got one that spans {spans}"
+    require_each((extent > 0 for extent in (P, Q)), message)
+    return P, Q
 
 
 def max_pool2d(
@@ -81,26 +97,12 @@ def max_pool2d(
         return _TORCHS(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if type(ceil_mode) is not bool:
         raise TypeError(f"ceil_mode: expected a bool, got {ceil_mode!r}")
-    window = _sizes(kernel_size, "kernel_size", 1)
+    window = pair(kernel_size, "kernel_size")
     overlapless = stride is None or (isinstance(stride, (tuple, list)) and not stride)
-    strides = window if overlapless else _sizes(stride, "stride", 1)
-    pads, steps = _sizes(padding, "padding", 0), _sizes(dilation, "dilation", 1)
-    spans = [steps[i] * (window[i] - 1) + 1 for i in (0, 1)]
-    require_each(
-        (2 * pads[i] <= window[i] for i in (0, 1)),
-        f"padding: expected at most half of kernel_size {window}, got {pads}",
-    )
-    require(window[0] * window[1] <= MOST_INT32, f"kernel_size: expected a window of at most {MOST_INT32} cells, got {window}")
-    message = f"input: expected (N, C, H, W) or (C, H, W), with no extent but N of 0, got shape {tuple(input.shape)}"
-    require(input.dim() in (3, 4), message)
-    require_each((extent > 0 for extent in input.shape[-3:]), message)
+    strides = window if overlapless else pair(stride, "stride")
+    pads, steps = pair(padding, "padding"), pair(dilation, "dilation")
+    size = _output_size(input.shape, window, strides, pads, steps, ceil_mode)
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    size = [pooled(x.shape[i + 2], window[i], strides[i], pads[i], steps[i], ceil_mode) for i in (0, 1)]
-    require_each(
-        (extent > 0 for extent in size),
-        f"kernel_size: expected a window within the padded input, got one that spans {tuple(spans)}",
-    )
-
     if limits.is_large(x) and not limits.serves(resolved, limits.max_pool2d(x.shape, size)):
         return _TORCHS(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     with_offsets = bool(return_indices) or _wants_gradient(x)

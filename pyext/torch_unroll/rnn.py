@@ -290,6 +290,8 @@ def rnn_cell(
 def _check_cell(x: Tensor, state: Tensor, w_ih: Tensor, w_hh: Tensor) -> None:
     """Extents, in the words of torch's cells."""
     (rows, inputs), H = x.shape, w_hh.shape[1]
+    if not is_traced(rows, inputs, H) and (state.shape, w_ih.shape, w_hh.shape) == ((rows, H), (H, inputs), (H, H)):
+        return
     for name, weight in (("ih", w_ih), ("hh", w_hh)):
         require(
             weight.shape[0] == H, f"w_{name}: weight_{name} first dim must be 1 * hidden_size = {H}, but got {weight.shape[0]}"

@@ -30,13 +30,14 @@ def check_alike(input: Tensor, kind: str, others: dict[str, Tensor | None]) -> N
     expected = lowered_dtype(input)
     require(expected in DTYPES, f"input: expected a floating-point dtype (fp16, bf16, fp32, fp64), got {expected}")
     for name, other in others.items():
-        if other is not None:
-            dtype = lowered_dtype(other)
-            require(dtype == expected, f"{name}: expected dtype {expected} like input, got {dtype}")
-            require(
-                other.device == input.device,
+        if other is None:
+            continue
+        if (dtype := lowered_dtype(other)) != expected:
+            raise RuntimeError(f"{name}: expected dtype {expected} like input, got {dtype}")
+        if other.device != input.device:
+            raise RuntimeError(
                 f"{name}: Input and {kind} tensors are not at the same device, found input tensor at {input.device} and"
-                f" {kind} tensor at {other.device}",
+                f" {kind} tensor at {other.device}"
             )
 
 
