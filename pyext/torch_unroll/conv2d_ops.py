@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_one_of, require_rank, require_shape
 from torch_unroll.engines import resolve_precision, select
 from torch_unroll.engines.interface import PRECISIONS
-from torch_unroll.registration import Operator, move_batch, operator, save
+from torch_unroll.registration import Operator, move_batch, operator
+from torch_unroll.saving import save_needed
 from torch_unroll.shapes import convolved, either, is_channels_last, is_dense, require, require_each
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine, bool? channels_last"
@@ -51,13 +51,9 @@ def _filter_stride(size: Sequence[int], w_stride: Sequence[int] | None) -> Seque
 
 
 def _keep_factors(ctx: Any, first: Tensor, second: Tensor) -> None:
-    """Keeps each of the two factors of a call where the gradient of the other is wanted, which is made of it.
-
-    A tangent takes both, at once and under torch.func.
-    """
+    """Keeps each of the two factors of a call where the gradient of the other is wanted, which is made of it."""
     need_first, need_second = ctx.needs_input_grad[:2]
-    both = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    save(ctx, first if both or need_second else None, second if both or need_first else None)
+    save_needed(ctx, (first, need_second), (second, need_first))
 
 
 # ---- batches of torch.func.vmap ---------------------------------------------------------------------------------------------

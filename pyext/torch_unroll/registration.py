@@ -94,21 +94,6 @@ def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
     return forward_ad._current_level >= 0
 
 
-_PROXY = torch._C._TorchDispatchModeKey.PROXY
-
-
-def is_recorded() -> bool:
-    """Whether Python runs once, to be recorded by `torch.jit.trace`, `torch.export` or `make_fx`: what it decides then holds for
-    every later call, with gradients or without. torch.compile is no such case, it guards what was decided."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    return (
-        is_tracing()
-        or torch._C._get_dispatch_mode(_PROXY) is not None
-        or torch._ops._get_dispatch_mode_pre_dispatch(_PROXY) is not None
-    )
-
-
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
