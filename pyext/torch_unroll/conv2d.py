@@ -14,7 +14,18 @@ from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
 from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.history import gradient_with_history
-from torch_unroll.shapes import Size, either, facts, index, pair, remembered, require, require_each, require_tensors
+from torch_unroll.shapes import (
+    Size,
+    either,
+    facts,
+    index,
+    pair,
+    remembered,
+    require,
+    require_each,
+    require_tensors,
+    without_batch,
+)
 from torch_unroll.torch_function import ask
 
 
@@ -153,7 +164,7 @@ def conv2d(
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     y = conv2d_fprop(batched, weight, bias, stride, sides, dilation, groups, precision, resolved, None)
-    return y if input.dim() == 4 else y.squeeze(0)
+    return y if input.dim() == 4 else without_batch(y)
 
 
 def conv_transpose2d(
@@ -203,4 +214,4 @@ def conv_transpose2d(
     x = conv2d_dgrad(batched, weight, size, stride, sides, dilation, groups, precision, resolved, None)
     if bias is not None:
         x = x + lowered(gradient_with_history(bias, input, weight)).view(1, -1, 1, 1)
-    return x if input.dim() == 4 else x.squeeze(0)
+    return x if input.dim() == 4 else without_batch(x)

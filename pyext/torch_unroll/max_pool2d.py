@@ -16,7 +16,7 @@ from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.max_over_time_ops import max_over_time_forward
 from torch_unroll.max_pool2d_ops import max_pool2d_forward, max_pool2d_indices
 from torch_unroll.programs import in_onnx_export, is_recorded
-from torch_unroll.shapes import Pair, Size, pair, pooled, remembered, require, require_each, require_tensors
+from torch_unroll.shapes import Pair, Size, pair, pooled, remembered, require, require_each, require_tensors, without_batch
 from torch_unroll.torch_function import ask
 
 _TORCHS: Any = F.max_pool2d
@@ -86,10 +86,11 @@ def max_pool2d(
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
     if has_torch_function_unary(input) and not torch.compiler.is_compiling():
-        arguments = (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        numbers: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode}
         torchs: Any = F.max_pool2d_with_indices if return_indices else F.max_pool2d
         twin = max_pool2d_with_indices if return_indices else max_pool2d
-        return ask(max_pool2d, (input,), arguments, {"engine": engine}, torchs, twin)
+        named = {**numbers, "return_indices": return_indices}
+        return ask(max_pool2d, (input,), (input, kernel_size), {"engine": engine}, torchs, twin, **named)
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
@@ -107,9 +108,9 @@ def max_pool2d(
     with_offsets = bool(return_indices) or _wants_gradient(x)
     y, offsets = max_pool2d_forward(x, window, strides, pads, steps, ceil_mode, with_offsets, resolved)
     if not return_indices:
-        return y if input.dim() == 4 else y.squeeze(0)
+        return y if input.dim() == 4 else without_batch(y)
     indices = max_pool2d_indices(offsets, x.shape[2:], window, strides, pads, steps, resolved)
-    return (y, indices) if input.dim() == 4 else (y.squeeze(0), indices.squeeze(0))
+    return (y, indices) if input.dim() == 4 else (without_batch(y), without_batch(indices))
 
 
 def max_pool2d_with_indices(*args: Any, engine: str | None = None, **kwargs: Any) -> Any:

@@ -171,6 +171,13 @@ def require_tensors(**arguments: Tensor | None) -> None:
             raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
 
 
+def without_batch(batch_of_one: Tensor) -> Tensor:
+    """The result for an input without a batch; in place, since torch's results are no views of something else."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or is_tracing():
+        return batch_of_one.squeeze(0)
+    return batch_of_one.squeeze_(0)
+
+
 def pooling_offset_dtype(cells: int) -> torch.dtype:
     """What holds a cell's place in a window of so many cells: 255 in a byte, -1 in the wider ones says that there is no cell."""
     narrow = torch.uint8 if cells <= 255 else torch.int16

@@ -35,6 +35,7 @@ def ask(
     options: Mapping[str, Any],
     theirs: Callable[..., Any] | None = None,
     twin: Callable[..., Any] | None = None,
+    **named: Any,
 ) -> Any:
     """What those say that `torch.overrides.has_torch_function` found among tensors, or in a mode, to a call of a function.
 
@@ -45,6 +46,7 @@ def ask(
         options: those that torch's function has not; None stands for one that was left out.
         theirs: torch's function, where there is one that means the same.
         twin: what computes a call of `theirs` here, if that is not `ours` itself.
+        named: further arguments, where torch's function tells of them by their names.
 
     Raises:
         TypeError: none of them knows an answer.
@@ -55,21 +57,22 @@ def ask(
     types = tuple(map(type, asked))
     function = theirs or ours
     redirect = Redirect({function: compute})
+    told = named if theirs else {**named, **options}
     if torch._C._is_torch_function_mode_enabled():
         with _pop_mode_temporarily() as mode:
             # The first would send the call here, without the options; the second has a say where tensors are made, no more.
             if isinstance(mode, (Redirect, DeviceContext)):
-                return compute(*arguments)
+                return compute(*arguments, **named)
             with redirect:
-                result = mode.__torch_function__(function, types, arguments, {} if theirs else options)
+                result = mode.__torch_function__(function, types, arguments, told)
         if result is not NotImplemented:
             return result
     for argument in asked:
         if isinstance(argument, fx.Proxy):
-            result = argument.__torch_function__(ours, types, arguments, options)
+            result = argument.__torch_function__(ours, types, arguments, {**named, **options})
         else:
             with redirect:
-                result = argument.__torch_function__(function, types, arguments, {} if theirs else options)
+                result = argument.__torch_function__(function, types, arguments, told)
         if result is not NotImplemented:
             return result
     raise TypeError(f"torch_unroll.{ours.__name__}: no implementation for {', '.join(kind.__name__ for kind in types)}")

@@ -16,7 +16,7 @@ from torch.overrides import has_torch_function_unary
 from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_rank
 from torch_unroll.engines import claims, limits, resolve, select
 from torch_unroll.registration import Operator, operator
-from torch_unroll.shapes import Pair, Size, convolved, pair, require, require_each, require_tensors
+from torch_unroll.shapes import Pair, Size, convolved, pair, require, require_each, require_tensors, without_batch
 from torch_unroll.torch_function import ask
 
 _F: Any = F  # whose stubs know no lists of sizes
@@ -163,7 +163,8 @@ def unfold(
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
     if has_torch_function_unary(input) and not torch.compiler.is_compiling():
-        return ask(unfold, (input,), (input, kernel_size, dilation, padding, stride), {"engine": engine}, F.unfold)
+        numbers: dict[str, Any] = {"dilation": dilation, "padding": padding, "stride": stride}
+        return ask(unfold, (input,), (input, kernel_size), {"engine": engine}, F.unfold, **numbers)
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
@@ -185,7 +186,7 @@ def unfold(
     ):
         return _F.unfold(input, kernel_size, dilation, padding, stride)
     columns = unfold_op(batched, *geometry, resolved)
-    return columns if input.dim() == 4 else columns.squeeze(0)
+    return columns if input.dim() == 4 else without_batch(columns)
 
 
 def fold(
@@ -213,7 +214,8 @@ def fold(
         RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
     """
     if has_torch_function_unary(input) and not torch.compiler.is_compiling():
-        return ask(fold, (input,), (input, output_size, kernel_size, dilation, padding, stride), {"engine": engine}, F.fold)
+        numbers: dict[str, Any] = {"dilation": dilation, "padding": padding, "stride": stride}
+        return ask(fold, (input,), (input, output_size, kernel_size), {"engine": engine}, F.fold, **numbers)
     require_tensors(input=input)
     resolved = resolve(engine)
     if not claims(resolved, input):
@@ -237,4 +239,4 @@ def fold(
     ):
         return _F.fold(input, output_size, kernel_size, dilation, padding, stride)
     x = fold_op(batched, (H, W), *geometry, resolved)
-    return x if input.dim() == 3 else x.squeeze(0)
+    return x if input.dim() == 3 else without_batch(x)

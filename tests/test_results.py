@@ -1,0 +1,69 @@
+"""Results are tensors of their own: no views of something internal, in no larger memory, which may be changed in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torch_unroll as tu
+from torch_unroll.testing import targets
+from torch_unroll.testing.targets import Target
+
+W, B = torch.randn(4, 3, 3, 3), torch.randn(4)
+CELL = (torch.randn(5, 3), torch.randn(5, 5))
+
+#: Calls of one tensor, and its shape.
+CALLS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "conv2d": (lambda x, **options: tu.conv2d(x, W, B, **options), (2, 3, 6, 5)),
+    "conv2d, unbatched": (lambda x, **options: tu.conv2d(x, W, None, 2, **options), (3, 6, 5)),
+    "conv2d, same": (lambda x, **options: tu.conv2d(x, W, B, 1, "same", **options), (3, 6, 5)),
+    "conv_transpose2d": (lambda x, **options: tu.conv_transpose2d(x, W, None, 2, **options), (2, 4, 3, 3)),
+    "conv_transpose2d, bias": (lambda x, **options: tu.conv_transpose2d(x, W, B[:3], **options), (4, 3, 3)),
+    "unfold": (lambda x, **options: tu.unfold(x, 2, **options), (2, 3, 4, 5)),
+    "unfold, unbatched": (lambda x, **options: tu.unfold(x, (2, 3), 1, 1, **options), (3, 4, 5)),
+    "fold": (lambda x, **options: tu.fold(x, 4, 2, **options), (2, 12, 9)),
+    "fold, unbatched": (lambda x, **options: tu.fold(x, (4, 5), 2, **options), (12, 12)),
+    "max_pool2d": (lambda x, **options: tu.max_pool2d(x, 2, **options), (2, 3, 4, 6)),
+    "max_pool2d, unbatched": (lambda x, **options: tu.max_pool2d(x, 3, 1, **options), (3, 4, 6)),
+    "max_pool2d, indices": (lambda x, **options: tu.max_pool2d(x, 2, return_indices=True, **options), (3, 4, 6)),
+    "max_over_time": (lambda x, **options: tu.max_over_time(x, **options), (4, 2, 3)),
+    "rnn_cell": (lambda x, **options: tu.rnn_cell(x, torch.ones(2, 5), *CELL, **options), (2, 3)),
+    "rnn": (lambda x, **options: tu.rnn(x, None, CELL, nonlinearity="identity", **options), (4, 2, 3)),
+}
+ENGINES = pytest.mark.parametrize("target", [target for target in targets("conv2d") if target.device.type == "cpu"], ids=str)
+
+
+def _results(name: str, target: Target, requires_grad: bool) -> tuple[Tensor, list[Tensor]]:
+    call, shape = CALLS[name]
+    x = torch.randn(shape, requires_grad=requires_grad)
+    output = call(x, engine=target.engine)
+    return x, list(output) if isinstance(output, tuple) else [output]
+
+
+@ENGINES
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_no_result_is_a_view(name: str, requires_grad: bool, target: Target) -> None:
+    for result in _results(name, target, requires_grad)[1]:
+        assert not result._is_view()
+        assert result.untyped_storage().nbytes() == result.nbytes
+        result.detach_()
+
+
+@ENGINES
+@pytest.mark.parametrize("name", CALLS)
+def test_results_may_be_changed_in_place_before_backward(name: str, target: Target) -> None:
+    torch.manual_seed(0)
+    x, (expected, *_) = _results(name, target, True)
+    expected_gradient = torch.autograd.grad((3 * expected).relu().sum(), x)[0]
+    torch.manual_seed(0)
+    x, (result, *_) = _results(name, target, True)
+    if name == "rnn_cell":
+        result = result.clone()  # tanh's slope is made of what was returned, as torch's cells keep it
+    result[..., 0] = result[..., 0].clone()
+    result.mul_(3).relu_()
+    torch.testing.assert_close(torch.autograd.grad(result.sum(), x)[0], expected_gradient)
