@@ -1,4 +1,4 @@
-"""Results are tensors of their own: no views of something internal, in no larger memory, which may be changed in place."""
+"""Arguments are tensors, and results are tensors of their own: no views of something internal, which may be changed in place."""
 
 from __future__ import annotations
 
@@ -67,3 +67,27 @@ def test_results_may_be_changed_in_place_before_backward(name: str, target: Targ
     result[..., 0] = result[..., 0].clone()
     result.mul_(3).relu_()
     torch.testing.assert_close(torch.autograd.grad(result.sum(), x)[0], expected_gradient)
+
+
+_X, _SEQUENCE = torch.randn(2, 3, 6, 5), torch.randn(4, 2, 3)
+#: Calls that lack a tensor, or have something else in its place.
+LACKING: dict[str, Callable[..., Any]] = {
+    "conv2d, input": lambda value, **options: tu.conv2d(value, W, **options),
+    "conv2d, weight": lambda value, **options: tu.conv2d(_X, value, **options),
+    "conv_transpose2d, weight": lambda value, **options: tu.conv_transpose2d(_X, value, **options),
+    "unfold": lambda value, **options: tu.unfold(value, 2, **options),
+    "fold": lambda value, **options: tu.fold(value, 4, 2, **options),
+    "max_pool2d": lambda value, **options: tu.max_pool2d(value, 2, **options),
+    "max_over_time": lambda value, **options: tu.max_over_time(value, **options),
+    "rnn, input": lambda value, **options: tu.rnn(value, None, CELL, **options),
+    "rnn, weight": lambda value, **options: tu.rnn(_SEQUENCE, None, [CELL[0], value], **options),
+    "rnn_cell, h": lambda value, **options: tu.rnn_cell(_SEQUENCE[0], value, *CELL, **options),
+}
+
+
+@pytest.mark.parametrize("engine", [None, "torch"])
+@pytest.mark.parametrize("value", [None, 3, [[1.0]], "x"], ids=str)
+@pytest.mark.parametrize("name", LACKING)
+def test_what_is_no_tensor_is_refused_by_name(name: str, value: Any, engine: str | None) -> None:
+    with pytest.raises(TypeError, match=r"^(input|weights?|x|h): expected a Tensor, got \w+$"):
+        LACKING[name](value, engine=engine)

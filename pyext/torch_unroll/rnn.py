@@ -143,7 +143,7 @@ def rnn(
         engine: one of `torch_unroll.available_engines()`; None takes the first that can.
 
     Returns:
-        output, like input with D·H features, and h_n, like h0.
+        output, like input with D·H features and laid out as it is, and h_n, like h0.
 
     Raises:
         RuntimeError: sizes, dtypes or devices that do not fit, as torch's; a sequence of no steps; or the named engine's reason.
@@ -158,6 +158,8 @@ def rnn(
     check_nonlinearity(nonlinearity)
     num_layers = index(num_layers, "num_layers")
     require_tensors(input=input, h0=h0, batch_sizes=batch_sizes, lengths=lengths)
+    for weight in weights:
+        require_tensors(weights=weight)
     if recompute_segments is not None:
         check_segments(recompute_segments, cuttable=batch_sizes is None and not bidirectional)
     others, names = (h0, lengths, *weights), ("h0", "lengths", "weights")

@@ -164,10 +164,14 @@ def either(*conditions: bool) -> bool:
     return any(conditions)
 
 
+#: Arguments that may be left out.
+_OPTIONAL = frozenset(("bias", "h0", "batch_sizes", "lengths", "b_ih", "b_hh"))
+
+
 def require_tensors(**arguments: Tensor | None) -> None:
-    """torch's exception for an argument that is no tensor; None stands for an optional one left out."""
+    """torch's exception for an argument that is no tensor."""
     for name, value in arguments.items():
-        if not isinstance(value, Tensor) and value is not None:
+        if not isinstance(value, Tensor) and not (value is None and name in _OPTIONAL):
             raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
 
 
