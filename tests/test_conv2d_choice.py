@@ -96,7 +96,8 @@ def test_the_variant_and_its_reasons(dtype: str, precision: str, groups: int, va
 def test_a_plane_too_large_for_the_indices_is_refused_by_all() -> None:
     huge = problem()._replace(H=2**15, W=2**15, x_strides=(2**36, 1, 2**21, 64))
     with pytest.raises(
-        RuntimeError, match=r"conv2d_fprop: no variant takes .* implicit: input: expected planes of fewer than 2\^30 elements, got 32768×32768"
+        RuntimeError,
+        match=r"conv2d_fprop: no variant takes .* implicit: input: expected planes of fewer than 2\^30 elements, got 32768×32768",
     ):
         choose("fprop", huge, H200)
 

@@ -31,6 +31,9 @@ SWAPPED: dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...]]] = {
 CLASSES = tuple(getattr(tu.nn, name) for name in SWAPPED)
 
 
+BEFORE = "replace comes before tracing, and scripting takes torch's modules alone"
+
+
 class Convolutional(nn.Module):
     """Everything in modules."""
 
@@ -195,9 +198,12 @@ class TestReport:
         report = tu.replace(model)
         assert report.swapped == {"head": "Conv2d"}
         assert report.left.keys() == {"body", *(f"body.{name}" for name in CONVOLUTIONAL)}
-        assert report.left["body.conv"] == "Conv2d is scripted or traced: replace comes before that"
+        assert (
+            report.left["body.conv"]
+            == "Conv2d is scripted or traced: replace comes before tracing, scripting takes torch's alone"
+        )
         functions = tu.replace(make(Functional()))
-        assert functions.left[""].endswith("what it calls is settled; replace comes before scripting and tracing")
+        assert functions.left[""].endswith(f"what it calls is settled: {BEFORE}")
 
     def test_graphs(self) -> None:
         traced, x = torch.fx.symbolic_trace(Functional()), torch.randn(1, 3, 8, 8)

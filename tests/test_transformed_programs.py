@@ -201,3 +201,23 @@ def test_transforms_of_programs(form: str, way: str) -> None:
     program = transform(FORMS[form](*tensors), tensors)
     expected = transform(lambda x, w: torch.nn.functional.conv2d(x, w, padding=1), tensors)
     torch.testing.assert_close(tree_leaves(program(*draw(tensors))), tree_leaves(expected(*draw(tensors))))
+
+
+@pytest.mark.parametrize("by", range(2))
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_pullback_may_run_after_its_transform(name: str, target: Target, by: int) -> None:
+    """When what it has kept are wrappers of a level that has ended."""
+    operation = OPERATIONS[name]
+    tensors = operation.tensors(device=target.device)
+    if by >= len(tensors):
+        pytest.skip("an op of one tensor")
+
+    def function(value: Tensor, ours: bool = True) -> Tensor:
+        values = [*tensors[:by], value, *tensors[by + 1 :]]
+        return operation.on(target.engine)(*values) if ours else operation.torchs(*values)
+
+    output, pull = vjp(function, tensors[by])
+    leaf = tensors[by].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(function(leaf, ours=False), leaf, output.cos())
+    torch.testing.assert_close(pull(output.cos())[0], expected)

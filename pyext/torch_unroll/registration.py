@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from torch_unroll.autocast import DEVICE_TYPES, lower
@@ -100,7 +102,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether nothing but autograd would see this call in the dispatcher, so that it can be left out."""
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg() or tensor.is_meta):
+        if tensor is not None and (
+            type(tensor) not in _PLAIN or tensor.is_neg() or tensor.is_meta or is_functorch_wrapped_tensor(tensor)
+        ):
             return False
     return (
         torch._C._len_torch_dispatch_stack() == 0
@@ -250,6 +254,8 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
             if _is_plain(tensors := inputs[:arity]):
                 return apply(plain, inputs) if _differentiates(tensors) else compute(*inputs)
             _introduce()
+            if not torch._C._are_functorch_transforms_active():  # a pullback that runs when its transform has ended
+                inputs = unwrap_dead_wrappers(inputs)
         if is_tracing() and holds_tensors(inputs[arity:]):
             return op_recorded(*lower_for_autocast(inputs))
         return op(*inputs)

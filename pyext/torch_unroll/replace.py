@@ -35,6 +35,7 @@ _FUNCTIONS = {
 }
 _ATEN = re.compile(r"aten::(conv2d|convolution|conv_transpose2d|im2col|col2im|max_pool2d\w*|rnn_(tanh|relu)\w*)(\.|$)")
 
+_BEFORE = "replace comes before tracing, and scripting takes torch's modules alone"
 _NOTES = {
     torch.nn.RNN: "for isinstance a torch.nn.RNNBase, and no torch.nn.RNN any more",
     torch.nn.RNNCell: "quantize_dynamic takes it if it is given torch_unroll.nn.RNNCell",
@@ -82,7 +83,7 @@ def _reason(module: torch.nn.Module) -> str | None:
     kind = type(module)
     if isinstance(module, ScriptModule):
         name = str(getattr(module, "original_name", ""))
-        return f"{name} is scripted or traced: replace comes before that" if _FAMILIES.search(name) else None
+        return f"{name} is scripted or traced: {_BEFORE}" if _FAMILIES.search(name) else None
     if isinstance(module, GraphModule):
         calls = ", ".join(f"{call} ({count})" for call, count in Counter(_calls_of_graph(module)).items())
         return f"its graph calls functions, which no module stands for: {calls}" if calls else None
@@ -144,7 +145,7 @@ def replace(model: torch.nn.Module) -> Report:
         elif reason := _reason(module):
             report.left[name] = reason
         elif isinstance(module, ScriptModule) and module not in scripted:
-            report.left[name] = f"{type(module).__name__}: what it calls is settled; replace comes before scripting and tracing"
+            report.left[name] = f"{type(module).__name__}: what it calls is settled: {_BEFORE}"
         if isinstance(module, ScriptModule):
             scripted.update(module.modules())
     if report.swapped:
