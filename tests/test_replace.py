@@ -198,10 +198,7 @@ class TestReport:
         report = tu.replace(model)
         assert report.swapped == {"head": "Conv2d"}
         assert report.left.keys() == {"body", *(f"body.{name}" for name in CONVOLUTIONAL)}
-        assert (
-            report.left["body.conv"]
-            == "Conv2d is scripted or traced: replace comes before tracing, scripting takes torch's alone"
-        )
+        assert report.left["body.conv"] == f"Conv2d is scripted or traced: {BEFORE}"
         functions = tu.replace(make(Functional()))
         assert functions.left[""].endswith(f"what it calls is settled: {BEFORE}")
 
