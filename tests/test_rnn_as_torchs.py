@@ -208,6 +208,16 @@ def test_lengths_of_every_integer_dtype(target: Target, dtype: str) -> None:
         assert_exact(mine, expected)
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_lengths_beyond_int64_are_all_of_the_steps(target: Target) -> None:
+    lengths = torch.tensor([2**63, 2**64 - 1, 2**63 - 1, 1], dtype=torch.uint64, device=target.device)
+    x = torch.randn(T, 4, 2, device=target.device)
+    expected = torch.tensor([T, T, T, 1], device=target.device)
+    rnn = tu.nn.RNN(2, 3, engine=target.engine).to(target.device)
+    assert_exact(rnn(x, None, lengths)[0], rnn(x, None, expected)[0])
+    assert_exact(tu.max_over_time(x, lengths, engine=target.engine), tu.max_over_time(x, expected, engine=target.engine))
+
+
 @pytest.mark.parametrize("lengths", [[True, False], [1.0, 2.0], [1j, 2j]], ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_lengths_that_count_nothing_are_refused(engine: str | None, lengths: list[Any]) -> None:

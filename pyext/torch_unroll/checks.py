@@ -197,4 +197,7 @@ def check_lengths(lengths: Tensor | None, N: int, like: Tensor, like_name: str) 
 
 def widened(lengths: Tensor | None) -> Tensor | None:
     """As int64, which compares with every number of steps, and which kernels read."""
-    return None if lengths is None else lengths.to(torch.int64)
+    if lengths is None:
+        return None
+    wide = lengths.to(torch.int64)
+    return wide.masked_fill(wide < 0, MOST) if lengths.dtype == torch.uint64 else wide  # those that int64 does not hold wrap
