@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch_unroll as tu
 from torch_unroll.testing import targets
@@ -91,3 +92,12 @@ LACKING: dict[str, Callable[..., Any]] = {
 def test_what_is_no_tensor_is_refused_by_name(name: str, value: Any, engine: str | None) -> None:
     with pytest.raises(TypeError, match=r"^(input|weights?|x|h): expected a Tensor, got \w+$"):
         LACKING[name](value, engine=engine)
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "symbolic"])
+@pytest.mark.parametrize("name", [name for name in CALLS if "unbatched" in name or "indices" in name])
+def test_unbatched_calls_are_recorded(name: str, tracing_mode: str) -> None:
+    call, shape = CALLS[name]
+    x = torch.randn(shape)
+    graph = make_fx(lambda x: call(x, engine="torch"), tracing_mode=tracing_mode)(x)
+    torch.testing.assert_close(graph(2 * x), call(2 * x, engine="torch"))

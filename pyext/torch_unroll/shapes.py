@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.autocast import lowered_dtype
+from torch_unroll.programs import is_transformed
 from torch_unroll.tracing import followed, is_tracing
 
 Pair = tuple[int, int]
@@ -176,8 +177,9 @@ def require_tensors(**arguments: Tensor | None) -> None:
 
 
 def without_batch(batch_of_one: Tensor) -> Tensor:
-    """The result for an input without a batch; in place, since torch's results are no views of something else."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or is_tracing():
+    """The result for an input without a batch; in place, since torch's results are no views of something else, but where the
+    call is recorded or transformed."""
+    if is_transformed() or is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
         return batch_of_one.squeeze(0)
     return batch_of_one.squeeze_(0)
 
