@@ -45,4 +45,4 @@ def vmap_layer(function: Callable[..., Any], kinds: str, info: Any, in_dims: tup
     outputs = function(*folded, *options)
     if isinstance(outputs, Tensor):
         return unfold(outputs), outputs.dim() - 1
-    return tuple(unfold(each) for each in outputs), tuple(each.dim() - 1 for each in outputs)
+    return tuple(unfold(part) for part in outputs), tuple(part.dim() - 1 for part in outputs)
