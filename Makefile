@@ -1,6 +1,6 @@
 # `make bench` and `make test` do all their own set-up. What they need: Python >= 3.11, a C++20 compiler, make.
 #   make test VENV= PYTHON=python3     uses an environment that exists: no pip, no network
-#   make test TESTS=tests/test_rnn.py WORKERS=4 PYTEST="-x -k packed"
+#   make test TESTS=tests/rnn WORKERS=4 PYTEST="-x -k packed"
 
 VENV ?= .venv
 WORKERS ?= 2

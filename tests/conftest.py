@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import gpu_guard
 import pytest
 import torch
 from hypothesis import settings
 
+from tests import gpu_guard
 from torch_unroll.engines import refusal
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import choose

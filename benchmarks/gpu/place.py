@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.environment import clocks, describe
 from benchmarks.gpu.work import tell
-from torch_unroll import doctor
 from torch_unroll.engines import NAMES, cuda, refusal
-from torch_unroll.survey import Survey, survey
+from torch_unroll.tools import doctor
+from torch_unroll.tools.survey import Survey, survey
 
 #: Memory that the largest cases take with torch's own results beside ours.
 _LEAST_FREE_BYTES = 12 << 30

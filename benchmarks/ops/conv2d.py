@@ -73,7 +73,7 @@ class Conv2d(Operation):
     Shape = WindowShape
     directions: ClassVar[tuple[str, ...]] = ("fprop", "dgrad", "wgrad", "train")
     direct: ClassVar[tuple[str, ...]] = ("fprop", "dgrad", "wgrad")
-    ours_import = "from torch_unroll.conv2d import conv2d\nfrom torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_wgrad"
+    ours_import = "from torch_unroll.conv2d import conv2d\nfrom torch_unroll.ops.conv2d import conv2d_dgrad, conv2d_wgrad"
 
     def sizes(self, shape: WindowShape) -> dict[str, tuple[int, ...]]:
         sizes: dict[str, tuple[int, ...]] = {

@@ -8,12 +8,12 @@ from importlib import import_module
 
 #: Command -> its module, and what it answers.
 COMMANDS = {
-    "compile": ("torch_unroll.compile_command", "fills engine cupy's cache of compiled kernels ahead of time; needs no GPU"),
-    "doctor": ("torch_unroll.doctor", "what can run here, what would make the rest run, and why it is not faster"),
+    "compile": ("torch_unroll.tools.compile", "fills engine cupy's cache of compiled kernels ahead of time; needs no GPU"),
+    "doctor": ("torch_unroll.tools.doctor", "what can run here, what would make the rest run, and why it is not faster"),
     "depth": ("torch_unroll.training.depth", "does a deeper network learn? plain and residual ones on real digits, with a plot"),
-    "params": ("torch_unroll.params", "how many parameters the lecture's layers and networks have"),
+    "params": ("torch_unroll.models.params", "how many parameters the lecture's layers and networks have"),
     "search": ("torch_unroll.search.command", "architecture search on small networks: grid, random, Hyperband, DARTS, NTK"),
-    "support": ("torch_unroll.support", "which engine computes which op in which dtype"),
+    "support": ("torch_unroll.tools.support", "which engine computes which op in which dtype"),
     "train": ("torch_unroll.training.train", "trains a network on pictures in folders; resumes after any end"),
 }
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from torch_unroll.autocast import lowered
-from torch_unroll.conv2d_ops import conv2d_dgrad, conv2d_fprop
 from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.history import gradient_with_history
+from torch_unroll.ops.conv2d import conv2d_dgrad, conv2d_fprop
 from torch_unroll.shapes import (
     Size,
     either,

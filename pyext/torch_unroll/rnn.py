@@ -13,9 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from torch_unroll.autocast import lowered
 from torch_unroll.checks import is_traced, require_shape, widened
 from torch_unroll.engines import DTYPES, claims, limits, resolve
-from torch_unroll.linear import linear
+from torch_unroll.ops.linear import linear
+from torch_unroll.ops.rnn import check_batch_sizes, part, rnn_forward
+from torch_unroll.ops.rnn_cell import rnn_cell_forward
+from torch_unroll.ops.rnn_steps import Steps
 from torch_unroll.programs import in_onnx_export, is_transformed
-from torch_unroll.rnn_cell_ops import rnn_cell_forward
 from torch_unroll.rnn_checks import (
     Layers,
     by_layer,
@@ -27,8 +29,6 @@ from torch_unroll.rnn_checks import (
     shape,
     zero_state,
 )
-from torch_unroll.rnn_ops import check_batch_sizes, part, rnn_forward
-from torch_unroll.rnn_steps import Steps
 from torch_unroll.rnn_torch_function import TORCHS, TORCHS_CELL, ask_rnn, ask_rnn_cell, torchs_arguments
 from torch_unroll.shapes import index, require, require_tensors
 

@@ -15,7 +15,7 @@ from torch.overrides import has_torch_function_unary
 
 from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_rank
 from torch_unroll.engines import claims, limits, resolve, select
-from torch_unroll.registration import Operator, operator
+from torch_unroll.ops.registration import Operator, operator
 from torch_unroll.shapes import Pair, Size, convolved, pair, require, require_each, require_tensors, without_batch
 from torch_unroll.torch_function import ask
 

@@ -9,8 +9,8 @@ import torch
 
 from tests.differential.harness import Case, judge
 from tests.differential.isolation import Apart, judge_apart
-from torch_unroll import registration
 from torch_unroll.nn import pooling
+from torch_unroll.ops import registration
 
 AUTOCAST = Case("conv2d", "direct", "autocast_bfloat16", "torch")
 TRACE = Case("MaxPool2d-plain", "direct", "traced", "torch")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torch_unroll as tu
-from tests.torch_databases import load, module_infos, op_infos
+from tests.programs.torch_databases import load, module_infos, op_infos
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.testing import Target, assert_as_accurate, raised, sample_results, targets
 

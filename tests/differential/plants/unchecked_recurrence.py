@@ -2,6 +2,6 @@
 
 from unittest.mock import patch
 
-from torch_unroll import rnn_ops
+import torch_unroll.ops.rnn as rnn_ops
 
 patch.object(rnn_ops, "_check_layer").start()

@@ -1,0 +1,307 @@
+"""The operators of max pooling: forward, backward (scatter by the choices) and gather (by the same choices).
+
+A pooling's Jacobian is the choice it made, kept as one small offset a window. Scatter and gather are each other's transpose, so
+the ops below name each other, which gives gradients of every order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_unroll.checks import (
+    MOST_INT32,
+    is_symbolic,
+    require_alike,
+    require_numbers,
+    require_place,
+    require_rank,
+    require_shape,
+    require_strided,
+)
+from torch_unroll.engines import limits, select
+from torch_unroll.engines.interface import Engine
+from torch_unroll.history import with_history
+from torch_unroll.ops.registration import Operator, move_batch, operator, save
+from torch_unroll.shapes import output_memory_format, pooled, pooling_offset_dtype, require, require_each
+
+_GEOMETRY = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+
+
+def pooling_engine(name: str, tensor: Tensor) -> Engine:
+    """The engine that pools a tensor."""
+    return select(name, "max_pool2d", tensor.device, tensor.dtype)
+
+
+def fold_batch(tensor: Tensor, dim: int | None, size: int, into: int = 0) -> Tensor:
+    """The batch of a vmap joins dimension `into`."""
+    moved = move_batch(tensor, dim, size, into)
+    assert moved is not None
+    return moved.flatten(into, into + 1)
+
+
+def split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offsets: bool) -> tuple[tuple[Tensor, Tensor], tuple]:
+    """Undoes `fold_batch` for a forward's results."""
+    y, offsets = results
+    if not with_offsets:
+        return (y.unflatten(dim, (size, -1)), offsets), (dim, None)
+    return (y.unflatten(dim, (size, -1)), offsets.unflatten(dim, (size, -1))), (dim, dim)
+
+
+def save_choice(ctx: Any, output: tuple[Tensor, ...]) -> None:
+    """Keeps the offsets among a forward's outputs, and the anchor behind them."""
+    offsets = output[1]
+    ctx.mark_non_differentiable(offsets)
+    ctx.set_materialize_grads(False)
+    save(ctx, *output[1:])
+
+
+def saved_choice(ctx: Any) -> tuple[Tensor, list[Tensor]]:
+    """The offsets that `save_choice` kept, and the anchor if there is one: read together, since a checkpoint yields them once."""
+    offsets, *anchor = ctx.saved_tensors
+    if offsets.dim() == 1:
+        raise RuntimeError("with_offsets: expected True for a forward whose derivative is wanted, got False")
+    return offsets, anchor
+
+
+def _check_geometry(kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
+    """That of a window."""
+    for name, numbers, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        require_numbers(numbers, name, 2, least, MOST_INT32)
+    cells = kernel_size[0] * kernel_size[1]
+    require(cells <= MOST_INT32, f"kernel_size: expected a window of at most {MOST_INT32} cells, got {tuple(kernel_size)}")
+    require_each(
+        (2 * padding[i] <= kernel_size[i] for i in (0, 1)),
+        f"padding: expected at most half of kernel_size {tuple(kernel_size)}, got {tuple(padding)}",
+    )
+
+
+def _check_planes(extents: Sequence[int], name: str) -> None:
+    """That every plane has pixels; only the batch may be empty."""
+    require_each((extent > 0 for extent in extents), f"{name}: expected extents above 0, got {tuple(extents)}")
+
+
+def _check_windows(
+    offsets: Tensor,
+    x_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    engine: str,
+) -> None:
+    """That offsets are those of a pooling of this geometry, rounded down or up, and of an extent that the engine counts."""
+    _check_geometry(kernel_size, stride, padding, dilation)
+    require_rank(offsets, "offsets", "NCPQ")
+    check_offsets(offsets, kernel_size[0] * kernel_size[1])
+    require_numbers(x_size, "x_size", 2, 1)
+    limits.require(engine, limits.max_pool2d((*offsets.shape[:2], *x_size), offsets.shape[2:]))
+    for i in (0, 1):
+        extent = offsets.shape[2 + i]
+        sizes = [pooled(x_size[i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for ceil_mode in (False, True)]
+        fits = is_symbolic(extent, *sizes) or extent in sizes
+        require(fits, f"offsets: expected extents that the pooling yields, {sizes}, got {extent}")
+
+
+def check_offsets(offsets: Tensor, cells: int) -> None:
+    """The dtype in which the cells of a window are counted."""
+    dtype = pooling_offset_dtype(cells)
+    require(offsets.dtype == dtype, f"offsets: expected {dtype} for windows of {cells} cells, got {offsets.dtype}")
+
+
+class MaxPool2dForward(Operator):
+    """x (N, C, H, W) -> y (N, C, P, Q), and the choice of each window, laid out like y; empty without `with_offsets`."""
+
+    anchored = True
+
+    @staticmethod
+    def check(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
+        require_alike(x, "x")
+        require_rank(x, "x", "NCHW")
+        _check_planes(x.shape[1:], "x")
+        _check_geometry(kernel_size, stride, padding, dilation)
+        size = [pooled(x.shape[2 + i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1)]
+        fits = size[0] > 0 and size[1] > 0
+        require(fits, f"kernel_size: expected a window within the padded x {tuple(x.shape)}, got {tuple(kernel_size)}")
+        limits.require(engine, limits.max_pool2d(x.shape, size))
+
+    @staticmethod
+    def compute(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
+        return pooling_engine(engine, x).max_pool2d_forward(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets)
+
+    @staticmethod
+    def fake(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
+        P, Q = (pooled(x.shape[i + 2], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1))
+        size, memory_format = (*x.shape[:2], P, Q), output_memory_format(x)
+        y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
+        dtype = pooling_offset_dtype(kernel_size[0] * kernel_size[1])
+        if not with_offsets:
+            return y, x.new_empty(0, dtype=dtype)
+        return y, torch.empty(size, dtype=dtype, device=x.device, memory_format=memory_format)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *geometry, _, _, ctx.engine = inputs
+        ctx.geometry, ctx.x_size = geometry, x.shape[2:]
+        save_choice(ctx, output)
+
+    @staticmethod
+    def backward(ctx, dy, _, danchor=None):
+        offsets, anchor = saved_choice(ctx)
+        if dy is None:  # reached through the anchor alone, whose derivative is zero
+            dx = None if danchor is None else danchor.new_zeros(*offsets.shape[:2], *ctx.x_size)
+        else:
+            dx = max_pool2d_backward(dy, offsets, ctx.x_size, *ctx.geometry, ctx.engine)
+            dx = with_history(dx, *anchor) if anchor else dx
+        return dx, *(None,) * 7
+
+    @staticmethod
+    def jvp(ctx, dx, *_):
+        return (None if dx is None else max_pool2d_gather(dx, saved_choice(ctx)[0], *ctx.geometry, ctx.engine)), None
+
+    @staticmethod
+    def vmap(info, in_dims, x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
+        folded = fold_batch(x, in_dims[0], info.batch_size)
+        results = max_pool2d_forward(folded, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine)
+        return split_batch(results, info.batch_size, 0, with_offsets)
+
+
+class MaxPool2dBackward(Operator):
+    """dy (N, C, P, Q) -> dx (N, C, H, W): each pixel is the sum of the windows that chose it. `x_size` is (H, W)."""
+
+    @staticmethod
+    def check(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
+        require_alike(dy, "dy")
+        require_place(offsets, "offsets", dy, "dy")
+        _check_windows(offsets, x_size, kernel_size, stride, padding, dilation, engine)
+        require_shape(dy, "dy", *offsets.shape)
+
+    @staticmethod
+    def compute(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
+        return pooling_engine(engine, dy).max_pool2d_backward(dy, offsets, x_size, kernel_size, stride, padding, dilation)
+
+    @staticmethod
+    def fake(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
+        size, memory_format = (*dy.shape[:2], *x_size), output_memory_format(offsets)
+        return torch.empty(size, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, offsets, ctx.x_size, *ctx.geometry, ctx.engine = inputs
+        save(ctx, offsets)
+
+    @staticmethod
+    def backward(ctx, ddx):
+        (offsets,) = ctx.saved_tensors
+        return max_pool2d_gather(ddx, offsets, *ctx.geometry, ctx.engine), *(None,) * 7
+
+    @staticmethod
+    def jvp(ctx, ddy, *_):
+        (offsets,) = ctx.saved_tensors
+        return max_pool2d_backward(ddy, offsets, ctx.x_size, *ctx.geometry, ctx.engine)
+
+    @staticmethod
+    def vmap(info, in_dims, dy, offsets, *geometry):
+        dy, offsets = (fold_batch(each, dim, info.batch_size) for each, dim in zip((dy, offsets), in_dims[:2], strict=True))
+        return max_pool2d_backward(dy, offsets, *geometry).unflatten(0, (info.batch_size, -1)), 0
+
+
+class MaxPool2dGather(Operator):
+    """x (N, C, H, W) -> (N, C, P, Q): the cell that each window of another forward chose; 0 where it chose none."""
+
+    @staticmethod
+    def check(x, offsets, kernel_size, stride, padding, dilation, engine):
+        require_alike(x, "x")
+        require_place(offsets, "offsets", x, "x")
+        require_rank(x, "x", "NCHW")
+        _check_windows(offsets, x.shape[2:], kernel_size, stride, padding, dilation, engine)
+        require_each(
+            (x.shape[i] == offsets.shape[i] for i in (0, 1)),
+            f"x: expected N and C like offsets {tuple(offsets.shape)}, got {tuple(x.shape)}",
+        )
+
+    @staticmethod
+    def compute(x, offsets, kernel_size, stride, padding, dilation, engine):
+        return pooling_engine(engine, x).max_pool2d_gather(x, offsets, kernel_size, stride, padding, dilation)
+
+    @staticmethod
+    def fake(x, offsets, kernel_size, stride, padding, dilation, engine):
+        return torch.empty(offsets.shape, dtype=x.dtype, device=x.device, memory_format=output_memory_format(offsets))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, offsets, *ctx.geometry, ctx.engine = inputs
+        ctx.x_size = x.shape[2:]
+        save(ctx, offsets)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (offsets,) = ctx.saved_tensors
+        return max_pool2d_backward(dy, offsets, ctx.x_size, *ctx.geometry, ctx.engine), *(None,) * 6
+
+    @staticmethod
+    def jvp(ctx, dx, *_):
+        (offsets,) = ctx.saved_tensors
+        return max_pool2d_gather(dx, offsets, *ctx.geometry, ctx.engine)
+
+    @staticmethod
+    def vmap(info, in_dims, x, offsets, *geometry):
+        x, offsets = (fold_batch(each, dim, info.batch_size) for each, dim in zip((x, offsets), in_dims[:2], strict=True))
+        return max_pool2d_gather(x, offsets, *geometry).unflatten(0, (info.batch_size, -1)), 0
+
+
+class MaxPool2dIndices(Operator):
+    """offsets (N, C, P, Q) -> torch's int64 indices row · W + column into the plane. No derivative."""
+
+    @staticmethod
+    def check(offsets, x_size, kernel_size, stride, padding, dilation, engine):
+        require_strided(offsets, "offsets")
+        _check_windows(offsets, x_size, kernel_size, stride, padding, dilation, engine)
+
+    @staticmethod
+    def compute(offsets, x_size, kernel_size, stride, padding, dilation, engine):
+        chosen = select(engine, "max_pool2d", offsets.device, torch.float32)  # offsets are of no dtype that engines choose by
+        return chosen.max_pool2d_indices(offsets, x_size, kernel_size, stride, padding, dilation)
+
+    @staticmethod
+    def fake(offsets, x_size, kernel_size, stride, padding, dilation, engine):
+        memory_format = output_memory_format(offsets)
+        return torch.empty(offsets.shape, dtype=torch.int64, device=offsets.device, memory_format=memory_format)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx, *_):
+        return (None,) * 7
+
+    @staticmethod
+    def jvp(ctx, *_):
+        return None
+
+    @staticmethod
+    def vmap(info, in_dims, offsets, *geometry):
+        folded = fold_batch(offsets, in_dims[0], info.batch_size)
+        return max_pool2d_indices(folded, *geometry).unflatten(0, (info.batch_size, -1)), 0
+
+
+max_pool2d_forward = operator(
+    f"max_pool2d_forward(Tensor x, {_GEOMETRY}, bool ceil_mode, bool with_offsets, str engine) -> (Tensor, Tensor)",
+    MaxPool2dForward,
+)
+max_pool2d_backward = operator(
+    f"max_pool2d_backward(Tensor dy, Tensor offsets, SymInt[] x_size, {_GEOMETRY}, str engine) -> Tensor", MaxPool2dBackward
+)
+max_pool2d_gather = operator(f"max_pool2d_gather(Tensor x, Tensor offsets, {_GEOMETRY}, str engine) -> Tensor", MaxPool2dGather)
+max_pool2d_indices = operator(
+    f"max_pool2d_indices(Tensor offsets, SymInt[] x_size, {_GEOMETRY}, str engine) -> Tensor", MaxPool2dIndices
+)

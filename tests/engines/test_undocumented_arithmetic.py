@@ -1,0 +1,84 @@
+"""Kernels that use tensor cores and the copy engine, where these truncate: how they add and make TF32 of fp32 is not documented,
+so that the tests' bounds must hold either way. All other tests run with the emulator's default, which rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conv2d import test_conv2d_kernels
+from tests.conv2d.test_conv2d_kernels import CASES, MATHS, _choices
+from tests.engines import test_kernel_rows
+from tests.engines.test_kernel_rows import _chosen_anew
+from tests.rnn import test_rnn_kernels
+from torch_unroll.engines import cuda
+from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.kernels.table import Kernel
+
+__all__ = ["_choices", "_chosen_anew"]  # fixtures
+pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
+
+ON_TENSOR_CORES = ("half", "bfloat16", "tfloat32")
+QUICK = ("several tiles", "strided", "groups")
+
+
+@pytest.fixture(autouse=True)
+def truncating() -> Iterator[None]:
+    choose = cuda._object("cpu").library.torch_unroll_emulator_arithmetic
+    before = choose(1, 1)
+    yield
+    choose(before & 1, before >> 1)
+
+
+def test_the_mode_reaches_the_kernels() -> None:
+    """A product that only truncating loses: beside 1, less than two units in its last place."""
+    x, w = torch.tensor([1.0, 1.5 * 2.0**-12]).bfloat16().view(1, 2, 1, 1), torch.tensor([1.0, 2.0**-12]).bfloat16()
+    bias = torch.tensor([-1.0]).bfloat16()
+    results = []
+    for addition in (0, 1):
+        cuda._object("cpu").library.torch_unroll_emulator_arithmetic(addition, -1)
+        test_conv2d_kernels.conv2d.forced = "tensor"
+        geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee")
+        y = test_conv2d_kernels.conv2d.conv2d_fprop(cuda.LAUNCHER, x, w.view(1, 2, 1, 1), bias, *geometry)
+        results.append(y.item())
+    assert results == [2.0**-23, 0.0]
+
+
+@pytest.mark.parametrize("layout", ["channels_last", pytest.param("nchw", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("variant", "dtype", "precision"), [math for math in MATHS if "hopper" in str(math.id) or "tensor" in str(math.id)]
+)
+@pytest.mark.parametrize("name", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+def test_convolution(name: str, variant: str | Choice, dtype: torch.dtype, precision: str, layout: str) -> None:
+    test_conv2d_kernels.test_results_are_as_accurate_as_their_arithmetic(name, variant, dtype, precision, layout)
+
+
+@pytest.mark.usefixtures("_chosen_anew")
+@pytest.mark.parametrize(
+    "row", [row for row in test_kernel_rows.RECURRENT if row.arguments[0] in ON_TENSOR_CORES], ids=test_kernel_rows._id
+)
+def test_recurrence(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_kernel_rows.test_recurrence(row, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in test_kernel_rows.CELLS if row.arguments[0] in ON_TENSOR_CORES], ids=test_kernel_rows._id
+)
+def test_cell(row: Kernel) -> None:
+    test_kernel_rows.test_cell(row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", test_rnn_kernels.VARIANTS)
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [math for math in test_rnn_kernels.MATHS if math.id in ("float16", "bfloat16", "tf32")],
+)
+def test_longer_recurrences(name: str, dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"dtype": dtype, "precision": precision}
+    monkeypatch.setattr(test_rnn_kernels.rnn, "forced", name)
+    test_rnn_kernels.test_both_directions_of_unequal_samples(None, name, **options)
+    test_rnn_kernels.test_packed(None, name, **options)
