@@ -14,13 +14,10 @@ from importlib import import_module
 from itertools import product
 
 from . import device_digest, layout
+from .dtypes import CPP_TYPES
 from .tensor_map import CTensorMapSpec
 
 OPS = ("conv2d", "max_pool2d", "rnn")
-
-#: torch's name of a dtype -> its C++ name in `platform/types.h`.
-CPP_TYPES = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
-DTYPES = tuple(CPP_TYPES)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 
 from torch_unroll.kernels import SOURCES, build
 from torch_unroll.kernels.cuda.max_pool2d.pooling import ITEM_BYTES, OFFSET_BYTES, STRIP
-from torch_unroll.kernels.table import CPP_TYPES, Kernel, instance_source, kernels
+from torch_unroll.kernels.dtypes import CPP_TYPES
+from torch_unroll.kernels.table import Kernel, instance_source, kernels
 
 pytestmark = pytest.mark.compile
 

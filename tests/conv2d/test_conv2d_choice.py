@@ -13,15 +13,16 @@ import torch
 
 import torch_unroll as tu
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import DeviceProperties, conv2d, conv2d_call
+from torch_unroll.engines.compiled import conv2d, conv2d_call
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import choice, variants
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice, candidates, choose, predict, problem_key
 from torch_unroll.kernels.cuda.conv2d.portable import IMPLICIT, TENSOR, Tensor
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.hardware import Device
 
-H200 = DeviceProperties(132, (9, 0), 227 << 10, 50 << 20, "NVIDIA H200")
-A100 = DeviceProperties(108, (8, 0), 163 << 10, 40 << 20, "NVIDIA A100-SXM4-80GB")
+H200 = Device(132, (9, 0), 227 << 10, 50 << 20, "NVIDIA H200")
+A100 = Device(108, (8, 0), 163 << 10, 40 << 20, "NVIDIA A100-SXM4-80GB")
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 needs_emulator = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 
 import torch_unroll as tu
 from torch_unroll.engines import cuda, cupy
-from torch_unroll.engines.compiled import DeviceProperties, conv2d
+from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import wgmma
 from torch_unroll.kernels.cuda.conv2d.hopper import HOPPER
 from torch_unroll.kernels.cuda.conv2d.im2col_maps import as_it_is, dgrad_axis, filter_map, fprop_axis, image_map
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.tensor_map import TensorMapSpec
 from torch_unroll.testing import assert_exact
 
-H200 = DeviceProperties(132, (9, 0), 227 << 10, 50 << 20, "NVIDIA H200")
+H200 = Device(132, (9, 0), 227 << 10, 50 << 20, "NVIDIA H200")
 IMAGE = image_map(
     "bfloat16", (2, 64, 9, 7), (4032, 1, 448, 64), (fprop_axis(5, 3, 2, 1, 1), fprop_axis(7, 3, 1, 1, 1)), 64, 128, 4096
 )
@@ -184,7 +185,7 @@ def test_what_is_left_to_other_variants(direction: str, of: Conv2dProblem, reaso
 
 def test_other_gpus_are_left_to_other_variants() -> None:
     for capability in ((8, 0), (10, 0), (12, 0)):
-        device = DeviceProperties(132, capability, 227 << 10, 50 << 20)
+        device = Device(132, capability, 227 << 10, 50 << 20)
         assert "compute capability 9.0" in str(HOPPER.refuses("fprop", problem(), device))
 
 

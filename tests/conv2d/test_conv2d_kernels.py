@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import DeviceProperties, conv2d, conv2d_call
+from torch_unroll.engines.compiled import conv2d, conv2d_call
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 from torch_unroll.shapes import is_dense
@@ -28,12 +29,12 @@ from torch_unroll.testing.compare import ROUNDING
 pytestmark = pytest.mark.usefixtures("device")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-H200 = DeviceProperties(132, (9, 0), 227 << 10, 50 << 20)
+H200 = Device(132, (9, 0), 227 << 10, 50 << 20)
 #: The variants that split the depth of fprop and dgrad too, each with a tile of which small images have several.
 SPLITTING = (Choice("hopper", "64x256", 3), Choice("tensor", "64x64", 3), Choice("implicit", "64x64", 3))
 
 
-def takes(forced: str | Choice, direction: str, problem: Conv2dProblem, device: DeviceProperties) -> bool:
+def takes(forced: str | Choice, direction: str, problem: Conv2dProblem, device: Device) -> bool:
     """Whether a variant, or its tile, serves a direction of a problem; which do not is test_conv2d_choice.py's matter."""
     name = forced.variant if isinstance(forced, Choice) else forced
     (variant,) = (each for each in VARIANTS[direction] if each.name == name)
@@ -75,10 +76,7 @@ class Watcher:
         self.launched.append(plan)
         cuda.LAUNCHER.launch(plan, parameters, device)
 
-    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
-        return cuda.LAUNCHER.resident(plan, device)
-
-    def properties(self, device: torch.device) -> DeviceProperties:
+    def properties(self, device: torch.device) -> Device:
         return cuda.LAUNCHER.properties(device)
 
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:

@@ -13,7 +13,7 @@ import torch
 
 import torch_unroll
 from torch_unroll.engines import cupy, nvrtc, refusal
-from torch_unroll.engines.compiled import DeviceProperties
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchConfig, LaunchPlan, kernels
 
 driver = pytest.importorskip("cuda.bindings.driver", reason="needs `pip install cuda-bindings`")
@@ -74,7 +74,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Machine:
     monkeypatch.setenv("TORCH_UNROLL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(cupy, "_driver", lambda: made)
     monkeypatch.setattr(cupy, "_architecture", lambda index: "sm_90a")
-    monkeypatch.setattr(DeviceProperties, "of_gpu", classmethod(lambda cls, device: cls(132, (9, 0), 227 << 10, 50 << 20)))
+    monkeypatch.setattr(cupy, "gpu", lambda device, resident: Device(132, (9, 0), 227 << 10, 50 << 20, resident=resident))
 
     class Module:
         def load(self, code: bytes) -> None:
@@ -160,9 +160,9 @@ def test_nothing_is_loaded_while_a_graph_is_captured(machine: Machine) -> None:
 
 def test_residency(machine: Machine) -> None:
     launcher = cupy._Launcher()
-    assert launcher.resident(PLAN, DEVICE) == 3 * 132
+    assert launcher.properties(DEVICE).resident(PLAN) == 3 * 132
     cluster = LaunchPlan(KERNEL, LaunchConfig((16, 1, 1), (32, 1, 1), 0, (8, 1, 1)), "flat")
-    assert launcher.resident(cluster, DEVICE) == 7
+    assert launcher.properties(DEVICE).resident(cluster) == 7
 
 
 def test_refusals_name_the_remedy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.max_pool2d import variants as pooling_variants
 from torch_unroll.kernels.cuda.rnn import variants
-from torch_unroll.kernels.table import CPP_TYPES, Kernel, kernels
+from torch_unroll.kernels.dtypes import CPP_TYPES
+from torch_unroll.kernels.table import Kernel, kernels
 from torch_unroll.testing import assert_exact
 from torch_unroll.testing.recurrence import assert_backward_steps, assert_cell, assert_cell_backward, assert_forward_steps
 

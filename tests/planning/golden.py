@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,9 +26,10 @@ from typing import Any
 import torch
 
 import torch_unroll as tu
-from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties, conv2d, rnn
+from torch_unroll.engines.compiled import CompiledEngine, conv2d, rnn
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS as CONV2D_VARIANTS
 from torch_unroll.kernels.cuda.rnn.variants import VARIANTS as RNN_VARIANTS
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
@@ -39,21 +41,22 @@ FILE = Path(__file__).with_name("golden.txt")
 META = torch.device("meta")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GPUS = (
-    DeviceProperties(108, (8, 0), 163 << 10, 40 << 20, "an A100"),
-    DeviceProperties(142, (8, 9), 99 << 10, 96 << 20, "an L40S"),
-    DeviceProperties(132, (9, 0), 227 << 10, 50 << 20, "an H200"),
-    DeviceProperties(132, (9, 0), 227 << 10, 50 << 20, "an H100"),
-    DeviceProperties(148, (10, 0), 227 << 10, 126 << 20, "a B200"),
+    Device(108, (8, 0), 163 << 10, 40 << 20, "an A100"),
+    Device(142, (8, 9), 99 << 10, 96 << 20, "an L40S"),
+    Device(132, (9, 0), 227 << 10, 50 << 20, "an H200"),
+    Device(132, (9, 0), 227 << 10, 50 << 20, "an H100"),
+    Device(148, (10, 0), 227 << 10, 126 << 20, "a B200"),
 )
 
 
 class Notes:
     """A launcher that launches nothing, and notes in text what it was told to."""
 
-    def __init__(self, gpu: DeviceProperties):
-        self.gpu, self.lines, self.variants = gpu, list[str](), list[str]()
+    def __init__(self, gpu: Device):
+        self.gpu = replace(gpu, resident=self._resident)
+        self.lines, self.variants = list[str](), list[str]()
 
-    def properties(self, device: torch.device) -> DeviceProperties:
+    def properties(self, device: torch.device) -> Device:
         return self.gpu
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
@@ -63,7 +66,7 @@ class Notes:
         self.lines.append(f"{numbers} {cut} {hashlib.sha256(_content(parameters)).hexdigest()[:8]}")
         self.variants.append(plan.variant)
 
-    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
+    def _resident(self, plan: LaunchPlan) -> int:
         """Of blocks that only shared memory and 2,048 threads a multiprocessor limit; of clusters, seven eighths of that."""
         x, y, z = plan.config.block
         blocks = min(2048 // (x * y * z), (self.gpu.shared_bytes_per_block + 1024) // (plan.config.shared_bytes + 1024))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import DeviceProperties, Launcher, rnn
+from torch_unroll.engines.compiled import Launcher, rnn
 from torch_unroll.kernels.cuda.rnn import variants
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
 from torch_unroll.testing.recurrence import (
     ACTIVATIONS,
@@ -62,10 +63,7 @@ class Resized:
         self.plans.append(plan)
         LAUNCHER.launch(plan, parameters, device)
 
-    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
-        return LAUNCHER.resident(plan, device)
-
-    def properties(self, device: torch.device) -> DeviceProperties:
+    def properties(self, device: torch.device) -> Device:
         return replace(LAUNCHER.properties(device), multiprocessors=self.multiprocessors)
 
 
@@ -337,8 +335,8 @@ def test_the_table_chooses_and_explains(variant: None) -> None:
 
 def test_a_grid_that_is_not_resident_takes_another_variant(variant: None) -> None:
     class Crowded(Resized):
-        def resident(self, plan: LaunchPlan, device: torch.device) -> int:
-            return 0
+        def properties(self, device: torch.device) -> Device:
+            return replace(super().properties(device), resident=lambda plan: 0)
 
     rnn._residency.clear()
     launcher = Crowded(8)

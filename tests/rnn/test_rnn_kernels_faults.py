@@ -12,8 +12,9 @@ import torch
 from tests.planted import Fault, launch_from
 from tests.rnn.test_rnn_kernels import Case
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import DeviceProperties, rnn
+from torch_unroll.engines.compiled import rnn
 from torch_unroll.kernels.cuda.rnn import variants
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
 
 pytestmark = pytest.mark.slow
@@ -78,10 +79,7 @@ class FaultyLauncher:
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         launch_from(self.kernels, plan, parameters)
 
-    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
-        return cuda.LAUNCHER.resident(plan, device)
-
-    def properties(self, device: torch.device) -> DeviceProperties:
+    def properties(self, device: torch.device) -> Device:
         return replace(cuda.LAUNCHER.properties(device), multiprocessors=6)
 
 

@@ -31,10 +31,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from ...hardware import Device
 from ...shapes import SizeError
 from . import variants
 from .hopper import HOPPER
-from .model import Choice, Device, Prediction, Variant, share
+from .model import Choice, Prediction, Variant, share
 from .model import predict as predict_of
 from .portable import EXPLICIT, IMPLICIT, TENSOR
 from .problem import Conv2dProblem, Four

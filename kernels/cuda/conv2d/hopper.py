@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 
+from ...hardware import Device
 from . import wgmma
 from .im2col_maps import Image, image_map, images
-from .model import Device
 from .portable import Tensor, whole
 from .problem import ITEM_BYTES, Conv2dProblem
 

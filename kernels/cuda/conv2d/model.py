@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from ...hardware import LAUNCH_SECONDS, Device, rates
 from . import variants
 from .problem import ITEM_BYTES, Conv2dProblem, sum_bytes
 
@@ -35,22 +36,6 @@ class Prediction(NamedTuple):
     measured: bool = False
 
 
-class Device(Protocol):
-    """What a choice depends on; `DeviceProperties` of the engines has it."""
-
-    @property
-    def name(self) -> str:
-        """As the driver tells it; empty for none."""
-
-    @property
-    def multiprocessors(self) -> int:
-        """How many there are."""
-
-    @property
-    def capability(self) -> tuple[int, int]:
-        """Compute capability."""
-
-
 class Product(NamedTuple):
     """The matrix products of a direction: so many parts, each rows x depth times depth x columns."""
 
@@ -71,27 +56,6 @@ class Passes(NamedTuple):
 # ---- what the model knows of devices: everything here is predicted -------------------------------------------------------
 
 
-class Rates(NamedTuple):
-    """Of one multiprocessor."""
-
-    clock_hz: float
-    half: int  # FLOP per clock, dense, of tensor cores: fp16 and bf16 with sums in fp32
-    tf32: int
-    fp32: int  # of the other cores
-    fp64: int
-    memory: float  # bytes per clock of device memory, divided by the multiprocessors
-
-
-#: By compute capability: data sheets' dense rates and bandwidths, divided by multiprocessors and boost clock.
-RATES = {
-    (8, 0): Rates(1.41e9, 2048, 1024, 128, 64, 13.4),  # A100 80 GB: 312 TFLOP/s, 2.04 TB/s, 108 multiprocessors
-    (8, 6): Rates(1.74e9, 1024, 512, 256, 4, 4.8),  # A40: 150 TFLOP/s, 0.7 TB/s, 84
-    (8, 9): Rates(2.52e9, 1024, 512, 256, 4, 2.4),  # L40S: 362 TFLOP/s, 0.86 TB/s, 142
-    (9, 0): Rates(1.83e9, 4096, 2048, 256, 128, 19.9),  # H200: 989 TFLOP/s, 4.8 TB/s, 132; an H100 has 13.9 bytes
-    (10, 0): Rates(1.85e9, 8192, 4096, 256, 128, 29.2),  # B200: 2.25 PFLOP/s, 8 TB/s, 148
-}
-#: Of a kernel that follows another on the stream: predicted, as for the recurrent kernels.
-LAUNCH_SECONDS = 2.5e-6
 #: Of a block before its first product and after its last one, unless another block of the multiprocessor fills the time: an
 #: estimate of three latencies of memory and the stores.
 BLOCK_CLOCKS = 3000
@@ -100,12 +64,6 @@ BLOCK_CLOCKS = 3000
 LOST = 0.5
 #: Bytes per clock that one multiprocessor can fetch, however idle the others are: half of what its path to L2 is said to carry.
 MOST_BYTES_PER_CLOCK = 32
-
-
-def rates(device: Device) -> Rates:
-    """Of the device, or of the newest one here that is not newer."""
-    older = [capability for capability in RATES if capability <= device.capability]
-    return RATES[max(older, default=min(RATES))]
 
 
 def peak(problem: Conv2dProblem, device: Device) -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from ...hardware import Device, rates
 from . import variants
-from .model import Device, Passes, Variant, peak, rates
+from .model import Passes, Variant, peak
 from .problem import ITEM_BYTES, Conv2dProblem, Four, whole_pieces
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from math import prod
 
+from ...dtypes import CPP_TYPES, DTYPES
 from ...shapes import SizeError
-from ...table import CPP_TYPES, DTYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
+from ...table import Kernel, LaunchConfig, LaunchPlan, instantiate
 from . import problem, wgmma
 from .problem import ITEM_BYTES, Conv2dProblem, CSplits, CWalks, Walk, Walks, dgrad_walks, fprop_walks, sum_bytes, wgrad_walks
 

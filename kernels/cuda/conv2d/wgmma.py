@@ -8,8 +8,9 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+from ...dtypes import CPP_TYPES
 from ...shapes import SizeError
-from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan
+from ...table import Kernel, LaunchConfig, LaunchPlan
 from ...tensor_map import ITEM_BYTES, Pair, TensorMap
 from .im2col_maps import Axis, Image, images
 from .problem import CBiasEpilogue, CNoEpilogue, Conv2dProblem, Walk, dgrad_walks, fprop_walks

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from ...dtypes import CPP_TYPES
 from ...shapes import MaxPool2dShape
-from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
+from ...table import Kernel, LaunchConfig, LaunchPlan, instantiate
 from .pooling import FIXED_WINDOWS, ITEM_BYTES, OFFSET_BYTES, THREADS, Device, Pooling, Strides
 from .shares import Share, backward_share, forward_share
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ...dtypes import CPP_TYPES
 from ...shapes import RnnShape, SizeError
-from ...table import CPP_TYPES, Kernel, LaunchConfig, LaunchPlan, instantiate
+from ...table import Kernel, LaunchConfig, LaunchPlan, instantiate
 
 #: `Nonlinearity` of elman.cuh, in its order.
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from contextlib import nullcontext
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import torch
 
 from torch_unroll.engines import DTYPES
-from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
+from torch_unroll.engines.compiled import CompiledEngine, gpu
 from torch_unroll.kernels import device_digest, environment, layout, table
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import CLaunchConfig, Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
@@ -116,6 +118,16 @@ def _object_on(index: int) -> KernelObject:
     return kernels
 
 
+def _resident(device: torch.device, plan: LaunchPlan) -> int:
+    kernels = _object(device.type)
+    kernel, config = kernels.prepare(plan)
+    count = ctypes.c_int()
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        status = kernels.library.torch_unroll_resident(kernel, ctypes.byref(config), ctypes.byref(count))
+    kernels.check(status, plan)
+    return count.value
+
+
 class _Launcher:
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         if device.type != "cuda":
@@ -134,28 +146,22 @@ class _Launcher:
             torch.cuda._maybe_exchange_device(previous)
         kernels.check(status, plan)
 
-    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
-        kernels = _object(device.type)
-        kernel, config = kernels.prepare(plan)
-        count = ctypes.c_int()
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                status = kernels.library.torch_unroll_resident(kernel, ctypes.byref(config), ctypes.byref(count))
-        else:
-            status = kernels.library.torch_unroll_resident(kernel, ctypes.byref(config), ctypes.byref(count))
-        kernels.check(status, plan)
-        return count.value
-
     @lru_cache(maxsize=4096)  # noqa: B019 (one launcher per process)
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
         return _object(device.type).tensor_map(spec)
 
     @cache  # noqa: B019 (one launcher per process)
-    def properties(self, device: torch.device) -> DeviceProperties:
-        if device.type != "cuda":
-            multiprocessors = int(_object(device.type).library.torch_unroll_emulator_multiprocessors())
-            return DeviceProperties(multiprocessors, (9, 0), 227 << 10, 50 << 20)
-        return DeviceProperties.of_gpu(device)
+    def properties(self, device: torch.device) -> Device:
+        resident = partial(_resident, device)
+        if device.type == "cuda":
+            return gpu(device, resident)
+        return Device(
+            multiprocessors=int(_object(device.type).library.torch_unroll_emulator_multiprocessors()),
+            capability=(9, 0),
+            shared_bytes_per_block=227 << 10,
+            l2_bytes=50 << 20,
+            resident=resident,
+        )
 
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
         if device.type == "cuda":

@@ -9,14 +9,15 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from torch_unroll.engines import DTYPES, nvrtc, nvrtc_cache
-from torch_unroll.engines.compiled import CompiledEngine, DeviceProperties
+from torch_unroll.engines.compiled import CompiledEngine, gpu
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TYPES, TensorMap, TensorMapSpec
 
@@ -44,7 +45,7 @@ class _Launcher:
             torch.cuda._maybe_exchange_device(previous)
         _check(status, plan)
 
-    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
+    def _resident(self, device: torch.device, plan: LaunchPlan) -> int:
         driver = _driver()
         index = torch.cuda.current_device() if device.index is None else device.index
         _, config, function = self._prepare(plan, index, 0)
@@ -63,8 +64,8 @@ class _Launcher:
         return encode_tensor_map(_driver(), spec)
 
     @cache  # noqa: B019 (one launcher per process)
-    def properties(self, device: torch.device) -> DeviceProperties:
-        return DeviceProperties.of_gpu(device)
+    def properties(self, device: torch.device) -> Device:
+        return gpu(device, partial(self._resident, device))
 
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -160,7 +161,7 @@ def _numbers(type_: Any, values: Iterable[int]) -> list[Any]:
     return [type_(value) for value in values]
 
 
-def allow(driver: Any, function: int, properties: DeviceProperties) -> None:
+def allow(driver: Any, function: int, properties: Device) -> None:
     """Lets a kernel have all the shared memory of the GPU, and clusters of more than 8 blocks: what a plan may ask for."""
     names = driver.CUfunction_attribute
     wanted = {names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: properties.shared_bytes_per_block}

@@ -13,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 import torch
 
 from torch_unroll.engines import nvrtc, nvrtc_cache
-from torch_unroll.kernels.table import DTYPES, OPS, Kernel, kernels_of
+from torch_unroll.kernels.dtypes import DTYPES
+from torch_unroll.kernels.table import OPS, Kernel, kernels_of
 
 
 def rows(op: str | None, dtype: str | None, architecture: str) -> list[Kernel]:

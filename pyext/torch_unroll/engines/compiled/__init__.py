@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
@@ -16,30 +15,23 @@ import torch
 
 from torch_unroll.engines.compiled.recording import note_launch
 from torch_unroll.engines.interface import MODULES
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan, kernels_of
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 
-@dataclass(frozen=True, eq=False)
-class DeviceProperties:
-    """What launch plans depend on; bytes where it says bytes.
-
-    Launchers keep them, and choices are looked up by them in every call, so they are compared by identity.
-    """
-
-    multiprocessors: int
-    capability: tuple[int, int]
-    shared_bytes_per_block: int
-    l2_bytes: int
-    name: str = ""  # as the driver tells it; the emulator's device has none
-
-    @classmethod
-    def of_gpu(cls, device: torch.device) -> DeviceProperties:
-        """Those of a CUDA device."""
-        found = torch.cuda.get_device_properties(device)
-        capability = (found.major, found.minor)
-        shared_bytes: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
-        return cls(found.multi_processor_count, capability, shared_bytes, found.L2_cache_size, found.name)
+def gpu(device: torch.device, resident: Callable[[LaunchPlan], int]) -> Device:
+    """Returns a CUDA device as plans see it; `resident` is what the launcher's driver says of a plan."""
+    properties = torch.cuda.get_device_properties(device)
+    shared_bytes: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
+    return Device(
+        multiprocessors=properties.multi_processor_count,
+        capability=(properties.major, properties.minor),
+        shared_bytes_per_block=shared_bytes,
+        l2_bytes=properties.L2_cache_size,
+        name=properties.name,
+        resident=resident,
+    )
 
 
 class Launcher(Hashable, Protocol):
@@ -48,11 +40,8 @@ class Launcher(Hashable, Protocol):
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         """Raises RuntimeError when the launch fails; never passes silently."""
 
-    def resident(self, plan: LaunchPlan, device: torch.device) -> int:
-        """How many blocks (with a cluster: clusters) of the plan the device holds at once."""
-
-    def properties(self, device: torch.device) -> DeviceProperties:
-        """The device's, cached."""
+    def properties(self, device: torch.device) -> Device:
+        """Returns the device as plans see it, the same object at every call."""
 
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
         """What the copy engine reads of a tensor there; made once for each spec. Raises RuntimeError when the driver refuses."""
@@ -66,8 +55,7 @@ class _Recorded:
 
     def __init__(self, engine: str, launcher: Launcher):
         self._engine, self._launch = engine, launcher.launch
-        self.resident, self.properties, self.preload = launcher.resident, launcher.properties, launcher.preload
-        self.tensor_map = launcher.tensor_map
+        self.properties, self.preload, self.tensor_map = launcher.properties, launcher.preload, launcher.tensor_map
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         note_launch(self._engine, plan)

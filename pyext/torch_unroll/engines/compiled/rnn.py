@@ -213,7 +213,7 @@ def _fits(launcher: Launcher, plan: LaunchPlan, device: torch.device) -> bool:
     key = plan, device
     if key not in _residency:
         needed = config.grid[0] * config.grid[1] * config.grid[2] if config.cooperative else 1
-        _residency[key] = launcher.resident(plan, device) >= needed
+        _residency[key] = launcher.properties(device).resident(plan) >= needed
     return _residency[key]
 
 

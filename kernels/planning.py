@@ -1,0 +1,382 @@
+"""Which variant of an op's kernels computes a call, and how its work is cut: one frame for every op.
+
+A *variant* is one way to compute a function of the kernels, such as `conv2d_dgrad` by `wgmma`. It is an object of a class derived
+from `Variant`, written beside its kernel, `kernels/cuda/<op>/<variant>.py`. A *configuration* names a variant, its tile and its
+splits. A `Selector` holds the variants of one function, in the order of preference, and selects:
+
+1. what is forced (`force`), for tests and measurements;
+2. else what was measured to be fastest on this GPU, from the op's `choices.json`, which `python -m benchmarks choices` writes;
+3. else what is predicted to be fastest. A variant is preferred to the ones after it unless one of those is predicted to be more
+   than `margin` times as fast.
+
+A selection is a pure function of the problem and the device: it never depends on data, and nothing is tried at call time.
+`explain`, the tests and the benchmarks all read the same result, `Selected`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from . import SOURCES
+from .hardware import Device
+from .shapes import SizeError
+from .table import LaunchPlan
+
+#: What a function is asked to compute: extents, strides, dtype. Hashable.
+Problem = TypeVar("Problem")
+
+
+class Configuration(NamedTuple):
+    """How a problem is computed."""
+
+    variant: str
+    tile: str = ""  # what a block computes, as the variant names it, e.g. "128x128"; empty where there is no choice
+    splits: int = 1  # how many blocks share the work of one tile
+
+    def __str__(self) -> str:
+        tile = f" {self.tile}" if self.tile else ""
+        return f"{self.variant}{tile}" + (f", {self.splits} splits" if self.splits > 1 else "")
+
+
+class Prediction(NamedTuple):
+    """What a configuration is expected to take on a device."""
+
+    seconds: float
+    bound: str  # what takes most of the time, e.g. "products", "bytes" or "launches"
+    share: float = 0.0  # of the rate that `share_of` names, 0 to 1
+    share_of: str = "the dense rate"
+    workspace_bytes: int = 0
+    measured: bool = False  # whether the seconds come from the table of measurements
+
+    def __str__(self) -> str:
+        source = "measured" if self.measured else "predicted"
+        share = f", {self.share:.1%} of {self.share_of}" if self.share else ""
+        return f"{source} {1e6 * self.seconds:.3g} µs{share}, bound by {self.bound}; workspace {self.workspace_bytes} B"
+
+
+class Variant(Generic[Problem]):
+    """One way to compute a function of the kernels."""
+
+    #: As `Configuration.variant`, `explain` and the op's page call it; also the stem of its files.
+    name: str
+    #: Whether it is selected only where no other variant takes the problem.
+    last_resort = False
+    #: Whether blocks wait for each other, so that a plan (a `LaunchPlan`) is of use only where the device holds them together.
+    blocks_wait = False
+
+    def refuses(self, problem: Problem, device: Device) -> str | None:
+        """Returns why the variant does not take the problem, or None if it does. This both selects and explains."""
+        raise NotImplementedError
+
+    def tiles(self, problem: Problem, device: Device) -> Sequence[str]:
+        """Returns the tiles it has for a problem that it takes, the preferred first."""
+        return ("",)
+
+    def splits(self, problem: Problem, tile: str, device: Device) -> Sequence[int]:
+        """Returns the numbers of splits worth considering, ascending."""
+        return (1,)
+
+    def most_splits(self, problem: Problem, tile: str, device: Device) -> int:
+        """Returns the most splits that the problem and the workspace have room for, at least 1."""
+        return max(self.splits(problem, tile, device))
+
+    def configurations(self, problem: Problem, device: Device) -> list[Configuration]:
+        """Returns the configurations worth considering for a problem that it takes."""
+        return [
+            Configuration(self.name, tile, splits)
+            for tile in self.tiles(problem, device)
+            for splits in self.splits(problem, tile, device)
+        ]
+
+    def plan(self, problem: Problem, configuration: Configuration, device: Device) -> Any:
+        """Returns how a configuration is launched: a `LaunchPlan`, or an object of the op that holds one as `launch`."""
+        raise NotImplementedError
+
+    def predict(self, problem: Problem, configuration: Configuration, device: Device) -> Prediction:
+        """Returns what a configuration is expected to take; only the ratios of the seconds matter for the selection."""
+        raise NotImplementedError
+
+    def handicap(self, problem: Problem, configuration: Configuration) -> float:
+        """Returns how many times as fast a configuration has to be predicted to be, to be preferred to the variant's others."""
+        return 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Selected(Generic[Problem]):
+    """What computes a problem, what it is expected to take, and why other variants do not compute it."""
+
+    function: str
+    problem: Problem
+    device: Device
+    variant: Variant[Problem]
+    configuration: Configuration
+    prediction: Prediction
+    #: (variant, reason) of those that refuse the problem, and of those that are preferred but predicted or measured to be slower.
+    passed_over: tuple[tuple[str, str], ...]
+
+    @property
+    def plan(self) -> Any:
+        """What `Variant.plan` returns for the configuration."""
+        return self.variant.plan(self.problem, self.configuration, self.device)
+
+    def __str__(self) -> str:
+        return f"{self.configuration}: {self.prediction}"
+
+
+# ---- forcing ---------------------------------------------------------------------------------------------------------------
+
+_forced: dict[str, str | Configuration] = {}
+
+
+@contextmanager
+def force(name: str, choice: str | Configuration | None) -> Iterator[None]:
+    """Lets one variant, or one configuration, compute every call within; a call that it does not take raises.
+
+    Args:
+        name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad".
+        choice: a variant's name, of whose configurations the best is selected; or a configuration, whose splits are cut down to
+            what there is room for; or None, which forces nothing.
+    """
+    previous = _forced.get(name)
+    _set_forced(name, choice)
+    try:
+        yield
+    finally:
+        _set_forced(name, previous)
+
+
+def _set_forced(name: str, choice: str | Configuration | None) -> None:
+    if choice is None:
+        _forced.pop(name, None)
+    else:
+        _forced[name] = choice
+
+
+# ---- measurements ----------------------------------------------------------------------------------------------------------
+
+
+def table_path(op: str) -> Path:
+    """Returns the file that holds an op's measurements."""
+    return SOURCES / op / "choices.json"
+
+
+@cache
+def measured(op: str) -> dict[str, dict[str, tuple[Configuration, float]]]:
+    """Returns an op's measurements: name of a device -> key of a problem -> the fastest configuration and its seconds."""
+    path = table_path(op)
+    devices: dict[str, dict[str, list]] = json.loads(path.read_text(encoding="utf-8"))["devices"] if path.exists() else {}
+    return {
+        name: {key: (Configuration(variant, tile, splits), 1e-6 * us) for key, (variant, tile, splits, us) in entries.items()}
+        for name, entries in devices.items()
+    }
+
+
+# ---- selection -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Selector(Generic[Problem]):
+    """Selects the variant of one function."""
+
+    op: str
+    function: str  # as engines call it, e.g. "conv2d_dgrad"
+    variants: tuple[Variant[Problem], ...]  # the preferred first
+    #: How many times as fast as a preferred variant another one has to be predicted to be.
+    margin: float = 1.0
+    by_name: dict[str, Variant[Problem]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {variant.name: variant for variant in self.variants})
+
+    def key(self, problem: Problem) -> str | None:
+        """Returns what the table of measurements knows a problem by; None for one that it cannot hold."""
+        text: str | None = getattr(problem, "key", None)
+        return None if text is None else f"{self.function}/{text}"
+
+    def select(self, problem: Problem, device: Device) -> Selected[Problem]:
+        """Returns what computes a problem.
+
+        Raises:
+            SizeError: no variant takes the problem.
+            RuntimeError: the variant that is forced does not take it.
+        """
+        forced = (_forced.get(self.function) or _forced.get(self.op)) if _forced else None
+        return _select(self, problem, device, forced)
+
+    def configurations(self, problem: Problem, device: Device) -> list[Configuration]:
+        """Returns every configuration that takes the problem and is worth measuring."""
+        willing = [variant for variant in self.variants if variant.refuses(problem, device) is None]
+        return [configuration for variant in willing for configuration in variant.configurations(problem, device)]
+
+    def predict(self, problem: Problem, configuration: Configuration, device: Device) -> Prediction:
+        """Returns what a configuration is expected to take."""
+        return self.variant(configuration.variant).predict(problem, configuration, device)
+
+    def variant(self, name: str) -> Variant[Problem]:
+        """Returns the variant of a name; raises ValueError where there is none."""
+        if name not in self.by_name:
+            raise ValueError(f"variant of {self.function}: expected one of {', '.join(self.by_name)}, got {name!r}")
+        return self.by_name[name]
+
+
+@lru_cache(maxsize=4096)
+def _select(
+    selector: Selector[Problem], problem: Problem, device: Device, forced: str | Configuration | None
+) -> Selected[Problem]:
+    if isinstance(forced, Configuration):
+        return _Selection(selector, problem, device, forced.variant).force(forced)
+    selection = _Selection(selector, problem, device, forced)
+    return selection.measured() or selection.predicted()
+
+
+class _Selection(Generic[Problem]):
+    """The selection for one problem: which variants take it, and what speaks against the others.
+
+    Args:
+        forced: the name of the only variant that is allowed, or None.
+    """
+
+    def __init__(self, selector: Selector[Problem], problem: Problem, device: Device, forced: str | None):
+        self.selector, self.problem, self.device, self.forced = selector, problem, device, forced
+        if forced is not None:
+            selector.variant(forced)  # raises ValueError for an unknown name
+        self.refused: dict[str, str] = {}
+        self.notes: list[tuple[str, str]] = []
+        for variant in selector.variants:
+            reason = variant.refuses(problem, device) if forced in (None, variant.name) else f"{forced} is forced"
+            if reason is not None:
+                self.refused[variant.name] = reason
+        self.willing = [variant for variant in selector.variants if variant.name not in self.refused]
+        if not self.willing:
+            raise self.error()
+
+    def error(self) -> RuntimeError:
+        """What is raised when no variant is left."""
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
+        kind = SizeError if self.forced is None else RuntimeError
+        return kind(f"{self.selector.function}: no variant takes {self.problem}: {reasons}")
+
+    def force(self, forced: Configuration) -> Selected[Problem]:
+        """Selects a configuration, with as many of its splits as there is room for."""
+        (variant,) = self.willing
+        tiles = variant.tiles(self.problem, self.device)
+        if forced.tile not in tiles:
+            known = ", ".join(tiles)
+            raise RuntimeError(
+                f"{self.selector.function}: {variant.name} has tiles {known} for {self.problem}, not {forced.tile!r}"
+            )
+        splits = max(1, min(forced.splits, variant.most_splits(self.problem, forced.tile, self.device)))
+        configuration = forced._replace(splits=splits)
+        return self.selected(variant, configuration, variant.predict(self.problem, configuration, self.device), "is forced")
+
+    def measured(self) -> Selected[Problem] | None:
+        """Selects what the table of measurements says; None if it says nothing, or nothing that can be followed."""
+        entries = measured(self.selector.op).get(self.device.name, {})
+        key = self.selector.key(self.problem) if entries else None
+        if key is None or key not in entries:
+            return None
+        configuration, seconds = entries[key]
+        if self.forced not in (None, configuration.variant):
+            return None
+        if reason := self.cannot_follow(configuration):
+            self.notes.append((f"{configuration} (measured)", reason))
+            return None
+        variant = self.selector.variant(configuration.variant)
+        predicted = variant.predict(self.problem, configuration, self.device)
+        share = predicted.share * predicted.seconds / seconds
+        prediction = predicted._replace(seconds=seconds, share=share, measured=True)
+        return self.selected(variant, configuration, prediction, "was measured to be fastest")
+
+    def cannot_follow(self, configuration: Configuration) -> str | None:
+        """Returns why a measured configuration cannot be used here, or None if it can."""
+        variant = next((variant for variant in self.willing if variant.name == configuration.variant), None)
+        if variant is None:
+            return f"{configuration.variant} does not take this problem"
+        if configuration.tile not in variant.tiles(self.problem, self.device):
+            return f"{variant.name} has no tile {configuration.tile} here"
+        most = variant.most_splits(self.problem, configuration.tile, self.device)
+        if configuration.splits > most:
+            return f"the workspace has room for {most} of {configuration.splits} splits"
+        return self.does_not_fit(variant, configuration)
+
+    def predicted(self) -> Selected[Problem]:
+        """Selects what is predicted to be fastest, of the variants whose blocks fit on the device."""
+        margin = self.selector.margin
+        left = [variant for variant in self.willing if not variant.last_resort] or self.willing
+        fastest = {variant.name: self.fastest(variant) for variant in left}
+        while left:
+            best = left[0]
+            for variant in left[1:]:
+                if fastest[variant.name][1].seconds * margin < fastest[best.name][1].seconds:
+                    best = variant
+            configuration, prediction = fastest[best.name]
+            if (reason := self.does_not_fit(best, configuration)) is None:
+                ratio = f"more than {margin} times as fast" if margin > 1 else "faster"
+                return self.selected(best, configuration, prediction, f"is predicted to be {ratio}")
+            self.refused[best.name] = reason
+            left.remove(best)
+        raise self.error()
+
+    def fastest(self, variant: Variant[Problem]) -> tuple[Configuration, Prediction]:
+        """Returns the configuration of a variant with the least predicted time, each slowed by its handicap."""
+        predictions = [
+            (configuration, variant.predict(self.problem, configuration, self.device))
+            for configuration in variant.configurations(self.problem, self.device)
+        ]
+        return min(predictions, key=lambda pair: pair[1].seconds * variant.handicap(self.problem, pair[0]))
+
+    def does_not_fit(self, variant: Variant[Problem], configuration: Configuration) -> str | None:
+        """Returns why the blocks that wait for each other cannot be resident together, or None if they can.
+
+        The blocks of a cooperative launch wait for the whole grid, those of a cluster for their cluster.
+        """
+        if not variant.blocks_wait:
+            return None
+        plan: LaunchPlan = variant.plan(self.problem, configuration, self.device)
+        x, y, z = plan.config.grid
+        needed = x * y * z if plan.config.cooperative else 1
+        if self.device.resident(plan) >= needed:
+            return None
+        return f"its {plan.config.grid} blocks do not fit on {self.device.name or 'the device'} together"
+
+    def selected(
+        self, variant: Variant[Problem], configuration: Configuration, prediction: Prediction, why: str
+    ) -> Selected[Problem]:
+        """Returns the result, with the variants that refuse and those that were preferred to the selected one."""
+        passed_over = list(self.notes)
+        preferred = True
+        for other in self.selector.variants:
+            if other is variant:
+                preferred = False
+            elif other.name in self.refused:
+                passed_over.append((other.name, self.refused[other.name]))
+            elif preferred:
+                passed_over.append((other.name, f"{variant.name} {why}"))
+        return Selected(
+            function=self.selector.function,
+            problem=self.problem,
+            device=self.device,
+            variant=variant,
+            configuration=configuration,
+            prediction=prediction,
+            passed_over=tuple(passed_over),
+        )
+
+
+def forget() -> None:
+    """Forgets every selection, for a test that changes what selections follow from."""
+    _select.cache_clear()
+    measured.cache_clear()
+
+
+def selectors(op: str) -> dict[str, Selector[Any]]:
+    """Returns the selectors of an op by function, from `SELECTORS` in its `variants.py`."""
+    table: dict[str, Selector[Any]] = import_module(f"{__package__}.cuda.{op}.variants").SELECTORS
+    return table
