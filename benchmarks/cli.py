@@ -25,7 +25,7 @@ Start here:
   python -m benchmarks run --suite resnet50 --dtype bf16 --out mine.json
   python -m benchmarks report mine.json                      tables, plots and a page to look at: mine.md, mine.html, mine-*.png
   python -m benchmarks compare old.json new.json             FASTER, SLOWER, SAME or UNSURE, case by case
-  python -m benchmarks choices --suite resnet50 --write      find convolution's fastest variants, tiles and splits: its table
+  python -m benchmarks choices --suite resnet50 --write      find the fastest variants, tiles and splits, for the ops' tables
   python -m benchmarks gpu --minutes 8                       on a GPU: every kernel proven, and the most telling timings
   python -m benchmarks repro 'conv2d/fprop/bf16/channels_last/N=32,C=64,H=56,W=56,K=64,R=3,S=3,padding=1'
 
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("out/choices.json"),
         help="what was measured (out/choices.json); a second run continues it",
     )
-    choices.add_argument("--write", action="store_true", help="enter the best in kernels/cuda/conv2d/choices.json when done")
+    choices.add_argument("--write", action="store_true", help="enter the best in kernels/cuda/<op>/choices.json when done")
 
     listing = commands.add_parser("list", aliases=["suites"], help="the suites, or the cases of some")
     _add_choice(listing)
@@ -233,22 +233,26 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _choices(arguments: argparse.Namespace) -> int:
-    from benchmarks import choices
+    from benchmarks.tuning.problem import OPS, distinct
+    from benchmarks.tuning.search import Search
+    from benchmarks.tuning.table import require_gpu, summary, write
 
     device = _device(arguments.device)
     if arguments.write:
-        choices.require_gpu(device)
-    arguments.op = ["conv2d"]
-    cases = choices.distinct(telling(selection(arguments, device)))
-    if device.type == "cpu":
-        cases = list({case.key: case for case in (each.shrunk() for each in cases)}.values())
+        require_gpu(device)
     if not arguments.limit > 0:
         raise ValueError(f"--limit: expected a number of seconds above 0, got {arguments.limit:g}")
-    search = choices.Search(cases, device, arguments.strategy, arguments.out, arguments.budget, arguments.seed, arguments.limit)
+    if untuned := [op for op in arguments.op if op in OPERATIONS and op not in OPS]:
+        raise ValueError(f"--op: expected an op that has variants to choose from ({', '.join(OPS)}), got {', '.join(untuned)}")
+    arguments.op = arguments.op or list(OPS)
+    cases = distinct([selected.case for selected in telling(selection(arguments, device))])
+    if device.type == "cpu":
+        cases = list({case.key: case for case in (case.shrunk() for case in cases)}.values())
+    search = Search(cases, device, arguments.strategy, arguments.out, arguments.budget, arguments.seed, arguments.limit)
     document = search.go()
-    print(choices.summary(document))
+    print(summary(document))
     if arguments.write:
-        print(choices.write(document))
+        print(write(document))
     return 0
 
 

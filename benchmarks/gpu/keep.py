@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks import choices, results
+from benchmarks import results
 from benchmarks.environment import REPOSITORY
 from benchmarks.first_light import programs
 from benchmarks.first_light.programs import Measurement, Outcome
 from benchmarks.gpu.store import Record, Store, load_run
+from benchmarks.tuning import table
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 GOLDEN = REPOSITORY / "tests" / "emulator" / "golden"
@@ -41,7 +42,7 @@ def keep(folder: Path, into: Path = RESULTS, golden: Path = GOLDEN) -> str:
     if rows := [record for record in store.lines["timings.jsonl"] if "row" in record and record["outcome"] == "right"]:
         results.save(document(store, rows), target / "benchmarks.json")
         lines.append(f"{target / 'benchmarks.json'}: {len(rows)} cases; python -m benchmarks report --readme")
-        lines.append(choices.write(choices_document(store, rows)))
+        lines.append(table.write(choices_document(store, rows)))
     return "\n".join(lines)
 
 

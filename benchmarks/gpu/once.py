@@ -8,8 +8,8 @@ import sys
 import torch
 
 from benchmarks.cases import parse
-from benchmarks.choices import engine_of
 from benchmarks.gpu.work import run_case
+from benchmarks.tuning.problem import engine_name
 
 
 def main(what: str, name: str, *rest: str) -> None:
@@ -19,7 +19,7 @@ def main(what: str, name: str, *rest: str) -> None:
         return
     (device_name,) = rest
     device, case = torch.device(device_name), parse(name)
-    call = case.operation.call(case, case.operation.tensors(case, device, 0), engine_of(device))
+    call = case.operation.call(case, case.operation.tensors(case, device, 0), engine_name(device))
     for _ in range(3):
         call()
     if device.type == "cuda":

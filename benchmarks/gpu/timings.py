@@ -1,4 +1,4 @@
-"""The timings of a run: the most telling cases first, every tile of a convolution with its prediction beside it."""
+"""The timings of a run: the most telling cases first, every tile with its prediction beside it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from benchmarks.cases import Case, parse
-from benchmarks.choices import Prepared, Timer, engine_of, search
 from benchmarks.gpu.work import tell
 from benchmarks.measure import Setting, fair
 from benchmarks.runner import measure_case
 from benchmarks.suites import SUITES, select, telling
 from benchmarks.timing import QUICK, Limits
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from benchmarks.tuning.problem import Prepared, engine_name
+from benchmarks.tuning.search import search
+from benchmarks.tuning.strategies import Timer
+from torch_unroll.kernels.planning import Configuration
 
 #: A second for each case: fewer samples of more cases tell more in minutes.
 LIMITS = Limits(least=10, most=60, seconds=0.8, uncertainty=0.01)
@@ -62,39 +64,40 @@ def keys(small: bool) -> list[str]:
 
 
 def run_timing(key: str, device_name: str, seed: int) -> None:
-    """Measures a case and tells its row, and of a convolution each tile's time and prediction."""
+    """Measures a case and reports its row, and the time and the prediction of each tile that could compute it."""
     device, case = torch.device(device_name), parse(key)
     on_gpu = device.type == "cuda"
-    setting = Setting(device, (engine_of(device),), ("eager",), LIMITS if on_gpu else QUICK, seed)
+    setting = Setting(device, (engine_name(device),), ("eager",), LIMITS if on_gpu else QUICK, seed)
     engine = setting.engines[0]
     row = {**measure_case(case, setting), "suites": [], "labels": []}
     tell("result", row=row)
     ours = row["providers"].get(engine, row)
     if ours["status"] in ("wrong", "error", "out of memory"):
         tell("verdict", outcome="wrong" if ours["status"] == "wrong" else "error", detail=ours["message"])
-    elif case.op == "conv2d" and case.direction in _CONVOLUTIONS:
-        tiles = _tiles(case, device, seed)
+        return
+    for tuned in distinct([case]):
+        tiles = _tiles(tuned, device, seed)
         tell("result", tiles=tiles)
-        for choice, why in tiles["wrong"].items():
-            tell("verdict", outcome="wrong", detail=f"{choice}: {why}")
+        for configuration, why in tiles["wrong"].items():
+            tell("verdict", outcome="wrong", detail=f"{configuration}: {why}")
 
 
 def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
-    """The best splits of each variant's tiles: what was measured, what the model says, and what was wrong."""
+    """Returns, for the best splits of each variant's tiles, what was measured, what the model predicts, and what was wrong."""
     stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
     with fair(case.dtype), stream:
-        prepared = Prepared(case, device, engine_of(device), seed)
-        best: dict[tuple[str, str], Choice] = {}
-        for choice in prepared.choices:  # the one predicted fastest comes first
-            best.setdefault((choice.variant, choice.tile), choice)
-        prepared.choices = list(best.values())
+        prepared = Prepared(case, device, engine_name(device), seed)
+        best: dict[tuple[str, str], Configuration] = {}
+        for configuration in prepared.configurations:  # the one predicted to be fastest comes first
+            best.setdefault((configuration.variant, configuration.tile), configuration)
+        prepared.configurations = list(best.values())
         searched = search(prepared, _time_all, lambda doing: tell("doing", detail=doing))
-    predicted = {str(choice): float(f"{1e6 * prepared.predicted[choice]:.4g}") for choice in prepared.choices}
+    predicted = {str(choice): float(f"{1e6 * prepared.predicted[choice]:.4g}") for choice in prepared.configurations}
     return {"key": prepared.key, **searched, "predicted_us": predicted}
 
 
-def _time_all(choices: Any, timer: Timer) -> tuple[Choice, dict[Choice, float]]:
-    seconds = timer(choices, SAMPLES)
+def _time_all(configurations: Any, timer: Timer) -> tuple[Configuration, dict[Configuration, float]]:
+    seconds = timer(configurations, SAMPLES)
     return min(seconds, key=seconds.__getitem__), seconds
 
 
