@@ -13,7 +13,7 @@ from benchmarks.measure import Setting, fair
 from benchmarks.runner import measure_case
 from benchmarks.suites import SUITES, select, telling
 from benchmarks.timing import QUICK, Limits
-from benchmarks.tuning.problem import Prepared, engine_name
+from benchmarks.tuning.problem import Prepared, distinct, engine_name
 from benchmarks.tuning.search import search
 from benchmarks.tuning.strategies import Timer
 from torch_unroll.kernels.planning import Configuration

@@ -16,19 +16,24 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import choices, results
+from benchmarks import results
 from benchmarks.cases import Case, parse
-from benchmarks.choices import MANY, Search, distinct, grid, halving, search, summary, write
 from benchmarks.cli import main
 from benchmarks.environment import describe
 from benchmarks.results import ForeignError
 from benchmarks.suites import select
+from benchmarks.tuning import strategies, table
+from benchmarks.tuning.problem import FUNCTIONS, Prepared, distinct
+from benchmarks.tuning.search import Search, search
+from benchmarks.tuning.strategies import MANY, grid, halving
+from benchmarks.tuning.table import summary, write
 from torch_unroll.engines import cuda
-from torch_unroll.kernels.cuda.conv2d import choice as table
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.planning import Configuration
+from torch_unroll.kernels.table import OPS
 
 CPU = torch.device("cpu")
-CANDIDATES = [Choice("tensor", tile, splits) for tile in ("128x128", "64x64") for splits in range(1, 9)]
+CANDIDATES = [Configuration("mma", tile, splits) for tile in ("128x128", "64x64") for splits in range(1, 9)]
 CASES = [
     parse(f"conv2d/{direction}/fp32/nchw/N=1,C=8,H=5,W=5,K={K},R=3,S=3") for direction in ("fprop", "wgrad") for K in (8, 16)
 ]
@@ -38,21 +43,21 @@ needs_emulator = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reaso
 class Clock:
     """A timer of choices whose true times are known, with noise that more samples take away; counts what it is asked for."""
 
-    def __init__(self, best: Choice, noise: float = 0.2):
+    def __init__(self, best: Configuration, noise: float = 0.2):
         self.best, self.noise, self.samples, self.calls = best, noise, 0, 0
         self.random = Random(0)
 
-    def __call__(self, timed: Sequence[Choice], samples: int) -> dict[Choice, float]:
+    def __call__(self, timed: Sequence[Configuration], samples: int) -> dict[Configuration, float]:
         self.samples += samples * len(timed)
         self.calls += 1
-        return {each: self.true(each) * (1 + self.noise * self.random.uniform(-1, 1) / samples) for each in timed}
+        return {one: self.true(one) * (1 + self.noise * self.random.uniform(-1, 1) / samples) for one in timed}
 
-    def true(self, choice: Choice) -> float:
-        return 1e-5 if choice == self.best else 1e-5 * (1.2 + 0.1 * CANDIDATES.index(choice))
+    def true(self, configuration: Configuration) -> float:
+        return 1e-5 if configuration == self.best else 1e-5 * (1.2 + 0.1 * CANDIDATES.index(configuration))
 
 
 @pytest.mark.parametrize("best", CANDIDATES)
-def test_grid_and_halving_find_the_best_and_halving_spends_less(best: Choice) -> None:
+def test_grid_and_halving_find_the_best_and_halving_spends_less(best: Configuration) -> None:
     all_of_them, few_of_them = Clock(best), Clock(best)
     found, seconds = grid(CANDIDATES, all_of_them)
     assert found == best
@@ -72,31 +77,31 @@ def test_halving_of_one_and_two() -> None:
 
 def test_random_takes_a_seeded_share_and_what_was_predicted_fastest() -> None:
     clock = Clock(CANDIDATES[0])
-    best, seconds = choices.random(CANDIDATES, clock, "a")
+    best, seconds = strategies.random(CANDIDATES, clock, "a")
     assert best == CANDIDATES[0]
     assert len(seconds) == 1 + round(0.25 * 15)
-    assert seconds.keys() == choices.random(CANDIDATES, Clock(best), "a")[1].keys()
-    assert any(seconds.keys() != choices.random(CANDIDATES, Clock(best), other)[1].keys() for other in "bcd")
+    assert seconds.keys() == strategies.random(CANDIDATES, Clock(best), "a")[1].keys()
+    assert any(seconds.keys() != strategies.random(CANDIDATES, Clock(best), other)[1].keys() for other in "bcd")
 
 
 class Fake:
     """A problem whose candidates are made up."""
 
-    def __init__(self, case: Case, wrong: dict[Choice, str] | None = None, best: Choice = CANDIDATES[5]):
-        self.case, self.key, self.choices = case, f"key of {case.key}", list(CANDIDATES)
+    def __init__(self, case: Case, wrong: dict[Configuration, str] | None = None, best: Configuration = CANDIDATES[5]):
+        self.case, self.key, self.configurations = case, f"key of {case.key}", list(CANDIDATES)
         self.by_model, self.wrong, self.time = CANDIDATES[0], wrong or {}, Clock(best)
 
-    def complaint(self, choice: Choice) -> str | None:
-        return self.wrong.get(choice)
+    def complaint(self, configuration: Configuration) -> str | None:
+        return self.wrong.get(configuration)
 
 
 def test_what_is_wrong_is_told_and_not_timed() -> None:
     told: list[str] = []
     row = search(Fake(CASES[0], {CANDIDATES[5]: "too far from float64"}), grid, told.append)  # type: ignore[arg-type]
-    assert told == [*(f"checking {choice}" for choice in CANDIDATES), "timing"]
-    assert row["wrong"] == {"tensor 128x128, 6 splits": "too far from float64"}
-    assert "tensor 128x128, 6 splits" not in row["us"]
-    assert row["best"][:3] == ["tensor", "128x128", 1]
+    assert told == [*(f"checking {configuration}" for configuration in CANDIDATES), "timing"]
+    assert row["wrong"] == {"mma 128x128, 6 splits": "too far from float64"}
+    assert "mma 128x128, 6 splits" not in row["us"]
+    assert row["best"][:3] == ["mma", "128x128", 1]
     assert row["best"][3] == pytest.approx(12, rel=0.1)
     nothing = search(Fake(CASES[0], dict.fromkeys(CANDIDATES, "wrong")), grid, told.append)  # type: ignore[arg-type]
     assert nothing["best"] is None
@@ -118,10 +123,10 @@ class Planted(Fake):
         super().__init__(case)
         self.fate = fate
 
-    def complaint(self, choice: Choice) -> str | None:
-        if choice == CANDIDATES[1] and self.fate:
+    def complaint(self, configuration: Configuration) -> str | None:
+        if configuration == CANDIDATES[1] and self.fate:
             FATES[self.fate]()
-        return super().complaint(choice)
+        return super().complaint(configuration)
 
 
 @dataclass(frozen=True)
@@ -154,10 +159,10 @@ def searched(tmp_path: Path, prepare: Fakes, *, strategy: str = "grid", **option
 @pytest.mark.parametrize(
     ("fate", "limit", "error"),
     [
-        ("exception", 30, "KeyError: 'no luck', checking tensor 128x128, 2 splits"),
-        ("hang", 4, "no end within 4 s, checking tensor 128x128, 2 splits"),
-        ("crash", 30, "signal 11 (SIGSEGV), checking tensor 128x128, 2 splits"),
-        ("exit", 30, "exit status 9, checking tensor 128x128, 2 splits"),
+        ("exception", 30, "KeyError: 'no luck', checking mma 128x128, 2 splits"),
+        ("hang", 4, "no end within 4 s, checking mma 128x128, 2 splits"),
+        ("crash", 30, "signal 11 (SIGSEGV), checking mma 128x128, 2 splits"),
+        ("exit", 30, "exit status 9, checking mma 128x128, 2 splits"),
     ],
 )
 def test_a_case_that_fails_costs_itself_only(fate: str, limit: float, error: str, tmp_path: Path) -> None:
@@ -242,11 +247,12 @@ def test_a_limit_is_a_number_of_seconds(limit: str, capsys: pytest.CaptureFixtur
     assert f"--limit: expected a number of seconds above 0, got {limit}" in capsys.readouterr().err
 
 
-def test_distinct_problems_have_no_bias_and_no_training() -> None:
-    cases = distinct(select(["alexnet", "lenet5", "unrolling", "pooling"], ["bf16"], ["nchw"]))
-    assert {case.op for case in cases} == {"conv2d"}
-    assert {case.direction for case in cases} == {"fprop", "dgrad", "wgrad"}
-    assert not any(case.shape.bias for case in cases)
+def test_distinct_problems_have_no_bias_and_one_layer() -> None:
+    selected = select(["alexnet", "lenet5", "unrolling", "pooling", "rnn"], ["bf16"], ["nchw"])
+    cases = distinct([case.case for case in selected])
+    assert {(case.op, case.direction) for case in cases} == set(FUNCTIONS)
+    assert not any(case.shape.bias for case in cases if case.op == "conv2d")
+    assert {case.shape.layers for case in cases if case.op == "rnn"} == {1}
     assert len({case.key for case in cases}) == len(cases)
 
 
@@ -254,46 +260,90 @@ def test_distinct_problems_have_no_bias_and_no_training() -> None:
 
 
 @pytest.fixture
-def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    path = tmp_path / "table.json"
-    path.write_text(table.TABLE.read_text())
-    monkeypatch.setattr(table, "TABLE", path)
-    return path
+def tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A folder that holds the tables of this test, `<op>.json`, empty at first."""
+    for op in OPS:
+        (tmp_path / f"{op}.json").write_text(table.text({}))
+    for module in (table, planning):
+        monkeypatch.setattr(module, "table_path", lambda op: tmp_path / f"{op}.json")
+    planning.forget()
+    yield tmp_path
+    planning.forget()
 
 
 def measured(key: str, best: list[Any] | None, device: str = "NVIDIA H200") -> dict[str, Any]:
-    row = {"case": key, "key": key, "best": best, "us": {}, "wrong": {}, "model": ["tensor", "64x64", 1]}
+    row = {"case": key, "key": key, "best": best, "us": {}, "wrong": {}, "model": ["mma", "64x64", 1]}
     return {"environment": {"device": device, "device_type": "cuda"}, "problems": {key: row}}
 
 
-def test_what_a_gpu_measured_is_entered_and_replaces_what_was_there(shipped: Path) -> None:
-    write(measured("a", ["tensor", "64x64", 2, 9.5]))
-    write(measured("b", ["hopper", "128x256", 1, 7.0]))
-    write(measured("a", ["tensor", "128x128", 1, 8.5]))
-    write(measured("c", None))
-    write(measured("a", ["tensor", "64x64", 1, 20.0], "NVIDIA A100-SXM4-80GB"))
-    devices = json.loads(shipped.read_text())["devices"]
-    assert devices["NVIDIA H200"] == {"a": ["tensor", "128x128", 1, 8.5], "b": ["hopper", "128x256", 1, 7.0]}
-    assert devices["NVIDIA A100-SXM4-80GB"] == {"a": ["tensor", "64x64", 1, 20.0]}
-    table.measured.cache_clear()
-    assert table.measured()["NVIDIA H200"]["a"] == (Choice("tensor", "128x128", 1), pytest.approx(8.5e-6))
-    table.measured.cache_clear()
+def test_what_a_gpu_measured_is_entered_and_replaces_what_was_there(tables: Path) -> None:
+    write(measured("conv2d_fprop/a", ["mma", "64x64", 2, 9.5]))
+    write(measured("conv2d_dgrad/b", ["wgmma", "128x256", 1, 7.0]))
+    write(measured("conv2d_fprop/a", ["mma", "128x128", 1, 8.5]))
+    write(measured("conv2d_fprop/c", None))
+    write(measured("conv2d_fprop/a", ["mma", "64x64", 1, 20.0], "NVIDIA A100-SXM4-80GB"))
+    write(measured("rnn_forward/a", ["cluster", "2", 1, 5.0]))
+    devices = json.loads((tables / "conv2d.json").read_text())["devices"]
+    assert devices["NVIDIA H200"] == {
+        "conv2d_fprop/a": ["mma", "128x128", 1, 8.5],
+        "conv2d_dgrad/b": ["wgmma", "128x256", 1, 7.0],
+    }
+    assert devices["NVIDIA A100-SXM4-80GB"] == {"conv2d_fprop/a": ["mma", "64x64", 1, 20.0]}
+    entries = planning.measured("conv2d")["NVIDIA H200"]
+    assert entries["conv2d_fprop/a"] == (Configuration("mma", "128x128", 1), pytest.approx(8.5e-6))
+    assert planning.measured("rnn")["NVIDIA H200"]["rnn_forward/a"][0] == Configuration("cluster", "2", 1)
+    assert planning.measured("max_pool2d") == {}
 
 
-def test_the_shipped_table_is_as_the_search_writes_it() -> None:
-    text = table.TABLE.read_text()
-    assert choices._text(json.loads(text)["devices"]) == text
+@pytest.mark.parametrize("op", OPS)
+def test_the_shipped_tables_are_as_the_search_writes_them(op: str) -> None:
+    shipped = planning.table_path(op).read_text()
+    assert table.text(json.loads(shipped)["devices"]) == shipped
 
 
-def test_a_cpu_writes_no_table(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = shipped.read_text()
+def test_a_cpu_writes_no_table(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["choices", "--suite", "lenet5", "--device", "cpu", "--write"]) == 2
     assert "--write: the table holds what a GPU has measured, and this search runs on the CPU" in capsys.readouterr().err
-    document = measured("a", ["tensor", "64x64", 2, 9.5])
+    document = measured("conv2d_fprop/a", ["mma", "64x64", 2, 9.5])
     document["environment"]["device_type"] = "cpu"
     with pytest.raises(ValueError, match="what a GPU has measured"):
         write(document)
-    assert shipped.read_text() == before
+    assert (tables / "conv2d.json").read_text() == table.text({})
+
+
+def test_an_op_without_variants_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["choices", "--op", "unfold", "--device", "cpu"]) == 2
+    assert (
+        "--op: expected an op that has variants to choose from (conv2d, max_pool2d, rnn), got unfold" in capsys.readouterr().err
+    )
+
+
+@needs_emulator
+@pytest.mark.parametrize(
+    ("case", "function"),
+    [
+        ("max_pool2d/fprop/fp16/channels_last/N=2,C=16,H=12,W=12,window=3,stride=2,padding=1", "max_pool2d_forward"),
+        ("max_pool2d/dgrad/fp32/nchw/N=2,C=3,H=12,W=12,window=2,stride=2", "max_pool2d_backward"),
+        ("max_pool2d/fprop/fp32/nchw/N=1,C=2,H=40,W=9,window=33x3,stride=1", "max_pool2d_forward"),
+        ("rnn/fprop/fp16/nchw/T=3,N=3,I=40,H=40", "rnn_forward"),
+        ("rnn/train/fp32/nchw/T=3,N=3,I=40,H=40,directions=2", "rnn_backward"),
+    ],
+)
+def test_pooling_and_recurrence_are_tuned_like_convolution(case: str, function: str) -> None:
+    (canonical,) = distinct([parse(case)])
+    prepared = Prepared(canonical, CPU, "cuda", 0)
+    assert prepared.key is not None
+    assert prepared.key.startswith(f"{function}/")
+    assert len({configuration.variant for configuration in prepared.configurations}) > 1
+    assert prepared.by_model in prepared.configurations
+    row = search(prepared, grid_once, lambda doing: None)
+    assert row["wrong"] == {}
+    assert len(row["us"]) == len(prepared.configurations)
+
+
+def grid_once(configurations: Sequence[Configuration], timer: Any) -> tuple[Configuration, dict[Configuration, float]]:
+    seconds = timer(configurations, 1)
+    return min(seconds, key=seconds.__getitem__), seconds
 
 
 @needs_emulator
@@ -301,14 +351,14 @@ def test_a_cpu_writes_no_table(shipped: Path, capsys: pytest.CaptureFixture[str]
 def test_a_dry_run_on_the_emulator(strategy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "choices.json"
     arguments = ["choices", "--suite", "lenet5", "--device", "cpu", "--strategy", strategy, "--out", str(out)]
-    arguments += ["--dtype", "fp16", "--case", "C=6,"]
+    arguments += ["--op", "conv2d", "--dtype", "fp16", "--case", "C=6,"]
     assert main(arguments) == 0
     said = capsys.readouterr()
     rows = json.loads(out.read_text())["problems"].values()
-    assert {row["key"].partition("/")[0] for row in rows} == {"fprop", "dgrad", "wgrad"}
+    assert {row["key"].partition("/")[0] for row in rows} == {"conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"}
     for row in rows:
         assert row["wrong"] == {}
-        assert {*row["us"]} >= {str(Choice(*row["best"][:3]))}
+        assert {*row["us"]} >= {str(Configuration(*row["best"][:3]))}
         assert row["best"][3] > 0
     assert "a dry run" in said.out
     assert main(arguments) == 0
@@ -316,10 +366,10 @@ def test_a_dry_run_on_the_emulator(strategy: str, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.gpu
-def test_a_search_on_a_gpu(tmp_path: Path, shipped: Path) -> None:
+def test_a_search_on_a_gpu(tmp_path: Path, tables: Path) -> None:
     out = tmp_path / "choices.json"
     arguments = ["choices", "--suite", "resnet50", "--dtype", "bf16", "--layout", "channels_last", "--out", str(out), "--write"]
     assert main([*arguments, "--case", "N=32,C=512,H=7,W=7,K=512"]) == 0
-    entries = json.loads(shipped.read_text())["devices"][torch.cuda.get_device_name()]
+    entries = json.loads((tables / "conv2d.json").read_text())["devices"][torch.cuda.get_device_name()]
     assert len(entries) == 3
     assert all(microseconds > 0 for *_, microseconds in entries.values())

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.choices import Prepared
 from benchmarks.first_light import programs
 from benchmarks.first_light.programs import Measurement
 from benchmarks.gpu import keep, once, outcome, phases, summary, then, timings
 from benchmarks.gpu.exact.cases import from_json
 from benchmarks.gpu.store import Store
 from benchmarks.isolation import Outcome
+from benchmarks.tuning.problem import Prepared
 from tests.benchmarks.gpu_runs import CPU, ENVIRONMENT, first_of, record_of
 from torch_unroll.engines import refusal
 
