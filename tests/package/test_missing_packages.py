@@ -71,7 +71,7 @@ COMMANDS = {
     "benchmarks": ["-m", "benchmarks", "--help"],
     "list": ["-m", "benchmarks", "list"],
     "first_light": ["-m", "benchmarks.first_light", "--help"],
-    "choices": ["-c", "import benchmarks.choices, benchmarks.runner, benchmarks.report, benchmarks.isolation"],
+    "choices": ["-c", "import benchmarks.tuning.search, benchmarks.runner, benchmarks.report, benchmarks.isolation"],
 }
 
 
