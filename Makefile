@@ -47,10 +47,12 @@ test-all: build  ## every test, and the compile checks
 compile-check: $(READY)  ## nvcc for sm_80, sm_90a and sm_100 without spills or local memory; NVRTC for every kernel
 	$(RUN) -m pytest tests -n $(WORKERS) -m compile $(PYTEST)
 
-lint: $(READY)  ## ruff, mypy, clang-format
+lint: $(READY)  ## ruff, mypy, clang-format and the style check
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
+	$(RUN) -m tests.style.check
 
 # What is built is used, and nothing is built: a machine with a GPU may have no compiler, and little time.
 gpu: $(READY)  ## prove and measure everything on a GPU in eight minutes: MINUTES=8 OUT=out/gpu DEVICE=cuda GPU="--then"

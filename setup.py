@@ -1,8 +1,8 @@
-"""Builds the CUDA kernels into the package wherever nvcc is; everything else about the project stands in pyproject.toml.
+"""Compiles the CUDA kernels into the package if nvcc is there; pyproject.toml describes everything else.
 
-Without nvcc or a host compiler the install goes on without the object: the engines that compile at run time still work, and
-`python -m torch_unroll doctor` says what is missing. nvcc decides, never a GPU, so that a wheel can be built anywhere.
-`TORCH_CUDA_ARCH_LIST`, `MAX_JOBS` and `CUDA_HOME` are honoured; `TORCH_UNROLL_SKIP_CUDA=1` leaves the object out.
+Without nvcc or a host compiler the package is installed without the compiled kernels: the engines that compile at run time still
+work, and `python -m torch_unroll doctor` says what is missing. No GPU is needed, so a wheel can be built on any machine.
+`TORCH_CUDA_ARCH_LIST`, `MAX_JOBS` and `CUDA_HOME` apply; `TORCH_UNROLL_SKIP_CUDA=1` leaves the compiled kernels out.
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "pyext" / "torch_unroll"))  # kernels, without the torch that importing torch_unroll needs
 
-from kernels import build as kernel_build  # noqa: E402
+# An empty torch_unroll takes the place of the package, whose __init__.py imports torch: torch_unroll.kernels does without.
+package = ModuleType("torch_unroll")
+package.__path__ = [str(ROOT / "pyext" / "torch_unroll")]
+sys.modules["torch_unroll"] = package
+
+from torch_unroll.kernels import build as kernel_build  # noqa: E402
+from torch_unroll.kernels.table import kernels  # noqa: E402
 
 
 class BuildKernels(build_ext):
-    """Compiles the kernel table. The object is no Python extension: its name carries neither Python's version nor its ABI."""
+    """Compiles the kernel table. The object uses no Python API, so its name contains no Python version or ABI."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return f"{fullname.replace('.', '/')}.so"
@@ -34,7 +40,7 @@ class BuildKernels(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
             directory = ROOT / "build" / kernel_build.directory_name("cuda")
-            kernel_build.build("cuda", kernel_build.table_rows(), output, directory=directory, jobs=self.parallel)
+            kernel_build.build("cuda", kernels(), output, directory=directory, jobs=self.parallel)
         except kernel_build.BuildError as error:
             sys.exit(f"torch-unroll: {error}. To install without the compiled kernels, set TORCH_UNROLL_SKIP_CUDA=1.")
 
@@ -44,7 +50,7 @@ class BuildKernels(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """A wheel with the object fits one platform and every Python."""
+    """A wheel with compiled kernels fits one platform and every version of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         _, _, platform = super().get_tag()
@@ -52,7 +58,7 @@ class PlatformWheel(bdist_wheel):
 
 
 def extensions() -> list[Extension]:
-    """The kernel object, if the tools to build it are here."""
+    """The kernel object as an extension; empty if it cannot be built here or is left out."""
     if os.environ.get("TORCH_UNROLL_SKIP_CUDA", "0") not in ("", "0"):
         return []
     if lack := kernel_build.cuda_lack():

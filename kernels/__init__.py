@@ -1,4 +1,4 @@
-"""Where the kernel sources are, and their digest."""
+"""The CUDA and Numba kernels and the functions that plan their launches. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+if __name__ != "torch_unroll.kernels":  # a second copy of every module would have classes of its own
+    raise ImportError(f"kernels is a part of torch_unroll: import torch_unroll.kernels, not {__name__}")
+
 SOURCES = Path(__file__).resolve().parent / "cuda"
 
 
 @cache
 def digest(*suffixes: str) -> str:
-    """Sixteen hex digits that change with any kernel source or table: the identity of a measurement or a cached binary. Of files
-    with these suffixes alone, where some are named."""
+    """Returns sixteen hex digits that identify the files in `kernels/cuda`, for measurements and cached binaries.
+
+    Args:
+        suffixes: of the files that count, such as ".cuh"; none stands for every source and table.
+    """
     total = hashlib.sha256()
     for path in sorted(SOURCES.rglob("*")):
         if path.suffix in (suffixes or (".h", ".cuh", ".cu", ".py", ".json")):
@@ -22,5 +28,5 @@ def digest(*suffixes: str) -> str:
 
 
 def device_digest() -> str:
-    """The same of what is compiled, which an object carries: whether it was built from these sources."""
+    """Returns the digest of the C++ sources alone. An object carries the digest of the sources that it was built from."""
     return digest(".h", ".cuh", ".cu")

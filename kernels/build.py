@@ -1,9 +1,11 @@
-"""Builds the kernel table into a shared object with the C interface of `cuda/launch.cu`: by nvcc for a GPU, or by g++ against
-the emulator's stand-in headers (`tests/emulator`) for a machine without one. Needs neither torch nor setuptools.
+"""Builds the kernel table into a shared object with the C interface of `cuda/launch.cu`.
+
+nvcc compiles it for GPUs. For machines without a GPU, g++ compiles the same sources against the emulator's headers in
+`tests/emulator/include`. Needs neither torch nor setuptools.
 
     python kernels/build.py cuda|emulated [--mode plain|race|coverage] [--op conv2d] [--output PATH] [--optional] [-j N]
 
-`MAX_JOBS`, `CUDA_HOME` and `TORCH_CUDA_ARCH_LIST` mean what they mean to torch's own extension builder.
+`MAX_JOBS`, `CUDA_HOME` and `TORCH_CUDA_ARCH_LIST` have the meaning that torch's own extension builder gives them.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
-if not __package__:  # run as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    __package__ = "kernels"
+if not __package__:  # run as a script: an empty torch_unroll takes the place of the package, whose __init__.py imports torch
+    package = ModuleType("torch_unroll")
+    package.__path__ = [str(Path(__file__).resolve().parents[1] / "pyext" / "torch_unroll")]
+    sys.modules["torch_unroll"] = package
+    __package__ = "torch_unroll.kernels"
 
 from . import SOURCES, environment
 from .table import OPS, Kernel, instance_source, interface_source, kernels
@@ -40,30 +45,30 @@ MODES = ("plain", "race", "coverage")
 _DEFAULT_ARCHITECTURES = "8.0+PTX 9.0a"
 _CUDA_FLAGS = (
     "-std=c++20 -O3 -lineinfo --compiler-options=-fPIC,-fvisibility=hidden --cudart=static "
-    "-Xfatbin=-compress-all "  # a sixth of the size, and unlike --compress-mode understood by every driver for CUDA 12
-    "-Xptxas=-v "  # see _ninja_file's remarks
+    "-Xfatbin=-compress-all "  # a sixth of the size; unlike the results of --compress-mode, every driver for CUDA 12 reads it
+    "-Xptxas=-v "  # for the logs that _ninja_file keeps
     "--expt-relaxed-constexpr -Werror=cross-execution-space-call"
 ).split()
-# Contraction is off, so that a product and a sum round as written on every host: kernels write fmaf where they mean it.
+# Without contraction every host rounds products and sums as they are written. Kernels call fmaf where they want one rounding.
 _HOST_FLAGS = (
     "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing -fno-exceptions "
     "-Wall -Wno-unknown-pragmas"
 ).split()
 _MODE_FLAGS = {
     "plain": [],
-    # Every access calls __tsan_read or __tsan_write, which are the emulator's own (runtime/race.cpp), not libtsan's.
+    # The compiler inserts a call of __tsan_read* or __tsan_write* before each access; runtime/tsan.cpp defines them, not libtsan.
     "race": ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"],
     "coverage": ["--coverage", "-O1", "-fprofile-abs-path"],
 }
 
 
 class BuildError(RuntimeError):
-    """What is missing or wrong, and what to do about it, in one sentence."""
+    """The kernels cannot be built; the message says in one sentence what is missing or wrong, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One compilation: a generated or written source, its object, and the command without both."""
+    """One compilation: the source file, the object file, and the command without these two."""
 
     source: Path
     object: Path
@@ -71,13 +76,13 @@ class Step:
 
 
 def library_path(toolchain: str, mode: str = "plain") -> Path:
-    """Where the object of every op is put: the two that engines load are package data, the others are for tests."""
+    """The path of the library of all ops. Those that engines load are package data; the other modes, for tests, are in build/."""
     name = f"libtorch_unroll_{toolchain}" + ("" if mode == "plain" else f"_{mode}")
     return (LIBRARIES if mode == "plain" else BUILD) / f"{name}.so"
 
 
 def directory_name(toolchain: str, mode: str = "plain") -> str:
-    """Of the folder under build/ that holds the intermediate files; those of different GPU targets do not evict each other."""
+    """The name of the folder in build/ for intermediate files; each set of GPU targets has its own."""
     return f"{toolchain}-{'_'.join(cuda_targets()) if toolchain == 'cuda' else mode}"
 
 
@@ -91,20 +96,22 @@ def build(
     include: Sequence[Path] = (),
     jobs: int | None = None,
 ) -> Path:
-    """Compiles rows of a kernel table into the shared object `output`, incrementally, in `directory`; returns `output`.
+    """Compiles rows of a kernel table into the shared object `output` and returns its path. Builds are incremental.
 
     Args:
         toolchain: "cuda" or "emulated".
-        mode: of "emulated": "plain"; "race", which sees every access; "coverage", which counts lines for gcov.
-        include: folders searched for the rows' sources before `kernels/cuda`.
+        mode: for "emulated": "plain"; "race", which records every memory access; or "coverage", which counts lines for gcov.
+        directory: the folder for intermediate files.
+        include: folders that are searched for the rows' sources before `kernels/cuda`.
+        jobs: the number of parallel compilations; None stands for `MAX_JOBS` or the number of CPUs.
 
     Raises:
-        BuildError: a tool is missing or too old (the message says the remedy), or a source does not compile.
+        BuildError: a tool is missing or too old, or a source does not compile.
     """
     directory = directory or BUILD / directory_name(toolchain, mode)
     (directory / "generated").mkdir(parents=True, exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:  # two builds of one folder wait for each other
+    with (directory / "lock").open("w") as lock:  # one build at a time in a folder
         fcntl.flock(lock, fcntl.LOCK_EX)
         instances = list(_write_instances(rows, directory / "generated"))
         folders = [f"-I{folder}" for folder in (*include, SOURCES)]
@@ -116,12 +123,12 @@ def build(
         jobs = jobs or int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
         command = [find_ninja(), "-C", str(directory), f"-j{jobs}", "--quiet"]
         if subprocess.run(command).returncode:
-            raise BuildError(f"the {toolchain} kernels do not compile; the compiler's own message stands above")
+            raise BuildError(f"the {toolchain} kernels do not compile; see the compiler's message above")
     return output
 
 
 def _write_instances(rows: Iterable[Kernel], directory: Path) -> Iterator[tuple[Path, str]]:
-    """A file for each source and architecture and one for the C interface, rewritten only on a change: (path, architecture)."""
+    """Writes a file for each pair of source and architecture, and one for the C interface; yields (path, architecture)."""
     groups: defaultdict[tuple[str, str], list[Kernel]] = defaultdict(list)
     for row in rows:
         groups[row.source, row.architecture].append(row)
@@ -144,7 +151,7 @@ def _cuda_steps(instances: list[tuple[Path, str]], directory: Path, folders: lis
         if codes:
             command = (nvcc, *_CUDA_FLAGS, *folders, *codes, "-c")
             steps.append(Step(source, directory / f"{source.stem}.o", command))
-    # Without code for some GPU of its own the linker would add a default one.
+    # Without -gencode the linker would add code for nvcc's default architecture.
     return steps, [nvcc, "--shared", "--cudart=static", *_gencode(targets[0], "80")]
 
 
@@ -153,7 +160,7 @@ def _emulated_steps(
 ) -> tuple[list[Step], list[str]]:
     compiler = find_host_compiler()
     flags = [*_HOST_FLAGS, *_host_architecture()]
-    # Force-included, as nvcc does with its own cuda_runtime.h.
+    # nvcc includes its cuda_runtime.h in every source file; so does this build with the emulator's.
     stand_ins = [f"-I{EMULATOR / 'include'}", *folders, "-include", "cuda_runtime.h"]
     runtime = [f"-I{EMULATOR / 'include'}", f"-I{SOURCES}", f"-DEMULATOR_{mode.upper()}"]
     steps = [
@@ -168,7 +175,7 @@ def _emulated_steps(
 
 
 def _ninja_file(steps: Iterable[Step], link: Sequence[str], output: Path, *, remarks: bool) -> str:
-    """With `remarks`, what the compiler says is kept beside each object (`.log`), for tests/compile to read."""
+    """The text of build.ninja. With `remarks`, each object's compiler output is kept in a `.log` file for tests/compile."""
 
     def path(value: Path) -> str:
         return str(value).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
@@ -200,28 +207,37 @@ def _path(*names: str) -> Path | None:
 
 
 def find_ninja() -> str:
-    beside = Path(sys.executable).parent / "ninja"
-    found = shutil.which("ninja") or (str(beside) if beside.exists() else None)
-    if not found and (spec := importlib.util.find_spec("ninja")) and spec.origin:
-        found = shutil.which("ninja", path=str(Path(spec.origin).parent / "data" / "bin"))
-    if not found:
+    """The path of ninja: on PATH, in the folder of this Python, or in the package of that name.
+
+    Raises:
+        BuildError: ninja is missing.
+    """
+    ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
+    if not ninja and (spec := importlib.util.find_spec("ninja")) and spec.origin:
+        ninja = shutil.which("ninja", path=str(Path(spec.origin).parent / "data" / "bin"))
+    if not ninja:
         raise BuildError("ninja is missing: `pip install ninja`")
-    return found
+    return ninja
 
 
 def find_host_compiler() -> str:
-    named = os.environ.get("CXX") or "g++"
-    found = shutil.which(str(_path("CXX")) if re.search(r"[~/]", named) else named)
-    if not found:
+    """The path of the C++20 compiler that `CXX` names, g++ by default.
+
+    Raises:
+        BuildError: it is missing or too old.
+    """
+    name = os.environ.get("CXX") or "g++"
+    compiler = shutil.which(str(_path("CXX")) if re.search(r"[~/]", name) else name)
+    if not compiler:
         raise BuildError("g++ is missing: install it (`apt install g++`), or name a C++20 compiler in CXX")
-    text = subprocess.run([found, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=False).stdout
-    if int(text.split(".")[0] or 0) < 11:
-        raise BuildError(f"{found} is version {text.strip()}, C++20 needs g++ 11 or newer: name one in CXX")
-    return found
+    version = subprocess.run([compiler, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=False).stdout
+    if int(version.split(".")[0] or 0) < 11:
+        raise BuildError(f"{compiler} is version {version.strip()}, C++20 needs g++ 11 or newer: name one in CXX")
+    return compiler
 
 
 def _host_architecture() -> list[str]:
-    """Fused multiply-add in hardware where there is one; the results are the same without, only slower."""
+    """Flags for fused multiply-add in hardware. Without it fmaf gives the same results more slowly."""
     if platform.machine() == "x86_64":
         flags = set(re.findall(r"\b(?:fma|avx2|f16c|bmi2)\b", Path("/proc/cpuinfo").read_text()))
         return ["-march=x86-64-v3"] if len(flags) == 4 else []
@@ -229,16 +245,26 @@ def _host_architecture() -> list[str]:
 
 
 def find_nvcc() -> str:
+    """The absolute path of nvcc: under `CUDA_HOME` or `CUDA_PATH`; if neither is set, on PATH or in /usr/local/cuda.
+
+    Raises:
+        BuildError: nvcc is not there.
+    """
     home = _path("CUDA_HOME", "CUDA_PATH")
-    found = shutil.which("nvcc", path=str(home / "bin")) if home else shutil.which("nvcc")
-    found = found or (None if home else shutil.which("nvcc", path="/usr/local/cuda/bin"))
-    if not found:
+    nvcc = shutil.which("nvcc", path=str(home / "bin")) if home else shutil.which("nvcc")
+    nvcc = nvcc or (None if home else shutil.which("nvcc", path="/usr/local/cuda/bin"))
+    if not nvcc:
         where = f"under CUDA_HOME={home}" if home else "on PATH or in /usr/local/cuda"
         raise BuildError(f"nvcc is not found {where}: install the CUDA toolkit 12.0 or newer, or set CUDA_HOME to where it is")
-    return os.path.abspath(found)
+    return os.path.abspath(nvcc)
 
 
 def nvcc_release(nvcc: str) -> tuple[int, int]:
+    """The major and minor version of a CUDA toolkit.
+
+    Raises:
+        BuildError: it is older than 12.0, or nvcc does not say.
+    """
     match = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     if not match:
         raise BuildError(f"`{nvcc} --version` names no release: set CUDA_HOME to a CUDA toolkit 12.0 or newer")
@@ -248,7 +274,7 @@ def nvcc_release(nvcc: str) -> tuple[int, int]:
     return release
 
 
-#: What torch's extension builder takes in TORCH_CUDA_ARCH_LIST for several architectures.
+#: The names of families that torch's extension builder accepts in TORCH_CUDA_ARCH_LIST, and their architectures.
 _FAMILIES = {
     "Kepler+Tesla": "3.7",
     "Kepler": "3.5+PTX",
@@ -268,30 +294,33 @@ _FAMILIES = {
 
 
 def _entries(listed: str) -> list[str]:
-    """Of a list in the manner of TORCH_CUDA_ARCH_LIST, with families spelt out."""
+    """The architectures in a list such as TORCH_CUDA_ARCH_LIST; names of families are expanded."""
     names = re.split(r"[\s;,]+", listed)
     return [entry for name in names for entry in _FAMILIES.get(name, name).split()]
 
 
 @cache
-def _note(text: str) -> None:
-    """Once, however often the list is read."""
+def note(text: str) -> None:
+    """Prints a text to stderr, once for each process."""
     print(f"torch-unroll: {text}", file=sys.stderr)
 
 
 def cuda_targets() -> list[str]:
-    """What the CUDA object is compiled for: TORCH_CUDA_ARCH_LIST, or if it is empty or "native" the GPUs present, or if there are
-    none sm_80, sm_90a and PTX; without architectures that are older than what the kernels need.
+    """The architectures that the CUDA object is compiled for, such as "80", "80+PTX", "90a".
 
-    Returns names such as "80", "80+PTX", "90a".
+    They come from TORCH_CUDA_ARCH_LIST. If that is unset or "native", the GPUs of this machine are taken, and if it has none,
+    sm_80 with PTX and sm_90a. Architectures below 8.0 are left out with a note.
+
+    Raises:
+        BuildError: an entry is not understood, nvcc does not know it, or all are below 8.0.
     """
     nvcc = find_nvcc()
     release = nvcc_release(nvcc)
     known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout.split()
     entries = _entries(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
     if entries in ([], ["native"]):
-        entries = _entries(_present() or _DEFAULT_ARCHITECTURES)
-    targets: dict[str, bool] = {}  # architecture -> whether its PTX is asked for
+        entries = _entries(present_architectures() or _DEFAULT_ARCHITECTURES)
+    targets: dict[str, bool] = {}  # architecture -> whether its PTX is included
     too_old = []
     for name in entries:
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
@@ -306,7 +335,7 @@ def cuda_targets() -> list[str]:
                 f"nvcc {release[0]}.{release[1]} ({nvcc}) cannot compile for {name}: install a newer CUDA toolkit, "
                 "or name an older architecture with +PTX in TORCH_CUDA_ARCH_LIST"
             )
-        # A GPU of capability 9.0 runs sm_90a, so the suffix need not be asked for.
+        # Every GPU of capability 9.0 runs code for sm_90a.
         target = "90a" if number == "90" else number
         targets[target] = targets.get(target, False) or bool(match[4])
     if too_old and not targets:
@@ -314,36 +343,36 @@ def cuda_targets() -> list[str]:
             f"TORCH_CUDA_ARCH_LIST names {', '.join(too_old)}, and the kernels need 8.0 or newer: add one, or unset it"
         )
     if too_old:
-        _note(f"TORCH_CUDA_ARCH_LIST: {', '.join(too_old)} left out: the kernels need 8.0 or newer")
+        note(f"TORCH_CUDA_ARCH_LIST: {', '.join(too_old)} left out: the kernels need 8.0 or newer")
     return [f"{target}+PTX" if ptx else target for target, ptx in targets.items()]
 
 
-def _present() -> str:
-    """Compute capabilities of this machine's GPUs that the kernels support, as a list for TORCH_CUDA_ARCH_LIST."""
+def present_architectures() -> str:
+    """The compute capabilities of this machine's GPUs that the kernels support, in the form of TORCH_CUDA_ARCH_LIST."""
     if not shutil.which("nvidia-smi"):
         return ""
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False)
-    capabilities = {line.strip() for line in found.stdout.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())}
-    return " ".join(sorted(each for each in capabilities if float(each) >= 8))
+    output = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    capabilities = {line.strip() for line in output.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())}
+    return " ".join(sorted(capability for capability in capabilities if float(capability) >= 8))
 
 
 def _gencode(target: str, architecture: str) -> list[str]:
-    """Flags that compile a row of an architecture for one target; none if it does not run there."""
+    """The flags that compile kernels of an architecture for one target; empty if they do not run there."""
     number, _, ptx = target.partition("+")
     if architecture.endswith("a") and number != architecture:
         return []
     if int(number.rstrip("a")) < int(architecture.rstrip("a")):
         return []
     flags = [f"-gencode=arch=compute_{number},code=sm_{number}"]
-    if ptx and not architecture.endswith("a"):  # what an "a" adds is of that architecture alone, so its PTX serves no other
+    if ptx and not architecture.endswith("a"):  # PTX for sm_90a runs on no other architecture
         virtual = f"compute_{number.rstrip('a')}"
         flags.append(f"-gencode=arch={virtual},code={virtual}")
     return flags
 
 
 def cuda_lack() -> str | None:
-    """What keeps the CUDA kernels from being built here, with the remedy; None if nothing does."""
+    """Why the CUDA kernels cannot be built here, with the remedy; None if they can."""
     try:
         find_nvcc()
         find_host_compiler()
@@ -352,19 +381,14 @@ def cuda_lack() -> str | None:
     return None
 
 
-def table_rows(op: str | None = None) -> list[Kernel]:
-    """The kernels of an op, or of every op that has a table."""
-    ops = [op] if op else [each for each in OPS if (SOURCES / each / "variants.py").exists()]
-    return [row for each in ops for row in kernels(each)]
-
-
 def main() -> None:
+    """Runs the build as the head of this file describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("toolchain", choices=("cuda", "emulated"))
-    parser.add_argument("--mode", choices=MODES, default="plain", help="of the emulated object")
-    parser.add_argument("--op", choices=OPS, help="only this op, in a folder of its own under build/")
+    parser.add_argument("--mode", choices=MODES, default="plain", help="how the emulated object is instrumented")
+    parser.add_argument("--op", choices=OPS, help="build only the kernels of this op, in a folder of their own under build/")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--optional", action="store_true", help="without nvcc or g++, say so and succeed")
+    parser.add_argument("--optional", action="store_true", help="exit with status 0 if nvcc or g++ is missing")
     parser.add_argument("-j", "--jobs", type=int)
     arguments = parser.parse_args()
     toolchain, mode, op = arguments.toolchain, arguments.mode, arguments.op
@@ -378,7 +402,7 @@ def main() -> None:
             directory = directory.with_name(f"{directory.name}-{op}")
             output = directory / output.name
         output = (arguments.output or output).resolve()
-        build(toolchain, table_rows(op), output, mode=mode, directory=directory, jobs=arguments.jobs)
+        build(toolchain, kernels(op), output, mode=mode, directory=directory, jobs=arguments.jobs)
     except BuildError as error:
         sys.exit(f"torch-unroll: {error}")
     print(output)

@@ -1,4 +1,4 @@
-"""Paths that the environment names."""
+"""Paths in environment variables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def path(*names: str) -> Path | None:
-    """The path that the first of these variables names, absolute and without `~`; None if all are unset or empty.
+    """The absolute path, with `~` expanded, in the first of these variables that is set; None if all are unset or empty.
 
     Raises:
-        RuntimeError: there is no such home.
+        RuntimeError: the home folder that `~` stands for is not known.
     """
     for name in names:
         if value := os.environ.get(name):

@@ -1,9 +1,9 @@
-"""Structs that Python hands to C++ lie in memory as C++ has them: what both sides must agree on, and how it is checked.
+"""Checks that the structs that Python passes to C++ have the same memory layout on both sides.
 
-A struct of the device code is mirrored by a `ctypes.Structure` with the same names. nvcc, g++ and NVRTC alike are given the
-device code together with a `statement` of the mirror, which does not compile where a field is elsewhere, of another size, or
-missing on either side. An object that is kept carries the `record` of what was stated when it was built: loading compares it with
-the mirrors at hand, which may be newer. A field of a mirror whose name begins with an underscore stands for padding.
+A `ctypes.Structure` with the same names mirrors each struct of the device code. nvcc, g++ and NVRTC compile the device code with
+a `statement` of the mirror, which does not compile if a field has another offset or size, or is missing on either side. A built
+object contains the `record` of the mirrors that it was compiled with; when it is loaded, the record is compared with the current
+mirrors, which may be newer. A field of a mirror whose name begins with an underscore is padding.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 
 class Field(NamedTuple):
-    """A field of a struct, or of a struct within it: "shape", "shape.N"; of structs in an array, those of the first."""
+    """A field of a struct or of a struct within it, such as "shape" or "shape.N". An array of structs shows its first."""
 
     name: str
-    offset: int  # from the outermost struct's begin
-    size: int
-    members: tuple[str, ...] | None = None  # of a struct, their own names
+    offset: int  # in bytes from the start of the outermost struct
+    size: int  # in bytes
+    members: tuple[str, ...] | None = None  # the names of the fields of a field that is itself a struct
 
 
 def _members(structure: Any) -> tuple[str, ...]:
@@ -42,25 +42,25 @@ def _inner(structure: Any, prefix: str, start: int) -> Iterator[Field]:
 
 
 def fields(structure: type[ctypes.Structure]) -> list[Field]:
-    """Every field of a mirror, those of inner structs after the struct."""
+    """Every field of a mirror; the fields of an inner struct follow the struct."""
     return list(_inner(structure, "", 0))
 
 
 @cache
 def record(name: str, structure: type[ctypes.Structure]) -> str:
-    """One line: of each field its name, offset and size; the struct's own size last."""
+    """One line with the name, offset and size of each field, and finally the size of the struct."""
     entries = [f"{field.name} {field.offset} {field.size}" for field in fields(structure)]
     return "; ".join([*entries, f"{name} 0 {ctypes.sizeof(structure)}"])
 
 
 def _same(offset: str, value: str, label: str, field: Field) -> str:
     numbers = f"{offset}, sizeof {value}, {field.offset}, {field.size}"
-    place = _place((field.offset, field.size))
-    return f'  static_assert(SameField<{numbers}>::value, "{label} is {place} in Python");'
+    where = _where((field.offset, field.size))
+    return f'  static_assert(SameField<{numbers}>::value, "{label} is {where} in Python");'
 
 
 def statement(function: str, name: str, structure: type[ctypes.Structure]) -> str:
-    """C++: a function template that compiles for a struct, its argument, if that is laid out like its mirror in Python."""
+    """A C++ function template that can be instantiated only with a struct that is laid out like its mirror."""
     lines = [
         "template <class Struct>",
         f"__device__ constexpr auto {function}(const Struct& whole) {{",
@@ -71,7 +71,7 @@ def statement(function: str, name: str, structure: type[ctypes.Structure]) -> st
     lines.append(_same("0", "whole", name, whole))
     for field in (whole, *fields(structure)):
         value = "whole" if field is whole else f"whole.{field.name}"
-        if field.members:  # does not compile for a struct of more members, or fewer
+        if field.members:  # a structured binding compiles only with the right number of members
             lines.append(f"  {{ [[maybe_unused]] const auto& [{', '.join(field.members)}] = {value}; }}")
         elif field.members is not None:
             lines.append(f'  static_assert(__is_empty(decltype({value})), "{name}.{field.name} has no members in Python");')
@@ -79,14 +79,14 @@ def statement(function: str, name: str, structure: type[ctypes.Structure]) -> st
 
 
 def difference(recorded: str, name: str, structure: type[ctypes.Structure]) -> str | None:
-    """The first field that an object's record and a mirror do not agree on, in words; None if they agree."""
+    """A sentence about the first field in which an object's record differs from a mirror; None if they agree."""
     if recorded == record(name, structure):
         return None
     theirs, ours = _parse(recorded), _parse(record(name, structure))
     differing = [field for field in (*theirs, *ours) if theirs.get(field) != ours.get(field)]
     first = min(differing, key=lambda field: (field == name, (theirs.get(field) or ours[field])[0]))
     label = name if first == name else f"{name}.{first}"
-    return f"{label} is {_place(theirs.get(first))} in the object, and {_place(ours.get(first))} in Python"
+    return f"{label} is {_where(theirs.get(first))} in the object, and {_where(ours.get(first))} in Python"
 
 
 def _parse(recorded: str) -> dict[str, tuple[int, int]]:
@@ -94,5 +94,5 @@ def _parse(recorded: str) -> dict[str, tuple[int, int]]:
     return {name: (int(offset), int(size)) for name, offset, size in entries}
 
 
-def _place(place: tuple[int, int] | None) -> str:
-    return "missing" if place is None else f"at offset {place[0]} with {place[1]} bytes"
+def _where(offset_and_size: tuple[int, int] | None) -> str:
+    return "missing" if offset_and_size is None else "at offset {} with {} bytes".format(*offset_and_size)

@@ -1,4 +1,4 @@
-"""ctypes mirrors of `cuda/shapes.h`; `layout.py` keeps the two from drifting apart."""
+"""ctypes mirrors of the structs in `cuda/shapes.h`; `layout.py` checks that both sides agree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _int32, _int64 = ctypes.c_int32, ctypes.c_int64
 
 
 class SizeError(RuntimeError):
-    """A size that the kernels do not count: their fields have 32 bits, and their grids have limits."""
+    """A size is too large for the kernels' 32-bit fields or for the limits of a grid."""
 
 
 class Conv2dShape(ctypes.Structure):

@@ -1,7 +1,7 @@
-"""The kernel table: every kernel that exists, once. setup.py, the emulator build, NVRTC and the tests all read it.
+"""The kernel table lists every kernel. setup.py, the emulator's build, NVRTC and the tests read it.
 
-A row is one instantiation of a kernel template. A kernel takes exactly one parameter: a plain struct passed by value, so
-that one launcher serves all of them. The rows of an op stand in `cuda/<op>/variants.py`, beside its device code.
+A row is one instantiation of a kernel template. Every kernel takes exactly one parameter, a plain struct passed by value, so that
+one launcher serves them all. `cuda/<op>/variants.py` holds the rows of an op.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Kernel:
 
     source: str  # relative to kernels/cuda
     name: str  # of the template; ends in _kernel
-    arguments: tuple[str, ...] = ()  # template arguments, as C++ text
-    architecture: str = "80"  # the least it runs on; "90a" compiles for that one only
+    arguments: tuple[str, ...] = ()  # template arguments as C++ text
+    architecture: str = "80"  # the lowest it runs on; "90a" is the only one it runs on
 
     @property
     def expression(self) -> str:
-        """The C++ name expression, which is also the kernel's identity in every engine."""
+        """The C++ name expression, by which every engine identifies the kernel."""
         return f"{self.name}<{', '.join(self.arguments)}>"
 
 
@@ -45,62 +45,69 @@ class CLaunchConfig(ctypes.Structure):
     ]
 
 
-#: The structs of the C interface in platform/interface.h, and their mirrors.
+#: The names of the structs in platform/interface.h and their mirrors.
 INTERFACE: dict[str, type[ctypes.Structure]] = {"LaunchConfig": CLaunchConfig, "TensorMapSpec": CTensorMapSpec}
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How a kernel is launched: what CUDA calls the execution configuration."""
+    """The execution configuration of a launch; `grid` counts blocks, with and without clusters."""
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int = 0
     cluster: tuple[int, int, int] = (1, 1, 1)
-    cooperative: bool = False  # every block resident at once, or the launch fails
+    cooperative: bool = False  # the launch fails unless all blocks can be resident at once
 
     def struct(self) -> CLaunchConfig:
-        """As the C interface takes it."""
+        """The struct that the C interface takes."""
         three = ctypes.c_uint32 * 3
-        extents = (three(*self.grid), three(*self.block), three(*self.cluster))
-        return CLaunchConfig(*extents, self.shared_bytes, self.cooperative)
+        return CLaunchConfig(
+            grid=three(*self.grid),
+            block=three(*self.block),
+            cluster=three(*self.cluster),
+            shared_bytes=self.shared_bytes,
+            cooperative=self.cooperative,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class LaunchPlan:
-    """One kernel and how it is launched; computed from shape, dtype and GPU alone, never from data.
+    """One kernel and its launch configuration, computed from shape, dtype and GPU alone, never from data.
 
-    Plans are cached where they are made and compared by identity, so that a launcher can key what it prepared by them.
+    Plans are cached by the functions that make them and compared by identity, so that a launcher can use them as keys.
     """
 
     kernel: Kernel
     config: LaunchConfig
-    variant: str  # the idea, as the ladder note at the head of the kernel file calls it
+    variant: str  # the name of the op's variant that launches this kernel
 
 
 def instantiate(source: str, name: str, *axes: Sequence[str], architecture: str = "80") -> Iterator[Kernel]:
-    """The rows of a template for every combination of its arguments; an axis lists the values of one argument."""
+    """Yields a row for every combination of a template's arguments; each axis lists the values of one argument."""
     for arguments in product(*axes):
         yield Kernel(source, name, arguments, architecture)
 
 
 @cache
 def kernels(op: str | None = None) -> tuple[Kernel, ...]:
-    """Every kernel of an op, or of all."""
-    found: list[Kernel] = []
-    for each in OPS if op is None else (op,):
-        found += import_module(f"{__package__}.cuda.{each}.variants").KERNELS
-    return tuple(found)
+    """Every kernel of an op, or of all ops."""
+    ops = OPS if op is None else (op,)
+    return tuple(row for name in ops for row in import_module(f"{__package__}.cuda.{name}.variants").KERNELS)
 
 
 def kernels_of(op: str, dtype: str) -> tuple[Kernel, ...]:
-    """The kernels that calls of an op in one dtype may launch: those of its type, and those that know no type."""
-    types = {**{name: each for each, name in CPP_TYPES.items()}, "tfloat32": "float32"}
-    return tuple(row for row in kernels(op) if types.get(row.arguments[0], dtype) == dtype)
+    """The kernels that calls of an op in one dtype may launch: those of that dtype and those that are independent of it."""
+    dtypes = {**{cpp_type: name for name, cpp_type in CPP_TYPES.items()}, "tfloat32": "float32"}
+    return tuple(row for row in kernels(op) if dtypes.get(row.arguments[0], dtype) == dtype)
 
 
 def parameters(kernel: Kernel) -> type[ctypes.Structure] | None:
-    """The mirror of what a kernel takes, from `PARAMETERS` in its op's variants.py; None of a kernel that is no op's."""
+    """The ctypes mirror of a kernel's parameter, from `PARAMETERS` in `cuda/<op>/variants.py`; None for the tests' own kernels.
+
+    Raises:
+        LookupError: `PARAMETERS` has no entry for a kernel of an op.
+    """
     op = kernel.source.partition("/")[0]
     if op not in OPS:
         return None
@@ -111,13 +118,13 @@ def parameters(kernel: Kernel) -> type[ctypes.Structure] | None:
 
 
 def recorded_layout(kernel: Kernel) -> str:
-    """What an object records of a kernel's parameters."""
+    """The layout of a kernel's parameter that the object records when it is built."""
     mirror = parameters(kernel)
     return layout.record(mirror.__name__, mirror) if mirror else ""
 
 
 def checked_source(rows: Iterable[Kernel]) -> str:
-    """C++ that includes the source file of rows, and compiles where their parameters are laid out like their mirrors."""
+    """C++ that includes the source file of the rows and compiles only if their parameters are laid out like the mirrors."""
     rows = list(rows)
     mirrors = {row: mirror for row in rows if (mirror := parameters(row))}
     names = {mirror: f"state_layout_{i}" for i, mirror in enumerate(dict.fromkeys(mirrors.values()))}
@@ -130,7 +137,7 @@ def checked_source(rows: Iterable[Kernel]) -> str:
 
 
 def instance_source(rows: Iterable[Kernel]) -> str:
-    """C++ that instantiates rows of one source file and registers them with the launcher (see `platform/registry.h`)."""
+    """C++ that instantiates the rows of one source file and registers them with the launcher (`platform/registry.h`)."""
     rows = list(rows)
     lines = [checked_source(rows), '#include "platform/registry.h"', "namespace {"]
     for i, row in enumerate(rows):
@@ -140,8 +147,10 @@ def instance_source(rows: Iterable[Kernel]) -> str:
 
 
 def interface_source() -> str:
-    """C++ that compiles where the structs of the C interface are laid out like their mirrors, and records how, and of which
-    sources the object is."""
+    """C++ that compiles only if the structs of the C interface are laid out like their mirrors.
+
+    It defines the functions that return those layouts and the digest of the sources.
+    """
     lines = ['#include "platform/interface.h"', '#include "platform/layout.h"']
     for name, mirror in INTERFACE.items():
         lines.append(layout.statement(f"state_layout_of_{name}", name, mirror))

@@ -30,7 +30,7 @@ def logs() -> dict[str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
         directory = build.BUILD / build.directory_name("cuda")
-        build.build("cuda", build.table_rows(), directory / "check.so", directory=directory)
+        build.build("cuda", kernels(), directory / "check.so", directory=directory)
     instances = {path.stem for path in (directory / "generated").glob("*.cu")}
     return {path.name: path.read_text() for path in directory.glob("*.log") if path.name.removesuffix(".o.log") in instances}
 

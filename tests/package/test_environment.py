@@ -27,8 +27,8 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     compiler.write_text(STAND_IN)
     compiler.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
-    monkeypatch.setattr(build, "_present", lambda: "")
-    build._note.cache_clear()
+    monkeypatch.setattr(build, "present_architectures", lambda: "")
+    build.note.cache_clear()
     return tmp_path / "toolkit"
 
 

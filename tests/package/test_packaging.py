@@ -91,7 +91,7 @@ def test_a_wheel_without_nvcc_is_pure_and_carries_every_source(tree: Path, monke
     assert device_code(installed / "kernels" / "cuda") == device_code()
     modules = {path.relative_to(tree / "pyext").as_posix() for path in (tree / "pyext" / "torch_unroll").rglob("*.py")}
     assert modules <= {path.relative_to(tree / "installed").as_posix() for path in installed.rglob("*")}
-    script = "import sys; sys.path.insert(0, 'installed/torch_unroll'); import kernels; print(kernels.digest())"
+    script = "import sys; sys.path.insert(0, 'installed'); from torch_unroll import kernels; print(kernels.digest())"
     digest = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tree, check=True).stdout.strip()
     assert digest == kernels.digest()
 
