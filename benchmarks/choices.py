@@ -30,7 +30,7 @@ from benchmarks.cuda_timing import L2Flush, measure
 from benchmarks.environment import describe
 from benchmarks.isolation import Job, Outcome, run, run_all
 from benchmarks.measure import fair
-from benchmarks.ops.operation import Call, double
+from benchmarks.providers import Call, double
 from benchmarks.suites import Selected
 from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 from torch_unroll.engines import load, refusal, resolve_precision

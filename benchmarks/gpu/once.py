@@ -7,9 +7,9 @@ import sys
 
 import torch
 
-from benchmarks.cases import parse
 from benchmarks.choices import engine_of
 from benchmarks.gpu.work import run_case
+from benchmarks.ops import parse
 
 
 def main(what: str, name: str, *rest: str) -> None:

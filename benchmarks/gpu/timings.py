@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, parse
+from benchmarks.cases import Case
+from benchmarks.ceilings import measure_ceilings
 from benchmarks.choices import Prepared, Timer, engine_of, search
 from benchmarks.gpu.work import tell
 from benchmarks.measure import Setting, fair
+from benchmarks.ops import parse
 from benchmarks.runner import measure_case
 from benchmarks.suites import SUITES, select, telling
 from benchmarks.timing import QUICK, Limits
@@ -100,7 +102,5 @@ def _time_all(choices: Any, timer: Timer) -> tuple[Choice, dict[Choice, float]]:
 
 def run_ceilings(device_name: str) -> None:
     """Copy bandwidth, products, and the start-up of a graph: what every share is a share of."""
-    from benchmarks.ceilings import measure_ceilings
-
     device = torch.device(device_name)
     tell("result", ceilings=measure_ceilings(device, QUICK, quick=True))

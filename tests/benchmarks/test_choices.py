@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from benchmarks import choices, results
-from benchmarks.cases import Case, parse
+from benchmarks.cases import Case
 from benchmarks.choices import MANY, Search, distinct, grid, halving, search, summary, write
 from benchmarks.cli import main
 from benchmarks.environment import describe
+from benchmarks.ops import parse
 from benchmarks.results import ForeignError
 from benchmarks.suites import select
 from torch_unroll.engines import cuda
