@@ -1,1 +1,1 @@
-"""Measures the ops beside what a user would otherwise call: `python -m benchmarks --help`; the rules stand in README.md here."""
+"""Compares the ops with what a user would otherwise call. See `python -m benchmarks --help`, and README.md for the rules."""

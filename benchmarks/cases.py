@@ -1,89 +1,39 @@
-"""A case: one op, direction, dtype and layout on one shape, with a name that says all of it and can be read back.
+"""A case is one operation, direction, dtype and layout on one shape. Its key names all of them, and `ops.parse` reads it back:
 
 conv2d/dgrad/bf16/channels_last/N=32,C=64,H=56,W=56,K=64,R=3,S=3,padding=1
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from benchmarks.ops.operation import Operation
-
-#: fp32 is IEEE arithmetic; tf32 is float32 storage with products in TensorFloat-32.
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32, "fp64": torch.float64}
-LAYOUTS = ("nchw", "channels_last")
-#: fprop, dgrad and wgrad are the forward pass and the two gradients alone; train is the forward pass and every gradient.
-DIRECTIONS = ("fprop", "dgrad", "wgrad", "train")
-
-
-class UnknownNameError(ValueError):
-    """A name that nothing here has; the message offers the nearest ones."""
-
-    def __init__(self, kind: str, given: str, known: Sequence[str]):
-        near = get_close_matches(given, known, n=3, cutoff=0.3)
-        offer = f"; nearest: {', '.join(near)}" if near else f"; known: {', '.join(known)}"
-        super().__init__(f"unknown {kind} {given!r}{offer}")
-
-
-def find(kind: str, given: str, known: Sequence[str]) -> str:
-    """`given`, if it is one of the known names."""
-    if given not in known:
-        raise UnknownNameError(kind, given, list(known))
-    return given
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The base of every op's shape: a dataclass of ints, pairs and names, whose defaults its text leaves out."""
-
-    def text(self) -> str:
-        """`N=32,C=64,...,stride=2x1`: the fields in order, without those at their default."""
-        parts = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value == field.default:
-                continue
-            if isinstance(value, tuple):
-                value = value[0] if len(set(value)) == 1 else "x".join(map(str, value))
-            parts.append(f"{field.name}={value}")
-        return ",".join(parts)
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """The shape that `text()` writes so."""
-        known = {field.name: field for field in fields(cls)}
-        values: dict[str, Any] = {}
-        for part in text.split(","):
-            name, equals, value = part.partition("=")
-            find("field of a shape", name, list(known))
-            if not equals or not value:
-                raise ValueError(f"{part!r}: expected NAME=VALUE")
-            if known[name].type == "Pair":
-                numbers = tuple(int(number) for number in value.split("x"))
-                values[name] = numbers * 2 if len(numbers) == 1 else numbers
-            else:
-                values[name] = int(value) if value.isdigit() else value
-        missing = [name for name, field in known.items() if field.default is MISSING and name not in values]
-        if missing:
-            raise ValueError(f"{text!r}: the shape lacks {', '.join(missing)}")
-        return cls(**values)
+from benchmarks.check import complaint
+from benchmarks.names import DTYPES, LAYOUTS, Shape
+from benchmarks.providers import BASELINES, Call, Tensors, backward_call, direct_call, is_engine, train_call
+from torch_unroll.engines import refusal
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is checked and timed as one row."""
+    """What is checked and timed as one row of a result file."""
 
-    op: str
+    operation: Operation
     direction: str
     dtype: str
     layout: str
-    shape: Any  # the op's Shape
+    shape: Any  # an instance of the operation's Shape
+
+    @property
+    def op(self) -> str:
+        """The operation's name."""
+        return self.operation.name
 
     @property
     def key(self) -> str:
@@ -91,40 +41,119 @@ class Case:
         return f"{self.op}/{self.direction}/{self.dtype}/{self.layout}/{self.shape.text()}"
 
     @property
-    def operation(self) -> Operation:
-        from benchmarks.ops import OPERATIONS
-
-        return OPERATIONS[self.op]
-
-    @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
     @property
     def flops(self) -> int:
-        """Floating-point operations; a multiply-add is two."""
+        """Floating-point operations, counting a multiply-add as two."""
         return self.operation.flops(self.shape, self.direction)
 
     @property
     def bytes(self) -> int:
-        """Bytes that have to move: every input read once and every output written once."""
+        """Bytes that have to move: every input is read once and every output written once."""
         return self.operation.bytes(self.shape, self.direction, self.torch_dtype.itemsize)
 
     def shrunk(self) -> Case:
-        """A small case of the same geometry: window, stride, padding, dilation and the remainders of the channel counts stay."""
-        return Case(self.op, self.direction, self.dtype, self.layout, self.operation.shrink(self.shape))
+        """A small case with the same window, stride, padding, dilation and remainders of the channel counts."""
+        return replace(self, shape=self.operation.shrink(self.shape))
 
 
-def parse(key: str) -> Case:
-    """The case of a key."""
-    from benchmarks.ops import OPERATIONS
+@dataclass(frozen=True)  # without fields, so that copies in other processes compare equal
+class Operation(ABC):
+    """What the runner needs to know about an op: its arithmetic, its inputs, and the source of the calls to compare.
 
-    parts = key.split("/")
-    if len(parts) != 5:
-        raise ValueError(f"case {key!r}: expected OP/DIRECTION/DTYPE/LAYOUT/SHAPE; `python -m benchmarks list` shows them")
-    op, direction, dtype, layout, shape = parts
-    operation = OPERATIONS[find("op", op, list(OPERATIONS))]
-    find("direction", direction, operation.directions)
-    find("dtype", dtype, list(DTYPES))
-    find("layout", layout, operation.layouts)
-    return Case(op, direction, dtype, layout, operation.Shape.parse(shape))
+    An operation takes tensors by name. `dy` is the gradient of its output; direction `train` differentiates all other tensors.
+    The calls are written as source so that `python -m benchmarks repro` prints exactly what is timed.
+    """
+
+    name: ClassVar[str]
+    Shape: ClassVar[type[Shape]]
+    directions: ClassVar[tuple[str, ...]] = ("fprop", "train")
+    #: The directions whose expression is the whole call, without autograd.
+    direct: ClassVar[tuple[str, ...]] = ("fprop",)
+    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+    baselines: ClassVar[tuple[str, ...]] = BASELINES
+    #: TF32 is enabled by torch.backends.cudnn.<precision>.fp32_precision.
+    precision: ClassVar[str] = "conv"
+    #: The imports that the expressions of engines and of baselines need.
+    ours_import: ClassVar[str]
+    torch_import: ClassVar[str] = "import torch.nn.functional as F"
+
+    @abstractmethod
+    def sizes(self, shape: Any) -> dict[str, tuple[int, ...]]:
+        """The sizes of the inputs by name; names that begin with `w` are weights."""
+
+    @abstractmethod
+    def output(self, shape: Any) -> tuple[int, ...]:
+        """The size of the output."""
+
+    @abstractmethod
+    def expression(self, shape: Any, direction: str, provider: str) -> str:
+        """The provider's call as source that refers to the inputs by name."""
+
+    @abstractmethod
+    def flops(self, shape: Any, direction: str) -> int:
+        """Floating-point operations, counting a multiply-add as two."""
+
+    @abstractmethod
+    def shrink(self, shape: Any) -> Any:
+        """A small shape of the same geometry."""
+
+    def bytes(self, shape: Any, direction: str, element_size: int) -> int:
+        """Counts each input and the output once; `train` adds the output's gradient, the inputs again and their gradients."""
+        inputs = sum(math.prod(size) for size in self.sizes(shape).values())
+        forward = inputs + math.prod(self.output(shape))
+        return element_size * (forward if direction == "fprop" else 2 * forward + inputs)
+
+    def tensors(self, case: Case, device: torch.device, seed: int) -> dict[str, Tensor]:
+        """Inputs and `dy`, uniform in [−1, 1], with weights divided by the square root of their fan-in.
+
+        The values depend only on the seed, not on the device.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for name, size in {**self.sizes(case.shape), "dy": self.output(case.shape)}.items():
+            values = torch.rand(size, generator=generator) * 2 - 1
+            if name.startswith("w"):
+                values /= math.sqrt(max(1, math.prod(size[1:])))
+            values = values.to(device, case.torch_dtype)
+            if len(size) == 4 and case.layout == "channels_last":
+                values = values.contiguous(memory_format=torch.channels_last)
+            tensors[name] = values
+        return tensors
+
+    def refusal(self, case: Case, engine: str, device: torch.device) -> str | None:
+        """Why the engine cannot run the case on the device; None if it can."""
+        return refusal(engine, self.name, device, case.torch_dtype)
+
+    def complaint(
+        self,
+        case: Case,
+        provider: str,
+        tensors: Tensors,
+        results: Sequence[Tensor],
+        exact: Sequence[Tensor],
+        torchs: Sequence[Tensor],
+    ) -> str | None:
+        """What is wrong with the results of a call; None if nothing is.
+
+        `exact` holds the results in float64, and `torchs` those of torch in the case's own dtype.
+        """
+        return complaint(results, exact, torchs)
+
+    def function(self, shape: Any, direction: str, provider: str) -> Callable[..., Any]:
+        """The expression as a function that takes every tensor by keyword."""
+        names = [*self.sizes(shape), "dy"]
+        scope: dict[str, Any] = {"torch": torch}
+        exec(self.ours_import if is_engine(provider) else self.torch_import, scope)
+        return eval(f"lambda {', '.join(names)}: {self.expression(shape, direction, provider)}", scope)
+
+    def call(self, case: Case, tensors: Tensors, provider: str) -> Call:
+        """The call that is checked and timed; it returns the results to compare."""
+        function = self.function(case.shape, case.direction, provider)
+        if provider == "compile":
+            function = torch.compile(function)
+        if case.direction in self.direct:
+            return direct_call(function, tensors)
+        return (train_call if case.direction == "train" else backward_call)(function, tensors)

@@ -1,4 +1,4 @@
-"""What the device can do at most, measured in the same run: the denominators of every share."""
+"""The highest rates that the device reaches, measured in the same run: shares are relative to them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import DTYPES
 from benchmarks.cuda_timing import L2Flush, capture, estimate, measure
-from benchmarks.ops.operation import Call
+from benchmarks.names import DTYPES
+from benchmarks.providers import Call
 from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 
 
 def measure_ceilings(device: torch.device, limits: Limits, quick: bool = False) -> dict[str, Any]:
-    """Copy bandwidth in GB/s (bytes read and written), large matrix products in TFLOP/s by dtype; on a GPU also the time of a
-    graph with one empty kernel, and of one such kernel among many."""
+    """Measures copy bandwidth in GB/s (bytes read plus bytes written) and large matrix products in TFLOP/s by dtype.
+
+    On a GPU it also measures a graph of one empty kernel, and an empty kernel among many in a graph, in microseconds.
+    """
     if device.type != "cuda":
         return _bandwidth_and_products(device, 1 << 24, 512 if quick else 1024, {"fp32": torch.float32}, limits)
     with torch.cuda.stream(torch.cuda.Stream(device)):
@@ -34,14 +36,14 @@ def _bandwidth_and_products(
     copy = 2 * elements / _seconds(lambda: (target.copy_(source),), device, limits) / 1e9
     products: dict[str, float] = {}
     matmul: Any = torch.backends.cuda.matmul
-    allowed = matmul.fp32_precision
+    previous = matmul.fp32_precision
     for name, dtype in dtypes.items():
         a = torch.rand(side, side, device=device).to(dtype)
         matmul.fp32_precision = "tf32" if name == "tf32" else "ieee"
         try:
             products[name] = 2 * side**3 / _seconds(partial(_square, a), device, limits) / 1e12
         finally:
-            matmul.fp32_precision = allowed
+            matmul.fp32_precision = previous
     return {"copy_gb_s": copy, "product_tflop_s": products}
 
 
@@ -50,19 +52,19 @@ def _square(a: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _spin() -> tuple[torch.Tensor, ...]:
-    """One empty kernel."""
+    """Launches an empty kernel."""
     torch.cuda._sleep(0)
     return ()
 
 
 def _seconds(call: Call, device: torch.device, limits: Limits) -> float:
     if device.type == "cuda":
-        return summarize(measure({"it": call}, L2Flush(device), limits).warm["it"]).median
-    return summarize(interleave({"it": loop_sampler(call)}, limits)["it"]).median
+        return summarize(measure({"call": call}, L2Flush(device), limits).warm["call"]).median
+    return summarize(interleave({"call": loop_sampler(call)}, limits)["call"]).median
 
 
 def roofline_share(flops: int, bytes_: int, dtype: str, seconds: float, ceilings: dict[str, Any]) -> float | None:
-    """The time the ceilings allow over the time it took: 1 is the roofline. None where a ceiling was not measured."""
+    """The least time that the ceilings allow, divided by the time taken: 1 is the roofline. None if a ceiling is unknown."""
     product = ceilings.get("product_tflop_s", {}).get(dtype)
     copy = ceilings.get("copy_gb_s")
     if not product or not copy or not bytes_ or seconds <= 0:

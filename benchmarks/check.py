@@ -1,4 +1,4 @@
-"""Whether a call is right, before it is timed: each result is compared with float64, beside torch's own in the same dtype."""
+"""The check of a call's results against float64, with a tolerance taken from torch's own results in the same dtype."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch_unroll.testing import assert_as_accurate
 
 
-def error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """The largest ‖result − exact‖ / ‖exact‖ over the results."""
-    return max((_distance(result, each) for result, each in zip(results, exact, strict=True)), default=0.0)
+def relative_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """The largest ‖result − exact‖ / ‖exact‖ of all results."""
+    return max((_distance(result, expected) for result, expected in zip(results, exact, strict=True)), default=0.0)
 
 
 def _distance(result: Tensor, exact: Tensor) -> float:
@@ -20,17 +20,17 @@ def _distance(result: Tensor, exact: Tensor) -> float:
 
 
 def complaint(results: Sequence[Tensor], exact: Sequence[Tensor], torchs: Sequence[Tensor]) -> str | None:
-    """None if every result is as accurate as it should be; else what is wrong."""
+    """What is wrong with the results; None if every result is accurate enough."""
     if len(results) != len(exact):
         return f"{len(exact)} results expected, got {len(results)}"
-    for i, (result, wanted, theirs) in enumerate(zip(results, exact, torchs, strict=True)):
+    for i, (result, expected, theirs) in enumerate(zip(results, exact, torchs, strict=True)):
         try:
-            assert_as_accurate(result, theirs, wanted, f"result {i}")
-        except AssertionError as problem:
-            return str(problem).splitlines()[0]
+            assert_as_accurate(result, theirs, expected, f"result {i}")
+        except AssertionError as error:
+            return str(error).splitlines()[0]
     return None
 
 
 def finite(results: Sequence[Tensor]) -> bool:
-    """Whether a reference can be compared with at all."""
+    """Whether all elements are finite, so that results can be compared with them."""
     return all(bool(torch.isfinite(result).all()) for result in results)

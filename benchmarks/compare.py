@@ -1,4 +1,4 @@
-"""Two results, case by case: never from a single number, but from the quartiles of both."""
+"""The comparison of two results, case by case, by the quartiles of both."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.ops.operation import is_engine
+from benchmarks.providers import is_engine
 from benchmarks.report.text import align
 from benchmarks.results import Document, differences
 from benchmarks.timing import Summary
 
-#: Changes smaller than this are no change: clocks and placement of memory move timings by as much.
+#: Smaller relative changes do not count, because clocks and the placement of memory change timings by as much.
 TOLERANCE = 0.02
 
 
 def verdict(old: Summary, new: Summary) -> str:
-    """FASTER or SLOWER: the medians differ by more than the tolerance and the quartile ranges do not touch. SAME: they differ by
-    less and both spreads are small enough to tell. UNSURE: anything else."""
+    """FASTER or SLOWER if the medians differ by more than the tolerance and the quartile ranges do not overlap, SAME if they
+    differ by less and both spreads are small, and UNSURE otherwise."""
     change = new.median / old.median - 1
     if abs(change) > TOLERANCE:
         if new.q3 < old.q1:
@@ -31,7 +31,7 @@ def verdict(old: Summary, new: Summary) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one timing."""
+    """One timing in the old and in the new result."""
 
     case: str
     provider: str
@@ -45,18 +45,24 @@ class Change:
 
 
 def changes(old: Document, new: Document) -> Iterator[Change]:
-    """Every timing of an engine of ours that both results have."""
+    """Every timing of an engine that both results have."""
     before = {row["case"]: row for row in old["rows"]}
     for row in new["rows"]:
         earlier = before.get(row["case"], {"providers": {}})["providers"]
         for provider, entry in row["providers"].items():
             for cache in ("cold", "warm"):
                 if is_engine(provider) and cache in entry and cache in earlier.get(provider, {}):
-                    yield Change(row["case"], provider, cache, Summary(**earlier[provider][cache]), Summary(**entry[cache]))
+                    yield Change(
+                        case=row["case"],
+                        provider=provider,
+                        cache=cache,
+                        old=Summary(**earlier[provider][cache]),
+                        new=Summary(**entry[cache]),
+                    )
 
 
 def broken(old: Document, new: Document) -> list[str]:
-    """Cases that were right before and are not any more."""
+    """Cases that were right in the old result and are not in the new one."""
     before = {(row["case"], name): entry["status"] for row in old["rows"] for name, entry in row["providers"].items()}
     return [
         f"{row['case']} ({name}): {entry['status']}: {entry['message']}"
@@ -67,33 +73,33 @@ def broken(old: Document, new: Document) -> list[str]:
 
 
 def compare(old: Document, new: Document) -> int:
-    """Prints the comparison; 0 if nothing became slower or wrong, 1 if something did, 2 if there was nothing to compare."""
+    """Prints the comparison. Returns 0 if nothing became slower or wrong, 1 if something did, 2 if nothing can be compared."""
     different = differences(old["environment"], new["environment"])
     if different:
         print("warning: measured under different conditions: " + "; ".join(different), file=sys.stderr)
-    found = list(changes(old, new))
+    changed = list(changes(old, new))
     failures = broken(old, new)
-    if not found and not failures:
-        print("the two results have no timing of ours in common", file=sys.stderr)
+    if not changed and not failures:
+        print("the two results have no timing of our engines in common", file=sys.stderr)
         return 2
     order = {"SLOWER": 0, "UNSURE": 1, "FASTER": 2, "SAME": 3}
-    found.sort(key=lambda each: (order[each.verdict], -abs(each.new.median / each.old.median - 1)))
+    changed.sort(key=lambda change: (order[change.verdict], -abs(change.new.median / change.old.median - 1)))
     rows = [
         (
-            each.verdict,
-            f"{each.old.median:.2f}",
-            f"{each.new.median:.2f}",
-            f"{each.new.median / each.old.median - 1:+.1%}",
-            f"±{max(each.old.spread, each.new.spread) / 2:.1%}",
-            each.provider,
-            each.cache,
-            each.case,
+            change.verdict,
+            f"{change.old.median:.2f}",
+            f"{change.new.median:.2f}",
+            f"{change.new.median / change.old.median - 1:+.1%}",
+            f"±{max(change.old.spread, change.new.spread) / 2:.1%}",
+            change.provider,
+            change.cache,
+            change.case,
         )
-        for each in found
+        for change in changed
     ]
     print(align(("", "old µs", "new µs", "change", "spread", "engine", "L2", "case"), rows, right=(1, 2, 3, 4)))
     for failure in failures:
         print(f"BROKEN  {failure}")
-    counts = Counter(each.verdict for each in found)
+    counts = Counter(change.verdict for change in changed)
     print(", ".join(f"{counts[name]} {name}" for name in order) + (f", {len(failures)} BROKEN" if failures else ""))
     return 1 if counts["SLOWER"] or failures else 0

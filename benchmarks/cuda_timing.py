@@ -1,9 +1,9 @@
-"""How long calls take on a CUDA device: events around a call, with the L2 cache cold or warm; graph replay for short calls.
+"""Timing of calls on a CUDA device by events, with a cold or a warm L2 cache, and by graph replay if the calls are short.
 
-Cold: a buffer larger than L2 is overwritten before every sample; while that runs, the host is ahead, so that its own time is
-not in the sample. Warm: the call is repeated back to back until about a millisecond has passed.
-Graph replay takes the host out altogether, but is used for every call of a case or for none, since it adds a start-up of its own
-(the ceiling `empty_graph_us`).
+Cold: a buffer larger than L2 is overwritten before every sample. While that runs, the host enqueues the call, so that the sample
+does not include the time of the host. Warm: the call is repeated back to back for about a millisecond.
+Graph replay excludes the host altogether, but each replay has a start-up time of its own (the ceiling `empty_graph_us`), so all
+calls of a case are replayed or none.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 
 from benchmarks.timing import Limits, Sampler, interleave
 
-#: Calls shorter than this by the first estimate, host included, are replayed from a graph.
+#: Seconds, including the host. If a call takes less by a first estimate, all calls of its case are replayed from graphs.
 GRAPH_BELOW = 200e-6
 _WARM_SECONDS = 1e-3
 
 
 class L2Flush:
-    """Overwrites a buffer of twice the L2 cache."""
+    """Overwrites a buffer of twice the size of the L2 cache."""
 
     def __init__(self, device: torch.device):
         self.buffer = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)
@@ -47,13 +47,17 @@ def _nothing() -> None:
 
 
 def estimate(call: Callable[[], object], calls: int = 5) -> float:
-    """Seconds of a warm call, host included."""
+    """Seconds of a warm call, including the host."""
     call()
     return _between_events(_nothing, call, calls)
 
 
 def capture(call: Callable[[], tuple[torch.Tensor, ...]], times: int) -> Callable[[], None]:
-    """A replay of `times` calls; raises if it does not compute what the call computes."""
+    """Captures `times` calls in a graph and returns its replay.
+
+    Raises:
+        RuntimeError: the call cannot be captured, or the replay computes other results.
+    """
     expected = [tensor.clone() for tensor in call()]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -62,15 +66,15 @@ def capture(call: Callable[[], tuple[torch.Tensor, ...]], times: int) -> Callabl
     for tensor in results:
         tensor.fill_(float("nan"))
     graph.replay()
-    for tensor, wanted in zip(results, expected, strict=True):
-        if not (tensor.double() - wanted.double()).norm() <= 0.02 * wanted.double().norm():
+    for tensor, reference in zip(results, expected, strict=True):
+        if not (tensor.double() - reference.double()).norm() <= 0.02 * reference.double().norm():
             raise RuntimeError("the replayed graph computed something else")
     return graph.replay
 
 
 @dataclass
 class Timed:
-    """Samples in seconds per call by provider, and how they were taken."""
+    """Samples in seconds per call by provider, and the method by which they were taken."""
 
     cold: dict[str, list[float]]
     warm: dict[str, list[float]]
@@ -78,7 +82,7 @@ class Timed:
 
 
 def measure(calls: Mapping[str, Callable[[], tuple[torch.Tensor, ...]]], flush: Callable[[], None], limits: Limits) -> Timed:
-    """Times the calls in turn, cold and then warm. Runs on a side stream, where everything it needs can be captured."""
+    """Times the calls in turn, first cold and then warm. The current stream must not be the default one, for graph capture."""
     estimates = {name: estimate(call) for name, call in calls.items()}
     once: dict[str, Callable[[], object]] = dict(calls)
     many, repeats = once, {name: max(1, round(_WARM_SECONDS / seconds)) for name, seconds in estimates.items()}
@@ -111,7 +115,7 @@ def _scaled(sampler: Sampler, calls: int) -> Sampler:
 
 
 def _warm_up(calls: Mapping[str, Callable[[], object]], seconds: float) -> None:
-    """Keeps the device busy until its clocks have risen."""
+    """Keeps the device busy for some seconds, until its clocks have risen."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         for call in calls.values():
@@ -120,7 +124,7 @@ def _warm_up(calls: Mapping[str, Callable[[], object]], seconds: float) -> None:
 
 
 def peak_bytes(call: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[int, int]:
-    """Bytes allocated at the peak of a call beyond what was there before it, and of these what is not its results (workspace)."""
+    """The peak of the bytes that a call allocates, and the part of them that are not its results (the workspace)."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

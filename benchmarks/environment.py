@@ -1,4 +1,4 @@
-"""Where a measurement was made: hardware, versions, clocks."""
+"""The environment of a measurement: hardware, versions, clocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch_unroll.kernels import digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _QUERY = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_event_reasons.active")
-#: Bits of clocks_event_reasons that mean the clock was held down: power cap, hardware slowdown, thermal, power brake.
+#: The bits of clocks_event_reasons that mean a lowered clock: power cap, hardware slowdown, temperature, power brake.
 _THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 
 
@@ -27,9 +27,9 @@ def _output(*command: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit that was measured, with "+" if the tree differs from it."""
-    found = _output("git", "rev-parse", "--short=12", "HEAD")
-    return None if found is None else found + ("+" if _output("git", "status", "--porcelain", "--untracked-files=no") else "")
+    """The checked-out commit, with "+" if the working tree differs from it; None outside of a repository."""
+    head = _output("git", "rev-parse", "--short=12", "HEAD")
+    return None if head is None else head + ("+" if _output("git", "status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _processor() -> str:
@@ -43,7 +43,7 @@ def _processor() -> str:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Everything that identifies a measurement."""
+    """The hardware and the versions that identify a measurement."""
     on_gpu = device.type == "cuda"
     properties = torch.cuda.get_device_properties(device) if on_gpu else None
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
@@ -66,7 +66,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def parse_clocks(line: str) -> dict[str, Any]:
-    """One line of nvidia-smi for `_QUERY`, without units; what the driver does not tell is None."""
+    """Parses a line of nvidia-smi, without units; a value that the driver does not report is None."""
 
     def number(text: str) -> float | None:
         try:
@@ -85,9 +85,9 @@ def parse_clocks(line: str) -> dict[str, Any]:
 
 
 def clocks(device: torch.device) -> dict[str, Any] | None:
-    """The device's clocks, power and temperature now."""
+    """The current clocks, power and temperature of a GPU; None for a CPU."""
     if device.type != "cuda":
         return None
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # indices differ between CUDA and nvidia-smi
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA and nvidia-smi number the GPUs differently
     line = _output("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits", "-i", uuid)
     return parse_clocks(line.splitlines()[0]) if line else None

@@ -1,8 +1,8 @@
-"""Calls in processes of their own: one that hangs, crashes or loses the GPU costs itself only.
+"""Calls in separate processes, so that a call that hangs, crashes or loses the GPU affects no other.
 
-The processes are forked from a server that has imported torch and never touches CUDA, so that one costs milliseconds. The server
-starts with the first call and keeps the environment variables of that moment. A function, and what it is called with, must be
-picklable; what it finds out it writes to a file.
+The processes are forked from a server that has imported torch and never touches CUDA, so that starting one takes milliseconds.
+The server starts with the first call and keeps the environment variables of that moment. A function and its arguments must be
+picklable, and the function has to write its results to a file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Literal
 
-#: Seconds that a killed process has to disappear: the driver may be slow to take a kernel that never ends off the GPU.
+#: Seconds to wait for a killed process, because the driver may take long to remove an endless kernel from the GPU.
 _SECONDS_TO_DIE = 10.0
 _LONGEST_DETAIL = 500
 
@@ -34,8 +34,8 @@ Kind = Literal["ended", "hung", "crashed", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call came out: it ended, had not ended at its limit (hung), died by a signal (crashed), left with an exception or an
-    exit status other than 0 (failed), or was cut short by the deadline of the whole (stopped)."""
+    """How a call ended: normally (ended), not within its limit (hung), by a signal (crashed), by an exception or with an exit
+    status other than 0 (failed), or by the deadline of all calls (stopped)."""
 
     kind: Kind
     detail: str
@@ -44,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """A call, the seconds that it may take, and the file that holds what it prints. Folders of the file are made."""
+    """A call, the seconds that it may take, and the file for its output, whose folders are created."""
 
     function: Callable[..., object]
     arguments: tuple[Any, ...]
@@ -53,18 +53,18 @@ class Job:
 
 
 def run(function: Callable[..., object], arguments: tuple[Any, ...], *, limit: float, output: Path) -> Outcome:
-    """Calls a function in a process of its own, which is killed with its children after `limit` seconds. What it prints is in the
-    file `output` line by line, as it is printed."""
+    """Calls a function in a separate process, which is killed with its children after `limit` seconds. Its output is written to
+    the file `output` line by line."""
     ((_, outcome),) = run_all([Job(function, arguments, limit, output)])
     return outcome
 
 
 def run_all(jobs: Iterable[Job], processes: int = 1, deadline: float | None = None) -> Iterator[tuple[Job, Outcome]]:
-    """Runs jobs in order, so many at once, and yields each with its outcome as it comes.
+    """Runs jobs in order, `processes` at once, and yields each job with its outcome when it ends.
 
-    At the deadline, a time of `time.monotonic()`, what runs is killed; that and what had not begun is yielded as stopped. What
-    runs when the iterator is closed or interrupted by Ctrl-C is killed too; limits are watched only while it is asked for the
-    next outcome.
+    At the deadline, a time of `time.monotonic()`, running jobs are killed, and all unfinished jobs are yielded as stopped.
+    Running jobs are also killed when the iterator is closed or interrupted by Ctrl-C. Limits are enforced only while the
+    caller waits for the next outcome.
     """
     waiting, running = deque(jobs), list[_Running]()
     try:
@@ -93,7 +93,10 @@ _preloaded = ["torch"]
 
 
 def preload(*modules: str) -> None:
-    """Names modules that the server imports too, so that no process has to; before the first call, and none that touches CUDA."""
+    """Adds modules for the server to import, so that no process has to.
+
+    They must not touch CUDA, and have to be named before the first call.
+    """
     _preloaded.extend(modules)
 
 
@@ -101,7 +104,7 @@ def preload(*modules: str) -> None:
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_preloaded)
-    first = context.Process(target=_nothing)  # no job's time includes the import
+    first = context.Process(target=_nothing)  # waits for the imports, so that they do not count as time of a job
     first.start()
     first.join()
     return context
@@ -112,7 +115,7 @@ def _nothing() -> None:
 
 
 class _Running:
-    """A job whose process has started."""
+    """A job that has started."""
 
     def __init__(self, job: Job):
         context = _context()
@@ -127,22 +130,22 @@ class _Running:
         self.sentinel = self._process.sentinel
 
     def outcome(self) -> Outcome | None:
-        """How it came out; None while it runs within its limit."""
+        """The outcome of the job; None while it runs within its limit."""
         if (status := self._process.exitcode) is None:
             late = time.monotonic() >= self.until
             return self.kill("hung", f"no end within {self.job.limit:g} s") if late else None
         seconds = time.monotonic() - self._began
-        self._end_group()  # children that outlive it
+        self._end_group()  # kills children that outlive the process
         if status < 0:
             return Outcome("crashed", _signal(-status), seconds)
         if status > 0:
-            return Outcome("failed", self._complaint() or f"exit status {status}", seconds)
+            return Outcome("failed", self._error() or f"exit status {status}", seconds)
         return Outcome("ended", "", seconds)
 
     def kill(self, kind: Kind, detail: str) -> Outcome:
         seconds = time.monotonic() - self._began
         self._end_group()
-        self._process.kill()  # its group is not yet its own if it has only just started
+        self._process.kill()  # a process that has only just started does not have its own group yet
         self._process.join(_SECONDS_TO_DIE)
         if self._process.exitcode is None:
             detail += f", nor within {_SECONDS_TO_DIE:g} s of being killed"
@@ -153,7 +156,7 @@ class _Running:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _complaint(self) -> str:
+    def _error(self) -> str:
         with suppress(EOFError):
             if self._report.poll():
                 return str(self._report.recv())
@@ -175,7 +178,7 @@ def _end_with_the_caller() -> None:
 
 
 def _child(job: Job, until: float, report: connection.Connection) -> None:
-    """What the process does: calls the function in a session of its own, with its output in the job's file."""
+    """The process of a job: calls the function in a new session and redirects its output to the job's file."""
     os.setsid()
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     file = os.open(job.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
@@ -184,12 +187,12 @@ def _child(job: Job, until: float, report: connection.Connection) -> None:
     os.close(file)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, errors="backslashreplace", closefd=False) for n in (1, 2))
     faulthandler.enable()
-    faulthandler.dump_traceback_later(max(0.9 * (until - time.monotonic()), 0.01))  # where it hangs, shortly before it is killed
+    faulthandler.dump_traceback_later(max(0.9 * (until - time.monotonic()), 0.01))  # shows where it hangs, before it is killed
     try:
         job.function(*job.arguments)
-    except Exception as problem:
+    except Exception as error:
         traceback.print_exc()
-        report.send(f"{type(problem).__name__}: {problem}"[:_LONGEST_DETAIL])
+        report.send(f"{type(error).__name__}: {error}"[:_LONGEST_DETAIL])
         sys.exit(1)
     finally:
         faulthandler.cancel_dump_traceback_later()

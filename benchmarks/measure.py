@@ -1,4 +1,4 @@
-"""One case: every engine and baseline checked against float64, then those that are right timed in turn."""
+"""The measurement of a case: every engine and baseline is checked against float64, and those that are right are timed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.check import error, finite
+from benchmarks.check import finite, relative_error
 from benchmarks.cuda_timing import L2Flush, measure, peak_bytes
 from benchmarks.environment import clocks
-from benchmarks.ops.operation import Call, double, is_engine
+from benchmarks.providers import Call, double, is_engine
 from benchmarks.results import Row
 from benchmarks.timing import Limits, interleave, loop_sampler, ratio, summarize
 
 
 @dataclass
 class Setting:
-    """How cases are measured in a run."""
+    """How a run measures its cases."""
 
     device: torch.device
     engines: tuple[str, ...]
@@ -34,7 +34,7 @@ class Setting:
 
 @contextmanager
 def fair(dtype: str) -> Iterator[None]:
-    """torch at its best for fixed shapes (cuDNN searches all its algorithms), and fp32 or tf32 as the case says."""
+    """Lets cuDNN search all its algorithms, which is best for fixed shapes, and sets the precision of float32 products."""
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     precision = "tf32" if dtype == "tf32" else "ieee"
@@ -52,7 +52,7 @@ def fair(dtype: str) -> Iterator[None]:
 
 
 def stands_in(engine: str, device: torch.device) -> str | None:
-    """What runs an engine's kernels where there is no GPU: its results count, its speed does not."""
+    """How an engine's kernels run without a GPU, so that only their results and not their times count; None if natively."""
     if device.type == "cuda" or engine == "torch":
         return None
     return "emulated" if engine == "cuda" else "simulated"
@@ -68,15 +68,15 @@ def _seconds_of_first_call(call: Call, device: torch.device) -> tuple[tuple[Tens
 
 @dataclass(frozen=True)
 class Reference:
-    """Results of torch in float64, and in the case's own dtype."""
+    """Results of torch in float64 (`exact`) and in the case's own dtype (`torchs`)."""
 
     exact: Sequence[Tensor]
     torchs: Sequence[Tensor]
-    seconds: float  # torch's first call
+    seconds: float  # of torch's first call in the case's dtype
 
 
 class Measurement:
-    """The measurement of one case; `row` is what goes into the result file."""
+    """Measures one case; `row` goes into the result file."""
 
     def __init__(self, case: Case, setting: Setting):
         self.case, self.setting = case, setting
@@ -96,7 +96,7 @@ class Measurement:
         }
 
     def run(self) -> Row:
-        """Checks, then times."""
+        """Checks the providers, times those that are right, and returns the row."""
         device = self.setting.device
         self.row["clocks_before"] = clocks(device)
         with fair(self.case.dtype):
@@ -109,7 +109,7 @@ class Measurement:
                 self._check_all()
                 self._time_cpu()
         if "compile" in self.providers:
-            torch.compiler.reset()  # of what was compiled for this case
+            torch.compiler.reset()  # frees what was compiled for this case
         self.row["clocks_after"] = clocks(device)
         self.row["status"] = _worst([provider["status"] for provider in self.providers.values()])
         return self.row
@@ -120,9 +120,9 @@ class Measurement:
         native = [name for name in self.setting.engines if not stands_in(name, device)]
         if native or baselines:
             tensors = operation.tensors(self.case, device, seed)
-            wanted = self._reference(self.case, tensors)
+            reference = self._reference(self.case, tensors)
             for name in (*native, *baselines):
-                self._check(name, self.case, tensors, wanted)
+                self._check(name, self.case, tensors, reference)
         small = self.case.shrunk()
         for name in self.setting.engines:
             if name not in native:
@@ -131,15 +131,19 @@ class Measurement:
                 self.calls.pop(name, None)
 
     def _reference(self, case: Case, tensors: dict[str, Tensor]) -> Reference:
-        """What the case should give, in float64 and as torch itself has it in the case's dtype."""
-        torch.backends.cudnn.benchmark = False  # what is not timed needs no search
+        """Computes the expected results.
+
+        Raises:
+            ValueError: the results in float64 are not finite.
+        """
+        torch.backends.cudnn.benchmark = False  # this call is not timed and needs no search of algorithms
         exact = case.operation.call(case, double(tensors), "eager")()
         torch.backends.cudnn.benchmark = True
         if not finite(exact):
             raise ValueError("the float64 reference is not finite")
         return Reference(exact, *_seconds_of_first_call(case.operation.call(case, tensors, "eager"), self.setting.device))
 
-    def _check(self, name: str, case: Case, tensors: dict[str, Tensor], wanted: Reference) -> None:
+    def _check(self, name: str, case: Case, tensors: dict[str, Tensor], reference: Reference) -> None:
         entry: dict[str, Any] = {"status": "ok", "message": ""}
         self.providers[name] = entry
         substitute = stands_in(name, self.setting.device) if is_engine(name) else None
@@ -151,21 +155,22 @@ class Measurement:
         try:
             call = case.operation.call(case, tensors, name)
             results, first = _seconds_of_first_call(call, self.setting.device)
-        except torch.OutOfMemoryError as problem:
-            entry.update(status="out of memory", message=str(problem).splitlines()[0])
+        except torch.OutOfMemoryError as error:
+            entry.update(status="out of memory", message=str(error).splitlines()[0])
             torch.cuda.empty_cache()
             return
-        except Exception as problem:  # whatever a kernel or compiler raises is this row's news, not the end of the run
-            entry.update(status="error", message=f"{type(problem).__name__}: {problem}"[:500])
+        except Exception as error:  # whatever a kernel or a compiler raises belongs into this row and must not end the run
+            entry.update(status="error", message=f"{type(error).__name__}: {error}"[:500])
             return
-        wrong = case.operation.complaint(case, name, tensors, results, wanted.exact, wanted.torchs)
-        entry.update(error=_number(error(results, wanted.exact)), torch_error=_number(error(wanted.torchs, wanted.exact)))
+        wrong = case.operation.complaint(case, name, tensors, results, reference.exact, reference.torchs)
+        entry["error"] = _number(relative_error(results, reference.exact))
+        entry["torch_error"] = _number(relative_error(reference.torchs, reference.exact))
         if wrong:
             entry.update(status="wrong", message=wrong)
         elif substitute:
             entry.update(status="checked", message=f"{substitute}, at {case.shape.text()}: not timed")
         else:
-            entry["first_call_ms"] = 1e3 * (wanted.seconds if name == "eager" else first)
+            entry["first_call_ms"] = 1e3 * (reference.seconds if name == "eager" else first)
             self.calls[name] = call
 
     def _time_cpu(self) -> None:
@@ -186,8 +191,8 @@ class Measurement:
         self._report("warm", timed.warm)
 
     def _report(self, cache: str, samples: dict[str, list[float]]) -> None:
-        for name, each in samples.items():
-            self.providers[name][cache] = summarize(each).scaled(1e6).as_json()
+        for name, seconds in samples.items():
+            self.providers[name][cache] = summarize(seconds).scaled(1e6).as_json()
         for ours in filter(is_engine, samples):
             for theirs in samples:
                 if not is_engine(theirs):
@@ -196,7 +201,7 @@ class Measurement:
 
 
 def _number(value: float) -> float | None:
-    """What JSON has a number for."""
+    """None for infinities and NaN, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 
@@ -208,8 +213,10 @@ def _worst(statuses: list[str]) -> str:
 
 
 def overhead(case: Case, provider: str, device: torch.device, calls: int = 50) -> float:
-    """Microseconds of host time of one call on a small case: what a call costs before any work. Few enough calls not to
-    fill the launch queue, where the host would wait for the device."""
+    """Microseconds of host time that one call of a small case takes.
+
+    There must be few enough calls that they do not fill the launch queue, where the host would wait for the device.
+    """
     call = case.operation.call(case, case.operation.tensors(case, device, 0), provider)
     samples = []
     for _ in range(7):

@@ -1,4 +1,4 @@
-"""The GPU itself: bandwidths, matrix rates and the latencies of every hand-off a kernel could use, by benchmarks/first_light."""
+"""Bandwidths, matrix rates and latencies of the GPU itself, measured by benchmarks/first_light."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from benchmarks.environment import REPOSITORY
 
 
 def microbench(arguments: Sequence[str]) -> int:
-    """Runs first light with these arguments; its exit status."""
+    """Runs first_light with these arguments and returns its exit status."""
     return subprocess.run([sys.executable, "-m", "benchmarks.first_light", *arguments], cwd=REPOSITORY, check=False).returncode

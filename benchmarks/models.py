@@ -11,7 +11,10 @@ import torch
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """What a network is fed: channels and side of the image, the smallest side it takes, the batch of the suites."""
+    """The input of a network: square images with this many channels and pixels per side, and the batch size of the suites.
+
+    `smallest` is the smallest side that the network accepts.
+    """
 
     channels: int
     image: int
@@ -21,17 +24,17 @@ class NetworkInput:
 
 
 NETWORKS = {
-    "lenet5": NetworkInput(1, 32, 32, 10, 256),
-    "alexnet": NetworkInput(3, 224, 64, 1000, 64),
-    "googlenet": NetworkInput(3, 224, 32, 1000, 32),
-    "resnet18": NetworkInput(3, 224, 32, 1000, 32),
-    "resnet50": NetworkInput(3, 224, 32, 1000, 32),
-    "densenet121": NetworkInput(3, 224, 32, 1000, 32),
+    "lenet5": NetworkInput(channels=1, image=32, smallest=32, classes=10, N=256),
+    "alexnet": NetworkInput(channels=3, image=224, smallest=64, classes=1000, N=64),
+    "googlenet": NetworkInput(channels=3, image=224, smallest=32, classes=1000, N=32),
+    "resnet18": NetworkInput(channels=3, image=224, smallest=32, classes=1000, N=32),
+    "resnet50": NetworkInput(channels=3, image=224, smallest=32, classes=1000, N=32),
+    "densenet121": NetworkInput(channels=3, image=224, smallest=32, classes=1000, N=32),
 }
 
 
 def build(name: str) -> torch.nn.Module:
-    """The network out of torch.nn's own modules, with dropout off: results with different masks cannot be compared."""
+    """Builds the network from torch.nn's modules, without dropout, whose random masks would make results incomparable."""
     model: Any = getattr(import_module("torch_unroll.models"), name)(nn=torch.nn)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -1,6 +1,8 @@
-"""One case as a script of a few lines that needs torch and torch_unroll alone."""
+"""A case as a short script that needs only torch and torch_unroll."""
 
 from __future__ import annotations
+
+import math
 
 from benchmarks.cases import Case
 
@@ -12,14 +14,17 @@ for name, call in {"ours": ours, "torch": torchs}.items():
 
 
 def script(case: Case, engine: str) -> str:
-    """The source: inputs, ours, torch's own, the difference, the time of each (the runner's own timing is stricter)."""
+    """The source of a script that runs a case on an engine and on torch, and prints the difference and both times.
+
+    The script times less strictly than the runner.
+    """
     if case.op == "network":
         return _network(case, engine)
     operation, shape = case.operation, case.shape
     sizes = {**operation.sizes(shape), "dy": operation.output(shape)}
     imports = [line for line in (*operation.torch_import.splitlines(), *operation.ours_import.splitlines()) if line]
     direct = case.direction in operation.direct
-    ours, theirs = (operation.expression(shape, case.direction, each) for each in (engine, "eager"))
+    ours, theirs = (operation.expression(shape, case.direction, provider) for provider in (engine, "eager"))
     lines = [
         f"# {case.key}",
         "import torch",
@@ -32,11 +37,11 @@ def script(case: Case, engine: str) -> str:
         "torch.manual_seed(0)",
     ]
     for name, size in sizes.items():
-        scale = f" / {max(1, _fan_in(size))}**0.5" if name.startswith("w") else ""
-        made = f"((torch.rand({size}) * 2 - 1){scale}).to(device, {case.torch_dtype})"
+        scale = f" / {max(1, math.prod(size[1:]))}**0.5" if name.startswith("w") else ""
+        values = f"((torch.rand({size}) * 2 - 1){scale}).to(device, {case.torch_dtype})"
         if len(size) == 4 and case.layout == "channels_last":
-            made += ".contiguous(memory_format=torch.channels_last)"
-        lines.append(f"{name} = {made}")
+            values += ".contiguous(memory_format=torch.channels_last)"
+        lines.append(f"{name} = {values}")
     if not direct:
         lines += [
             "",
@@ -53,13 +58,6 @@ def script(case: Case, engine: str) -> str:
         + '\nprint(f"difference: {(result - expected).norm() / expected.norm():.2e} of the norm")\n'
         + _TIMING.lstrip("\n")
     )
-
-
-def _fan_in(size: tuple[int, ...]) -> int:
-    total = 1
-    for extent in size[1:]:
-        total *= extent
-    return total
 
 
 def _network(case: Case, engine: str) -> str:

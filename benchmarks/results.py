@@ -1,6 +1,6 @@
-"""Result files: a JSON document with a versioned schema, and beside it, while a run lasts, one line per finished case.
+"""Result files: a JSON document with a versioned schema, and a journal of the finished cases while a run lasts.
 
-The schema is described in README.md here.
+README.md in this folder describes the schema.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ VERSION = 1
 Document = dict[str, Any]
 Row = dict[str, Any]
 
-#: What must agree for a run to be continued, and for two results to be compared without a warning.
+#: A run is continued, and two results are compared without a warning, only if these fields of their environments agree.
 IDENTITY = ("device", "engine_digest", "commit", "torch", "cuda", "cudnn", "driver", "python")
 
 
 class ForeignError(ValueError):
-    """A file that is not a result of this schema version."""
+    """Raised for a file that was not written by this version, or that belongs to another run."""
 
 
 def new(environment: dict[str, Any], command: str, seed: int) -> Document:
-    """A document without rows."""
+    """A new document without rows."""
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -42,11 +42,15 @@ def new(environment: dict[str, Any], command: str, seed: int) -> Document:
 
 
 def load(path: Path) -> Document:
-    """Reads a result file, refusing one of another schema or version."""
+    """Reads a result file.
+
+    Raises:
+        ForeignError: the file is not JSON, or has another schema or version.
+    """
     try:
         document = json.loads(path.read_text())
-    except json.JSONDecodeError as problem:
-        raise ForeignError(f"{path}: not JSON ({problem})") from problem
+    except json.JSONDecodeError as error:
+        raise ForeignError(f"{path}: not JSON ({error})") from error
     _check(document, path)
     return document
 
@@ -58,7 +62,7 @@ def _check(document: Any, path: Path) -> None:
 
 
 def save(document: Document, path: Path) -> None:
-    """Writes the file as a whole: a reader sees the old one or the new one."""
+    """Writes the file atomically: a reader sees either the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -66,20 +70,26 @@ def save(document: Document, path: Path) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """In what the environments of two results differ, of what matters for comparing them."""
+    """The differences between two environments in the fields of `IDENTITY`."""
     return [f"{name}: {old.get(name)} → {new.get(name)}" for name in IDENTITY if old.get(name) != new.get(name)]
 
 
 class Journal:
-    """The cases of a run that is under way, in `<out>.partial`: the document without rows first, then a line as a case begins and
-    its row as it ends. A case that began and did not end took the process with it."""
+    """The finished cases of a run, in the file `<out>.partial`.
+
+    The first line is the document without rows. Then follow one line for the beginning of each case, and its row when it ends.
+    A case that has begun but not ended has killed its process.
+    """
 
     def __init__(self, out: Path):
         self.path = out.with_name(out.name + ".partial")
 
     def resume(self, document: Document) -> tuple[list[Row], str | None]:
-        """The rows that an interrupted run left, if it was this run on this machine, and the case it died in. The journal goes on
-        with those rows."""
+        """Returns the rows of an interrupted run and the case that killed it, and keeps these rows in the journal.
+
+        Raises:
+            ForeignError: the journal belongs to another run, or to another machine.
+        """
         rows: list[Row] = []
         begun: str | None = None
         if self.path.exists():
@@ -90,14 +100,14 @@ class Journal:
             if header["seed"] != document["seed"]:
                 changed.append(f"seed: {header['seed']} → {document['seed']}")
             if changed:
-                raise ForeignError(f"{self.path}: left by another run ({'; '.join(changed)}); delete it, or name another --out")
+                raise ForeignError(f"{self.path}: left by another run ({'; '.join(changed)}); delete it, or choose another --out")
             for entry in _whole_lines(lines[1:]):
                 begun = entry.get("begun")
                 if "case" in entry:
                     rows.append(entry)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".new")
-        temporary.write_text("".join(json.dumps(each, allow_nan=False) + "\n" for each in ({**document, "rows": []}, *rows)))
+        temporary.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in ({**document, "rows": []}, *rows)))
         os.replace(temporary, self.path)
         return rows, begun
 
@@ -108,24 +118,24 @@ class Journal:
             os.fsync(file.fileno())
 
     def begin(self, case: str) -> None:
-        """A case begins."""
+        """Records that a case begins."""
         self._append({"begun": case})
 
     def end(self, row: Row) -> None:
-        """A case has ended; its row is on disk when this returns."""
+        """Records the row of a case that has ended; it is on disk when this returns."""
         self._append(row)
 
     def stop(self) -> None:
-        """The case that began was stopped from outside, and is to be measured when the run goes on."""
+        """Records that the current case was interrupted, so that it is measured when the run continues."""
         self._append({"begun": None})
 
     def close(self) -> None:
-        """The run is complete and saved elsewhere."""
+        """Deletes the journal, once the run is complete and saved."""
         self.path.unlink(missing_ok=True)
 
 
 def _whole_lines(lines: list[str]) -> Iterator[dict[str, Any]]:
-    """The entries of a journal, without a last one that was cut off."""
+    """Parses the lines of a journal, except for an incomplete last one."""
     for i, line in enumerate(lines):
         try:
             yield json.loads(line)

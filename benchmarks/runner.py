@@ -1,4 +1,4 @@
-"""A run: cases in order, each finished one on disk at once; interrupted, it continues where it was."""
+"""A run of cases in order. Each finished case is written to disk at once, and an interrupted run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from benchmarks.cases import Case
 from benchmarks.ceilings import measure_ceilings
 from benchmarks.environment import describe
 from benchmarks.measure import Measurement, Setting, overhead
-from benchmarks.ops.operation import is_engine
+from benchmarks.providers import is_engine
 from benchmarks.suites import Selected
 
 Measure = Callable[[Case, Setting], results.Row]
 
 
 def measure_case(case: Case, setting: Setting) -> results.Row:
-    """A case's row; an error of the case as a whole is a row too."""
+    """Measures a case; an error of the case as a whole is reported in its row."""
     measurement = None
     try:
         measurement = Measurement(case, setting)
         return measurement.run()
-    except Exception as problem:  # one bad case does not end the run
+    except Exception as error:  # one bad case does not end the run
         if setting.device.type == "cuda":
             torch.cuda.empty_cache()
-        status = "out of memory" if isinstance(problem, torch.OutOfMemoryError) else "error"
-        return {**failed(case, status, problem), **({"providers": measurement.providers} if measurement else {})}
+        status = "out of memory" if isinstance(error, torch.OutOfMemoryError) else "error"
+        return {**failed(case, status, error), **({"providers": measurement.providers} if measurement else {})}
 
 
-def failed(case: Case, status: str, problem: BaseException) -> results.Row:
+def failed(case: Case, status: str, error: BaseException) -> results.Row:
     """The row of a case that could not be measured at all."""
     identity = {"case": case.key, "op": case.op, "direction": case.direction, "dtype": case.dtype, "layout": case.layout}
-    message = f"{type(problem).__name__}: {problem}"[:500]
+    message = f"{type(error).__name__}: {error}"[:500]
     return {**identity, "flops": 0, "bytes": 0, "status": status, "message": message, "providers": {}, "ratios": {}}
 
 
 def device_is_lost(device: torch.device) -> bool:
-    """Whether an error has left the device unusable by this process."""
+    """Whether an earlier error has made the GPU unusable by this process."""
     if device.type != "cuda":
         return False
     try:
@@ -56,15 +56,15 @@ def device_is_lost(device: torch.device) -> bool:
 
 
 def start_again() -> None:
-    """Replaces this process by a fresh one of the same command, which continues from the journal."""
-    print("a kernel error left the GPU unusable by this process; continuing in a fresh one", file=sys.stderr)
+    """Replaces this process by a new one that runs the same command and continues from the journal."""
+    print("a kernel error left the GPU unusable by this process; continuing in a new one", file=sys.stderr)
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]])
 
 
 @dataclass
 class Run:
-    """The cases of a run and how to measure them."""
+    """The cases of a run, and how to measure them."""
 
     cases: list[Selected]
     setting: Setting
@@ -75,7 +75,7 @@ class Run:
     measure: Measure = measure_case
 
     def go(self) -> results.Document:
-        """Measures; returns the document, which is also on disk. Ctrl-C keeps what was measured."""
+        """Measures the cases and returns the document, which is also saved; Ctrl-C saves what was measured by then."""
         setting = self.setting
         deadline = None if self.minutes is None else time.monotonic() + 60 * self.minutes
         torch.manual_seed(setting.seed)
@@ -127,7 +127,7 @@ class Run:
         for i, selected in enumerate(progress):
             began = time.monotonic()
             if deadline is not None and began + longest > deadline:
-                document["left_out"] = [each.case.key for each in wanted[i:]]
+                document["left_out"] = [skipped.case.key for skipped in wanted[i:]]
                 progress.close()
                 print(f"{len(wanted) - i} cases left out: they do not fit in {self.minutes:g} minutes", file=sys.stderr)
                 return
@@ -143,12 +143,12 @@ class Run:
 
 
 def _message(row: results.Row) -> str:
-    parts = [f"{name}: {each['message']}" for name, each in row["providers"].items() if each["status"] == row["status"]]
+    parts = [f"{name}: {entry['message']}" for name, entry in row["providers"].items() if entry["status"] == row["status"]]
     return "; ".join(parts) or row.get("message", "")
 
 
 def overheads(cases: list[Selected], setting: Setting) -> list[dict[str, Any]]:
-    """Host time of a call of every op, direction and provider that can run, on a small case."""
+    """The host time of one call on a small case, for every op, direction and provider that can run."""
     smallest: dict[tuple[str, str], Case] = {}
     for selected in cases:
         case = selected.case
@@ -164,8 +164,8 @@ def overheads(cases: list[Selected], setting: Setting) -> list[dict[str, Any]]:
                 continue
             try:
                 microseconds = overhead(case, provider, setting.device)
-            except Exception as problem:
-                rows.append({"op": op, "direction": direction, "provider": provider, "message": str(problem)[:200]})
+            except Exception as error:
+                rows.append({"op": op, "direction": direction, "provider": provider, "message": str(error)[:200]})
             else:
                 rows.append({"op": op, "direction": direction, "provider": provider, "us": microseconds, "case": case.key})
     return rows

@@ -1,20 +1,20 @@
-"""How long calls take: samples of all of them in turn until their medians are steady. Nothing here knows of a device."""
+"""Timing of calls: all are sampled in turn until their medians are steady. This module knows nothing about devices."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import quantiles
 from typing import Any
 
-#: Draws one sample, in seconds per call.
+#: Returns one sample in seconds per call.
 Sampler = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Median and quartiles of some samples, in the samples' unit."""
+    """Median and quartiles of samples, in the unit of the samples."""
 
     median: float
     q1: float
@@ -23,37 +23,41 @@ class Summary:
 
     @property
     def spread(self) -> float:
-        """Interquartile range relative to the median."""
+        """The interquartile range relative to the median."""
         return (self.q3 - self.q1) / self.median if self.median else 0.0
 
     @property
     def uncertainty(self) -> float:
-        """Standard error of the median relative to it, were the samples normal: 1.2533·σ/√n with σ = (q3 − q1)/1.349."""
+        """The relative standard error of the median of normal samples: 1.2533·σ/√n with σ = (q3 − q1)/1.349."""
         return 1.2533 / 1.349 * self.spread / self.samples**0.5
 
     def scaled(self, factor: float) -> Summary:
-        return Summary(self.median * factor, self.q1 * factor, self.q3 * factor, self.samples)
+        return replace(self, median=self.median * factor, q1=self.q1 * factor, q3=self.q3 * factor)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def summarize(samples: Sequence[float]) -> Summary:
-    """Median and quartiles (inclusive method)."""
+    """Computes median and quartiles by the inclusive method.
+
+    Raises:
+        ValueError: there are no samples.
+    """
     if not samples:
         raise ValueError("no samples")
     if len(samples) == 1:
-        return Summary(samples[0], samples[0], samples[0], 1)
+        return Summary(median=samples[0], q1=samples[0], q3=samples[0], samples=1)
     q1, median, q3 = quantiles(samples, n=4, method="inclusive")
-    return Summary(median, q1, q3, len(samples))
+    return Summary(median=median, q1=q1, q3=q3, samples=len(samples))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When sampling stops: once every median is uncertain by no more than `uncertainty`, within these bounds."""
+    """When sampling stops: once no median is more uncertain than `uncertainty`, within bounds of rounds and seconds."""
 
-    least: int = 10
-    most: int = 200
+    least: int = 10  # rounds
+    most: int = 200  # rounds
     seconds: float = 2.0
     uncertainty: float = 0.005
 
@@ -64,7 +68,7 @@ QUICK = Limits(least=3, most=10, seconds=0.1, uncertainty=0.02)
 def interleave(
     samplers: Mapping[str, Sampler], limits: Limits, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Samples of every sampler, in turn and starting with another one each round, so that a drifting clock meets all alike."""
+    """Samples all calls round by round, each round starting with the next one, so that a drifting clock affects all alike."""
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     names = list(samplers)
     began, rounds = clock(), 0
@@ -76,19 +80,19 @@ def interleave(
         if rounds < limits.least:
             continue
         if clock() - began > limits.seconds or all(
-            summarize(each).uncertainty <= limits.uncertainty for each in samples.values()
+            summarize(drawn).uncertainty <= limits.uncertainty for drawn in samples.values()
         ):
             break
     return samples
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
-    """How many times faster ours is: theirs / ours of each round, then the median. Above 1 ours wins."""
+    """Summarizes the ratios theirs / ours of all rounds; above 1, ours is faster."""
     return summarize([their / our for our, their in zip(ours, theirs, strict=True)])
 
 
 def loop_sampler(call: Callable[[], object], seconds: float = 1e-3) -> Sampler:
-    """A sampler on the host's clock, of as many calls in a row as take about `seconds`."""
+    """A sampler on the clock of the host, which makes as many calls in a row as take about `seconds`."""
     call()
     began = time.perf_counter()
     call()

@@ -15,7 +15,10 @@ from typing import Any
 
 from benchmarks import isolation
 from benchmarks.gpu import outcome, phases, place, summary
+from benchmarks.gpu.failures.explain import explain
+from benchmarks.gpu.keep import keep
 from benchmarks.gpu.store import Store, alone
+from benchmarks.gpu.then import run_second
 
 _HELP = """\
 Phases, in the order of what they tell:
@@ -92,12 +95,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.path is None:
         parser.error(f"{options.what}: expected a path")
     if options.what == "keep":
-        from benchmarks.gpu.keep import keep
-
         print(keep(options.path))
         return 0
-    from benchmarks.gpu.failures.explain import explain
-
     print(explain(options.path, options.case))
     return 0
 
@@ -120,7 +119,8 @@ def see(device: str, folder: Path) -> dict[str, Any]:
 def run(options: argparse.Namespace, command: str = "", **planted: Any) -> int:
     """The phases, within the time. `command` is what goes on with them; `planted` replaces fields of the plan, for tests."""
     began = time.monotonic()
-    isolation.preload("benchmarks.gpu.timings")
+    # use_deterministic_algorithms would import torch._inductor.config in every process, which takes seconds.
+    isolation.preload("benchmarks.gpu.timings", "torch._inductor.config")
     place.require_folder(options.out)
     with alone(options.out):
         try:
@@ -142,8 +142,6 @@ def _run(options: argparse.Namespace, command: str, began: float, planted: dict[
     workers = phases.processes(options.device, options.processes)
     plan = phases.Plan(store, options.device, options.minutes, workers, options.seed, began, only, **planted)
     if options.then:
-        from benchmarks.gpu.then import run_second
-
         return run_second(plan)
     engines = [name for name in ("cuda", "cupy", "numba") if seen["engines"][name] is None]
     if not phases.anything(plan):

@@ -7,8 +7,8 @@ import sys
 
 import torch
 
-from benchmarks.cases import parse
 from benchmarks.gpu.work import run_case
+from benchmarks.ops import parse
 from benchmarks.tuning.problem import engine_name
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, parse
+from benchmarks.cases import Case
+from benchmarks.ceilings import measure_ceilings
 from benchmarks.gpu.work import tell
 from benchmarks.measure import Setting, fair
+from benchmarks.ops import parse
 from benchmarks.runner import measure_case
 from benchmarks.suites import SUITES, select, telling
 from benchmarks.timing import QUICK, Limits
@@ -103,7 +105,5 @@ def _time_all(configurations: Any, timer: Timer) -> tuple[Configuration, dict[Co
 
 def run_ceilings(device_name: str) -> None:
     """Copy bandwidth, products, and the start-up of a graph: what every share is a share of."""
-    from benchmarks.ceilings import measure_ceilings
-
     device = torch.device(device_name)
     tell("result", ceilings=measure_ceilings(device, QUICK, quick=True))

@@ -1,4 +1,4 @@
-"""Convolution, its transpose, and the unrolling of images into columns."""
+"""Convolution, transposed convolution, and the unrolling of images into columns (im2col)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from benchmarks.cases import Case, Shape
-from benchmarks.ops.operation import Operation, is_engine
+from benchmarks.cases import Case, Operation
+from benchmarks.names import Shape
+from benchmarks.providers import is_engine
 from torch_unroll.engines import refusal
 from torch_unroll.shapes import convolved
 
@@ -18,7 +19,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class WindowShape(Shape):
-    """An image batch and a window that slides over it."""
+    """A batch of images and the filter that slides over them."""
 
     N: int
     C: int
@@ -43,18 +44,18 @@ class WindowShape(Shape):
 
 
 def shrink_extent(extent: int, window: int, stride: int, padding: int, dilation: int) -> int:
-    """A smaller extent that takes at least three windows and leaves the same remainder when divided by the stride."""
+    """A smaller extent that has room for at least three windows and the same remainder modulo the stride."""
     least = max(1, dilation * (window - 1) + 1 - 2 * padding) + 2 * stride
     return min(extent, least + (extent - least) % stride) if extent > least else extent
 
 
 def shrink_channels(channels: int, most: int = 16) -> int:
-    """Fewer channels with the same remainder modulo 8: what vectors and tiles depend on."""
+    """Fewer channels with the same remainder modulo 8, on which vector loads and tiles depend."""
     return channels if channels <= most else most + channels % 8
 
 
 def shrink_window(shape: WindowShape) -> WindowShape:
-    """One image, a few windows, few channels; groups stay groups, and depthwise stays depthwise."""
+    """One image with a few windows and few channels; a grouped convolution stays grouped, and a depthwise one depthwise."""
     H, W = (
         shrink_extent((shape.H, shape.W)[i], (shape.R, shape.S)[i], shape.stride[i], shape.padding[i], shape.dilation[i])
         for i in (0, 1)
@@ -67,7 +68,7 @@ def shrink_window(shape: WindowShape) -> WindowShape:
 
 
 class Conv2d(Operation):
-    """fprop, dgrad and wgrad are timed as the operators themselves, so that autograd's own cost is not part of them."""
+    """fprop, dgrad and wgrad call the operators directly, so that their times do not include autograd."""
 
     name = "conv2d"
     Shape = WindowShape
@@ -106,12 +107,12 @@ class Conv2d(Operation):
         )
 
     def flops(self, shape: WindowShape, direction: str) -> int:
-        """Taps that fall on the padding count, as everyone counts them."""
+        """Counts products with the padding too, as is customary."""
         product = 2 * math.prod(self.output(shape)) * (shape.C // shape.groups) * shape.R * shape.S
         return product * (3 if direction == "train" else 1)
 
     def bytes(self, shape: WindowShape, direction: str, element_size: int) -> int:
-        """x, w and y once each in every direction: two are read, one is written."""
+        """Counts x, w and y once in each direction: two of them are read, and one is written."""
         once = element_size * sum(math.prod(size) for size in (*self.sizes(shape).values(), self.output(shape)))
         return once * (3 if direction == "train" else 1)
 
@@ -120,7 +121,7 @@ class Conv2d(Operation):
 
 
 class ConvTranspose2d(Conv2d):
-    """The shape is that of the convolution it transposes: it takes (N, K, P, Q) to (N, C, H, W)."""
+    """Maps (N, K, P, Q) to (N, C, H, W); its shape is that of the convolution that it transposes."""
 
     name = "conv_transpose2d"
     directions = ("fprop", "train")
@@ -150,7 +151,7 @@ class ConvTranspose2d(Conv2d):
 
 
 class Unfold(Operation):
-    """im2col on its own; K, groups and bias of the shape mean nothing here."""
+    """im2col on its own; it ignores K, groups and bias of its shape."""
 
     name = "unfold"
     Shape = WindowShape
@@ -176,7 +177,7 @@ class Unfold(Operation):
         return f"{call}, engine={provider!r})" if is_engine(provider) else f"F.{call})"
 
     def flops(self, shape: WindowShape, direction: str) -> int:
-        """The additions of fold; unfold alone has none."""
+        """Counts the additions of fold; unfold on its own has none."""
         return math.prod(self.columns(shape)) if self.folds or direction == "train" else 0
 
     def bytes(self, shape: WindowShape, direction: str, element_size: int) -> int:

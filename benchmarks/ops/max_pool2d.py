@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from benchmarks.cases import Shape
+from benchmarks.cases import Operation
+from benchmarks.names import Shape
 from benchmarks.ops.conv2d import shrink_channels, shrink_extent
-from benchmarks.ops.operation import Operation, is_engine
+from benchmarks.providers import is_engine
 from torch_unroll.shapes import pooled
 
 Pair = tuple[int, int]
@@ -15,7 +16,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class PoolShape(Shape):
-    """An image batch and a pooling window."""
+    """A batch of images and a pooling window."""
 
     N: int
     C: int
@@ -37,7 +38,7 @@ class PoolShape(Shape):
 
 
 class MaxPool2d(Operation):
-    """dgrad is the backward pass through autograd, on both sides: how its windows were remembered is each side's own affair."""
+    """dgrad goes through autograd for every provider, because each saves the positions of the maxima in its own form."""
 
     name = "max_pool2d"
     Shape = PoolShape
@@ -55,13 +56,13 @@ class MaxPool2d(Operation):
         return f"max_pool2d(x, {geometry}, engine={provider!r})" if is_engine(provider) else f"F.max_pool2d(x, {geometry})"
 
     def flops(self, shape: PoolShape, direction: str) -> int:
-        """Comparisons; the backward pass adds one number per window."""
+        """Counts comparisons forward, and one addition per window backward."""
         windows = math.prod(self.output(shape))
         comparisons = windows * math.prod(shape.window)
         return {"fprop": comparisons, "dgrad": windows, "train": comparisons + windows}[direction]
 
     def bytes(self, shape: PoolShape, direction: str, element_size: int) -> int:
-        """The bytes needed: x and y forward, dy and dx backward, and one byte per window that says what it chose."""
+        """Counts x and y forward, dy and dx backward, and one byte per window for the position of its maximum."""
         windows = math.prod(self.output(shape))
         once = element_size * (math.prod(self.sizes(shape)["x"]) + windows)
         return {"fprop": once, "dgrad": once + windows, "train": 2 * (once + windows)}[direction]
@@ -76,7 +77,7 @@ class MaxPool2d(Operation):
 
 @dataclass(frozen=True)
 class TimeShape(Shape):
-    """T steps of a batch of feature vectors."""
+    """T steps of N feature vectors of size C."""
 
     T: int
     N: int
@@ -84,7 +85,7 @@ class TimeShape(Shape):
 
 
 class MaxOverTime(Operation):
-    """(T, N, C) -> (N, C)."""
+    """The maximum over the steps of a sequence, (T, N, C) -> (N, C)."""
 
     name = "max_over_time"
     Shape = TimeShape

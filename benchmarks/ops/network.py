@@ -1,4 +1,4 @@
-"""A whole training step of a network: forward, loss, backward, SGD; under autocast for the 16-bit dtypes."""
+"""A whole training step of a network: forward pass, loss, backward pass and SGD, under autocast for the 16-bit dtypes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cases import Case, Shape
-from benchmarks.check import error
+from benchmarks.cases import Case, Operation
+from benchmarks.check import relative_error
 from benchmarks.models import NETWORKS, build
-from benchmarks.ops.operation import Call, Operation, Tensors, double, is_engine
+from benchmarks.names import Shape
+from benchmarks.providers import Call, Tensors, double, is_engine
 from torch_unroll.engines import refusal, use_engine
+from torch_unroll.replace import replace as replace_modules
 
 
 @dataclass(frozen=True)
 class NetworkShape(Shape):
-    """A network by name, and the batch it trains on."""
+    """The name of a network, and the size of the batch that it trains on."""
 
     network: str
     N: int
@@ -30,7 +32,7 @@ class NetworkShape(Shape):
 
 
 class Network(Operation):
-    """Ours is the same unmodified model after `torch_unroll.replace`. The learning rate is 0, so that every step is the same."""
+    """An engine runs the same model after `torch_unroll.replace`. The learning rate is 0, so that all steps are the same."""
 
     name = "network"
     Shape = NetworkShape
@@ -44,7 +46,7 @@ class Network(Operation):
         return (shape.N, NETWORKS[shape.network].classes)
 
     def expression(self, shape: NetworkShape, direction: str, provider: str) -> str:
-        raise NotImplementedError("a training step is not one expression: see `call`")
+        raise NotImplementedError("a training step is more than one expression: see `call`")
 
     def call(self, case: Case, tensors: Tensors, provider: str) -> Call:
         x = tensors["x"]
@@ -52,10 +54,8 @@ class Network(Operation):
         model = build(case.shape.network).to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
         x = x.to(next(model.parameters()).dtype)
         if case.layout == "channels_last":
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
         if is_engine(provider):
-            from torch_unroll.replace import replace as replace_modules
-
             replace_modules(model)
         step: Any = torch.compile(model) if provider == "compile" else model
         target = torch.arange(len(x), device=x.device) % tensors["dy"].shape[1]
@@ -86,27 +86,31 @@ class Network(Operation):
         exact: Sequence[Tensor],
         torchs: Sequence[Tensor],
     ) -> str | None:
-        """A network multiplies rounding errors until a ReLU or a maximum flips, so that two right runs differ at random. So ours
-        has to agree in float64, where nothing flips, and in its own dtype its logits may be a few times as far off as torch's."""
-        if error(results[:1], exact[:1]) > 8 * error(torchs[:1], exact[:1]) + 64 * torch.finfo(case.torch_dtype).eps:
-            return f"logits: error {error(results[:1], exact[:1]):.3g}, torch's own {error(torchs[:1], exact[:1]):.3g}"
+        """Requires agreement in float64, and limits the error of the logits in the case's own dtype to a multiple of torch's.
+
+        A network amplifies rounding errors until a ReLU or a maximum changes sides, so that the gradients of two correct runs
+        in a narrow dtype differ at random.
+        """
+        ours, theirs = relative_error(results[:1], exact[:1]), relative_error(torchs[:1], exact[:1])
+        if ours > 8 * theirs + 64 * torch.finfo(case.torch_dtype).eps:
+            return f"logits: error {ours:.3g}, torch's own {theirs:.3g}"
         if is_engine(provider):
-            in_double = error(self.call(case, double(tensors), provider)(), exact)
+            in_double = relative_error(self.call(case, double(tensors), provider)(), exact)
             if in_double > 1e-6:
                 return f"in float64: error {in_double:.3g}"
         return None
 
     def refusal(self, case: Case, engine: str, device: torch.device) -> str | None:
         if device.type != "cuda" and engine != "torch":
-            return "a whole network is more than emulated or simulated kernels are for"
+            return "a whole network takes too long on emulated or simulated kernels"
         return refusal(engine, "conv2d", device, case.torch_dtype)
 
     def flops(self, shape: NetworkShape, direction: str) -> int:
-        """Three times the forward pass's convolutions and products, as torch counts them, without recomputation."""
+        """Counts three times what torch counts for the convolutions and products of the forward pass."""
         return _flops(shape)
 
     def bytes(self, shape: NetworkShape, direction: str, element_size: int) -> int:
-        """Unknown: it depends on what is kept."""
+        """Returns 0: the number depends on what is saved for the backward pass, and is unknown."""
         return 0
 
     def shrink(self, shape: NetworkShape) -> NetworkShape:

@@ -1,4 +1,4 @@
-"""The Elman recurrence: whole sequences, and one step."""
+"""Elman recurrences over whole sequences, and a single step of one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Shape
+from benchmarks.cases import Case, Operation
+from benchmarks.names import Shape
 from benchmarks.ops.conv2d import shrink_channels
-from benchmarks.ops.operation import Operation, is_engine
+from benchmarks.providers import is_engine
 
 
 @dataclass(frozen=True)
 class RnnShape(Shape):
-    """T steps of N sequences, I features in, H hidden units."""
+    """T steps of N sequences with I input features and H hidden units."""
 
     T: int
     N: int
-    I: int  # noqa: E741 (the letter of input size)
+    I: int  # noqa: E741 (the usual letter of the input size)
     H: int
     layers: int = 1
     directions: int = 1
@@ -29,13 +30,15 @@ class RnnShape(Shape):
 
 
 class Rnn(Operation):
-    """The whole op as nn.RNN has it: the product with the input and the biases are in it. torch's weights are flattened, as
-    `flatten_parameters()` leaves them."""
+    """The whole of nn.RNN, including the product with the input and the biases.
+
+    On a GPU the weights lie in one buffer, as `flatten_parameters()` arranges them for cuDNN.
+    """
 
     name = "rnn"
     Shape = RnnShape
     layouts = ("nchw",)
-    baselines = ("eager",)  # torch.compile leaves nn.RNN to eager mode
+    baselines = ("eager",)  # torch.compile runs nn.RNN in eager mode
     precision = "rnn"
     ours_import = "from torch_unroll.rnn import rnn"
     torch_import = ""
@@ -64,9 +67,9 @@ class Rnn(Operation):
         return f"torch.rnn_{shape.nonlinearity}(x, h0, {weights}, {options})[0]"
 
     def tensors(self, case: Case, device: torch.device, seed: int) -> dict[str, Tensor]:
-        made = super().tensors(case, device, seed)
+        tensors = super().tensors(case, device, seed)
         if device.type != "cuda":
-            return made
+            return tensors
         shape = case.shape
         module = torch.nn.RNN(
             shape.I, shape.H, shape.layers, shape.nonlinearity, bool(shape.bias), bidirectional=shape.directions == 2
@@ -74,11 +77,11 @@ class Rnn(Operation):
         module.flatten_parameters()
         with torch.no_grad():
             for name, parameter in zip(list(self.sizes(shape))[2:], module.parameters(), strict=True):
-                made[name] = parameter.copy_(made[name]).detach()
-        return made
+                tensors[name] = parameter.copy_(tensors[name]).detach()
+        return tensors
 
     def flops(self, shape: RnnShape, direction: str) -> int:
-        """Both products; the backward pass has each twice, once for the state or input and once for the weight."""
+        """Counts both products; the backward pass computes each twice, once for the input or state and once for the weight."""
         weights = sum(math.prod(size) for name, size in self.sizes(shape).items() if name.startswith("w"))
         return 2 * shape.T * shape.N * weights * (3 if direction == "train" else 1)
 
@@ -95,7 +98,7 @@ class Rnn(Operation):
 
 @dataclass(frozen=True)
 class CellShape(Shape):
-    """One step of N sequences."""
+    """One step of N sequences with I input features and H hidden units."""
 
     N: int
     I: int  # noqa: E741
@@ -104,7 +107,7 @@ class CellShape(Shape):
 
 
 class RnnCell(Operation):
-    """One step, with biases."""
+    """One step of a recurrence, with biases."""
 
     name = "rnn_cell"
     Shape = CellShape

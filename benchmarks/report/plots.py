@@ -1,27 +1,32 @@
-"""The plots of a report, each as a matplotlib figure; those that the data has nothing for are left out."""
+"""The plots of a report as matplotlib figures; a plot for which there is no data is left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-from matplotlib.figure import Figure
-
-from benchmarks.cases import parse
+from benchmarks.ops import parse
 from benchmarks.report.figures import Figures, figures, ours
 from benchmarks.results import Document
 
-#: Told apart by the colour-blind as well (Okabe and Ito).
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Colours that the colour-blind can distinguish (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 
-def _axes(title: str, x: str, y: str, height: float = 4.2) -> tuple[Figure, Any]:
-    figure, axes = pyplot.subplots(figsize=(6, height), layout="constrained")
+def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
+    """A figure of `size` inches and its axes; matplotlib is imported here, because only plots need it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
+    figure, axes = new_figure(1, 1, (6, 4.2))
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(True, which="major", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -29,34 +34,34 @@ def _axes(title: str, x: str, y: str, height: float = 4.2) -> tuple[Figure, Any]
 
 
 def _style(i: int) -> dict[str, Any]:
-    """The i-th line's colour and dashes."""
+    """The colour and dashes of the i-th line."""
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":", "-.")[i // len(COLOURS) % 4]}
 
 
 def roofline(document: Document) -> Figure | None:
     """TFLOP/s against FLOP per byte, under the measured ceilings."""
-    points = [each for each in ours(document) if each.tflops and each.row["bytes"] and each.row["op"] != "network"]
+    points = [entry for entry in ours(document) if entry.tflops and entry.row["bytes"] and entry.row["op"] != "network"]
     copy = document["ceilings"].get("copy_gb_s")
     if not points or not copy:
         return None
     figure, axes = _axes("Roofline", "FLOP per byte", "TFLOP/s")
     groups: dict[str, list[Figures]] = {}
-    for each in points:
-        groups.setdefault(f"{each.row['op']} {each.row['dtype']} ({each.provider})", []).append(each)
+    for entry in points:
+        groups.setdefault(f"{entry.row['op']} {entry.row['dtype']} ({entry.provider})", []).append(entry)
     for i, (name, members) in enumerate(groups.items()):
-        x = [each.row["flops"] / each.row["bytes"] for each in members]
+        x = [entry.row["flops"] / entry.row["bytes"] for entry in members]
         axes.scatter(
             x,
-            [each.tflops for each in members],
+            [entry.tflops for entry in members],
             s=18,
             label=name,
             color=COLOURS[i % len(COLOURS)],
             marker="os^Dv"[i // len(COLOURS) % 5],
         )
     low, high = axes.get_xlim()
-    low = max(low, min(each.row["flops"] / each.row["bytes"] for each in points) / 2)
+    low = max(low, min(entry.row["flops"] / entry.row["bytes"] for entry in points) / 2)
     for dtype, peak in document["ceilings"].get("product_tflop_s", {}).items():
-        if any(each.row["dtype"] == dtype for each in points):
+        if any(entry.row["dtype"] == dtype for entry in points):
             ridge = peak * 1e12 / (copy * 1e9)
             axes.plot([low, ridge, max(high, 2 * ridge)], [low * copy / 1e3, peak, peak], color="black", linewidth=1)
             axes.annotate(f"{dtype} {peak:.3g}", (max(high, 2 * ridge), peak), ha="right", va="bottom", fontsize=8)
@@ -66,12 +71,12 @@ def roofline(document: Document) -> Figure | None:
 
 
 def ratios(document: Document) -> Figure | None:
-    """Every case's ratio to eager torch, sorted, by op and direction."""
+    """The sorted ratios of all cases to eager torch, a line for each op, direction, dtype, layout and engine."""
     groups: dict[str, list[float]] = {}
-    for each in ours(document):
-        if "eager" in each.ratios:
-            name = f"{each.row['op']} {each.row['direction']} {each.row['dtype']} {each.row['layout']} ({each.provider})"
-            groups.setdefault(name, []).append(each.ratios["eager"]["median"])
+    for entry in ours(document):
+        if "eager" in entry.ratios:
+            name = f"{entry.row['op']} {entry.row['direction']} {entry.row['dtype']} {entry.row['layout']} ({entry.provider})"
+            groups.setdefault(name, []).append(entry.ratios["eager"]["median"])
     if not groups:
         return None
     figure, axes = _axes("Times faster than eager torch, case by case", "cases, sorted", "eager / ours")
@@ -84,23 +89,23 @@ def ratios(document: Document) -> Figure | None:
 
 
 def _sweep(measured: list[Figures], letter: str, fixed: str) -> dict[str, list[tuple[int, float]]]:
-    """µs per step of one layer against an extent, a line for each value of the other."""
+    """Microseconds per step of one layer against the extent `letter`, a line for each value of the extent `fixed`."""
     lines: dict[str, list[tuple[int, float]]] = {}
-    for each in measured:
-        shape: Any = parse(each.row["case"]).shape
-        if shape.layers == 1 and shape.directions == 1 and each.microseconds:
-            name = f"{each.provider} {each.row['direction']} {each.row['dtype']} {fixed}={getattr(shape, fixed)}"
-            lines.setdefault(name, []).append((getattr(shape, letter), each.microseconds / shape.T))
+    for entry in measured:
+        shape: Any = parse(entry.row["case"]).shape
+        if shape.layers == 1 and shape.directions == 1 and entry.microseconds:
+            name = f"{entry.provider} {entry.row['direction']} {entry.row['dtype']} {fixed}={getattr(shape, fixed)}"
+            lines.setdefault(name, []).append((getattr(shape, letter), entry.microseconds / shape.T))
     return {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
 
 
 def steps(document: Document) -> Figure | None:
-    """µs per time step against the hidden size and against the batch, a line per provider and direction."""
-    measured = [each for each in figures(document) if each.row["op"] == "rnn"]
+    """Microseconds per time step against the hidden size and against the batch size."""
+    measured = [entry for entry in figures(document) if entry.row["op"] == "rnn"]
     sweeps = {letter: _sweep(measured, letter, fixed) for letter, fixed in (("H", "N"), ("N", "H"))}
     if not any(sweeps.values()):
         return None
-    figure, both = pyplot.subplots(2, 1, figsize=(6, 7.5), layout="constrained")
+    figure, both = new_figure(2, 1, (6, 7.5))
     for axes, (letter, lines) in zip(both, sweeps.items(), strict=True):
         for i, (name, points) in enumerate(lines.items()):
             axes.plot(*zip(*sorted(points), strict=True), label=name, marker=".", linewidth=1, **_style(i))
@@ -112,14 +117,14 @@ def steps(document: Document) -> Figure | None:
 
 
 def memory(document: Document) -> Figure | None:
-    """Peak memory of a call beyond its inputs, ours against torch's."""
+    """Peak memory of a call beyond its inputs, of each provider against eager torch."""
     peaks: dict[str, dict[str, int]] = {}
-    for each in figures(document):
-        if each.peak_bytes is not None:
-            peaks.setdefault(each.row["case"], {})[each.provider] = each.peak_bytes
+    for entry in figures(document):
+        if entry.peak_bytes is not None:
+            peaks.setdefault(entry.row["case"], {})[entry.provider] = entry.peak_bytes
     pairs = {
-        name: [(each["eager"] / 1e6, each[name] / 1e6) for each in peaks.values() if name in each and "eager" in each]
-        for name in sorted({name for each in peaks.values() for name in each} - {"eager"})
+        name: [(peak["eager"] / 1e6, peak[name] / 1e6) for peak in peaks.values() if name in peak and "eager" in peak]
+        for name in sorted({name for peak in peaks.values() for name in peak} - {"eager"})
     }
     if not any(pairs.values()):
         return None
@@ -136,7 +141,7 @@ PLOTS: dict[str, Callable[[Document], Figure | None]] = {"roofline": roofline, "
 
 
 def draw(document: Document) -> dict[str, Figure]:
-    """The plots the data has something for, by name."""
+    """The plots for which there is data, by name."""
     drawn = {name: plot(document) for name, plot in PLOTS.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 

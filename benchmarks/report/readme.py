@@ -1,4 +1,4 @@
-"""The measured part of the repository's README.md: generated from the committed results, between two markers."""
+"""The measured part of the repository's README.md, which is generated from the committed results between two markers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.environment import REPOSITORY
-from benchmarks.report import merge, plots, tables
+from benchmarks.report import plots, tables
+from benchmarks.report.files import merge
 from benchmarks.report.text import markdown
 from torch_unroll.kernels import digest
 
@@ -20,18 +21,18 @@ eight minutes."""
 
 
 def files() -> list[Path]:
-    """The committed result files; the other files of a run on a GPU are of other schemas."""
+    """The committed result files; runs on a GPU leave files of other schemas beside them."""
     return [path for path in sorted(RESULTS.rglob("*.json")) if f'"{results.SCHEMA}"' in path.read_text()[:200]]
 
 
 def measured() -> list[results.Document]:
-    """The committed results of GPUs."""
+    """The committed results that were measured on GPUs."""
     documents = [results.load(path) for path in files()]
     return [document for document in documents if document["environment"]["device_type"] == "cuda"]
 
 
 def text(documents: list[results.Document]) -> str:
-    """What stands between the markers, without them."""
+    """The text between the markers."""
     if not documents:
         return _NOTHING
     document = merge(documents)
@@ -50,14 +51,14 @@ def text(documents: list[results.Document]) -> str:
 
 
 def caveats(documents: list[results.Document], kernels: str | None = None) -> list[str]:
-    """What keeps the figures from being those of these sources on one GPU, a sentence each; `kernels` is the sources' digest."""
+    """Sentences that say why the figures are not those of the current sources on one GPU; `kernels` is the sources' digest."""
     kernels = kernels or digest()
     sentences = []
     if not all(document["complete"] for document in documents):
-        sentences.append("The run was cut short: these are the cases that it reached.")
+        sentences.append("The run was cut short; the cases that it did not reach are missing.")
     names = {document["environment"]["device"] for document in documents}
     if len(names) > 1:
-        sentences.append(f"The figures are of several GPUs, {', '.join(sorted(names))}, and say nothing of one beside the other.")
+        sentences.append(f"The figures are of several GPUs, {', '.join(sorted(names))}, and cannot be compared with each other.")
     others = {document["environment"].get("engine_digest", "unknown kernels") for document in documents} - {kernels}
     if others:
         sentences.append(
@@ -67,7 +68,11 @@ def caveats(documents: list[results.Document], kernels: str | None = None) -> li
 
 
 def apply(readme: str, generated: str) -> str:
-    """README's source with the generated part put between the markers."""
+    """The source of README.md with the generated text between the markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -76,7 +81,7 @@ def apply(readme: str, generated: str) -> str:
 
 
 def rewrite() -> None:
-    """Brings README.md and its figure up to date."""
+    """Updates README.md and its figure."""
     documents = measured()
     README.write_text(apply(README.read_text(), text(documents)))
     if documents:

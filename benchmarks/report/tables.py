@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from benchmarks.cases import DIRECTIONS
+from benchmarks.names import DIRECTIONS
 from benchmarks.ops import OPERATIONS
 from benchmarks.report.figures import Figures, geomean, op_families, ours
 from benchmarks.report.text import align, markdown, microseconds
@@ -16,12 +16,12 @@ Table = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[int]], str]
 OPS = list(OPERATIONS)
 
 RULES = """\
-Every row was compared with float64 before it was timed; a wrong one is not timed. Ours and torch's are timed in turn in the same
-run, and a ratio is the median over those pairs (above 1, ours is faster). torch is at its best: cuDNN searches all its algorithms
-(`benchmark=True`, `benchmark_limit=0`), weights are in the same layout, RNN weights are flattened; casts and transposes count on
-both sides. Short calls are replayed from a CUDA graph, on both sides or on neither. Times are medians with a cold L2 cache. FLOPs
-count taps on the padding; bytes are every input read once and every output written once. Shares are of the ceilings measured in
-the same run."""
+Every result is compared with float64 before it is timed; a wrong one is not timed. Our calls and torch's are timed in turn in the
+same run, and a ratio is the median over those pairs (above 1, ours is faster). torch is measured at its best: cuDNN searches all
+its algorithms (`benchmark=True`, `benchmark_limit=0`), weights are in the same layout, RNN weights are flattened; casts and
+transposes count on both sides. Short calls are replayed from a CUDA graph, on both sides or on neither. Times are medians with a
+cold L2 cache. FLOPs include products with the padding; bytes count every input read once and every output written once. Shares
+are relative to the ceilings that were measured in the same run."""
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -33,7 +33,7 @@ def _times(value: float | None) -> str:
 
 
 def conditions(document: Document) -> str:
-    """The machine and the versions, in a sentence."""
+    """One line that names the machine and the versions."""
     environment = document["environment"]
     names = {
         "driver": "driver",
@@ -49,19 +49,19 @@ def conditions(document: Document) -> str:
 
 
 def summary_rows(document: Document) -> list[list[str]]:
-    """Per op, direction, dtype, layout and engine: how many cases, their ratio, the worst one, how many win."""
+    """A row for each op, direction, dtype, layout and engine: cases, statuses, ratios to the baselines, wins, roofline share."""
     groups: dict[tuple[str, ...], list[Figures]] = {}
-    for each in ours(document):
-        row = each.row
-        groups.setdefault((row["op"], row["direction"], row["dtype"], row["layout"], each.provider), []).append(each)
+    for entry in ours(document):
+        row = entry.row
+        groups.setdefault((row["op"], row["direction"], row["dtype"], row["layout"], entry.provider), []).append(entry)
     rows = []
     for key, members in sorted(
         groups.items(), key=lambda item: (OPS.index(item[0][0]), DIRECTIONS.index(item[0][1]), item[0][2:])
     ):
-        statuses = Counter(each.status for each in members)
-        eager = [each.ratios["eager"]["median"] for each in members if "eager" in each.ratios]
-        compiled = [each.ratios["compile"]["median"] for each in members if "compile" in each.ratios]
-        shares = [each.share for each in members if each.share is not None]
+        statuses = Counter(entry.status for entry in members)
+        eager = [entry.ratios["eager"]["median"] for entry in members if "eager" in entry.ratios]
+        compiled = [entry.ratios["compile"]["median"] for entry in members if "compile" in entry.ratios]
+        shares = [entry.share for entry in members if entry.share is not None]
         rows.append(
             [
                 *key,
@@ -95,7 +95,7 @@ _SUMMARY_RIGHT = (5, 7, 8, 9, 10, 11)
 
 
 def summary(document: Document, table: Table = align) -> str:
-    """One line per op, direction, dtype, layout and engine."""
+    """The table of `summary_rows`."""
     return table(SUMMARY, summary_rows(document), _SUMMARY_RIGHT)
 
 
@@ -103,34 +103,34 @@ _FAMILY = ("case", "engine", "µs", "quartiles", "TFLOP/s", "GB/s", "of roofline
 
 
 def family(members: Sequence[Figures]) -> str:
-    """Every case of an op."""
+    """A Markdown table of all figures of some cases."""
     rows = [
         [
-            each.row["case"],
-            each.provider if each.status == "ok" else f"{each.provider}: {each.status}",
-            "" if each.microseconds is None else microseconds(each.microseconds),
-            "" if each.q1 is None or each.q3 is None else f"{microseconds(each.q1)}–{microseconds(each.q3)}",
-            _number(each.tflops, 2),
-            _number(each.gb_s, 0),
-            "" if each.share is None else f"{each.share:.0%}",
-            _times(each.ratios.get("eager", {}).get("median")),
-            _times(each.ratios.get("compile", {}).get("median")),
-            _number(None if each.peak_bytes is None else each.peak_bytes / 1e6),
-            str(len(each.row["labels"]) or ""),
+            entry.row["case"],
+            entry.provider if entry.status == "ok" else f"{entry.provider}: {entry.status}",
+            "" if entry.microseconds is None else microseconds(entry.microseconds),
+            "" if entry.q1 is None or entry.q3 is None else f"{microseconds(entry.q1)}–{microseconds(entry.q3)}",
+            _number(entry.tflops, 2),
+            _number(entry.gb_s, 0),
+            "" if entry.share is None else f"{entry.share:.0%}",
+            _times(entry.ratios.get("eager", {}).get("median")),
+            _times(entry.ratios.get("compile", {}).get("median")),
+            _number(None if entry.peak_bytes is None else entry.peak_bytes / 1e6),
+            str(len(entry.row["labels"]) or ""),
         ]
-        for each in members
+        for entry in members
     ]
     return markdown(_FAMILY, rows, range(2, 11))
 
 
 def slowest(document: Document, count: int = 10) -> list[Figures]:
-    """The cases that lose most to eager torch."""
-    losing = [each for each in ours(document) if each.ratios.get("eager", {}).get("median", 1) < 1]
-    return sorted(losing, key=lambda each: each.ratios["eager"]["median"])[:count]
+    """The `count` cases that are slowest compared with eager torch, among those that are slower."""
+    losing = [entry for entry in ours(document) if entry.ratios.get("eager", {}).get("median", 1) < 1]
+    return sorted(losing, key=lambda entry: entry.ratios["eager"]["median"])[:count]
 
 
 def troubles(document: Document) -> str:
-    """What was not measured, and why; "" if everything was."""
+    """A Markdown list of what was not measured, and why; empty if everything was."""
     lines = []
     for row in document["rows"]:
         if row.get("message"):
@@ -139,7 +139,7 @@ def troubles(document: Document) -> str:
             if entry["status"] not in ("ok", "checked"):
                 lines.append(f"- `{row['case']}` ({name}): {entry['status']}: {entry['message']}")
     if document["left_out"]:
-        lines.append(f"- {len(document['left_out'])} cases were left out: they did not fit into the budget")
+        lines.append(f"- {len(document['left_out'])} cases were left out, because they did not fit into the budget")
     return "\n".join(lines)
 
 
@@ -157,7 +157,9 @@ def _ceilings(document: Document) -> str:
 
 def _overheads(document: Document) -> str:
     rows = [
-        [each["op"], each["direction"], each["provider"], f"{each['us']:.1f}"] for each in document["overheads"] if "us" in each
+        [overhead["op"], overhead["direction"], overhead["provider"], f"{overhead['us']:.1f}"]
+        for overhead in document["overheads"]
+        if "us" in overhead
     ]
     return markdown(("op", "direction", "by", "µs per call"), rows, (3,))
 
@@ -167,11 +169,10 @@ def report(document: Document) -> str:
     gpu = document["environment"]["device_type"] == "cuda"
     parts = ["# Benchmarks", conditions(document), f"`{document['command']}`, seed {document['seed']}"]
     if not document["complete"]:
-        parts.append("**The run was interrupted: these are the cases it finished.**")
+        parts.append("**The run was interrupted; only finished cases are shown.**")
     if not gpu:
         parts.append(
-            "**No GPU: these are timings of plain torch on a CPU, shown for what they are.** Emulated and simulated engines were"
-            " checked, not timed."
+            "**No GPU: these are timings of plain torch on a CPU.** Emulated and simulated engines were checked, not timed."
         )
     parts += [RULES, "## Summary", summary(document, markdown), "## Ceilings", _ceilings(document)]
     if document["overheads"]:
@@ -181,7 +182,7 @@ def report(document: Document) -> str:
         parts += ["## Where torch is faster", family(losing)]
     for op, members in op_families(document).items():
         parts += [f"## {op}", family(members)]
-    trouble = troubles(document)
-    if trouble:
-        parts += ["## Not measured", trouble]
+    unmeasured = troubles(document)
+    if unmeasured:
+        parts += ["## Not measured", unmeasured]
     return "\n\n".join(parts) + "\n"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Columns of equal width, two spaces apart."""
+    """Aligns the columns of a table, two spaces apart; the columns numbered in `right` are aligned to the right."""
     table = [header, *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     lines = []
@@ -20,11 +20,11 @@ def align(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collectio
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """A Markdown table."""
+    """A Markdown table; the columns numbered in `right` are aligned to the right."""
     rule = ["---:" if i in right else "---" for i in range(len(header))]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, rule, *rows))
 
 
 def microseconds(value: float) -> str:
-    """Three significant digits, no exponent."""
+    """A number of microseconds with at least three significant digits and no exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

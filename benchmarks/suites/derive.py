@@ -1,4 +1,4 @@
-"""The layers of a network, read off the network itself: it runs once on tensors without data while hooks note every layer."""
+"""The layers of a network: it runs once on tensors without data, while hooks record every layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import Shape
+from benchmarks.names import Shape
 from benchmarks.ops.conv2d import WindowShape
 from benchmarks.ops.max_pool2d import PoolShape
 from benchmarks.ops.rnn import RnnShape
@@ -17,7 +17,7 @@ from torch_unroll.shapes import pair
 
 @dataclass(frozen=True)
 class Entry:
-    """One shape of a suite: what is measured of it, and which layers have it."""
+    """One shape of a suite, the directions that are measured, and the names of the layers that have this shape."""
 
     op: str
     shape: Any
@@ -28,13 +28,13 @@ class Entry:
 def _conv2d(module: nn.Conv2d, x: Tensor) -> Shape:
     N, C, H, W = x.shape
     return WindowShape(
-        N,
-        C,
-        H,
-        W,
-        module.out_channels,
-        module.kernel_size[0],
-        module.kernel_size[1],
+        N=N,
+        C=C,
+        H=H,
+        W=W,
+        K=module.out_channels,
+        R=module.kernel_size[0],
+        S=module.kernel_size[1],
         stride=pair(module.stride, "stride"),
         padding=pair(module.padding, "padding"),  # "same" does not occur in these networks
         dilation=pair(module.dilation, "dilation"),
@@ -46,10 +46,10 @@ def _conv2d(module: nn.Conv2d, x: Tensor) -> Shape:
 def _max_pool2d(module: nn.MaxPool2d, x: Tensor) -> Shape:
     N, C, H, W = x.shape
     return PoolShape(
-        N,
-        C,
-        H,
-        W,
+        N=N,
+        C=C,
+        H=H,
+        W=W,
         window=pair(module.kernel_size, "kernel_size"),
         stride=pair(module.stride, "stride"),
         padding=pair(module.padding, "padding"),
@@ -60,8 +60,16 @@ def _max_pool2d(module: nn.MaxPool2d, x: Tensor) -> Shape:
 
 def _rnn(module: nn.RNN, x: Tensor) -> Shape:
     T, N, I = x.transpose(0, 1).shape if module.batch_first else x.shape  # noqa: E741
-    directions = 2 if module.bidirectional else 1
-    return RnnShape(T, N, I, module.hidden_size, module.num_layers, directions, module.nonlinearity, int(module.bias))
+    return RnnShape(
+        T=T,
+        N=N,
+        I=I,
+        H=module.hidden_size,
+        layers=module.num_layers,
+        directions=2 if module.bidirectional else 1,
+        nonlinearity=module.nonlinearity,
+        bias=int(module.bias),
+    )
 
 
 _READERS: dict[type[nn.Module], tuple[str, Any]] = {
@@ -74,13 +82,13 @@ _READERS: dict[type[nn.Module], tuple[str, Any]] = {
 def layers(model: nn.Module, x: Tensor) -> list[Entry]:
     """Every convolution, max pooling and recurrence that `model(x)` runs, each shape once, with the names of its layers.
 
-    A layer that reads the network's input has no input gradient in training, so it has no dgrad here.
+    A layer that reads the network's input needs no input gradient in training, so its entry has no dgrad.
     """
-    found: dict[tuple[str, Any, bool], list[str]] = {}
+    by_shape: dict[tuple[str, Any, bool], list[str]] = {}
 
-    def note(module: nn.Module, inputs: tuple[Any, ...], name: str, op: str, reader: Any) -> None:
+    def record(module: nn.Module, inputs: tuple[Any, ...], name: str, op: str, reader: Any) -> None:
         key = (op, reader(module, inputs[0]), inputs[0] is x)
-        found.setdefault(key, []).append(name)
+        by_shape.setdefault(key, []).append(name)
 
     handles = []
     for name, module in model.named_modules():
@@ -88,7 +96,7 @@ def layers(model: nn.Module, x: Tensor) -> list[Entry]:
             if isinstance(module, kind):
                 handles.append(
                     module.register_forward_pre_hook(
-                        lambda module, inputs, name=name, op=op, reader=reader: note(module, inputs, name, op, reader)
+                        lambda module, inputs, name=name, op=op, reader=reader: record(module, inputs, name, op, reader)
                     )
                 )
     try:
@@ -97,7 +105,7 @@ def layers(model: nn.Module, x: Tensor) -> list[Entry]:
     finally:
         for handle in handles:
             handle.remove()
-    return [Entry(op, shape, _directions(op, first), tuple(labels)) for (op, shape, first), labels in found.items()]
+    return [Entry(op, shape, _directions(op, first), tuple(labels)) for (op, shape, first), labels in by_shape.items()]
 
 
 def _directions(op: str, first: bool) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.check import complaint
 from benchmarks.cuda_timing import L2Flush, measure
-from benchmarks.ops.operation import Call, Tensors, double
+from benchmarks.providers import Call, Tensors, double
 from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 from torch_unroll.engines import refusal, resolve_precision
 from torch_unroll.engines.compiled.recording import recording

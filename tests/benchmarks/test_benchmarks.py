@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.cases import Case, UnknownNameError, find, parse
+from benchmarks.cases import Case
 from benchmarks.ceilings import roofline_share
 from benchmarks.compare import verdict
 from benchmarks.environment import parse_clocks
 from benchmarks.models import NETWORKS
-from benchmarks.ops import OPERATIONS
+from benchmarks.names import UnknownNameError, find
+from benchmarks.ops import OPERATIONS, parse
 from benchmarks.ops.conv2d import WindowShape
 from benchmarks.ops.max_pool2d import PoolShape
 from benchmarks.ops.network import NetworkShape
@@ -23,7 +24,7 @@ CONV = WindowShape(32, 64, 56, 56, 128, 3, 3, stride=(2, 1), padding=(1, 1))
 
 
 def case(op: str, shape, direction: str = "fprop", dtype: str = "bf16") -> Case:
-    return Case(op, direction, dtype, "nchw", shape)
+    return Case(OPERATIONS[op], direction, dtype, "nchw", shape)
 
 
 def test_a_name_says_everything_and_reads_back() -> None:
@@ -113,7 +114,7 @@ def test_sizes_are_those_of_the_call() -> None:
         ("conv_transpose2d", CONV),
         ("rnn", RnnShape(3, 2, 4, 5, 2, 2)),
     ):
-        measured = Case(op, "fprop", "fp32", "nchw", OPERATIONS[op].shrink(shape))
+        measured = Case(OPERATIONS[op], "fprop", "fp32", "nchw", OPERATIONS[op].shrink(shape))
         tensors = measured.operation.tensors(measured, torch.device("cpu"), 0)
         (result,) = measured.operation.call(measured, tensors, "eager")()
         assert tuple(result.shape) == measured.operation.output(measured.shape)
@@ -121,7 +122,7 @@ def test_sizes_are_those_of_the_call() -> None:
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_inputs_have_the_layout_and_follow_the_seed(layout: str) -> None:
-    measured = Case("conv2d", "fprop", "bf16", layout, CONV).shrunk()
+    measured = Case(OPERATIONS["conv2d"], "fprop", "bf16", layout, CONV).shrunk()
     first, again, other = (measured.operation.tensors(measured, torch.device("cpu"), seed) for seed in (1, 1, 2))
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     for name in ("x", "w", "dy"):

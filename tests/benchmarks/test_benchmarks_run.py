@@ -16,8 +16,10 @@ from benchmarks.cases import Case
 from benchmarks.cli import main
 from benchmarks.compare import compare
 from benchmarks.measure import Measurement, Setting
+from benchmarks.ops import OPERATIONS
 from benchmarks.ops.conv2d import WindowShape
-from benchmarks.report import readme, write
+from benchmarks.report import readme
+from benchmarks.report.files import write
 from benchmarks.report.readme import BEGIN, END, README
 from benchmarks.repro import script
 from benchmarks.runner import Run
@@ -31,9 +33,8 @@ SETTING = Setting(CPU, ("torch",), ("eager",), QUICK)
 
 
 def case(**changes: int) -> Case:
-    return Case(
-        "conv2d", "fprop", "fp32", "nchw", WindowShape(**{"N": 1, "C": 3, "H": 6, "W": 6, "K": 4, "R": 3, "S": 3, **changes})
-    )
+    shape = WindowShape(**{"N": 1, "C": 3, "H": 6, "W": 6, "K": 4, "R": 3, "S": 3, **changes})
+    return Case(OPERATIONS["conv2d"], "fprop", "fp32", "nchw", shape)
 
 
 def fake_row(measured: Case, median: float = 10.0, status: str = "ok", provider: str = "torch") -> results.Row:
@@ -338,7 +339,7 @@ def test_repro_prints_a_script_that_runs(key: str, capsys: pytest.CaptureFixture
 def test_every_case_has_a_script(suite: str) -> None:
     for entry in SUITES[suite].entries:
         for direction in entry.directions:
-            compile(script(Case(entry.op, direction, "bf16", "nchw", entry.shape), "cuda"), "repro", "exec")
+            compile(script(Case(OPERATIONS[entry.op], direction, "bf16", "nchw", entry.shape), "cuda"), "repro", "exec")
 
 
 def test_a_report_shows_everything(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from benchmarks import results
-from benchmarks.cases import Case, parse
+from benchmarks.cases import Case
 from benchmarks.cli import main
 from benchmarks.environment import describe
+from benchmarks.ops import parse
 from benchmarks.results import ForeignError
 from benchmarks.suites import select
 from benchmarks.tuning import strategies, table

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch._inductor.config  # seconds, which use_deterministic_algorithms would take in every process
 from torch import Tensor
 
 from torch_unroll.engines.compiled.recording import recording
