@@ -174,7 +174,7 @@ def test_a_case_that_fails_costs_itself_only(fate: str, limit: float, error: str
     for case in (CASES[0], *CASES[2:]):
         assert document["problems"][case.key]["best"][:3] == list(CANDIDATES[5])
     assert f"failed: {CASES[1].key}: {error}" in summary(document)
-    assert "3 of 4 cases have a best choice" in summary(document)
+    assert "3 of 4 cases have a best configuration" in summary(document)
     (said,) = (tmp_path / "out" / "choices.json.output").iterdir()
     assert "K=16" in said.name
     searched(tmp_path, prepare)
