@@ -18,7 +18,7 @@ from .tensor_map import CTensorMapSpec
 
 OPS = ("conv2d", "max_pool2d", "rnn")
 
-#: The C++ names in `platform/types.h` of torch's dtypes.
+#: torch's name of a dtype -> its C++ name in `platform/types.h`.
 CPP_TYPES = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 DTYPES = tuple(CPP_TYPES)
 
