@@ -207,11 +207,7 @@ def _path(*names: str) -> Path | None:
 
 
 def find_ninja() -> str:
-    """The path of ninja: on PATH, in the folder of this Python, or in the package of that name.
-
-    Raises:
-        BuildError: ninja is missing.
-    """
+    """The path of ninja: on PATH, in the folder of this Python, or in the package of that name. Raises BuildError."""
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
     if not ninja and (spec := importlib.util.find_spec("ninja")) and spec.origin:
         ninja = shutil.which("ninja", path=str(Path(spec.origin).parent / "data" / "bin"))
@@ -221,11 +217,7 @@ def find_ninja() -> str:
 
 
 def find_host_compiler() -> str:
-    """The path of the C++20 compiler that `CXX` names, g++ by default.
-
-    Raises:
-        BuildError: it is missing or too old.
-    """
+    """The path of the C++20 compiler that `CXX` names, g++ by default. Raises BuildError."""
     name = os.environ.get("CXX") or "g++"
     compiler = shutil.which(str(_path("CXX")) if re.search(r"[~/]", name) else name)
     if not compiler:
@@ -245,11 +237,7 @@ def _host_architecture() -> list[str]:
 
 
 def find_nvcc() -> str:
-    """The absolute path of nvcc: under `CUDA_HOME` or `CUDA_PATH`; if neither is set, on PATH or in /usr/local/cuda.
-
-    Raises:
-        BuildError: nvcc is not there.
-    """
+    """The path of nvcc: in `CUDA_HOME` or `CUDA_PATH`, else on PATH or in /usr/local/cuda. Raises BuildError."""
     home = _path("CUDA_HOME", "CUDA_PATH")
     nvcc = shutil.which("nvcc", path=str(home / "bin")) if home else shutil.which("nvcc")
     nvcc = nvcc or (None if home else shutil.which("nvcc", path="/usr/local/cuda/bin"))
@@ -260,11 +248,7 @@ def find_nvcc() -> str:
 
 
 def nvcc_release(nvcc: str) -> tuple[int, int]:
-    """The major and minor version of a CUDA toolkit.
-
-    Raises:
-        BuildError: it is older than 12.0, or nvcc does not say.
-    """
+    """The major and minor version of nvcc. Raises BuildError if it is older than 12.0."""
     match = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     if not match:
         raise BuildError(f"`{nvcc} --version` names no release: set CUDA_HOME to a CUDA toolkit 12.0 or newer")

@@ -1,4 +1,4 @@
-"""Settings of every test: one thread (the runner fills the cores), and reproducible draws."""
+"""Settings and fixtures of all tests: one thread for each process, and reproducible random numbers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def _seed() -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where kernels run that engine `cuda` launches: the emulator if it is built, and a GPU if there is one. New tensors are made
-    there."""
+    """A device on which engine `cuda` runs: the CPU, by the emulator, and the GPU if there is one. New tensors are created there.
+
+    The test is skipped if the engine cannot run there.
+    """
     place = torch.device(request.param)
     if reason := refusal("cuda", "conv2d", place, torch.float32):
         pytest.skip(reason)
@@ -43,7 +45,7 @@ def digits() -> Digits:
 
 @pytest.fixture
 def fresh_plans() -> Iterator[None]:
-    """For a test that changes what convolution's plans follow from."""
+    """For tests that change settings on which the cached plans of convolutions depend."""
     caches = [choose, variants.plan_im2col]
     for cache in caches:
         cache.cache_clear()
@@ -54,8 +56,10 @@ def fresh_plans() -> Iterator[None]:
 
 @pytest.fixture
 def switches_may_be_set() -> Iterator[None]:
-    """For the benchmark runner, which sets torch's switches; torch's own test utilities, which other tests of the process import,
-    forbid that."""
+    """For tests of the benchmark runner, which sets torch's backend flags.
+
+    torch's test utilities, which other tests in the process import, forbid setting them.
+    """
     with torch.backends.__allow_nonbracketed_mutation():
         yield
 

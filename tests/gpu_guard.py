@@ -1,7 +1,7 @@
-"""What keeps a test on a GPU from harming the others: a limit of time, and an end to the process that has lost the device.
+"""A pytest plugin that keeps a failing test on a GPU from affecting others, by time limits and by ending processes.
 
-After an error such as an illegal access every later call of the process fails. A worker of pytest-xdist then ends, and another
-takes its place; a process without workers skips what is left for the GPU. pytest-timeout, where it is installed, ends what hangs.
+After an error such as an illegal access, every later CUDA call of the process fails. A worker of pytest-xdist then exits and is
+replaced; a process without workers skips its remaining tests on the GPU. pytest-timeout, if installed, ends tests that hang.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any
 import pytest
 import torch
 
-#: Seconds of a test; the mark `gpu(seconds=...)` says otherwise. The first of a process may wait for a compiler.
+#: The time limit of a test in seconds, unless the mark `gpu(seconds=...)` sets another. The first test may wait for a compiler.
 SECONDS = 300
 
-#: The test that lost the device.
+#: The test in which this process lost the device.
 _lost_in: str | None = None
 
 
 def _is_on_gpu(value: Any) -> bool:
-    """Whether a test's parameter is a place on a GPU: a device, or what has one."""
-    place = getattr(value, "device", value)
-    return isinstance(place, torch.device) and place.type == "cuda"
+    """Whether a test's parameter is a CUDA device or has one as its `device`."""
+    device = getattr(value, "device", value)
+    return isinstance(device, torch.device) and device.type == "cuda"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what runs on a GPU, skips it where there is none, visibly, and limits its time."""
+    """Marks tests that run on a GPU, limits their time, and skips them if there is no GPU."""
     limits = config.pluginmanager.hasplugin("timeout")
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
@@ -42,13 +42,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         elif limits and not item.get_closest_marker("timeout"):
-            # What hangs in the driver hears no signal: a thread ends the process.
+            # A process that hangs in the driver does not handle signals; a thread can end it.
             item.add_marker(pytest.mark.timeout(gpu.kwargs.get("seconds", SECONDS), method="thread"))
 
 
 @pytest.fixture(autouse=True)
 def _device_is_kept(request: pytest.FixtureRequest) -> Iterator[None]:
-    """An error of the device belongs to the test that launched what caused it, however late it shows."""
+    """Waits for the device at the end of each test, so that an error is reported for the test that caused it."""
     global _lost_in
     if not request.node.get_closest_marker("gpu"):
         yield
@@ -65,14 +65,16 @@ def _device_is_kept(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def gpu_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[torch.device, int], None]]:
-    """Asks for so many bytes on a device, of which a GPU may not have enough: the test is then skipped. One test of all workers
-    has such memory at a time, and what it took is given back when it ends."""
+    """A function that skips the test if a GPU has less than so many bytes of free memory.
+
+    One test of all workers uses such memory at a time, and it is freed when the test ends.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with (shared / "gpu_memory.lock").open("w") as lock:
 
         def ask(device: torch.device, wanted: int) -> None:
-            if device.type != "cuda":  # pages that are not touched cost nothing
+            if device.type != "cuda":  # on the CPU, pages take memory only when they are written
                 return
             fcntl.flock(lock, fcntl.LOCK_EX)
             torch.cuda.empty_cache()
@@ -83,7 +85,7 @@ def gpu_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[t
         try:
             yield ask
         finally:
-            for name in ("last_type", "last_value", "last_traceback", "last_exc"):  # a test that failed, with what it had
+            for name in ("last_type", "last_value", "last_traceback", "last_exc"):  # these keep a failed test's tensors alive
                 vars(sys).pop(name, None)
             gc.collect()
             if torch.cuda.is_initialized():
@@ -92,6 +94,6 @@ def gpu_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[t
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """Ends a worker that has lost the device, once the test is reported; what it had before it goes to another."""
+    """Ends a worker that has lost the device after the test is reported; another worker runs its remaining tests."""
     if _lost_in == nodeid and "PYTEST_XDIST_WORKER" in os.environ:
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Faults planted into a copy of the kernels' sources, one at a time: each must be noticed, or a test that passes says nothing."""
+"""Builds kernels with one fault planted in a copy of their sources, for tests that must notice it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch_unroll.kernels.table import Kernel, LaunchPlan
 
 @dataclass(frozen=True)
 class Fault:
-    """A piece of source, what it becomes, and the emulator's mode in which that must show."""
+    """A replacement of source text, and the emulator's mode in which the tests must notice it."""
 
     name: str
     source: str
@@ -24,14 +24,14 @@ class Fault:
     mode: str = field(default="race", kw_only=True)
 
     def kernels(self, op: str, rows: Iterable[Kernel]) -> cuda.KernelObject:
-        """Rows of an op, compiled from sources that have the fault."""
+        """Compiles rows of an op from sources with the fault."""
         directory = BUILD / f"faults-{op}"
         folder = directory / self.name.replace(" ", "-").replace(",", "")
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(SOURCES / op, folder / op)
         path = folder / op / self.source
         text = path.read_text()
-        assert not self.old or self.old in text, "the source has changed, and the fault with it"
+        assert not self.old or self.old in text, "the text to replace is not in the source"
         path.write_text(text.replace(self.old, self.new) if self.old else text)
         output = folder / "kernels.so"
         return cuda.KernelObject(
@@ -40,7 +40,7 @@ class Fault:
 
 
 def launch_from(kernels: cuda.KernelObject, plan: LaunchPlan, parameters: ctypes.Structure) -> None:
-    """Launches a kernel of that object on the emulator."""
+    """Launches a kernel of such a build on the emulator."""
     kernel, config = kernels.prepare(plan)
     status = kernels.library.torch_unroll_launch(kernel, ctypes.byref(config), ctypes.byref(parameters), None)
     kernels.check(status, plan)

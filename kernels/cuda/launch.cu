@@ -1,6 +1,5 @@
-// The C interface of the kernel object: no torch header, no torch version, no Python version. Python allocates, checks and
-// plans; this launches. Mirrored by pyext/torch_unroll/engines/cuda.py; every function but the name and text getters
-// returns 0 or a cudaError_t.
+// The C interface of the kernel object, which depends on no version of torch or Python. Python checks, allocates and plans; this
+// file launches. pyext/torch_unroll/engines/cuda.py calls it. Functions that can fail return a cudaError_t, 0 for success.
 #include "platform/encode.h"
 #include "platform/interface.h"
 #include "platform/registry.h"
@@ -10,10 +9,11 @@
 
 namespace {
 std::vector<KernelEntry>& table() {
-  static std::vector<KernelEntry> entries;  // a function's static: registrations run before this file's own globals
+  static std::vector<KernelEntry> entries;  // local, because registrations run before the initialisers of this file's globals
   return entries;
 }
 
+// A launch configuration for the runtime, with the attributes that it points to.
 struct Attributes {
   cudaLaunchAttribute list[2];
   cudaLaunchConfig_t config{};
@@ -36,6 +36,7 @@ struct Attributes {
   }
 };
 
+// Permits shared memory and clusters beyond the portable limits.
 cudaError_t allow(const KernelEntry& entry, const LaunchConfig& config) {
   if (config.shared_bytes > 48 << 10)
     if (auto error = cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes)))
@@ -48,18 +49,18 @@ cudaError_t allow(const KernelEntry& entry, const LaunchConfig& config) {
 
 KernelRegistration::KernelRegistration(KernelEntry entry) { table().push_back(entry); }
 
-#pragma GCC visibility push(default)  // the rest of the object, the runtime it contains included, stays hidden
+#pragma GCC visibility push(default)  // everything else, including the static CUDA runtime, stays hidden
 extern "C" {
 int torch_unroll_kernel_count() { return int(table().size()); }
 const char* torch_unroll_kernel_name(int kernel) { return table()[kernel].name; }
 const char* torch_unroll_parameter_layout(int kernel) { return table()[kernel].layout; }
 const char* torch_unroll_error_text(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
 
-// Loads a kernel on the current device now, so that a first call inside a graph capture does not have to.
+// Loads a kernel on the current device, so that its first launch may be part of a graph capture.
 int torch_unroll_preload(int kernel) {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, table()[kernel].function);
-  cudaGetLastError();  // a kernel without code for this device is not an error of the next launch
+  cudaGetLastError();  // clears the error, which the next launch would report
   return error;
 }
 
@@ -69,14 +70,14 @@ int torch_unroll_launch(int kernel, const LaunchConfig* config, const void* para
   Attributes attributes(*config, stream);
   void* arguments[] = {const_cast<void*>(parameters)};
   const cudaError_t error = cudaLaunchKernelExC(&attributes.config, entry.function, arguments);
-  cudaGetLastError();  // reported here, not by whatever is launched next
+  cudaGetLastError();  // clears the error, which the next launch would report
   return error;
 }
 
 // Writes the 128 bytes of a TensorMap.
 int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) { return encode_tensor_map(*spec, map); }
 
-// How many blocks (or, with a cluster, clusters) of this launch the current device holds at once.
+// Counts the blocks, or if the launch has clusters the clusters, that can be resident on the current device at once.
 int torch_unroll_resident(int kernel, const LaunchConfig* config, int* count) {
   const KernelEntry& entry = table()[kernel];
   if (auto error = allow(entry, *config)) return error;

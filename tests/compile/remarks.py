@@ -1,4 +1,4 @@
-"""What ptxas says of each kernel with -v: registers, stack, spills, and its remarks."""
+"""Reads the output of `ptxas -v`: registers, stack and spills of each kernel, and remarks."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from dataclasses import dataclass
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
-#: What ptxas and nvcc print when all is well.
+#: Lines that ptxas and nvcc print without a remark.
 _PLAIN = re.compile(r"ptxas info\s*: (?:Compiling entry|Function properties|Used \d+ registers|Compile time|\d+ bytes gmem)")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel, compiled for one target."""
+    """The report on one kernel for one target."""
 
     symbol: str
     target: str
     stack_bytes: int
-    spill_bytes: int  # stored and loaded
+    spill_bytes: int  # stores and loads
     registers: int
 
     @property
     def template(self) -> str:
-        """The name of the kernel template, out of the mangled symbol: its length stands before it."""
+        """The name of the kernel template in the mangled symbol, where its length precedes it."""
         length, rest = re.match(r"_Z(?:N[^K]*?)?(\d+)(\w+)", self.symbol).groups()
         return rest[: int(length)]
 
 
 def compiled(log: str) -> Iterable[Compiled]:
-    """The kernels that a log reports."""
+    """Yields the reports in a log."""
     for part in re.split(r"(?=ptxas info\s*: Compiling entry function)", log):
         entry, stack, registers = _ENTRY.search(part), _STACK.search(part), _REGISTERS.search(part)
         if entry:
@@ -43,12 +43,12 @@ def compiled(log: str) -> Iterable[Compiled]:
 
 
 def remarks(log: str) -> list[str]:
-    """Every line that is not part of the report on a kernel: warnings, and remarks such as C7510 (serialised wgmma)."""
+    """The lines of a log that are not part of a report: warnings, and remarks such as C7510 (serialised wgmma)."""
     return [line for line in log.splitlines() if line.strip() and not _PLAIN.match(line) and not _STACK.search(line)]
 
 
 def demangled(symbols: Iterable[str]) -> list[str]:
-    """C++ names, where binutils' c++filt is at hand."""
+    """The C++ names of symbols, if binutils' c++filt is installed; otherwise the symbols."""
     symbols = list(symbols)
     if not symbols or not shutil.which("c++filt"):
         return symbols

@@ -1,4 +1,4 @@
-"""nvcc compiles every row of the kernel table for every target, without spills, local memory, or a remark of ptxas."""
+"""nvcc compiles every row of the kernel table for every target without spills, local memory or remarks of ptxas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch_unroll.engines.nvrtc import runs_on
 from torch_unroll.kernels import build
 from torch_unroll.kernels.table import OPS, kernels
 
-#: TORCH_CUDA_ARCH_LIST of the check; .ci/run builds the object of its tests with the same, so that nothing is compiled twice.
+#: TORCH_CUDA_ARCH_LIST for this check. .ci/run builds the library with the same, so that nothing is compiled twice.
 ARCHITECTURES = "8.0+PTX 9.0a 10.0"
 TARGETS = ("sm_80", "sm_90a", "sm_100")
 
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.compile
 
 @pytest.fixture(scope="session")
 def logs() -> dict[str, str]:
-    """What nvcc said of each source file of the table, all of it compiled."""
+    """Compiles the whole table and returns nvcc's output for each source file."""
     if lack := build.cuda_lack():
         if os.environ.get("CI") == "true":
-            pytest.fail(f"nvcc must be there in CI: {lack}")
+            pytest.fail(f"CI needs nvcc: {lack}")
         pytest.skip(lack)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
@@ -45,8 +45,8 @@ def entries(logs: dict[str, str]) -> list[Compiled]:
 def test_every_row_is_compiled(entries: list[Compiled], op: str, target: str) -> None:
     rows = Counter(row.name for row in kernels(op) if runs_on(row, target))
     assert rows, f"{op} has no kernel for {target}"
-    found = Counter(entry.template for entry in entries if entry.target == target)
-    assert {name: found[name] for name in rows} == rows
+    reports = Counter(entry.template for entry in entries if entry.target == target)
+    assert {name: reports[name] for name in rows} == rows
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -63,5 +63,5 @@ def test_no_kernel_spills_or_uses_local_memory(entries: list[Compiled], op: str,
 
 
 def test_the_compilers_have_nothing_to_remark(logs: dict[str, str]) -> None:
-    said = [f"{Path(name).stem}: {remark}" for name, log in logs.items() for remark in remarks(log)]
-    assert not said, "\n".join(said)
+    lines = [f"{Path(name).stem}: {remark}" for name, log in logs.items() for remark in remarks(log)]
+    assert not lines, "\n".join(lines)

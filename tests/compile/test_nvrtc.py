@@ -1,6 +1,6 @@
-"""NVRTC, which has no include path and no host headers, compiles every row of the kernel table: what engine `cupy` relies on.
+"""NVRTC, without an include path and host headers, compiles every row of the kernel table, as engine `cupy` needs.
 
-To machine code for every target, as a GPU would have it compiled on its first call; nvcc's remarks are test_nvcc.py's matter.
+The rows are compiled to machine code for every target, as for a call on a GPU. test_nvcc.py checks the compiler's remarks.
 """
 
 from __future__ import annotations

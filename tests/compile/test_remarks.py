@@ -1,4 +1,4 @@
-"""The reader of ptxas' reports sees what it is there to see."""
+"""The reader of ptxas' output finds registers, stack, spills, remarks and warnings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Is every barrier needed, and would its loss be noticed? Each barrier of the kernels is deleted in turn, what includes the file
-is built again in race mode, and the op's quick cases must fail; a barrier whose loss nobody notices must be in REDUNDANT.
+"""Checks that every barrier is needed and that the tests would notice its loss.
 
     python tests/emulator/delete_barriers.py [op ...]
+
+Deletes each barrier of the kernels in turn, builds the affected kernels in race mode and runs the op's quick cases, which must
+fail. A barrier whose loss they do not notice must be listed in REDUNDANT.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ BARRIER = re.compile(
     r"\([^()]*\);"
 )
 
-#: (file, the line without its comment) of barriers that may be missing without harm, and why they stand there all the same.
+#: Barriers whose loss the emulator cannot notice: file, source line without comment, and why the barrier is there.
 REDUNDANT: dict[tuple[str, str], str] = {
-    ("rnn/slices.cuh", "__syncwarp();"): "brings lanes that polled apart together again, which a GPU's mma.sync asks for; "
-    "the emulator's waits for them",
+    ("rnn/slices.cuh", "__syncwarp();"): "reconverges lanes that have polled separately, as a GPU's mma.sync requires; "
+    "the emulator's mma.sync waits for all lanes",
 }
 
 _MINUTES_PER_RUN = 5
@@ -42,12 +44,13 @@ class Site:
 
     file: str  # relative to kernels/cuda
     line: int
-    start: int  # its place in the file's text
+    start: int  # offsets in the text of the file
     end: int
-    text: str  # of the line, without its comment
+    text: str  # the line without its comment
 
 
 def sites(op: str) -> Iterator[Site]:
+    """Yields the barriers in the sources of an op."""
     for path in sorted((SOURCES / op).glob("*.cuh")):
         text = path.read_text()
         for match in BARRIER.finditer(text):
@@ -59,7 +62,7 @@ def sites(op: str) -> Iterator[Site]:
 
 
 class Mutants:
-    """Builds of one op's kernels from a copy of its sources, in which a barrier at a time is deleted."""
+    """Builds one op's kernels from a copy of its sources in which one barrier at a time is deleted."""
 
     def __init__(self, op: str) -> None:
         self.op = op
@@ -67,11 +70,11 @@ class Mutants:
         self.copy = self.directory / "sources"
         shutil.rmtree(self.copy / op, ignore_errors=True)
         shutil.copytree(SOURCES / op, self.copy / op, ignore=shutil.ignore_patterns("__pycache__"))
-        # The product before a recurrence is a 1x1 convolution.
+        # A recurrence multiplies its input by a 1x1 convolution.
         self.rows = list(kernels(op) + (kernels("conv2d") if op == "rnn" else ()))
 
     def run(self) -> subprocess.CompletedProcess[str]:
-        """Builds the copy as it is, and runs the quick cases on it."""
+        """Builds the copy of the sources and runs the quick cases on it."""
         library = self.directory / f"{self.op}.so"
         build("emulated", self.rows, library, mode="race", directory=self.directory, include=[self.copy])
         environment = os.environ | {
@@ -86,10 +89,11 @@ class Mutants:
             return subprocess.CompletedProcess(command, 1, "", f"did not end within {_MINUTES_PER_RUN} minutes")
 
     def keep_only_launched(self, names: set[str]) -> None:
-        """Later builds hold only these kernels, so that a deletion costs little."""
+        """Restricts later builds to these kernels, which makes them faster."""
         self.rows = [row for row in self.rows if row.expression in names]
 
     def without(self, site: Site) -> subprocess.CompletedProcess[str]:
+        """Runs the quick cases without one barrier."""
         path = self.copy / site.file
         text = path.read_text()
         path.write_text(text[: site.start] + ";" + text[site.end :])
@@ -106,32 +110,32 @@ NOTICED = re.compile(
 
 
 def reason(result: subprocess.CompletedProcess[str]) -> str | None:
-    """What noticed the loss, in a line; None if nobody did.
+    """The line of output that reports the missing barrier; None if the quick cases pass.
 
     Raises:
-        RuntimeError: the quick cases failed for another reason.
+        RuntimeError: the quick cases fail for another reason.
     """
     if not result.returncode:
         return None
     for line in reversed(result.stderr.splitlines()):
-        if found := NOTICED.search(line):
-            return found[0]
-    raise RuntimeError(f"the quick cases fail, and not of a missing barrier:\n{result.stderr}")
+        if match := NOTICED.search(line):
+            return match[0]
+    raise RuntimeError(f"the quick cases fail for another reason than a missing barrier:\n{result.stderr}")
 
 
 def check(op: str) -> list[str]:
-    """Prints a line per barrier; returns those whose loss was not noticed and not expected, and stale entries of REDUNDANT."""
+    """Prints a line for each barrier and returns those that contradict REDUNDANT."""
     mutants = Mutants(op)
     intact = mutants.run()
-    if found := reason(intact):
-        return [f"{op}: the quick cases fail with every barrier in place: {found}"]
+    if failure := reason(intact):
+        return [f"{op}: the quick cases fail with every barrier in place: {failure}"]
     mutants.keep_only_launched(set(intact.stdout.splitlines()))
     wrong = []
     for site in sites(op):
         result = mutants.without(site)
         listed = REDUNDANT.get((site.file, site.text))
         noticed = reason(result)
-        text = f"{site.file}:{site.line}: {site.text}  {noticed or 'nobody noticed'}" + (f" (listed: {listed})" if listed else "")
+        text = f"{site.file}:{site.line}: {site.text}  {noticed or 'not noticed'}" + (f" (listed: {listed})" if listed else "")
         print(text, flush=True)
         if bool(noticed) == bool(listed):
             wrong.append(text)
@@ -139,5 +143,5 @@ def check(op: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    problems = [problem for op in sys.argv[1:] or OPS for problem in check(op)]
-    sys.exit("\n".join(["", *problems]) if problems else 0)
+    unexpected = [line for op in sys.argv[1:] or OPS for line in check(op)]
+    sys.exit("\n".join(["", *unexpected]) if unexpected else 0)

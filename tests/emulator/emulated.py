@@ -1,4 +1,4 @@
-"""The emulated object from Python, for the emulator's own tests and tools: builds rows, launches kernels, reads reports."""
+"""Builds emulated kernels and launches them from Python, for the emulator's own tests."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ KERNELS = Path(__file__).parent / "kernels"
 
 
 class LaunchError(RuntimeError):
-    """A launch that failed, with the emulator's report."""
+    """A launch failed; the message is the emulator's report."""
 
 
 class Statistics(NamedTuple):
-    """Since the object was loaded."""
+    """Counts since the object was loaded."""
 
     threads: int
     switches: int
 
 
 class Emulator:
-    """One emulated object: its kernels by name expression, and the controls of `runtime/launch.cpp`."""
+    """One emulated object: its kernels by name expression, and the functions for tests of `runtime/launch.cpp`."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -42,7 +42,7 @@ class Emulator:
         self.kernels = {self.library.torch_unroll_kernel_name(i).decode(): i for i in range(count)}
 
     def launch(self, kernel: str, config: LaunchConfig, parameters: ctypes.Structure) -> None:
-        """Runs a kernel to its end.
+        """Runs a kernel until it ends.
 
         Raises:
             LaunchError: the launch exceeds a limit, or its threads deadlock, race or leave their memory.
@@ -50,22 +50,22 @@ class Emulator:
         index = self.kernels[kernel]
         expected = self.library.torch_unroll_parameter_bytes(index)
         if ctypes.sizeof(parameters) != expected:
-            raise ValueError(f"parameters of {kernel}: expected {expected} bytes, given {ctypes.sizeof(parameters)}")
+            raise ValueError(f"parameters of {kernel}: expected {expected} bytes, got {ctypes.sizeof(parameters)}")
         status = self.library.torch_unroll_launch(index, ctypes.byref(config.struct()), ctypes.byref(parameters), None)
         if status:
             raise LaunchError(self.library.torch_unroll_error_text(status).decode())
 
     def seed(self, seed: int) -> None:
-        """Sets the next launch's order of threads; those of the launches after it follow."""
+        """Sets the seed of the next launch, from which the order of its threads and the seeds of later launches follow."""
         self.library.torch_unroll_emulator_seed(ctypes.c_uint64(seed))
 
     def multiprocessors(self, count: int) -> None:
-        """Sets the size of the virtual GPU."""
+        """Sets the number of multiprocessors of the emulated GPU."""
         self.library.torch_unroll_emulator_set_multiprocessors(count)
 
     @contextmanager
     def arithmetic(self, *, addition: bool | None = None, copied: bool | None = None) -> Iterator[None]:
-        """Whether tensor cores truncate where they add, and copies where they make TF32 of fp32 (`runtime/arithmetic.h`)."""
+        """Sets whether tensor cores truncate sums and copies truncate TF32 (`runtime/arithmetic.h`); None keeps a mode."""
         choose = self.library.torch_unroll_emulator_arithmetic
         before = choose(*(-1 if mode is None else int(mode) for mode in (addition, copied)))
         try:
@@ -74,13 +74,13 @@ class Emulator:
             choose(before & 1, before >> 1)
 
     def allow_memory(self, *buffers: np.ndarray) -> None:
-        """In race mode: kernels may touch these arrays and nothing else."""
+        """In race mode, restricts kernels to these arrays."""
         self.library.torch_unroll_emulator_forget_memory()
         for buffer in buffers:
             self.library.torch_unroll_emulator_allow_memory(ctypes.c_void_p(buffer.ctypes.data), ctypes.c_uint64(buffer.nbytes))
 
     def encode(self, spec: TensorMapSpec) -> TensorMap:
-        """The map that a kernel's copies take.
+        """Encodes a map for a kernel's copies.
 
         Raises:
             LaunchError: an encoder of the driver would refuse it.
@@ -92,7 +92,7 @@ class Emulator:
         return encoded
 
     def statistics(self) -> Statistics:
-        """Threads run, and switches between them."""
+        """The numbers of threads that have run and of switches between them."""
         counts = (ctypes.c_uint64(), ctypes.c_uint64())
         self.library.torch_unroll_emulator_statistics(*map(ctypes.byref, counts))
         return Statistics(*(count.value for count in counts))
@@ -104,13 +104,13 @@ class Emulator:
 
 @cache
 def emulate(rows: tuple[Kernel, ...], name: str, mode: str = "plain") -> Emulator:
-    """Builds rows whose sources lie in `tests/emulator/kernels` into an object of their own."""
+    """Builds kernels of `tests/emulator/kernels` into an object of their own."""
     directory = BUILD / f"emulator-tests-{name}-{mode}"
     return Emulator(build("emulated", rows, directory / f"{name}.so", mode=mode, directory=directory, include=[KERNELS]))
 
 
 def instances(source: str, *rows: tuple[str, str]) -> tuple[Kernel, ...]:
-    """Rows of one test source: (template name, arguments separated by commas)."""
+    """Rows of one source in `tests/emulator/kernels`, each with a template's name and its arguments, separated by commas."""
     return tuple(Kernel(source, name, tuple(arguments.split(", "))) for name, arguments in rows)
 
 
@@ -122,21 +122,21 @@ def launch_config(
     cluster: int = 1,
     cooperative: bool = False,
 ) -> LaunchConfig:
-    """A LaunchConfig in which an extent may be one number."""
-    three = [(each, 1, 1) if isinstance(each, int) else each for each in (grid, block)]
-    return LaunchConfig(three[0], three[1], shared_bytes, (cluster, 1, 1), cooperative)
+    """A LaunchConfig; one number stands for an extent along x."""
+    grid, block = ((extent, 1, 1) if isinstance(extent, int) else extent for extent in (grid, block))
+    return LaunchConfig(grid=grid, block=block, shared_bytes=shared_bytes, cluster=(cluster, 1, 1), cooperative=cooperative)
 
 
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
 
 
 def fill(structure: type[_Structure], *values: Any) -> _Structure:
-    """Parameters of a kernel, pointers given as arrays, which they keep alive."""
+    """Parameters of a kernel. An array stands for its address, and the parameters keep it alive."""
     filled = structure(*(value.ctypes.data if isinstance(value, np.ndarray) else value for value in values))
     filled.kept = values
     return filled
 
 
 def arrays(dtype: str, *shape: int) -> np.ndarray:
-    """Standard normal values, the same every time."""
+    """Standard normal values, the same in every call."""
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)

@@ -1,4 +1,4 @@
-"""Golden data of what a warp does with its registers: how the emulator replays it, and records as the manual would have them."""
+"""Golden data of a warp's instructions on registers: replays on the emulator, and records by the tables of the PTX manual."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def _launch(kernel: str, count: int = 0, shared_bytes: int = 0, **arrays: np.nda
 
 
 def from_hex(text: str, digits: int = 8) -> np.ndarray:
-    """Words of so many hexadecimal digits each."""
+    """Reads words of 4 or 8 hexadecimal digits."""
     dtype = {4: np.uint16, 8: np.uint32}[digits]
     return np.array([int(text[i : i + digits], 16) for i in range(0, len(text), digits)], dtype)
 
 
 def to_hex(words: np.ndarray) -> str:
-    """The same backwards."""
+    """The inverse of `from_hex`."""
     return "".join(f"{word:0{2 * words.itemsize}x}" for word in words.tolist())
 
 
@@ -72,7 +72,7 @@ def replay_tf32(_: Emulator, record: Record) -> None:
     d = np.zeros(2 * len(values), np.uint32)
     _launch("tf32_registers_kernel<float>", len(values), a=values, d=d)
     for result, expected in zip(np.split(d, 2), (record["rounded"], record["product"]), strict=True):
-        # Which of the NaNs it is says nothing of a number.
+        # All NaNs count as equal.
         np.testing.assert_array_equal(_without_nan(result), _without_nan(from_hex(expected)))
 
 
@@ -122,12 +122,12 @@ def mma_record(seed: int) -> Record:
 
 
 def _register(elements: np.ndarray) -> int:
-    """The first element in the lower half."""
+    """A register with the first element in its lowest bits."""
     return sum(int(element) << 16 * i for i, element in enumerate(elements))
 
 
 def _places(rows: list[int], count: int, transposed: bool) -> np.ndarray:
-    """Of each lane, register and half, the index of its element in memory."""
+    """The index in memory of the element in each lane, register and half."""
     places = np.zeros((32, count, 2), int)
     for lane, j, half in np.ndindex(places.shape):
         g, t = divmod(lane, 4)
@@ -155,7 +155,7 @@ def stmatrix_record(seed: int) -> Record:
 
 
 def tf32_record(seed: int) -> Record:
-    """Of normal numbers that no rounding carries beyond the largest."""
+    """A record of normal numbers that rounding does not turn into infinity."""
     random = np.random.default_rng(seed)
     exponent, mantissa = random.integers(1, 254, 64, np.uint32), random.integers(0, 1 << 23, 64, np.uint32)
     values = random.integers(0, 2, 64, np.uint32) << 31 | exponent << 23 | mantissa
@@ -163,7 +163,7 @@ def tf32_record(seed: int) -> Record:
     return {"from": to_hex(values), "rounded": to_hex(rounded), "product": to_hex(product)}
 
 
-MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # and the field that a GPU answered in
+MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # the function that makes a record, and the field with the GPU's results
     "mma": (mma_record, "d"),
     "ldmatrix": (ldmatrix_record, "registers"),
     "stmatrix": (stmatrix_record, "shared"),

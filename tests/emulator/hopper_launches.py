@@ -1,4 +1,4 @@
-"""Launches of kernels/hopper.cuh: its rows, their parameters, and what they are given."""
+"""Launches of the kernels in kernels/hopper.cuh: their rows, parameters and inputs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BoxParameters(ctypes.Structure):
         ("start", ctypes.c_int32 * 4),
         ("offset", ctypes.c_int32 * 2),
         *((name, ctypes.c_int32) for name in ("at", "bytes", "expected", "fill", "mistake")),
-        ("rest", ctypes.c_uint8 * 12),  # up to a map's alignment
+        ("rest", ctypes.c_uint8 * 12),  # padding to the alignment of a map
     ]
 
 
@@ -69,7 +69,7 @@ def allow(emulator: Emulator, *buffers: np.ndarray) -> None:
 
 
 def spec_of(tensor: np.ndarray, dtype: str, swizzle: int, **more: Any) -> TensorMapSpec:
-    """Of a dense (N, H, W, C) tensor."""
+    """The map of a dense (N, H, W, C) tensor."""
     return TensorMapSpec(tensor.ctypes.data, dtype, tensor.shape[::-1], tensor.strides[2::-1], swizzle, **more)
 
 
@@ -87,16 +87,20 @@ def copy_box(
     expected: int | None = None,
     encoded: TensorMap | None = None,
 ) -> np.ndarray:
-    """What a block's shared memory holds after the copy, up to the end of the box."""
+    """The contents of a block's shared memory after the copy, up to the end of the box."""
     size = at + rows * spec.swizzle
     to = np.zeros(-(-size // 128) * 128, np.uint8)
     row_bytes = (spec.channels if spec.im2col else spec.box[0]) * ITEM_BYTES[spec.dtype]
     parameters = BoxParameters(
-        emulator.encode(spec) if encoded is None else encoded,
-        to.ctypes.data,
-        (ctypes.c_int32 * 4)(*start),
-        (ctypes.c_int32 * 2)(*offset),
-        *(at, len(to), rows * row_bytes if expected is None else expected, fill, mistake),
+        map=emulator.encode(spec) if encoded is None else encoded,
+        to=to.ctypes.data,
+        start=(ctypes.c_int32 * 4)(*start),
+        offset=(ctypes.c_int32 * 2)(*offset),
+        at=at,
+        bytes=len(to),
+        expected=rows * row_bytes if expected is None else expected,
+        fill=fill,
+        mistake=mistake,
     )
     allow(emulator, tensor, to)
     kernel = f"box_kernel<{str(spec.im2col).lower()}>"
@@ -114,7 +118,7 @@ def copy_box_anywhere(
     size: int,
     at: int,
 ) -> np.ndarray:
-    """`size` bytes that the engine would leave `at` bytes past a multiple of 1024, without a kernel and its rules.
+    """The `size` bytes that a copy writes `at` bytes after a multiple of 1024, without the restrictions for kernels.
 
     Raises:
         LaunchError: an encoder of the driver would refuse the map, or the copy may not start there.
@@ -130,18 +134,18 @@ def copy_box_anywhere(
 
 
 def numbered(dtype: str, *shape: int) -> np.ndarray:
-    """Elements that name themselves, none of them zero."""
+    """A tensor whose elements are 1, 2, 3, ... in the order of memory."""
     count = np.arange(1, 1 + np.prod(shape)).reshape(shape)
     return count.astype(np.float32) if dtype == "float32" else count.astype(np.uint16)
 
 
 def arrived(rows: np.ndarray) -> np.ndarray:
-    """Rows as a copy brings them that rounds."""
+    """Rows as a copy that rounds to TF32 writes them."""
     return model.tf32(rows) if rows.dtype == np.float32 else rows
 
 
 def random_matrix(dtype: str, rows: int, depth: int, seed: int) -> torch.Tensor:
-    """Small integers: every sum is exact, so that a permuted operand cannot hide in a tolerance."""
+    """Small integers, whose sums are exact, so that no tolerance hides a permuted operand."""
     return torch.randint(-8, 9, (rows, depth), generator=torch.Generator().manual_seed(seed)).to(getattr(torch, NAMES[dtype]))
 
 
@@ -149,11 +153,20 @@ def words(matrix: torch.Tensor) -> np.ndarray:
     return matrix.view(torch.int16 if matrix.element_size() == 2 else torch.int32).numpy()
 
 
-def operand(of: model.Operand, start: int = 0) -> tuple[Operand, np.ndarray]:
-    """For a kernel, beginning `start` bytes into shared memory; NaN before it and behind it, up to 1024 bytes."""
-    lead, tail = np.full(start, 0xFF, np.uint8), np.full(-(start + len(of.bytes)) % 1024, 0xFF, np.uint8)
-    image = np.concatenate([lead, of.bytes, tail])
-    return Operand(image.ctypes.data, len(image), start + of.start, of.leading, of.stride, of.span, of.step), image
+def operand(source: model.Operand, start: int = 0) -> tuple[Operand, np.ndarray]:
+    """An operand `start` bytes into its part of shared memory, for a kernel, and that part, filled up with NaN to 1024 bytes."""
+    lead, tail = np.full(start, 0xFF, np.uint8), np.full(-(start + len(source.bytes)) % 1024, 0xFF, np.uint8)
+    image = np.concatenate([lead, source.bytes, tail])
+    kernel_operand = Operand(
+        bytes=image.ctypes.data,
+        size=len(image),
+        start=start + source.start,
+        leading=source.leading,
+        stride=source.stride,
+        span=source.span,
+        step=source.step,
+    )
+    return kernel_operand, image
 
 
 def multiply(
@@ -167,7 +180,7 @@ def multiply(
     steps: int = 2,
     threads: int = 128,
 ) -> np.ndarray:
-    """D = 1 + A B, the operands beginning so many bytes into their part of shared memory."""
+    """D = 1 + A B. `starts` are the offsets in bytes of the operands in their parts of shared memory."""
     left, left_image = operand(a, starts[0])
     right, right_image = operand(b, starts[1])
     d = np.zeros((64, n), np.float32)
@@ -181,7 +194,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray, int], model.Operand]] = {"depth": model
 
 
 def multiply_ring(emulator: Emulator, dtype: str, mistake: str, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
-    """A (M, depth) times B (N, depth) transposed, in tiles of 64 by 128."""
+    """A B^T of shapes (M, depth) and (N, depth), in tiles of 64 by 128."""
     M, N, row_bytes = len(a), len(b), a.shape[1] * a.element_size()
     d = np.zeros((M, N), np.float32)
     allow(emulator, words(a), words(b), d)
@@ -190,7 +203,8 @@ def multiply_ring(emulator: Emulator, dtype: str, mistake: str, a: torch.Tensor,
         as_tensor = words(matrix).reshape(1, 1, *matrix.shape)
         return emulator.encode(spec_of(as_tensor, NAMES[dtype], 128, box=(128 // matrix.element_size(), rows, 1, 1)))
 
-    parameters = RingParameters(encoded(a, 64), encoded(b, 128), d.ctypes.data, N, row_bytes // 128)
+    maps = {"a": encoded(a, 64), "b": encoded(b, 128)}
+    parameters = RingParameters(**maps, d=d.ctypes.data, N=N, steps=row_bytes // 128)
     config = launch_config((N // 128, M // 64, 1), 160, shared_bytes=2 * (64 + 128) * 128 + 32)
     emulator.launch(f"gemm_ring_kernel<{dtype}, 128, Ring::{mistake}>", config, parameters)
     return d

@@ -1,5 +1,7 @@
-"""What the copy engine and wgmma do, a second time: from the descriptions in kernels/cuda/platform and in closed forms, where the
-emulator walks step by step. Arrays are (N, H, W, C); coordinates, strides and corners go innermost first, as maps have them.
+"""An independent model of the copy engine and wgmma, from the descriptions in kernels/cuda/platform.
+
+It uses closed forms where the emulator goes step by step. Arrays have the shape (N, H, W, C); coordinates, strides and corners
+are listed innermost first, as in maps.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import numpy as np
 
 
 def gather(tensor: np.ndarray, channel: int, channels: int, w: np.ndarray, h: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """A row of channels for each pixel, zeros outside of the tensor."""
+    """A row of channels for each pixel, with zeros outside of the tensor."""
     N, H, W, C = tensor.shape
     c = channel + np.arange(channels)
     inside = (n >= 0) & (n < N) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
@@ -30,7 +32,7 @@ def im2col(
     channels: int,
     pixels: int,
 ) -> np.ndarray:
-    """The rows of an im2col copy: the m-th pixel by division, as a convolution counts its outputs."""
+    """The rows of an im2col copy. Divisions give the coordinates of its m-th pixel, as those of a convolution's m-th output."""
     _, H, W, _ = tensor.shape
     Q, P = ((extent - 1 + up - low) // u + 1 for extent, low, up, u in zip((W, H), lower, upper, stride, strict=True))
     first = (start[3] * P + (start[2] - lower[1]) // stride[1]) * Q + (start[1] - lower[0]) // stride[0]
@@ -43,12 +45,12 @@ def im2col(
 def tiled(tensor: np.ndarray, start: Sequence[int], box: Sequence[int], stride: Sequence[int]) -> np.ndarray:
     """The rows of a tiled copy."""
     w, h, n = (np.arange(start[i], start[i] + box[i], stride[i]) for i in (1, 2, 3))
-    n, h, w = (each.reshape(-1) for each in np.meshgrid(n, h, w, indexing="ij"))
+    n, h, w = (coordinates.reshape(-1) for coordinates in np.meshgrid(n, h, w, indexing="ij"))
     return gather(tensor, start[0], box[0], w, h, n)
 
 
 def in_shared_memory(rows: np.ndarray, swizzle: int, *, base: int = 0, fill: int = 0xFF) -> np.ndarray:
-    """Bytes from `base`, past a multiple of 1024, on, as a copy leaves them; without swizzle the rows stand side by side."""
+    """The bytes that a copy writes `base` bytes after a multiple of 1024. Without swizzle its rows are contiguous."""
     rows = np.ascontiguousarray(rows).view(np.uint8)
     pitch = swizzle or rows.shape[1]
     shared = np.full((len(rows), pitch), fill, np.uint8)
@@ -61,13 +63,13 @@ def in_shared_memory(rows: np.ndarray, swizzle: int, *, base: int = 0, fill: int
 
 
 def tf32(values: np.ndarray, *, truncate: bool = False) -> np.ndarray:
-    """10 bits of mantissa, to nearest even or cut off; of NaN, where it is rounded, the copy engine's own."""
+    """fp32 with a mantissa of 10 bits, rounded to nearest even or truncated. Rounding turns NaNs into the copy engine's own."""
     if truncate:
         words = values.astype(np.float32).view(np.uint32)
         return (words - words % 0x2000).view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         mantissa, exponent = np.frexp(values.astype(np.float64))
-        places = np.minimum(11, exponent + 136)  # a subnormal's are fewer
+        places = np.minimum(11, exponent + 136)  # subnormal numbers have fewer
         rounded = np.ldexp(np.rint(np.ldexp(mantissa, places)), exponent - places).astype(np.float32)
     rounded = np.where(np.isfinite(values), rounded, values.astype(np.float32)).astype(np.float32)
     rounded.view(np.uint32)[np.isnan(values)] = 0x7FFFE000
@@ -75,25 +77,25 @@ def tf32(values: np.ndarray, *, truncate: bool = False) -> np.ndarray:
 
 
 class Operand(NamedTuple):
-    """An operand in shared memory, for descriptors."""
+    """An operand in shared memory and the fields of its descriptor, in bytes."""
 
     bytes: np.ndarray
     leading: int
     stride: int
     span: int
-    step: int  # bytes from one product's depth to the next one's
-    start: int = 0  # of the first one, from the first byte, which is on 1024
+    step: int  # between the depths of consecutive products
+    start: int = 0  # the offset of the first product's operand from the first byte, which is at a multiple of 1024
 
 
 def depth_major(matrix: np.ndarray, span: int) -> Operand:
-    """Of a matrix (rows, 64 bytes of depth), two products deep: whole spans one after the other."""
+    """The operand Major::depth of a matrix (rows, 64 bytes of depth), the depth of two products."""
     rows = np.ascontiguousarray(matrix).view(np.uint8)
     blocks = [in_shared_memory(rows[:, first : first + span], span) for first in range(0, rows.shape[1], span)]
     return Operand(np.concatenate(blocks), 16, 8 * span, span, len(rows) * span if span == 32 else 32)
 
 
 def row_major(matrix: np.ndarray, span: int) -> Operand:
-    """Of a matrix (rows, depth) of 16-bit elements."""
+    """The operand Major::rows of a matrix (rows, depth) of 16-bit elements."""
     depth = matrix.shape[1]
     lines = np.ascontiguousarray(matrix.T).view(np.uint8)
     blocks = [in_shared_memory(lines[:, first : first + span], span) for first in range(0, lines.shape[1], span)]
@@ -101,14 +103,14 @@ def row_major(matrix: np.ndarray, span: int) -> Operand:
 
 
 def element_read(major: str, swizzle: int, start: int, leading: int, stride: int, size: int) -> np.ndarray:
-    """For each of 64 rows and each step of depth of one product, the element of a region that a descriptor names."""
+    """For each of 64 rows and each depth of one product, the index in a region of the element that a descriptor selects."""
     depth = 32 // size
     mn, k = np.meshgrid(np.arange(64), np.arange(depth), indexing="ij")
     if major == "K":
         atom, line, byte = mn // 8 * stride, mn % 8, k * size
     else:
         atom, line, byte = mn * size // swizzle * leading + k // 8 * stride, k % 8, mn * size % swizzle
-    # The pattern repeats every eight lines, so where the operand starts says on which line of it, and where in the line.
+    # The swizzle pattern repeats every eight lines; the start of the operand selects the line and the byte within it.
     byte = byte + start % swizzle
     line = line + start // swizzle
     piece = byte // 16 ^ line % 8 // (128 // swizzle) % (swizzle // 16)

@@ -1,5 +1,6 @@
-"""What of the kernels the tests run: lines of kernels/cuda (without platform/, which the emulator replaces), and rows of the
-kernel table.
+"""Measures which lines of kernels/cuda and which rows of the kernel table the tests run.
+
+Lines of platform/ do not count, because the emulator replaces it.
 
     python tests/emulator/line_coverage.py [--threshold PERCENT] [-n WORKERS] [options and files for pytest]
 """
@@ -28,6 +29,7 @@ TESTS = ("tests/conv2d", "tests/max_pool2d", "tests/rnn", "tests/engines/test_ke
 
 
 def run_tests(library: Path, arguments: list[str]) -> int:
+    """Runs pytest on the instrumented library and returns its exit status."""
     for stale in DIRECTORY.glob("*.gcda"):
         stale.unlink()
     shutil.rmtree(LAUNCHED, ignore_errors=True)
@@ -43,10 +45,10 @@ def run_tests(library: Path, arguments: list[str]) -> int:
 
 
 def line_counts() -> dict[str, dict[int, int]]:
-    """File, relative to kernels/cuda -> line -> how often any instantiation ran it."""
+    """For each file, relative to kernels/cuda, how often each line ran in any instantiation."""
     counts: defaultdict[str, dict[int, int]] = defaultdict(dict)
     for notes in sorted(DIRECTORY.glob("*.gcno")):
-        if not notes.with_suffix(".gcda").exists():  # no process has loaded it
+        if not notes.with_suffix(".gcda").exists():  # its code was not loaded
             continue
         command = ["gcov", "--json-format", "--stdout", notes.name]
         report = subprocess.run(command, cwd=DIRECTORY, capture_output=True, text=True, check=True).stdout
@@ -63,7 +65,7 @@ def line_counts() -> dict[str, dict[int, int]]:
 
 
 def ranges(numbers: list[int]) -> str:
-    """[3, 4, 5, 9] -> "3-5, 9"."""
+    """Turns [3, 4, 5, 9] into "3-5, 9"."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and spans[-1][1] == number - 1:
@@ -74,7 +76,7 @@ def ranges(numbers: list[int]) -> str:
 
 
 def report(threshold: float) -> bool:
-    """Prints lines and rows; whether both suffice."""
+    """Prints the coverage; returns whether the percentage of lines reaches the threshold and every row was launched."""
     covered = total = 0
     for file, lines in sorted(line_counts().items()):
         missed = sorted(number for number, count in lines.items() if not count)
@@ -93,9 +95,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threshold", type=float, default=95)
     parser.add_argument("-n", default="0", help="processes of pytest-xdist")
-    parser.add_argument(
-        "tests", nargs="*", default=TESTS, help="what pytest shall run; the ops' own test files if nothing is named"
-    )
+    parser.add_argument("tests", nargs="*", default=TESTS, help="files and folders for pytest; by default the ops' tests")
     options, more = parser.parse_known_args()
     rows = list(kernels())
     object_ = build("emulated", rows, library_path("emulated", "coverage"), mode="coverage", directory=DIRECTORY)

@@ -1,6 +1,7 @@
-"""A few small calls per op that together launch every kernel with a barrier, compared with engine `torch`; for tools that run
-many builds of the kernels. `python quick_cases.py conv2d` runs those of one op on the object that TORCH_UNROLL_EMULATED names
-and prints the kernels that were launched; a failed launch or a wrong result is an exception.
+"""A few small calls of each op that together launch every kernel with a barrier, compared with engine `torch`.
+
+For tools that run many builds of the kernels. `python quick_cases.py conv2d` runs the calls of one op on the object that
+TORCH_UNROLL_EMULATED names, and prints the launched kernels. A failed launch or a wrong result raises an exception.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS as CONV2D_VARIANTS
 from torch_unroll.kernels.cuda.rnn.variants import VARIANTS as RNN_VARIANTS
 from torch_unroll.kernels.table import LaunchPlan
 
-#: By dtype, of a result's norm: what reordered sums may differ by, far below what a missing barrier does.
+#: The largest difference relative to a result's norm: enough for sums in another order, too little for a missing barrier.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 2e-3, torch.float64: 1e-10}
 
 
 class Narrow:
-    """The launcher, with one block along y and z of a grid whose blocks walk on until all is done."""
+    """A launcher that cuts grids to one block along y and z, for kernels whose blocks loop over the rest."""
 
     resident, properties, preload = cuda.LAUNCHER.resident, cuda.LAUNCHER.properties, cuda.LAUNCHER.preload
 
@@ -43,7 +44,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 def each_variant(module: ModuleType, names: Sequence[str], call: Callable[[], None]) -> None:
-    """A call on each variant of `engines.compiled.conv2d` or `.rnn` that takes it."""
+    """Runs a call on each variant of `engines.compiled.conv2d` or `.rnn` that supports it."""
     for name in names:
         module.forced = name  # type: ignore[attr-defined]
         try:
@@ -56,7 +57,7 @@ def each_variant(module: ModuleType, names: Sequence[str], call: Callable[[], No
 
 
 def compare(call: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> None:
-    """A call and its gradients on engines `cuda` and `torch`; the call takes the engine's name."""
+    """Compares the result and the gradients of a call on engines `cuda` and `torch`; the call takes an engine's name."""
     results = []
     for engine in ("cuda", "torch"):
         result = call(engine)
@@ -120,8 +121,8 @@ CASES = {"conv2d": conv2d_cases, "max_pool2d": max_pool2d_cases, "rnn": rnn_case
 
 
 def launched() -> list[str]:
-    """Name expressions of the kernels that have run since the object was loaded."""
-    kernels = cuda._object("cpu")
+    """The name expressions of the kernels that have been launched."""
+    kernels = cuda.KernelObject(cuda.library_path("cpu"))
     return [name for name, index in kernels.index.items() if kernels.library.torch_unroll_emulator_launches(index)]
 
 

@@ -1,4 +1,4 @@
-"""How tensor cores add, where they truncate: mma.sync and wgmma against the rule of `runtime/arithmetic.h` in whole numbers."""
+"""mma.sync and wgmma in the truncating mode of `runtime/arithmetic.h` against the same rule in exact rational arithmetic."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def exponent(value: float, least: int) -> int:
 
 
 def cut(value: Fraction, place: int) -> Fraction:
-    """Without its bits below 2^place."""
+    """Truncates the bits below 2^place."""
     unit = Fraction(2) ** place
     return int(value / unit) * unit
 
 
 def added(c: float, a: list[float], b: list[float], dtype: str) -> float:
-    """One instruction's sum for one element of D."""
+    """One element of D = C + A B for a single instruction, by the rule."""
     if not math.isfinite(c):
         return c
     least = LEAST_EXPONENT[dtype]
@@ -65,7 +65,7 @@ def added(c: float, a: list[float], b: list[float], dtype: str) -> float:
 
 
 def product(c: Tensor, a: Tensor, b: Tensor, dtype: str) -> Tensor:
-    """C (M, N) + A (M, K) times B (N, K) transposed, instruction by instruction."""
+    """C + A B^T of shapes (M, N), (M, K) and (N, K), by as many instructions as K needs."""
     depth, rows, columns = DEPTH[dtype], a.tolist(), b.tolist()
     d = c.tolist()
     for m, row in enumerate(rows):
@@ -90,13 +90,13 @@ def _scaled(low: int, high: int) -> Callable[[tuple[int, ...], torch.Generator],
 
 
 def _cancelling(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """The second half of the depth is almost the opposite of the first one: A's sign turns, B's does not."""
+    """The second half of the depth almost cancels the first: it is nearly the same in B and nearly the negative in A."""
     half = torch.randn(*shape[:-1], shape[-1] // 2, generator=draw) * 8
     return torch.cat((half, (-half if shape[0] == 16 else half) * (1 + 2.0**-6)), -1)
 
 
 def _one_large(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """The others reach down to where bits are cut off."""
+    """One large element among small ones, whose last bits are truncated."""
     values = torch.randn(shape, generator=draw) * 2.0**-11
     values[..., 0] = 1
     return values
@@ -109,7 +109,7 @@ def _mostly_zero(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
 OPERANDS: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
     "normal": _normal,
     "wide": _scaled(-9, 10),
-    "small": _scaled(-24, -12),  # of fp16 subnormal
+    "small": _scaled(-24, -12),  # subnormal in fp16
     "cancelling": _cancelling,
     "one large": _one_large,
     "mostly zero": _mostly_zero,
@@ -171,11 +171,11 @@ def test_wgmma_truncates_as_the_rule_says(hopper: Emulator, dtype: str, kind: st
 @pytest.mark.parametrize(
     ("terms", "nearest", "truncated"),
     [
-        ((2.0**-24, 2.0**-24), 1, 1 + 2.0**-23),  # all are added before anything is lost
+        ((2.0**-24, 2.0**-24), 1, 1 + 2.0**-23),  # all terms are added before the sum is truncated
         ((1.5 * 2.0**-24, 0), 1 + 2.0**-23, 1),
         ((2.0**-25, 2.0**-25), 1, 1),
-        ((-(2.0**-25), 0), 1, 1 - 2.0**-24),  # the last place that is kept
-        ((-(2.0**-26), -(2.0**-26)), 1, 1),  # each is cut off by itself
+        ((-(2.0**-25), 0), 1, 1 - 2.0**-24),  # the last place of the alignment
+        ((-(2.0**-26), -(2.0**-26)), 1, 1),  # each term is truncated on its own
         ((-(2.0**-24), 0), 1 - 2.0**-24, 1 - 2.0**-24),
     ],
 )
@@ -187,15 +187,15 @@ def test_what_is_cut_off(matrices: Emulator, dtype: str, terms: tuple[float, flo
             assert mma(matrices, dtype, c, narrowed(a, dtype), narrowed(b, dtype))[0, 0].item() == expected
 
 
-# ---- the bounds that tests of kernels use
+# ---- the error bounds that the kernels' tests use
 
 
 def excess(c: Tensor, a: Tensor, b: Tensor, d: Tensor) -> float:
-    """The largest error, in units of the bound of a sum."""
+    """The largest error as a fraction of the bound for a sum."""
     wide = (c.double(), a.double(), b.double())
     exact, magnitude = wide[0] + wide[1] @ wide[2].T, wide[1].abs() @ wide[2].abs().T
     bound = sum_error(magnitude, a.shape[1] + 1, torch.float32, added=wide[0].abs())
-    return float(((d.double() - exact).abs() / bound.clamp(min=1e-300)).max())  # where nothing is added nothing is lost
+    return float(((d.double() - exact).abs() / bound.clamp(min=1e-300)).max())  # a sum of zeros has no error
 
 
 @pytest.mark.parametrize("kind", OPERANDS)
@@ -209,7 +209,7 @@ def test_the_bound_holds_for_sums_of_any_length(dtype: str, kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_bound_is_almost_reached(dtype: str) -> None:
-    """One product in each instruction, just below the last place of the sum: each is lost."""
+    """Each instruction adds one product just below the last place of the sum, which is lost."""
     depth = DEPTH[dtype]
     a, b = torch.zeros(16, 40 * depth), torch.zeros(1, 40 * depth)
     a[:, ::depth], b[:, ::depth] = 2.0**-12 * (2 - 2.0**-6), 2.0**-12

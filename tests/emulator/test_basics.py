@@ -1,4 +1,4 @@
-"""The emulated execution model: threads, shared memory, barriers, warps; and what it says of kernels that are wrong."""
+"""The emulated execution model: threads, shared memory, barriers and warps, and reports of mistakes in kernels."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_barrier_in_divergent_code_is_reported(emulator: Emulator) -> None:
 
 def test_polling_for_what_nobody_writes_is_a_deadlock(emulator: Emulator) -> None:
     report = failure(emulator, "poll_kernel<float>")
-    assert "threads poll for what nobody will write" in report
+    assert "threads poll for values that no thread will write" in report
     assert "basics.cuh:" in report
 
 

@@ -1,4 +1,4 @@
-"""Clusters: distributed shared memory, the cluster barrier, mbarriers, asynchronous stores; and the mistakes they invite."""
+"""Clusters: distributed shared memory, the cluster barrier, mbarriers and asynchronous stores, and reports of their misuse."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ MISUSES = {
 ROWS = instances(
     "clusters.cuh",
     *(("ring_kernel", f"Ring::{ring}") for ring in ("correct", "no_barrier_at_start", "no_barrier_at_end")),
-    *(("all_gather_kernel", ordered) for ordered in ("true", "false")),
+    ("all_gather_kernel", "2"),
     *(("steps_kernel", size) for size in ("4", "8")),
-    ("copy_ring_kernel", "3"),
     *(("misuse_kernel", f"Misuse::{misuse}") for misuse in MISUSES),
 )
 
@@ -59,7 +58,7 @@ def test_a_block_reads_its_neighbours_memory(emulator: Emulator, cluster: int) -
 
 def test_a_barrier_left_out_at_the_start_is_found(emulator: Emulator) -> None:
     def launch_often() -> None:
-        for seed in range(20):  # without the race checker it shows in an unlucky order only
+        for seed in range(20):  # without race mode only some orders show it
             emulator.seed(seed)
             launch(emulator, "ring_kernel<Ring::no_barrier_at_start>")
 
@@ -73,15 +72,8 @@ def test_a_barrier_left_out_at_the_end_is_found(emulator: Emulator) -> None:
 
 
 def test_a_block_writes_to_all(emulator: Emulator) -> None:
-    y = launch(emulator, "all_gather_kernel<true>")[:128].reshape(16, 8)
+    y = launch(emulator, "all_gather_kernel<2>")[:128].reshape(16, 8)
     np.testing.assert_array_equal(y, np.broadcast_to(3 * np.arange(8), (16, 8)))
-
-
-def test_a_relaxed_arrival_orders_nothing(emulator: Emulator) -> None:
-    if "race" not in emulator.library._name:
-        pytest.skip("only the race checker can tell")
-    with pytest.raises(LaunchError, match="race on byte"):
-        launch(emulator, "all_gather_kernel<false>")
 
 
 @pytest.mark.parametrize("cluster", [2, 8])
@@ -96,11 +88,6 @@ def test_steps_through_asynchronous_stores(emulator: Emulator, cluster: int) -> 
 def test_expecting_the_wrong_number_of_bytes_is_a_deadlock(emulator: Emulator) -> None:
     with pytest.raises(LaunchError, match=r"wait for an mbarrier at clusters\.cuh:"):
         launch(emulator, "steps_kernel<8>")
-
-
-def test_copies_arrive_at_an_mbarrier(emulator: Emulator) -> None:
-    y = launch(emulator, "copy_ring_kernel<3>", blocks=1, cluster=1)[:32]
-    np.testing.assert_array_equal(y, np.arange(256).reshape(8, 32).sum(0)[::-1])
 
 
 @pytest.mark.parametrize("misuse", MISUSES)

@@ -1,5 +1,7 @@
-"""What a Hopper GPU was seen to do (golden/README.md), bit for bit. Until it has been recorded the cases are skipped; that they
-would be replayed and could fail is shown with records of the model's own."""
+"""The emulator reproduces what a Hopper GPU did, bit for bit (golden/README.md).
+
+Kinds that have not been recorded are skipped. Records that a model generates show that each kind can be replayed and can fail.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def emulator() -> Emulator:
 
 @pytest.fixture
 def rounding(emulator: Emulator) -> Iterator[None]:
-    """For records of the model, whose default is to round."""
+    """For the model's records, in which copies round to nearest even."""
     with emulator.arithmetic(copied=False):
         yield
 
@@ -67,13 +69,13 @@ def replay_box(
     *,
     allowed: bool,
 ) -> None:
-    """`allowed`: whether a kernel of ours may start a copy there."""
+    """Replays a copy directly and, if `allowed`, by a kernel as well: the emulator refuses some starts in kernels."""
     at, arguments = record["base"], (spec, tensor, record["start"], offset)
     if record["encoded"]:
         with pytest.raises(LaunchError):
             copy_box_anywhere(emulator, *arguments, size=rows * record["pitch"], at=at)
         return
-    assert record["arrived"], "not as many bytes came as the emulator's copy would bring"
+    assert record["arrived"], "another number of bytes arrived than the emulator's copy has"
     expected = from_hex(record["shared"], 4)
     copied = copy_box_anywhere(emulator, *arguments, size=rows * record["pitch"], at=at)
     np.testing.assert_array_equal(copied.view(np.uint16), expected)
@@ -84,7 +86,7 @@ def replay_box(
 
 def replay_tma_tf32(emulator: Emulator, record: Record) -> None:
     if record["type"] != "TFLOAT32":
-        return  # bits, which no map of ours copies
+        return  # a copy without conversion, which the kernels do not use
     assert record["arrived"]
     tensor = from_hex(record["from"], 8).view(np.float32).reshape(1, 1, 8, 32)
     expected = from_hex(record["to"], 8)
@@ -93,16 +95,17 @@ def replay_tma_tf32(emulator: Emulator, record: Record) -> None:
     def copied() -> np.ndarray:
         return copy_box_anywhere(emulator, spec, tensor, (0, 0, 0, 0), (0, 0), size=1024, at=0).view(np.uint32)
 
-    other = {}  # what fits where the default does not
+    fits_by_advice = {}
     for name, truncate in (("nearest_even", False), ("truncate", True)):
         with emulator.arithmetic(copied=truncate):
-            other[f"kCopied in runtime/arithmetic.cpp is to be Tf32::{name}"] = np.array_equal(copied(), expected)
-    np.testing.assert_array_equal(copied(), expected, "; ".join(name for name, fits in other.items() if fits))
+            advice = f"kCopied in runtime/arithmetic.cpp must be Tf32::{name}"
+            fits_by_advice[advice] = np.array_equal(copied(), expected)
+    np.testing.assert_array_equal(copied(), expected, "; ".join(advice for advice, fits in fits_by_advice.items() if fits))
 
 
 def replay_wgmma_descriptor(emulator: Emulator, record: Record) -> None:
     if not record["swizzle"]:
-        return  # no descriptor of ours is without
+        return  # the kernels use no descriptor without swizzle
     dtype, cpp = {"bf16": (np.uint16, "bfloat16"), "tf32": (np.float32, "float")}[record["type"]]
     size = np.dtype(dtype).itemsize
     depth = 32 // size
@@ -111,7 +114,7 @@ def replay_wgmma_descriptor(emulator: Emulator, record: Record) -> None:
     major = {"K": "depth", "MN": "rows"}[record["major"]]
     majors = f"Major::{major}, {MAJORS[0][:12]}" if record["operand"] == "A" else f"{MAJORS[0][:12]}, Major::{major}"
     read = np.zeros((64, depth), int)
-    for shift in (0, 8):  # a byte of the index at a time is exact in either type
+    for shift in (0, 8):  # one byte of the index at a time, because both types represent bytes exactly
         image = as_element(region >> shift & 255, dtype).view(np.uint8)
         tested = model.Operand(image, record["leading"], record["stride"], record["swizzle"], 0, record["start"])
         a, b = (tested, identity) if record["operand"] == "A" else (identity, tested)
@@ -121,7 +124,7 @@ def replay_wgmma_descriptor(emulator: Emulator, record: Record) -> None:
 
 
 def as_element(values: np.ndarray, dtype: type) -> np.ndarray:
-    """float32, or the upper half of it."""
+    """Values as float32, or as the upper halves of float32, which are bfloat16."""
     wide = values.astype(np.float32)
     return wide if dtype is np.float32 else (wide.view(np.uint32) >> 16).astype(np.uint16)
 
@@ -136,7 +139,7 @@ REPLAY: dict[str, Callable[[Emulator, Record], None]] = {
 
 
 def replay(emulator: Emulator, directory: Path, kind: str) -> int:
-    """How many records there were."""
+    """Replays the records of a kind and returns their number."""
     records = [json.loads(line) for line in gzip.decompress((directory / f"{kind}.jsonl.gz").read_bytes()).splitlines()]
     for record in records:
         REPLAY[kind](emulator, record)
@@ -156,7 +159,7 @@ def test_whatever_is_recorded_is_replayed() -> None:
     assert recorded == set(REPLAY) == set(MADE)
 
 
-# ---- records as a GPU would give them, by the model
+# ---- records that the model generates
 
 
 def im2col_record(seed: int) -> Record:
@@ -217,7 +220,7 @@ def wgmma_descriptor_record(seed: int) -> Record:
     return record | {"leading": leading, "stride": stride, "element": to_hex(element.reshape(-1).astype(np.uint16))}
 
 
-MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # and the field that a GPU answered in
+MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # the function that makes a record, and the field with the GPU's results
     "im2col": (im2col_record, "shared"),
     "tiled": (tiled_record, "shared"),
     "tma_tf32": (tma_tf32_record, "to"),
@@ -253,12 +256,12 @@ def test_a_record_of_something_else_fails(emulator: Emulator, kind: str, tmp_pat
 
 @pytest.mark.parametrize(("truncate", "name"), [(False, "nearest_even"), (True, "truncate")])
 def test_the_record_decides_how_copies_round(emulator: Emulator, truncate: bool, name: str, tmp_path: Path) -> None:
-    """Either way can be recorded; only that one is taken, and the other default is told what to become."""
+    """Records of either rounding replay in that mode only; in the other mode the failure says which mode fits."""
     write(tmp_path, "tma_tf32", [tma_tf32_record(seed, truncate=truncate) for seed in range(8)])
     with emulator.arithmetic(copied=truncate):
         assert replay(emulator, tmp_path, "tma_tf32") == 8
     with (
         emulator.arithmetic(copied=not truncate),
-        pytest.raises(AssertionError, match=f"(?s)^[^;]*kCopied in runtime/arithmetic.cpp is to be Tf32::{name}\n"),
+        pytest.raises(AssertionError, match=f"(?s)^[^;]*kCopied in runtime/arithmetic.cpp must be Tf32::{name}\n"),
     ):
         replay(emulator, tmp_path, "tma_tf32")

@@ -1,4 +1,4 @@
-"""The copy engine: tiled and im2col copies against a model of their own, the encoders' limits, and what is wrong of a copy."""
+"""The copy engine: tiled and im2col copies against an independent model, the encoders' limits, and reports of misuse."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_an_im2col_copy(emulator: Emulator, dtype: str, swizzle: int, seed: int)
     np.testing.assert_array_equal(copied, model.in_shared_memory(arrived(rows), swizzle, fill=0xEE))
 
 
-#: The example at the end of section 3 of the fact sheet: pixels (n, h, w) of a 3x3 filter over 5x5, padding 1, stride 2.
+#: The pixels (n, h, w) under two positions of a 3x3 filter over 5x5 with padding 1 and stride 2, worked out by hand.
 EXAMPLE = {
     (0, 0): [None, None, None, None, (0, 1, 1), (0, 1, 3), None, (0, 3, 1)],
     (2, 1): [(0, 0, 1), (0, 0, 3), None, (0, 2, 1), (0, 2, 3), None, (0, 4, 1), (0, 4, 3)],
@@ -134,11 +134,11 @@ COLUMNS = spec_of(IMAGE, "bfloat16", 32, lower=(-1, -1), upper=(-1, -1), element
         ({"start": (0, -1, -1, 7)}, "N = 7 is not within 0 and 1"),
         ({"start": (0, -1, -1, -1)}, "N = -1 is not within 0 and 1"),
         ({"offset": (256, 0)}, "offset 256 is not within 0 and 255"),
-        ({"at": 64}, "the destination is not on 256 bytes, 8 rows"),
+        ({"at": 64}, "the destination is not a multiple of 256 bytes, 8 rows"),
         ({"at": -256}, r"the destination's 256 bytes are not in this block's shared memory"),
-        ({"mistake": LOCAL_MAP}, "a local copy is not one the engine can read"),
+        ({"mistake": LOCAL_MAP}, "the engine cannot read a local copy"),
         ({"mistake": OTHER_BARRIER}, "it is not initialised"),
-        ({"encoded": TensorMap()}, "the map is none: nobody has encoded it"),
+        ({"encoded": TensorMap()}, "the map has not been encoded"),
         ({"expected": 112}, "deadlock.*wait for an mbarrier at hopper.cuh:"),
         ({"expected": 144}, "deadlock.*wait for an mbarrier at hopper.cuh:"),
     ],
@@ -158,27 +158,27 @@ def test_a_map_is_tiled_or_im2col(emulator: Emulator) -> None:
 
 def test_a_block_waits_for_its_copies(emulator: Emulator) -> None:
     def copy_often() -> None:
-        for seed in range(20):  # it may land before the block ends
+        for seed in range(20):  # in some orders the copy completes before the block ends
             emulator.seed(seed)
             copy_box(emulator, TILED, IMAGE, (0, 0, 0, 0), rows=4, mistake=NOBODY_WAITS)
 
-    with pytest.raises(LaunchError, match="ended while 1 copies into its shared memory were under way"):
+    with pytest.raises(LaunchError, match="ended while 1 copies into its shared memory were incomplete"):
         copy_often()
 
 
 def test_a_copy_overwrites_what_was_fenced(emulator: Emulator, race: bool) -> None:
     if not race:
-        pytest.skip("only the race checker can tell")
+        pytest.skip("only race mode reports this")
     with pytest.raises(LaunchError, match=r"copy_tiled at hopper.cuh:\d+ writes through the copy engine's proxy what thread"):
         copy_box(emulator, TILED, IMAGE, (0, 0, 0, 0), rows=4, mistake=NO_PROXY_FENCE)
 
 
 def test_a_copy_reads_inside_of_the_tensor_only(emulator: Emulator, race: bool) -> None:
     if not race:
-        pytest.skip("only the race checker can tell")
+        pytest.skip("only race mode reports this")
     spec = spec_of(IMAGE, "bfloat16", 32, box=(8, 8, 1, 1))
     copy_box(emulator, spec, IMAGE, (0, -2, 0, 0), rows=8)
-    too_large = spec._replace(extent=(8, 5, 6, 2))  # an image more than there is, at its end
+    too_large = spec._replace(extent=(8, 5, 6, 2))  # one image more than the tensor has
     with pytest.raises(LaunchError, match=r"outside of memory: the thread reads 16 bytes .* at hopper.cuh:"):
         copy_box(emulator, too_large, IMAGE, (0, 0, 5, 1), rows=8)
 

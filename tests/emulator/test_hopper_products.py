@@ -1,4 +1,4 @@
-"""wgmma, and a ring of stages between the copy engine and it, against torch; and the mistakes they invite, each by name."""
+"""wgmma, and a pipeline of the copy engine and wgmma, against torch, and reports of their misuse."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MISTAKEN = ("bfloat16", 64, MAJORS[1])
 
 
 def mistaken(emulator: Emulator, mistake: str, seed: int = 0) -> bool:
-    """Whether the result is right."""
+    """Whether the kernel with this mistake computes the right result."""
     dtype, n, majors = MISTAKEN
     a, b = random_matrix(dtype, 64, 32, 0), random_matrix(dtype, n, 32, 1)
     emulator.seed(seed)
@@ -68,7 +68,7 @@ def test_without_a_mistake_the_product_is_right(emulator: Emulator, seed: int) -
 @pytest.mark.parametrize("seed", range(4))
 def test_the_proxy_fence_of_one_thread_is_missed(emulator: Emulator, race: bool, seed: int) -> None:
     if not race:
-        pytest.skip("only the race checker can tell")
+        pytest.skip("only race mode reports this")
     message = (
         r"wgmma at hopper.cuh:\d+ reads through the copy engine's proxy what thread \(77,0,0\) of block \(0,0,0\) wrote at "
         r"hopper.cuh:\d+: fence_proxy_async is missing"
@@ -83,7 +83,7 @@ def test_the_proxy_fence_of_one_thread_is_missed(emulator: Emulator, race: bool,
         ("no_fence", "without wgmma_fence"),
         ("no_commit", "the thread ends, and no wgmma_commit has closed the product's group"),
         ("no_wait", "the thread ends, and no wgmma_wait has waited for the product"),
-        ("touched", "D was written while a product on it was under way"),
+        ("touched", "D was written while a product on it was pending"),
         ("other_descriptor", "another warp of this warpgroup has issued another product instead"),
     ],
 )
@@ -104,28 +104,28 @@ def test_d_before_the_wait_is_nan(emulator: Emulator, seed: int) -> None:
 @pytest.mark.parametrize(
     ("change", "threads", "message"),
     [
-        ({"span": 16}, 128, "the span is none of 32, 64, 128 bytes"),
+        ({"span": 16}, 128, "the span is not 32, 64 or 128 bytes"),
         ({"stride": 1032}, 128, "strides are multiples of 16 below 2\\^18"),
-        ({"stride": 512}, 128, "the operand's strides are no multiples of eight rows"),
+        ({"stride": 512}, 128, "the operand's strides are not multiples of eight rows"),
         ({"stride": 8192}, 128, "the operand is not in this block's shared memory"),
-        ({"step": 16}, 128, "the operand starts inside of eight rows, or not on 32 bytes of the depth"),
-        ({"step": 128}, 128, "the operand starts inside of eight rows, or not on 32 bytes of the depth"),
-        ({"step": 1 << 18}, 128, "the descriptor has bits that none of ours has"),
-        ({}, 96, "the warp is of no whole warpgroup, four warps"),
+        ({"step": 16}, 128, "the operand starts inside of eight rows, or at a depth that is not a multiple of 32 bytes"),
+        ({"step": 128}, 128, "the operand starts inside of eight rows, or at a depth that is not a multiple of 32 bytes"),
+        ({"step": 1 << 18}, 128, "the descriptor has no swizzle, a base offset, or a field that overflowed"),
+        ({}, 96, "the warp is not in a whole warpgroup of four warps"),
     ],
 )
-def test_descriptors_that_are_none(emulator: Emulator, change: dict[str, int], threads: int, message: str) -> None:
+def test_invalid_descriptors_are_reported(emulator: Emulator, change: dict[str, int], threads: int, message: str) -> None:
     a, b = (model.depth_major(words(random_matrix("half", 64, 32, seed)), 128) for seed in (0, 1))
     kernel = f"wgmma_kernel<half, 64, {MAJORS[0]}, Mistake::none>"
     with pytest.raises(LaunchError, match=message):
         multiply(emulator, kernel, a._replace(**change), b, 64, threads=threads)
 
 
-# ---- the ring
+# ---- a pipeline of two stages
 
 
 def ring(emulator: Emulator, dtype: str, mistake: str, seed: int, depth_steps: int = 5) -> bool:
-    """Whether a GEMM of four tiles is right."""
+    """Whether the pipeline with this mistake computes a GEMM of four tiles correctly."""
     depth = depth_steps * 128 // ITEM_BYTES[NAMES[dtype]]
     a, b = random_matrix(dtype, 128, depth, 2), random_matrix(dtype, 256, depth, 3)
     emulator.seed(seed)

@@ -1,4 +1,4 @@
-"""The stand-ins of kernels/cuda/platform: matrix instructions, asynchronous copies, exchanges between blocks."""
+"""The emulator's versions of kernels/cuda/platform: matrix instructions, asynchronous copies, exchanges between blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MATRICES = instances(
 EXCHANGES = instances(
     "exchanges.cuh",
     *(("copy_kernel", size) for size in ("4", "8", "16")),
-    ("exchange_kernel", "true"),
+    ("exchange_kernel", "1"),
     ("wide_exchange_kernel", "2"),
     ("named_barrier_kernel", "5"),
 )
@@ -61,7 +61,7 @@ def exchanges() -> Emulator:
 def test_a_tile_is_the_product(matrices: Emulator, kernel: str, dtype: str, shape: tuple[int, int, int]) -> None:
     m, n, k = shape
     wide = torch.float64 if dtype == "double" else torch.float32
-    # Small integers: every product and sum is exact, so a permuted fragment cannot hide in a tolerance.
+    # With small integers every product and sum is exact, so that no tolerance hides a permuted fragment.
     random = torch.Generator().manual_seed(0)
     a, b, c = (torch.randint(-8, 9, size, generator=random).to(wide) for size in ((m, k), (n, k), (m, n)))
     a, b, d = a.to(TORCH[dtype]), b.to(TORCH[dtype]), torch.zeros(m, n, dtype=wide)
@@ -116,15 +116,15 @@ def test_blocks_exchange_through_flags(exchanges: Emulator) -> None:
     blocks, threads = 16, 32
     flags, data, sums = (np.zeros(size, "uint32") for size in (blocks, blocks * threads, blocks))
     config = launch_config(blocks, threads, cooperative=True)
-    exchanges.launch("exchange_kernel<true>", config, fill(ExchangeParameters, flags, data, sums))
+    exchanges.launch("exchange_kernel<1>", config, fill(ExchangeParameters, flags, data, sums))
     assert (sums == data.sum()).all()
     assert data.sum() == sum(b + t for b in range(blocks) for t in range(threads))
 
 
 def test_blocks_that_are_not_resident_together_deadlock(exchanges: Emulator) -> None:
     flags, data, sums = (np.zeros(512, "uint32") for _ in range(3))
-    with pytest.raises(LaunchError, match="poll for what nobody will write"):
-        exchanges.launch("exchange_kernel<true>", launch_config(16, 32), fill(ExchangeParameters, flags, data, sums))
+    with pytest.raises(LaunchError, match="poll for values that no thread will write"):
+        exchanges.launch("exchange_kernel<1>", launch_config(16, 32), fill(ExchangeParameters, flags, data, sums))
 
 
 def test_sixteen_bytes_arrive_together(exchanges: Emulator) -> None:
@@ -134,8 +134,9 @@ def test_sixteen_bytes_arrive_together(exchanges: Emulator) -> None:
 
 
 def test_named_barriers_join_part_of_a_block(exchanges: Emulator) -> None:
-    data = np.zeros(64, "uint32")
+    data = np.zeros(128, "uint32")
     exchanges.launch(
-        "named_barrier_kernel<5>", launch_config(1, 128, shared_bytes=256), fill(ExchangeParameters, data, data, data)
+        "named_barrier_kernel<5>", launch_config(1, 128, shared_bytes=512), fill(ExchangeParameters, data, data, data)
     )
-    np.testing.assert_array_equal(data, [10 + 5 * (63 - thread) for thread in range(64)])
+    expected = [sum(range(rounds)) + rounds * (63 - thread) for rounds in (5, 6) for thread in range(64)]
+    np.testing.assert_array_equal(data, expected)

@@ -1,4 +1,4 @@
-"""The race mode: planted races and out-of-bounds accesses are found and placed, correct kernels are clean."""
+"""Race mode reports planted races and accesses outside of memory with their source lines, and accepts correct kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from emulated import KERNELS, Emulator, LaunchError, arrays, emulate, fill, instances, launch_config
 
-PAIRS = {  # kernel -> blocks, cooperative, a line of it that the report names
+PAIRS = {  # kernel -> number of blocks, whether the launch is cooperative, part of a source line that the report names
     "block_sum_kernel": (3, False, "shared[threadIdx.x] += shared"),
     "rotate_kernel": (1, False, "shared[threadIdx.x] = value"),
     "warp_exchange_kernel": (1, False, "shared[threadIdx.x ^ 1]"),
@@ -83,5 +83,5 @@ def test_shared_memory_has_an_end(emulator: Emulator) -> None:
 
 
 def test_a_launch_is_ordered_after_the_one_before(emulator: Emulator) -> None:
-    for _ in range(2):  # the same bytes, written by other threads
+    for _ in range(2):  # different threads write the same bytes
         launch(emulator, "overlap_kernel<true>", 2, False)

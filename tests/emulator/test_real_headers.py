@@ -1,4 +1,4 @@
-"""The emulator's own test kernels through nvcc and NVRTC: what is emulated is what the headers of kernels/cuda/platform offer."""
+"""nvcc and NVRTC compile the emulator's test kernels: the real headers of kernels/cuda/platform offer what the emulator's do."""
 
 from __future__ import annotations
 

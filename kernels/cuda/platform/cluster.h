@@ -1,10 +1,10 @@
-// Thread block clusters (sm_90 and later): the blocks of a cluster run together and reach each other's shared memory. Every block
-// must have started before the first access to its memory, and none may end while a peer uses it: a cluster barrier stands at
-// both ends of a kernel that does.
+// Thread block clusters (sm_90 and later). The blocks of a cluster run at the same time and can access each other's shared
+// memory. A block must have started before another one accesses its memory, and must not end while others still do, so a kernel
+// that uses these functions has a cluster barrier at its start and at its end.
 #pragma once
 #include "platform/vector.h"
 
-// This block's place in its cluster, x fastest, and the number of blocks there.
+// The index of this block in its cluster, x fastest, and the number of blocks in the cluster.
 __device__ inline uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -16,17 +16,17 @@ __device__ inline uint32_t cluster_size() {
   return size;
 }
 
-// A barrier of all threads of the cluster, in two halves; what was written before the one is seen after the other. Whole warps
-// together. The relaxed arrival orders nothing.
+// The two halves of a barrier for all threads of the cluster: writes before the arrival are visible after the wait. All threads
+// of a warp execute each half together.
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ inline void cluster_sync() {
   cluster_arrive();
   cluster_wait();
 }
 
-// Where the block of that rank has what this block has at `shared`: an address that only the functions below understand.
+// The address, in the shared memory of the block with that rank, that corresponds to `shared` in this block's. Only the functions
+// below accept it.
 __device__ inline uint32_t cluster_address(const void* shared, uint32_t rank) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
@@ -35,7 +35,7 @@ __device__ inline uint32_t cluster_address(const void* shared, uint32_t rank) {
   return address;
 }
 
-// Values of 4, 8 or 16 bytes, on a multiple of their size.
+// Values have 4, 8 or 16 bytes, and addresses are multiples of that.
 template <class T>
 __device__ inline T load_cluster(uint32_t address) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
@@ -74,8 +74,8 @@ __device__ inline void store_cluster(uint32_t address, const T& value) {
                  : "memory");
 }
 
-// Stores, and then tells the mbarrier, in the same block as the destination, that sizeof(T) bytes have come. The waiting thread
-// sees the value, and nothing else that the storing thread did.
+// Stores the value asynchronously, then reports sizeof(T) bytes to the mbarrier, which must be in the same block as the
+// destination. A thread that has waited for the mbarrier sees the value, but no other write of the storing thread.
 template <class T>
 __device__ inline void store_async(uint32_t address, const T& value, uint32_t mbarrier) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);

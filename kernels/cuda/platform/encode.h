@@ -1,4 +1,4 @@
-// How the host makes a TensorMap: the driver's own encoders, looked up at run time, so that nothing links against libcuda.
+// Encodes a TensorMap on the host by the driver's encoders, which are looked up at run time to avoid linking against libcuda.
 #pragma once
 #include "platform/interface.h"
 
@@ -7,15 +7,15 @@
 
 template <class Function>
 inline cudaError_t driver_function(const char* name, Function& function) {
-  void* found = nullptr;
+  void* entry_point = nullptr;
   cudaDriverEntryPointQueryResult result;
 #if CUDART_VERSION >= 12050
-  if (auto error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result)) return error;
+  if (auto error = cudaGetDriverEntryPointByVersion(name, &entry_point, 12000, cudaEnableDefault, &result)) return error;
 #else
-  if (auto error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &result)) return error;
+  if (auto error = cudaGetDriverEntryPoint(name, &entry_point, cudaEnableDefault, &result)) return error;
 #endif
   if (result != cudaDriverEntryPointSuccess) return cudaErrorInsufficientDriver;
-  function = reinterpret_cast<Function>(found);
+  function = reinterpret_cast<Function>(entry_point);
   return cudaSuccess;
 }
 
@@ -25,7 +25,7 @@ inline cudaError_t encode_tensor_map(const TensorMapSpec& spec, void* map) {
   const CUtensorMapSwizzle swizzle = spec.swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
                                      : spec.swizzle == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                           : CU_TENSOR_MAP_SWIZZLE_32B;
-  alignas(128) CUtensorMap encoded;  // as CUDA 13 declares it
+  alignas(128) CUtensorMap encoded;  // CUDA 13 declares this alignment, CUDA 12 a smaller one
   void* address = const_cast<void*>(spec.address);
   CUresult result;
   if (spec.im2col) {

@@ -1,4 +1,4 @@
-// The structs of the C interface (launch.cu), without a header of the toolkit: the emulator has the same.
+// The structs of the C interface in launch.cu. They need no header of the CUDA toolkit, so the emulator shares this file.
 #pragma once
 #include <cstdint>
 
@@ -9,10 +9,11 @@ struct LaunchConfig {
 
 // Mirrored by kernels/tensor_map.py. Arrays begin with the dimension that is contiguous in memory.
 struct TensorMapSpec {
-  const void* address;                 // of element 0, on 16 bytes
-  uint64_t extent[4], stride[3];       // elements; bytes from one to the next in dimensions 1, 2, 3
-  uint32_t box[4], element_stride[4];  // tiled: the box. Both: which coordinates of it are copied
-  int32_t lower[2], upper[2];          // im2col: the corners that pixels stay within, W and H, from the plane's first and last
-  uint32_t channels, pixels;           // im2col: the box
-  int32_t type, swizzle, im2col;       // 0 float16, 1 bfloat16, 2 float32 as TF32; bytes
+  const void* address;            // of element 0, a multiple of 16
+  uint64_t extent[4], stride[3];  // in elements; in bytes, of dimensions 1, 2 and 3
+  uint32_t box[4];                // the extents of a tiled box
+  uint32_t element_stride[4];     // only every element_stride-th coordinate of the box is copied
+  int32_t lower[2], upper[2];     // im2col, W and H: the corners of the pixels, relative to the first and the last of the plane
+  uint32_t channels, pixels;      // im2col: the extents of the box
+  int32_t type, swizzle, im2col;  // 0 float16, 1 bfloat16, 2 float32 copied as TF32; bytes; whether the map is im2col
 };

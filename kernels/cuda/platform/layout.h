@@ -1,8 +1,8 @@
-// How kernels/layout.py states, in the source that a compiler is given, where a mirror in Python has the fields of a struct.
+// What kernels/layout.py needs in the source that it generates, which checks that a struct is laid out like its mirror in Python.
 #pragma once
 #include <platform/types.h>
 
-// Whether a field has the same place on both sides; the compiler's message shows the numbers.
+// Whether a field has the same offset and size on both sides; the compiler's message shows the numbers.
 template <uint64_t kOffset, uint64_t kSize, uint64_t kMirrorOffset, uint64_t kMirrorSize>
 struct SameField {
   static constexpr bool value = kOffset == kMirrorOffset && kSize == kMirrorSize;
@@ -16,6 +16,6 @@ struct ParametersOf<void (*)(Parameters)> {
   using type = Parameters;
 };
 
-// For operands that are not evaluated.
+// A value of a type for operands that are not evaluated, such as those of sizeof and decltype.
 template <class Struct>
 __device__ const Struct& unevaluated();

@@ -1,16 +1,15 @@
-// Memory operations with more to them than a load or a store: asynchronous copies, and loads and stores through which the
-// blocks of a grid talk to each other (scope .gpu).
+// Asynchronous copies, loads and stores by which the blocks of a grid communicate (scope .gpu), and named barriers.
 #pragma once
 #include "platform/types.h"
 
-// Starts copying Bytes (4, 8 or 16; both addresses multiples of it) into shared memory: the first source_bytes from global
-// memory, zeros for the rest. With source_bytes 0 the source is not touched. Readable after copy_async_wait by the threads that
-// copied, and a barrier.
+// Starts a copy of Bytes (4, 8 or 16, and both addresses multiples of that) into shared memory. The first source_bytes come from
+// global memory, the rest is filled with zeros; if source_bytes is 0, the source is not accessed. Other threads may read the data
+// after this thread's copy_async_wait and a barrier.
 template <int Bytes>
 __device__ inline void copy_async(void* shared, const void* global, int source_bytes = Bytes) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   const uint32_t address = uint32_t(__cvta_generic_to_shared(shared));
-  if constexpr (Bytes == 16)  // past L1: what goes to shared memory is read once
+  if constexpr (Bytes == 16)  // .cg bypasses L1: data that is kept in shared memory is read from global memory once
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(source_bytes) : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(Bytes), "r"(source_bytes)
@@ -18,14 +17,14 @@ __device__ inline void copy_async(void* shared, const void* global, int source_b
 }
 // Closes a group of this thread's copies.
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most the last Pending of this thread's groups are under way.
+// Waits until at most the last Pending of this thread's groups are incomplete.
 template <int Pending>
 __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// Single accesses that no other thread sees torn: uint32_t, uint64_t and, as a 16-byte scalar, uint4. Both sides of an exchange
-// use the same width. Relaxed ones order nothing around them.
+// Accesses of uint32_t, uint64_t and uint4 that are single-copy atomic if both sides of an exchange use the same width. Relaxed
+// accesses order no other access.
 __device__ inline uint32_t load_relaxed(const uint32_t* from) {
   uint32_t value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
@@ -57,8 +56,8 @@ __device__ inline void store_relaxed(uint4* to, uint4 value) {
                : "memory");
 }
 
-// What a thread wrote before a release, a thread sees that reads the released value by an acquire, or by a relaxed load with
-// fence_acquire_release after it. For a whole block: __syncthreads before the one, after the other.
+// A thread whose acquire reads the value of a release sees everything that was written before the release. For the writes of a
+// whole block, __syncthreads comes before the release and after the acquire.
 __device__ inline uint32_t load_acquire(const uint32_t* from) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
@@ -70,20 +69,9 @@ __device__ inline void store_release(uint32_t* to, uint32_t value) {
 __device__ inline void add_release(uint32_t* to, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
-// Returns what was there.
-__device__ inline uint32_t add_acquire_release(uint32_t* to, uint32_t value) {
-  uint32_t old;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(to), "r"(value) : "memory");
-  return old;
-}
-__device__ inline void fence_acquire_release() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-// Stands in every polling loop. Free on a GPU; the emulator lets other threads run.
+// Every polling loop calls this. It costs nothing on a GPU; the emulator lets other threads run.
 __device__ inline void spin_wait() {}
 
-// Barriers 1 to 15 of the block, for part of its warps: `threads` arrive in all, a multiple of 32, of which those that only
-// arrive do not wait.
+// A barrier for some of the block's warps. `id` is 1 to 15, and `threads`, a multiple of 32, of them take part.
 __device__ inline void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-__device__ inline void barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}

@@ -1,18 +1,19 @@
-// Warp-level matrix products, D += A B (mma.sync, sm_80 and later). Every lane of the warp takes part.
+// Warp-level matrix products, D += A B (mma.sync, sm_80 and later). All lanes of the warp take part.
 //
-// With g = lane / 4 and t = lane % 4, 16-bit elements two to a register, the lower k in the lower half:
+// The tables use g = lane / 4 and t = lane % 4. A register holds two 16-bit elements, that with the lower k in its lower half.
 //
 //              A (row-major)                        B (one column per lane group)   D
 //   m16n8k16   a[j]: row g + 8 (j&1), k 2t + 8 (j>>1)  b[j]: k 2t + 8j, column g       d[i]: row g + 8 (i>>1), column 2t + (i&1)
 //   m16n8k8    a[j]: row g + 8 (j&1), k t + 4 (j>>1)   b[j]: k t + 4j, column g        the same
 //   m8n8k4     a: row g, k t                           b: k t, column g                d[i]: row g, column 2t + i
 //
-// ldmatrix gives fragments from shared memory: lane 8 j + i names row i of the 8x8 matrix j (16 bytes, on 16 bytes), and
-// register j of a lane is row g, columns 2t and 2t + 1, of matrix j; transposed, rows 2t and 2t + 1 of column g.
+// ldmatrix loads fragments from shared memory. Lane 8 j + i passes the address of row i of the 8x8 matrix j: 16 bytes, at a
+// multiple of 16. Register j of a lane then holds columns 2t and 2t + 1 of row g of matrix j or, transposed, rows 2t and 2t + 1
+// of column g.
 #pragma once
 #include "platform/types.h"
 
-// T: half or bfloat16.
+// T is half or bfloat16.
 template <class T>
 __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 template <>
@@ -28,13 +29,13 @@ __device__ inline void mma_m16n8k16<bfloat16>(float (&d)[4], const uint32_t (&a)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The bits of fp32 values that round_tf32 has rounded.
+// a and b hold the bits of fp32 values that round_tf32 has rounded.
 __device__ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// To nearest, ties away from zero; 10 bits of mantissa.
+// Rounds to a mantissa of 10 bits, to nearest with ties away from zero.
 __device__ inline uint32_t round_tf32(float value) {
   uint32_t rounded;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
@@ -47,7 +48,7 @@ __device__ inline void mma_m8n8k4_f64(double (&d)[2], double a, double b) {
                : "d"(a), "d"(b));
 }
 
-// Matrices: 1, 2 or 4; the rows of that many matrices are named by the first 8 * Matrices lanes.
+// Loads 1, 2 or 4 matrices, whose rows the first 8 * Matrices lanes address.
 template <int Matrices>
 __device__ inline void ldmatrix(uint32_t (&matrix)[Matrices], const void* row) {
   static_assert(Matrices == 1 || Matrices == 2 || Matrices == 4);

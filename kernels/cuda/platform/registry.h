@@ -1,11 +1,11 @@
-// The table of compiled kernels and the one C interface that launches them (launch.cu). Host code.
+// How compiled kernels enter the table that launch.cu launches them from. Host code.
 #pragma once
 #include <cuda_runtime.h>
 
 struct KernelEntry {
-  const char* name;      // the C++ name expression of kernels/table.py
-  const void* function;  // what cudaLaunchKernelExC takes
-  const char* layout;    // of its one parameter: a record of kernels/layout.py
+  const char* name;      // Kernel.expression of kernels/table.py
+  const void* function;  // for cudaLaunchKernelExC
+  const char* layout;    // the record, by kernels/layout.py, of the kernel's one parameter
 };
 
 template <auto Function>
@@ -21,7 +21,7 @@ KernelEntry kernel_entry(const char* name, const char* layout) {
   return KernelOf<Function>::entry(name, layout);
 }
 
-// Adds an entry to the table while the object is being loaded.
+// Adds an entry to the table when the shared object is loaded.
 struct KernelRegistration {
   explicit KernelRegistration(KernelEntry entry);
 };

@@ -1,8 +1,8 @@
-// Shared memory is always dynamic: its size is part of the launch plan, and an emulated block can own its own.
+// Shared memory is always dynamic: its size is part of the launch plan, and the emulator can give each block its own.
 #pragma once
 #include "platform/types.h"
 
-// The start of the block's shared memory, 1024-byte aligned (what the widest copy-engine swizzle needs).
+// The start of the block's shared memory, aligned to the 1024 bytes that the copy engine's widest swizzle needs.
 template <class T>
 __device__ inline T* shared_memory() {
   extern __shared__ __align__(1024) unsigned char shared_memory_bytes[];

@@ -1,17 +1,17 @@
-// The copy engine (TMA, sm_90 and later): one thread's instruction copies a box of a tensor into shared memory, by coordinates.
+// The copy engine (TMA, sm_90 and later): one thread's instruction copies a box of a tensor into shared memory.
 //
-// A TensorMap describes the tensor and the box. The host makes it (kernels/tensor_map.py, platform/encode.h); a kernel takes it
-// inside its parameters and passes on a reference to it there: a copy elsewhere is not one the engine can read.
+// A TensorMap describes the tensor and the box. The host encodes it (kernels/tensor_map.py, platform/encode.h). A kernel receives
+// it in its parameters and must pass a reference into them, as the engine cannot read a copy in local memory.
 //
-// Tiled: the box is a block of consecutive coordinates. Im2col, of images N H W C: a row of the box is one pixel's channels, its
-// rows are the pixels that a filter position meets one after the other, across the ends of lines and images; the offsets name
-// the position. Coordinates go innermost first. What lies outside of the tensor arrives as zeros.
+// A tiled box is a block of consecutive coordinates. In an im2col box, for images in N H W C, a row holds the channels of one
+// pixel. The rows are the pixels under one filter position, which the offsets select, in the order of the outputs; they continue
+// across the ends of lines and images. Coordinates are passed innermost first. Positions outside of the tensor give zeros.
 //
-// In shared memory each row of the box takes `swizzle` bytes, and piece p (16 bytes) of row i lies where piece
-// p ^ (i / (128 / swizzle) mod swizzle / 16) would, rows counted from a multiple of 1024 bytes: the layout that wgmma's
-// descriptors name (platform/wgmma.h). The destination is on 1024 bytes, or a multiple of 8 rows from there.
+// In shared memory each row of the box occupies `swizzle` bytes. The 16 bytes with index p in row i are stored at index
+// p ^ (i / (128 / swizzle) mod swizzle / 16), where i counts rows from a multiple of 1024 bytes. wgmma's descriptors describe
+// this layout (platform/wgmma.h). The destination is a multiple of 1024 bytes, or a multiple of 8 rows after one.
 //
-// The mbarrier's phase counts the bytes of whole boxes, zeros included; waiting for it makes them visible, to wgmma too.
+// The mbarrier's phase receives the bytes of the whole box, zeros included. After a wait for it the data is visible.
 #pragma once
 #include "platform/mbarrier.h"
 
@@ -23,7 +23,7 @@ __device__ inline void prefetch_tensor_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-// Coordinates x0 (contiguous in memory) to x3.
+// x0 is the coordinate of the contiguous dimension.
 __device__ inline void copy_tiled(void* shared, const TensorMap& map, int32_t x0, int32_t x1, int32_t x2, int32_t x3,
                                   uint64_t* barrier) {
   asm volatile(
@@ -33,7 +33,7 @@ __device__ inline void copy_tiled(void* shared, const TensorMap& map, int32_t x0
       : "memory");
 }
 
-// The first pixel is (n, h, w) plus the offset, and lies, without the offset, inside of the map's corners.
+// The first pixel is (n, h, w) plus the offset; (h, w) itself lies within the map's corners.
 __device__ inline void copy_im2col(void* shared, const TensorMap& map, int32_t c, int32_t w, int32_t h, int32_t n,
                                    int32_t offset_w, int32_t offset_h, uint64_t* barrier) {
   asm volatile(
@@ -43,6 +43,6 @@ __device__ inline void copy_im2col(void* shared, const TensorMap& map, int32_t c
       : "memory");
 }
 
-// What this thread has written to shared memory by ordinary stores, an asynchronous copy or product that reads it sees after this
-// and a barrier. Needed by every thread that wrote.
+// Orders this thread's ordinary writes to shared memory before the asynchronous copies and products that follow a barrier. Every
+// thread that has written what they access executes it before that barrier.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

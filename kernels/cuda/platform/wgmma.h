@@ -1,61 +1,63 @@
-// Matrix products of a warpgroup, D += A B (wgmma, sm_90a): four warps in a row, the first a multiple of four, multiply 64 rows
-// by kN columns, 32 bytes of depth at once, with both operands in shared memory. Asynchronous: D and the operands are nobody
-// else's from the product on until a wait for its group.
+// Matrix products of a warpgroup, D += A B (wgmma, sm_90a). Four consecutive warps, the first with an index that is a multiple of
+// four, multiply 64 rows by kN columns over 32 bytes of depth, with both operands in shared memory. Products are asynchronous:
+// from a product until the wait for its group, nothing else may access D or write the operands.
 //
 //   wgmma_written(d);  wgmma_fence();  wgmma<T, ...>(d, a, b); ...  wgmma_commit();  wgmma_wait<0>(d);
 //
 // Lane l of warp w of the warpgroup holds d[i]: row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2.
 //
-// Operands lie as the copy engine leaves them, in rows of a whole swizzle span (32, 64 or 128 bytes):
-//   Major::depth  a row is one row of A (column of B), its bytes go along the depth. Eight rows are one atom; `stride` is the
-//                 distance of atoms. The next 32 bytes of depth begin 32 bytes further within the span.
-//   Major::rows   a row is one step of depth, its bytes go along the rows of A (columns of B). Spans side by side are `leading`
-//                 bytes apart, eight steps of depth `stride` bytes. 16-bit types only.
+// Operands have the layout in which the copy engine writes them, with rows of one swizzle span (32, 64 or 128 bytes):
+//   Major::depth  A row of the span holds consecutive depth of one row of A (one column of B). Eight rows form an atom, and atoms
+//   are
+//                 `stride` bytes apart. The next product of the depth starts 32 bytes later within the span.
+//   Major::rows   A row of the span holds consecutive rows of A (columns of B) at one depth. Spans that are adjacent along the
+//   rows
+//                 are `leading` bytes apart, groups of eight depths `stride` bytes. Only for 16-bit types.
 #pragma once
 #include "platform/types.h"
 
 enum class Major : int { depth, rows };
 
-// What wgmma reads an operand by. `shared` is on 1024 bytes, or 32, 64, 96 bytes past that within a span of depth, or whole
-// groups of eight rows.
+// Describes an operand to wgmma. `shared` is a multiple of 1024 bytes; it may be whole groups of eight rows after one and, for
+// Major::depth, another 32, 64 or 96 bytes within the span.
 __device__ inline uint64_t matrix_descriptor(const void* shared, uint32_t leading, uint32_t stride, uint32_t span) {
   const auto field = [](uint32_t bytes) { return uint64_t((bytes & 0x3ffff) >> 4); };
   const uint64_t swizzle = span == 128 ? 1 : span == 64 ? 2 : 3;
   return field(uint32_t(__cvta_generic_to_shared(shared))) | field(leading) << 16 | field(stride) << 32 | swizzle << 62;
 }
-// The same, `bytes` further.
+// The descriptor of the operand that starts `bytes` later.
 __device__ inline uint64_t advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
-// The same value, of which the compiler does not know that it is: what follows from it is computed anew, not kept in registers.
+// Returns the value, hidden from the optimiser: expressions of it are computed again instead of being kept in registers.
 __device__ inline int32_t computed_again(int32_t value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// What has been written to d does not move behind what follows. No instruction.
+// Compiler barrier: writes to d are not moved past this point. Emits no instruction.
 template <int kCount>
 __device__ inline void wgmma_written(float (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-// Before the first product, after wgmma_written, and between others and ordinary code that has touched D.
+// Required before the first product, and before a product whose D ordinary code has accessed; wgmma_written comes before it.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-// Closes a group of this warpgroup's products.
+// Closes the group of this warpgroup's products since the last commit.
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most the last kPending groups are under way. With none left, d may be read: it is named so that no use of it
-// moves ahead of the wait.
+// Waits until at most the last kPending groups are incomplete. The overload with d waits for all of them and keeps the compiler
+// from moving uses of d ahead of the wait.
 template <int kPending>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 template <int kPending, int kCount>
 __device__ inline void wgmma_wait(float (&d)[kCount]) {
-  static_assert(kPending == 0, "D of a group under way may not be touched");
+  static_assert(kPending == 0, "D may not be used while a product on it is incomplete");
   wgmma_wait<0>();
   wgmma_written(d);
 }
 
-// T: half or bfloat16, 16 deep, or float, 8 deep, of which TF32's 19 bits are read.
+// T is half or bfloat16, with a depth of 16, or float with a depth of 8, of which the hardware reads the 19 bits of TF32.
 template <class T, int kN, Major kMajorA, Major kMajorB>
 struct Wgmma;
 
@@ -78,7 +80,7 @@ struct Wgmma;
   "%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,"  \
   "%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
-// kCount: registers of D, half of kN; the operands that follow them are numbered A, B and the two majors.
+// kCount is the number of D's registers in a lane, half of kN. kA, kB, kMA and kMB number the operands that follow.
 #define WGMMA_16_BIT(type, name, kN, kCount, kA, kB, kMA, kMB)                                                   \
   template <Major kMajorA, Major kMajorB>                                                                        \
   struct Wgmma<type, kN, kMajorA, kMajorB> {                                                                     \

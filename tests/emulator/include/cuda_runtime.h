@@ -1,5 +1,5 @@
-// What nvcc gives device code before its first line, for g++: qualifiers, built-in variables and functions. The build
-// includes it ahead of every source, as nvcc does with its own file of this name.
+// Defines for g++ what device code uses without including anything: CUDA's qualifiers, built-in variables and functions. The
+// build includes this file at the start of every source, as nvcc includes its own file of this name.
 #pragma once
 #include "emulator/runtime.h"
 #include "emulator/vector_types.h"
@@ -8,8 +8,8 @@
 #include "emulator/warp.h"
 #include "emulator/atomics.h"
 
-// After every standard header: they use some of these words as attributes. There is no __shared__: shared memory is
-// dynamic (platform/shared_memory.h), and a kernel that writes the word does not compile.
+// These follow the standard headers, which use some of the words as attributes. __shared__ is missing, so that a kernel with
+// static shared memory does not compile: shared memory is dynamic (platform/shared_memory.h).
 #define __device__
 #define __host__
 #define __global__

@@ -1,4 +1,4 @@
-// Kernels for the emulator's own tests: each does one thing.
+// Kernels for the tests of threads, blocks, warps, atomics and conversions.
 #pragma once
 #include "platform/memory.h"
 #include "platform/shared_memory.h"
@@ -12,7 +12,7 @@ struct BasicParameters {
   int32_t count;
 };
 
-// y = 2 x, a grid-stride loop.
+// y = 2 x, by a grid-stride loop.
 template <class T>
 __global__ void double_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   for (int i = int(blockIdx.x * blockDim.x + threadIdx.x); i < parameters.count; i += int(gridDim.x * blockDim.x))
@@ -38,7 +38,7 @@ __global__ void warp_sum_kernel(const __grid_constant__ BasicParameters<T> param
   if (threadIdx.x % 32 == 0) parameters.y[i / 32] = sum;
 }
 
-// Thread 0 never comes to the second barrier.
+// Thread 0 waits for a lane that waits for it at the second barrier.
 template <class T>
 __global__ void deadlock_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   __syncthreads();
@@ -48,7 +48,7 @@ __global__ void deadlock_kernel(const __grid_constant__ BasicParameters<T> param
     __syncthreads();
 }
 
-// Two barriers where one is meant.
+// The warps of a block wait at different barriers.
 template <class T>
 __global__ void divergent_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   if (threadIdx.x < 32)
@@ -63,7 +63,7 @@ __global__ void overrun_kernel(const __grid_constant__ BasicParameters<T> parame
   shared_memory<T>()[threadIdx.x + 1] = 0;
 }
 
-// y = count, and, or of x < count over the block.
+// y = (count, and, or) of x < count over the block.
 template <class T>
 __global__ void predicate_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   const bool predicate = parameters.x[threadIdx.x] < parameters.count;
@@ -78,7 +78,7 @@ __global__ void vote_kernel(const __grid_constant__ BasicParameters<T> parameter
   if (threadIdx.x == 31) parameters.y[0] = T(ballot), parameters.y[1] = T(any), parameters.y[2] = T(all);
 }
 
-// Counts threads, and checks the indices' bounds.
+// Counts the threads whose indices are within their bounds.
 template <class T>
 __global__ void atomic_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   const bool in_block = threadIdx.x < blockDim.x && threadIdx.y < blockDim.y && threadIdx.z < blockDim.z;

@@ -1,8 +1,7 @@
-// Clusters: each kernel does one thing, or, by a template argument, makes one mistake in it.
+// Kernels in clusters. Some of them make a mistake that a template argument selects.
 #pragma once
 #include "platform/cluster.h"
 #include "platform/mbarrier.h"
-#include "platform/memory.h"
 #include "platform/shared_memory.h"
 
 struct ClusterParameters {
@@ -12,7 +11,7 @@ struct ClusterParameters {
 
 enum class Ring { correct, no_barrier_at_start, no_barrier_at_end };
 
-// Each block reads the value of the next one of its cluster.
+// Each block reads the values of the next one in its cluster.
 template <Ring kRing>
 __global__ void ring_kernel(const __grid_constant__ ClusterParameters p) {
   uint32_t* shared = shared_memory<uint32_t>();
@@ -26,18 +25,15 @@ __global__ void ring_kernel(const __grid_constant__ ClusterParameters p) {
   if constexpr (kRing != Ring::no_barrier_at_end) cluster_sync();
 }
 
-// Every block's first thread writes its rank into every other block's memory, 8 bytes at a time.
-template <bool kOrdered>
+// Every block writes its rank into the memory of every block, 8 bytes at a time.
+template <int kFactor>
 __global__ void all_gather_kernel(const __grid_constant__ ClusterParameters p) {
   auto* shared = shared_memory<Vector<uint32_t, 2>>();
   cluster_sync();
   if (threadIdx.x < cluster_size())
     store_cluster(cluster_address(shared + cluster_rank(), threadIdx.x),
-                  Vector<uint32_t, 2>{{cluster_rank(), 2 * cluster_rank()}});
-  if constexpr (kOrdered)
-    cluster_arrive();
-  else
-    cluster_arrive_relaxed();
+                  Vector<uint32_t, 2>{{cluster_rank(), kFactor * cluster_rank()}});
+  cluster_arrive();
   cluster_wait();
   if (threadIdx.x < cluster_size()) {
     const Vector<uint32_t, 2> value = shared[threadIdx.x];
@@ -51,8 +47,8 @@ struct Steps {
   uint32_t value[2][32];
 };
 
-// A chain of steps: at each, every block sends 4 bytes to every block by store_async, through two slots that are handed back
-// by remote arrivals. kBytes is what a block expects per step and peer: 4 is right.
+// In each step every block sends 4 bytes to every block by store_async. There are two slots, which remote arrivals release. A
+// block expects kBytes from each peer, of which only 4 is correct.
 template <int kBytes>
 __global__ void steps_kernel(const __grid_constant__ ClusterParameters p) {
   Steps& steps = *shared_memory<Steps>();
@@ -82,32 +78,6 @@ __global__ void steps_kernel(const __grid_constant__ ClusterParameters p) {
   }
   if (threadIdx.x == 0) p.y[blockIdx.x] = carried;
   cluster_sync();
-}
-
-// A pipeline of copies that arrive at an mbarrier.
-template <int kStages>
-__global__ void copy_ring_kernel(const __grid_constant__ ClusterParameters p) {
-  struct Memory {
-    uint64_t full[kStages];
-    uint32_t value[kStages][64];
-  };
-  Memory& memory = *shared_memory<Memory>();
-  if (threadIdx.x == 0)
-    for (int stage = 0; stage < kStages; ++stage) mbarrier_init(&memory.full[stage], blockDim.x);
-  __syncthreads();
-  auto fetch = [&](int i) {
-    copy_async<4>(&memory.value[i % kStages][threadIdx.x], p.x + i * blockDim.x + threadIdx.x);
-    copy_async_arrive(&memory.full[i % kStages]);
-  };
-  for (int i = 0; i < kStages - 1; ++i) fetch(i);
-  uint32_t sum = 0;
-  for (int i = 0; i < 8; ++i) {
-    if (i + kStages - 1 < 8) fetch(i + kStages - 1);
-    mbarrier_wait(&memory.full[i % kStages], i / kStages & 1);
-    sum += memory.value[i % kStages][blockDim.x - 1 - threadIdx.x];
-    __syncthreads();
-  }
-  p.y[threadIdx.x] = sum;
 }
 
 enum class Misuse { not_initialised, initialised_twice, too_many_arrivals, bytes_never_come, wait_without_arrive, ended_block };

@@ -1,4 +1,4 @@
-// Asynchronous copies, and blocks that talk to each other.
+// Asynchronous copies, exchanges between blocks, and named barriers.
 #pragma once
 #include "platform/memory.h"
 #include "platform/shared_memory.h"
@@ -17,7 +17,7 @@ __global__ void copy_kernel(const __grid_constant__ CopyParameters p) {
   copy_async<Bytes>(shared + at, reinterpret_cast<const unsigned char*>(p.x) + at, p.source_bytes);
   copy_async_commit();
   if (p.pending == 0) copy_async_wait<0>();
-  if (p.pending == 1) copy_async_wait<1>();  // a mistake: the group may still be under way
+  if (p.pending == 1) copy_async_wait<1>();  // a mistake: the copy may be incomplete
   for (int i = 0; i < Bytes / 4; ++i) p.y[at / 4 + i] = reinterpret_cast<const uint32_t*>(shared + at)[i];
 }
 
@@ -27,19 +27,15 @@ struct ExchangeParameters {
   uint32_t* sum;    // (gridDim.x)
 };
 
-// Every block publishes its data behind a flag, waits for all flags, and sums everybody's data. A cooperative launch.
-template <bool Release>
+// Every block writes its data and sets a flag, waits for all flags, and sums the data of all blocks. Needs a cooperative launch.
+template <int kFlag>
 __global__ void exchange_kernel(const __grid_constant__ ExchangeParameters p) {
   p.data[blockIdx.x * blockDim.x + threadIdx.x] = blockIdx.x + threadIdx.x;
   __syncthreads();
   if (threadIdx.x == 0) {
-    if constexpr (Release)
-      store_release(p.flags + blockIdx.x, 1);
-    else
-      store_relaxed(p.flags + blockIdx.x, 1);
+    store_release(p.flags + blockIdx.x, kFlag);
     for (uint32_t block = 0; block < gridDim.x; ++block)
-      while (load_relaxed(p.flags + block) == 0) spin_wait();
-    fence_acquire_release();
+      while (load_acquire(p.flags + block) != kFlag) spin_wait();
   }
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -49,7 +45,7 @@ __global__ void exchange_kernel(const __grid_constant__ ExchangeParameters p) {
   }
 }
 
-// A pointer in 16 bytes, handed on by one access.
+// Passes 16 bytes from one block to another by one access.
 template <int Blocks>
 __global__ void wide_exchange_kernel(const __grid_constant__ ExchangeParameters p) {
   static_assert(Blocks == 2);
@@ -63,23 +59,17 @@ __global__ void wide_exchange_kernel(const __grid_constant__ ExchangeParameters 
   p.sum[0] = value.x + value.y + value.z + value.w;
 }
 
-// Half of the warps produce, half consume, by named barriers.
+// Each half of the block reverses its own values by a named barrier of its own. The second half takes one round more.
 template <int Rounds>
 __global__ void named_barrier_kernel(const __grid_constant__ ExchangeParameters p) {
-  uint32_t* shared = shared_memory<uint32_t>();
-  const int half = int(blockDim.x) / 2, thread = int(threadIdx.x) % half;
-  const bool producer = int(threadIdx.x) < half;
+  const int threads = int(blockDim.x) / 2, half = int(threadIdx.x) / threads, thread = int(threadIdx.x) % threads;
+  uint32_t* shared = shared_memory<uint32_t>() + half * threads;
   uint32_t sum = 0;
-  for (int round = 0; round < Rounds; ++round) {
-    if (producer) {
-      if (round) barrier_sync(2, int(blockDim.x));
-      shared[thread] = uint32_t(round + thread);
-      barrier_arrive(1, int(blockDim.x));
-    } else {
-      barrier_sync(1, int(blockDim.x));
-      sum += shared[half - 1 - thread];
-      if (round + 1 < Rounds) barrier_arrive(2, int(blockDim.x));
-    }
+  for (int round = 0; round < Rounds + half; ++round) {
+    shared[thread] = uint32_t(round + thread);
+    barrier_sync(1 + half, threads);
+    sum += shared[threads - 1 - thread];
+    barrier_sync(1 + half, threads);
   }
-  if (!producer) p.data[thread] = sum;
+  p.data[threadIdx.x] = sum;
 }

@@ -1,4 +1,4 @@
-// The copy engine and wgmma: each kernel does one thing, or, by a template argument, makes one mistake in it.
+// Kernels that use the copy engine and wgmma. Some of them make a mistake that an argument selects.
 #pragma once
 #include "platform/memory.h"
 #include "platform/shared_memory.h"
@@ -7,11 +7,11 @@
 
 struct BoxParameters {
   TensorMap map;
-  unsigned char* to;  // what shared memory holds afterwards, `bytes` of it
+  unsigned char* to;  // receives the first `bytes` of shared memory after the copy
   int32_t start[4], offset[2];
-  int32_t at, bytes;  // where in it the box goes
-  int32_t expected;   // bytes that are to arrive
-  int32_t fill;       // what every byte of it is before
+  int32_t at, bytes;  // at: the offset of the box in shared memory
+  int32_t expected;   // the bytes that the mbarrier expects
+  int32_t fill;       // the value of every byte before the copy
   int32_t mistake;    // a BoxMistake
 };
 enum BoxMistake : int32_t { kNone, kLocalMap, kOtherBarrier, kNobodyWaits, kNoProxyFence };
@@ -24,7 +24,7 @@ __device__ void copy_box(const BoxParameters& p, const TensorMap& map, unsigned 
     copy_tiled(shared + p.at, map, p.start[0], p.start[1], p.start[2], p.start[3], barrier);
 }
 
-// Shows what one copy leaves in shared memory.
+// Executes one copy and returns the contents of shared memory.
 template <bool kIm2col>
 __global__ void box_kernel(const __grid_constant__ BoxParameters p) {
   unsigned char* shared = shared_memory<unsigned char>();
@@ -51,7 +51,7 @@ __global__ void box_kernel(const __grid_constant__ BoxParameters p) {
   for (int i = int(threadIdx.x); i < p.bytes; i += int(blockDim.x)) p.to[i] = shared[i];
 }
 
-// One operand in shared memory, for descriptors; `step` is the distance from one product's depth to the next one's.
+// One operand in shared memory and its descriptor. `step` is the distance in bytes between the depths of consecutive products.
 struct Operand {
   const unsigned char* bytes;
   int32_t size;
@@ -72,7 +72,7 @@ __device__ void store_fragment(float* to, const float (&d)[kCount]) {
     to[(16 * warp + lane / 4 + 8 * (i / 2 % 2)) * 2 * kCount + 8 * (i / 4) + 2 * (lane % 4) + i % 2] = d[i];
 }
 
-// D = 1 + A B of operands that the threads themselves put into shared memory, as bytes.
+// D = 1 + A B. The threads copy the bytes of the operands into shared memory.
 template <class T, int kN, Major kMajorA, Major kMajorB, Mistake kMistake>
 __global__ void wgmma_kernel(const __grid_constant__ WgmmaParameters p) {
   unsigned char* a = shared_memory<unsigned char>();
@@ -82,7 +82,7 @@ __global__ void wgmma_kernel(const __grid_constant__ WgmmaParameters p) {
   if (kMistake != Mistake::no_proxy_fence || threadIdx.x != 77) fence_proxy_async();
   __syncthreads();
   float d[kN / 2];
-  for (float& each : d) each = 1;
+  for (float& sum : d) sum = 1;
   uint64_t left = matrix_descriptor(a + p.a.start, p.a.leading, p.a.stride, p.a.span);
   uint64_t right = matrix_descriptor(b + p.b.start, p.b.leading, p.b.stride, p.b.span);
   if (kMistake == Mistake::other_descriptor && threadIdx.x / 32 == 2) left = advance(left, 32);
@@ -112,7 +112,7 @@ struct RingMemory {
   uint64_t full[2], empty[2];
 };
 
-// A small GEMM: warp 4 fetches, the warpgroup before it multiplies; two stages; a block has one tile of 64 x kN.
+// A small GEMM with two stages: warp 4 copies, the warpgroup before it multiplies. A block computes one tile of 64 x kN.
 template <class T, int kN, Ring kRing>
 __global__ void gemm_ring_kernel(const __grid_constant__ RingParameters p) {
   using Memory = RingMemory<kN>;

@@ -1,4 +1,4 @@
-// One warp multiplies one tile by each of the matrix instructions, or moves one by ldmatrix and stmatrix.
+// In each kernel one warp multiplies a tile by one of the matrix instructions, or moves one by ldmatrix and stmatrix.
 #pragma once
 #include "platform/mma.h"
 #include "platform/shared_memory.h"
@@ -16,7 +16,7 @@ __device__ uint32_t pair(const T* from) {
   return uint32_t(from[1].bits) << 16 | from[0].bits;
 }
 
-// 16x8x16: fragments by element, from the table at the head of platform/mma.h.
+// 16x8x16. Loads fragments element by element, by the table at the head of platform/mma.h.
 template <class T>
 __global__ void mma_16bit_kernel(const __grid_constant__ ProductParameters<T> p) {
   const int g = int(threadIdx.x) / 4, t = int(threadIdx.x) % 4;
@@ -29,7 +29,7 @@ __global__ void mma_16bit_kernel(const __grid_constant__ ProductParameters<T> p)
   for (int i = 0; i < 4; ++i) p.d[(g + 8 * (i >> 1)) * 8 + 2 * t + (i & 1)] = d[i];
 }
 
-// The same, through shared memory and ldmatrix: A whole, B as it lies, B transposed from (K, N).
+// The same by ldmatrix from shared memory. B is stored as (N, K), or transposed as (K, N).
 template <class T, bool kTransposed>
 __global__ void ldmatrix_kernel(const __grid_constant__ ProductParameters<T> p) {
   T* a_tile = shared_memory<T>();  // (16, 16)
@@ -58,7 +58,7 @@ __device__ inline void tf32_step(const ProductParameters<float>& p, float (&d)[4
   mma_m16n8k8_tf32(d, a, b);
 }
 
-// 16x8x8 in TF32; the template argument only makes it a row like the others.
+// 16x8x8 in TF32. T is always float.
 template <class T>
 __global__ void mma_tf32_kernel(const __grid_constant__ ProductParameters<T> p) {
   const int g = int(threadIdx.x) / 4, t = int(threadIdx.x) % 4;
@@ -77,7 +77,7 @@ __global__ void mma_f64_kernel(const __grid_constant__ ProductParameters<T> p) {
   for (int i = 0; i < 2; ++i) p.d[g * 8 + 2 * t + i] = d[i];
 }
 
-// ldmatrix and stmatrix undo each other; c and d are unused, b receives four 8x8 matrices that a holds.
+// Copies four 8x8 matrices from a to b by ldmatrix and stmatrix; c and d are unused.
 template <class T>
 __global__ void stmatrix_kernel(const __grid_constant__ ProductParameters<T> p) {
   T* from = shared_memory<T>();

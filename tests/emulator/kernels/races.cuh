@@ -1,4 +1,4 @@
-// Kernels with one mistake each, or, by a template argument, without it.
+// Kernels with one mistake each, which the template argument kCorrect removes.
 #pragma once
 #include "platform/memory.h"
 #include "platform/shared_memory.h"
@@ -11,7 +11,7 @@ struct RaceParameters {
   int32_t count;
 };
 
-// A tree of sums in shared memory, with or without the barrier between its levels.
+// A tree of sums in shared memory, which needs a barrier between its levels.
 template <bool kCorrect>
 __global__ void block_sum_kernel(const __grid_constant__ RaceParameters p) {
   float* shared = shared_memory<float>();
@@ -24,7 +24,7 @@ __global__ void block_sum_kernel(const __grid_constant__ RaceParameters p) {
   if (threadIdx.x == 0) p.y[blockIdx.x] = shared[0];
 }
 
-// Write after read: every thread reads its neighbour's value and writes its own.
+// A write after a read: every thread reads its neighbour's value, then writes its own.
 template <bool kCorrect>
 __global__ void rotate_kernel(const __grid_constant__ RaceParameters p) {
   float* shared = shared_memory<float>();
@@ -39,7 +39,7 @@ __global__ void rotate_kernel(const __grid_constant__ RaceParameters p) {
   p.y[threadIdx.x] = shared[threadIdx.x];
 }
 
-// A warp exchanges through shared memory; a shuffle does not order it.
+// The lanes of a warp exchange values through shared memory, which a shuffle does not order.
 template <bool kCorrect>
 __global__ void warp_exchange_kernel(const __grid_constant__ RaceParameters p) {
   float* shared = shared_memory<float>();
@@ -51,14 +51,14 @@ __global__ void warp_exchange_kernel(const __grid_constant__ RaceParameters p) {
   p.y[threadIdx.x] = shared[threadIdx.x ^ 1];
 }
 
-// Two blocks write the same element, or neighbouring halves of a word.
+// Two blocks write the same byte; in the correct kernel, adjacent bytes.
 template <bool kCorrect>
 __global__ void overlap_kernel(const __grid_constant__ RaceParameters p) {
   auto* bytes = reinterpret_cast<uint8_t*>(p.y);
   if (threadIdx.x == 0) bytes[kCorrect ? blockIdx.x : 0] = 1;
 }
 
-// The second block reads what the first one wrote, behind a flag.
+// The second block waits for a flag of the first one and reads its data.
 template <bool kCorrect>
 __global__ void hand_over_kernel(const __grid_constant__ RaceParameters p) {
   if (blockIdx.x == 0) {
@@ -72,15 +72,14 @@ __global__ void hand_over_kernel(const __grid_constant__ RaceParameters p) {
     }
   } else {
     if (threadIdx.x == 0) {
-      while (load_relaxed(p.flag) == 0) spin_wait();
-      fence_acquire_release();
+      while (load_acquire(p.flag) == 0) spin_wait();
     }
     __syncthreads();
     p.y[blockDim.x + threadIdx.x] = p.y[threadIdx.x];
   }
 }
 
-// The same by __threadfence and atomics.
+// The last block to finish sums the results of all, ordered by __threadfence and an atomic counter.
 template <bool kCorrect>
 __global__ void last_block_kernel(const __grid_constant__ RaceParameters p) {
   if (threadIdx.x) return;
@@ -94,7 +93,7 @@ __global__ void last_block_kernel(const __grid_constant__ RaceParameters p) {
   p.y[0] = sum;
 }
 
-// A copy that is waited for by its own thread only.
+// Every thread copies a value and reads another thread's; in the mistaken kernel no thread waits for its copy.
 template <bool kCorrect>
 __global__ void copied_kernel(const __grid_constant__ RaceParameters p) {
   float* shared = shared_memory<float>();
@@ -105,7 +104,7 @@ __global__ void copied_kernel(const __grid_constant__ RaceParameters p) {
   p.y[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
-// Reads one element past x, alone or as part of a vector; or past shared memory.
+// Accesses an element past the end of x, alone or in a vector, of shared memory, or of y.
 template <int kWhere>
 __global__ void outside_kernel(const __grid_constant__ RaceParameters p) {
   if constexpr (kWhere == 0) p.y[0] = p.x[p.count];

@@ -1,18 +1,18 @@
-// One warp's registers go into an instruction and come out, lane by lane, as in benchmarks/first_light/golden_warp.cu.
+// Each kernel executes one instruction of a warp on the registers of its lanes, as benchmarks/first_light/golden_warp.cu does.
 #pragma once
 #include "platform/mma.h"
 #include "platform/shared_memory.h"
 
 struct RegisterParameters {
-  const uint32_t* a;    // 4 a lane; of stmatrix, what it stores; of tf32, `count` values
-  const uint32_t* b;    // 2 a lane
-  const int32_t* rows;  // the row of 8 elements whose address each lane gives
-  uint32_t* d;       // 4 a lane, C before and D after; of ldmatrix, what it loads; of tf32, the rounded values and the products
-  uint16_t* memory;  // 64 rows of 8 elements, as shared memory was after stmatrix
+  const uint32_t* a;    // mma: 4 per lane; stmatrix: the stored registers; tf32: `count` values
+  const uint32_t* b;    // mma: 2 per lane
+  const int32_t* rows;  // the row of 8 elements whose address each lane passes
+  uint32_t* d;       // mma: 4 per lane, C before and D after; ldmatrix: the loaded registers; tf32: rounded values, then products
+  uint16_t* memory;  // stmatrix: 64 rows of 8 elements, the contents of shared memory afterwards
   int32_t count;
 };
 
-// T: half or bfloat16, or float for TF32.
+// T is half, bfloat16, or float for TF32.
 template <class T>
 __global__ void mma_registers_kernel(const __grid_constant__ RegisterParameters p) {
   const int lane = int(threadIdx.x);
@@ -54,7 +54,7 @@ __global__ void stmatrix_registers_kernel(const __grid_constant__ RegisterParame
   for (int i = lane; i < 64 * 8; i += 32) p.memory[i] = memory[i];
 }
 
-// What cvt.rna makes of a value, and what mma.sync makes of one that was not rounded, times one.
+// Rounds values by cvt.rna, and multiplies the unrounded values by one with mma.sync.
 template <class T>
 __global__ void tf32_registers_kernel(const __grid_constant__ RegisterParameters p) {
   const bool first = threadIdx.x == 0;

@@ -1,10 +1,11 @@
+// The choice of the modes in arithmetic.h.
 #include "arithmetic.h"
 
 #include <cstdlib>
 
 namespace emulator {
 namespace {
-// Until golden/tma_tf32.jsonl.gz is there to say which it is, the copy engine's rounding is a guess; test_golden.py compares.
+// How the copy engine rounds is assumed until golden/tma_tf32.jsonl.gz has been recorded, to which test_golden.py compares.
 constexpr Tf32 kCopied = Tf32::nearest_even;
 
 bool environment_says(const char* name, const char* value) {
@@ -20,7 +21,8 @@ const Arithmetic& arithmetic() { return chosen; }
 }  // namespace emulator
 
 extern "C" {
-// The mode of the launches to come: 1 to truncate, 0 not to, -1 to leave it. Returns the mode before, the addition's in bit 0.
+// Sets the modes of later launches: 1 truncates, 0 does not, -1 leaves a mode as it is. Returns the previous modes, that of the
+// addition in bit 0, that of copies in bit 1.
 __attribute__((visibility("default"))) int torch_unroll_emulator_arithmetic(int addition, int copied) {
   emulator::Arithmetic& mode = emulator::chosen;
   const int before = int(mode.addition) | int(mode.copied) << 1;

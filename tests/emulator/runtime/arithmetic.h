@@ -1,13 +1,13 @@
-// What no manual says about Hopper's arithmetic, as modes: how tensor cores add, and how the copy engine makes TF32 of fp32.
+// Modes for Hopper arithmetic that NVIDIA does not document: how tensor cores add, and how the copy engine converts fp32 to TF32.
 //
-// Addition::truncate follows the models that others fitted to a GPU's results bit by bit: Xie et al., "MMA-Sim" (2025), and
-// Khattak and Mikaitis, "Accurate Models of NVIDIA Tensor Cores" (2025), which extend Fasi et al. (2021) to Hopper. One
-// instruction's products along k are added to the accumulator at once:
-//   - products are exact and not normalised: a product's exponent is the sum of its operands' exponents;
-//   - all terms are aligned to the largest exponent among them, and of each the bits beyond 25 binary places are cut off;
-//   - their sum is exact, and becomes an fp32 number by cutting off again, towards zero.
-// Assumed beyond that: a product of zero has no exponent, a sum that is too large is infinite, and where an operand is infinite
-// or NaN the sum is IEEE's.
+// Addition::truncate implements models that agree bit by bit with the results of GPUs: Xie et al., "MMA-Sim" (2025), and Khattak
+// and Mikaitis, "Accurate Models of NVIDIA Tensor Cores" (2025), which extend Fasi et al. (2021) to Hopper. One instruction adds
+// all its products along k to the accumulator at once:
+//   - Products are exact and not normalised: the exponent of a product is the sum of its operands' exponents.
+//   - All terms are aligned to the largest exponent among them and truncated to 25 binary places.
+//   - Their sum is exact, and is truncated to fp32.
+// The papers leave three cases open, for which this file assumes: a product of zero has no exponent, a sum that is too large is
+// infinite, and if an operand is infinite or NaN, the sum is that of IEEE 754.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -21,17 +21,18 @@ enum class Tf32 { nearest_even, truncate };
 
 struct Arithmetic {
   Addition addition;
-  Tf32 copied;  // what a copy makes of fp32 where the map says TF32
+  Tf32 copied;  // how copies convert fp32 if the map's type is TF32
 };
-// Chosen by the environment when the library is loaded (arithmetic.cpp), or by torch_unroll_emulator_arithmetic.
+// Set by environment variables when the library is loaded (arithmetic.cpp), or by torch_unroll_emulator_arithmetic.
 const Arithmetic& arithmetic();
 
 namespace truncating {
 constexpr int kPlaces = 25;
-// Exponents of what has none: any sum of two with an infinite one is kNotFinite or more, any other one with a zero below kLeast.
+// Stand-ins for exponents. A sum of two exponents with that of an infinite value is at least kNotFinite; any other sum with that
+// of zero is below kLeast.
 constexpr int kOfZero = -0x1000, kOfInfinite = 0x4000, kNotFinite = 0x2000, kLeast = -300;
 
-// `least`: of the operand's own format, in which subnormal numbers have it.
+// `least` is the exponent of subnormal numbers in the operand's format.
 inline int exponent(float value, int least) {
   const uint32_t bits = std::bit_cast<uint32_t>(value) & 0x7fffffff;
   if (!bits) return kOfZero;
@@ -47,7 +48,7 @@ inline float towards_zero(double value) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(nearest) - 1);
 }
 
-// kCount sums next to each other of a row, whose terms are finite.
+// Adds to kCount adjacent sums of a row, all of whose terms are finite.
 template <int kCount, int kN, int kK>
 void add_finite(float* __restrict sums, const float* __restrict a, const float* __restrict b, const int* __restrict most) {
   double scale[kCount];
@@ -88,8 +89,8 @@ void add_products(float* sums, const float* a, const float* b, int least_exponen
 }
 }  // namespace truncating
 
-// What one instruction adds to its sums (kM x kN): the products of a (kM x kK) and b (kK x kN), whose operands' format has
-// `least_exponent`.
+// Adds the product of a (kM x kK) and b (kK x kN) to the sums (kM x kN), as one instruction does. `least_exponent` is that of the
+// operands' format.
 template <int kM, int kN, int kK>
 void add_products(float* __restrict sums, const float* a, const float* __restrict b, int least_exponent) {
   if (arithmetic().addition == Addition::truncate) return truncating::add_products<kM, kN, kK>(sums, a, b, least_exponent);

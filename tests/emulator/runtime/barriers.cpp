@@ -1,4 +1,4 @@
-// Where threads meet: block barriers, named barriers, warp collectives.
+// Block barriers, named barriers and warp collectives.
 #include "scheduler.h"
 
 #include <bit>
@@ -9,16 +9,16 @@ bool same(const Where& a, const Where& b) {
   return a.line() == b.line() && (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
 }
 
-// Everybody who waits goes on; returns what they come to know.
-SharedClock complete(Barrier& barrier, Predicates& answer) {
-  answer = {int(barrier.predicates), barrier.predicates == barrier.arrived, barrier.predicates != 0};
+// Resumes the waiting threads. Returns the clock that they acquire.
+SharedClock complete(Barrier& barrier, Predicates& predicates) {
+  predicates = {int(barrier.predicates), barrier.predicates == barrier.arrived, barrier.predicates != 0};
   barrier.arrived = barrier.predicates = barrier.expected = 0;
   const SharedClock clock = join(barrier.arrivals);
   barrier.arrivals.clear();
   std::vector<Thread*> waiting;
   waiting.swap(barrier.waiting);
   for (Thread* thread : waiting) {
-    thread->predicates = answer;
+    thread->predicates = predicates;
     acquire(*thread, clock);
     scheduler().make_ready(*thread);
   }
@@ -27,7 +27,7 @@ SharedClock complete(Barrier& barrier, Predicates& answer) {
   return clock;
 }
 
-// __syncwarp: each lane comes to know what the others did.
+// __syncwarp orders the accesses of the lanes before it and after it.
 void order(Block& block, unsigned warp_index, uint32_t lanes) {
   std::vector<Moment> moments;
   for (uint32_t left = lanes; left; left &= left - 1)
@@ -37,7 +37,7 @@ void order(Block& block, unsigned warp_index, uint32_t lanes) {
     acquire(block.threads[warp_index * 32 + unsigned(std::countr_zero(left))], clock);
 }
 
-// Runs the collective if all lanes of its mask that are still alive have arrived.
+// Runs the collective if all lanes of its mask that have not exited have arrived. Returns whether it did.
 bool complete(Block& block, unsigned warp_index, Collective& collective) {
   Warp& warp = block.warps[warp_index];
   if ((collective.mask & warp.alive) & ~collective.arrived) return false;
@@ -73,21 +73,19 @@ Predicates block_barrier(bool predicate, const Where& where) {
   return self.predicates;
 }
 
-void named_barrier(unsigned id, unsigned count, bool wait, const Where& where) {
+void named_barrier(unsigned id, unsigned count, const Where& where) {
   if (id >= 16 || count == 0 || count % 32) fail("barrier %u for %u threads: ids are 0...15, counts multiples of 32", id, count);
   Thread& self = scheduler().current();
   Barrier& barrier = self.block->barriers[id];
   if (barrier.arrived && barrier.expected != count)
-    fail("barrier %u was told of %u threads, and now of %u (%s:%u)", id, barrier.expected, count, where.file_name(),
+    fail("barrier %u is used for %u threads and for %u threads at once (%s:%u)", id, barrier.expected, count, where.file_name(),
          unsigned(where.line()));
   barrier.expected = count;
   if constexpr (kRace) barrier.arrivals.push_back(release(self));
   if (++barrier.arrived == count) {
-    const SharedClock clock = complete(barrier, self.predicates);
-    if (wait) acquire(self, clock);
+    acquire(self, complete(barrier, self.predicates));
     return;
   }
-  if (!wait) return;
   barrier.waiting.push_back(&self);
   scheduler().wait("a named barrier", where);
 }
@@ -99,12 +97,12 @@ void warp_collective(uint32_t mask, const char* what, void* operand, Combine* co
   Warp& warp = block.warps[warp_index];
   if (!(mask >> lane & 1)) fail("%s with mask %08x, which leaves out the calling lane %u", what, mask, lane);
   Collective* mine = nullptr;
-  for (Collective& each : warp.pending) {
-    if (!(each.mask & mask)) continue;
-    if (each.mask != mask)
-      fail("%s with mask %08x while other lanes wait in %s with mask %08x", what, mask, each.what, each.mask);
-    if (std::strcmp(each.what, what)) fail("lanes of one warp meet in different collectives: %s and %s", each.what, what);
-    mine = &each;
+  for (Collective& pending : warp.pending) {
+    if (!(pending.mask & mask)) continue;
+    if (pending.mask != mask)
+      fail("%s with mask %08x while other lanes wait in %s with mask %08x", what, mask, pending.what, pending.mask);
+    if (std::strcmp(pending.what, what)) fail("lanes of one warp meet in different collectives: %s and %s", pending.what, what);
+    mine = &pending;
   }
   if (!mine) {
     warp.pending.push_back({mask, 0, what, combine, !std::strcmp(what, "__syncwarp"), {}});
@@ -119,7 +117,7 @@ void thread_exited(Thread& thread) {
   Block& block = *thread.block;
   cluster_barrier_check(*block.cluster);
   Barrier& barrier = block.barriers[0];
-  if constexpr (kRace) barrier.arrivals.push_back(release(thread));  // its accesses are over, to whoever meets from now on
+  if constexpr (kRace) barrier.arrivals.push_back(release(thread));  // its accesses happen before the end of the next barrier
   if (barrier.arrived && barrier.expected == 0 && barrier.arrived == block.alive) complete(barrier, thread.predicates);
   std::vector<Collective>& pending = block.warps[thread.linear / 32].pending;
   for (size_t i = 0; i < pending.size();)

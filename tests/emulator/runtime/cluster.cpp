@@ -1,11 +1,11 @@
-// Clusters: their barrier, each other's shared memory, asynchronous stores.
+// The cluster's barrier, access to other blocks' shared memory, and asynchronous stores.
 #include "platform/cluster.h"
 
 #include "platform/mbarrier.h"
 #include "scheduler.h"
 
 namespace {
-constexpr uint32_t kWindow = 0x400;  // a block's own data starts there; below it a GPU keeps its own
+constexpr uint32_t kWindow = 0x400;  // the address of a block's first byte; a GPU reserves the addresses below
 }
 
 uint32_t cluster_rank() { return emulator::scheduler().current().block->rank; }
@@ -18,14 +18,14 @@ uint32_t cluster_address(const void* shared, uint32_t rank) {
 }
 
 namespace emulator {
-void cluster_arrive(bool releases, const Where& where) {
+void cluster_arrive(const Where& where) {
   Thread& self = scheduler().current();
   Cluster& cluster = *self.block->cluster;
   if (self.at_cluster_barrier)
     fail("cluster_arrive at %s:%u, twice without cluster_wait", base_name(where.file_name()), unsigned(where.line()));
   self.at_cluster_barrier = true;
   self.cluster_phase = cluster.phase;
-  if (kRace && releases) cluster.arrivals.push_back(release(self));
+  if (kRace) cluster.arrivals.push_back(release(self));
   ++cluster.arrived;
   cluster_barrier_check(cluster);
 }
@@ -86,7 +86,7 @@ void store_async(uint32_t address, const void* value, size_t bytes, uint32_t mba
   Moment moment = kRace ? release(scheduler().current()) : Moment{};
   scheduler().later([=, moment = std::move(moment)] {
     if (!block->alive)
-      fail("store_async from %s:%u came to a block that has ended", base_name(where.file_name()), unsigned(where.line()));
+      fail("store_async from %s:%u reached a block that has ended", base_name(where.file_name()), unsigned(where.line()));
     std::memcpy(to, copy, bytes);
     mbarrier_complete(barrier, int(bytes), moment, where);
   });

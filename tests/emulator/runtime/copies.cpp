@@ -1,5 +1,5 @@
-// cp.async. A copy may land at any moment between its issue and the wait for its group, so it lands at a random one; until
-// then its destination holds NaN. Copies of one thread may overtake each other.
+// cp.async. A copy completes at a random moment between its issue and the wait for its group, in no order among the copies of a
+// thread. Until then its destination is NaN.
 #include "platform/memory.h"
 #include "scheduler.h"
 
@@ -12,25 +12,14 @@ void land(const Copy& copy) {
   std::memset(copy.to + copy.source_bytes, 0, size_t(copy.bytes - copy.source_bytes));
 }
 
-// By the wait of its own thread, which is when the race checker hears of it: heard of earlier, a copy that nobody waited for
-// could seem to be over at a barrier.
+// Completes a copy when its thread waits for it. Only then is the write reported to the race checker: after an earlier report, a
+// barrier without a wait would seem to order it.
 void land_at_wait(const Copy& copy) {
   see(copy.to, size_t(copy.bytes), Access::write, copy.where);
   land(copy);
 }
 
-void arrive_where_all_landed(Thread& thread) {
-  auto landed = [&](const CopyArrival& arrival) {
-    return std::none_of(thread.copies.begin(), thread.copies.end(),
-                        [&](const Copy& copy) { return copy.serial <= arrival.serial; });
-  };
-  std::vector<CopyArrival> due;
-  std::copy_if(thread.copy_arrivals.begin(), thread.copy_arrivals.end(), std::back_inserter(due), landed);
-  std::erase_if(thread.copy_arrivals, landed);
-  for (const CopyArrival& arrival : due) mbarrier_arrive_late(arrival.barrier, arrival.moment, arrival.where);
-}
-
-// One in four times one of them, whichever.
+// Sometimes completes one of the copies. Never in race mode, where they complete at the wait.
 void land_some(std::vector<Copy>& copies) {
   if (kRace || copies.empty() || scheduler().random().below(4)) return;
   const auto chosen = copies.begin() + scheduler().random().below(unsigned(copies.size()));
@@ -52,8 +41,12 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, c
   Thread& self = scheduler().current();
   see(shared, size_t(bytes), Access::write, where);
   std::memset(shared, 0xff, size_t(bytes));
-  self.copies.push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, source_bytes,
-                         self.copy_group, ++scheduler().copy_serial, where});
+  self.copies.push_back({.to = static_cast<unsigned char*>(shared),
+                         .from = static_cast<const unsigned char*>(global),
+                         .bytes = bytes,
+                         .source_bytes = source_bytes,
+                         .group = self.copy_group,
+                         .where = where});
   land_some(self.copies);
 }
 
@@ -69,20 +62,10 @@ void copy_async_wait(int pending) {
   for (const Copy& copy : self.copies)
     if (must_land(copy)) land_at_wait(copy);
   std::erase_if(self.copies, must_land);
-  arrive_where_all_landed(self);
-}
-
-void land_copies(Thread& thread, uint64_t up_to_serial) {
-  auto must_land = [&](const Copy& copy) { return copy.serial <= up_to_serial; };
-  for (const Copy& copy : thread.copies)
-    if (must_land(copy)) land(copy);
-  std::erase_if(thread.copies, must_land);
-  arrive_where_all_landed(thread);
 }
 
 void finish_copies(Thread& thread) {
   for (const Copy& copy : thread.copies) land_at_wait(copy);
   thread.copies.clear();
-  arrive_where_all_landed(thread);
 }
 }  // namespace emulator

@@ -1,5 +1,5 @@
-// Copies of boxes by tensor maps (TMA). A copy is carried out whole at a random moment between its issue and the end of the
-// mbarrier's phase; until then its destination holds NaN. It reads its source no earlier than that.
+// Copies of boxes by tensor maps (TMA). A whole copy, including the reads of its source, is executed at a random moment between
+// its issue and the end of the mbarrier's phase. Until then its destination is NaN.
 #include "platform/mbarrier.h"
 #include "platform/tensor_map.h"
 #include "scheduler.h"
@@ -16,9 +16,9 @@ TensorMapSpec read_map(const void* map, const char* what, const Where& where) {
   const auto* parameters = static_cast<const unsigned char*>(request.parameters);
   const auto* byte = static_cast<const unsigned char*>(map);
   if (byte < parameters || byte + sizeof(TensorMap) > parameters + request.parameter_bytes)
-    wrong(what, "the map is not in the kernel's parameters: a local copy is not one the engine can read", where);
+    wrong(what, "the map is not in the kernel's parameters: the engine cannot read a local copy", where);
   TensorMapSpec spec;
-  if (!decode_tensor_map(map, spec)) wrong(what, "the map is none: nobody has encoded it", where);
+  if (!decode_tensor_map(map, spec)) wrong(what, "the map has not been encoded", where);
   return spec;
 }
 }  // namespace
@@ -33,7 +33,7 @@ void copy_box(void* shared, const void* map, const int32_t (&start)[4], const in
   if (bool(spec.im2col) != bool(offset)) wrong(what, std::string("the map is ") + (offset ? "tiled" : "an im2col one"), where);
   Box box(spec, start, offset);
   if (const std::string start_is = box.wrong_start(); !start_is.empty()) wrong(what, start_is, where);
-  // No manual says what comes of it. A box may go on past the last image, and lie outside by its channels.
+  // The PTX manual does not define a start at another N. A box may end after the last image and start at any channel.
   if (offset && (start[3] < 0 || uint64_t(start[3]) >= spec.extent[3]))
     wrong(what, "N = " + std::to_string(start[3]) + " is not within 0 and " + std::to_string(spec.extent[3] - 1), where);
   Block* block = scheduler().current().block;
@@ -42,7 +42,7 @@ void copy_box(void* shared, const void* map, const int32_t (&start)[4], const in
           where);
   const auto to = uint32_t(static_cast<unsigned char*>(shared) - block->shared);
   if (to % unsigned(8 * box.pitch()))
-    wrong(what, "the destination is not on " + std::to_string(8 * box.pitch()) + " bytes, 8 rows", where);
+    wrong(what, "the destination is not a multiple of " + std::to_string(8 * box.pitch()) + " bytes, 8 rows", where);
   if (!is_shared(barrier, 8)) wrong(what, "the mbarrier is not in this block's shared memory", where);
   mbarrier_require(barrier, where);
 
@@ -59,10 +59,10 @@ void copy_box(void* shared, const void* map, const int32_t (&start)[4], const in
       std::memset(place, 0xff, 16);
     }
   }
-  ++block->copies_under_way;
+  ++block->pending_copies;
   scheduler().later([=, moment = std::move(moment)]() mutable {
     box.copy(block->shared, to);
-    --block->copies_under_way;
+    --block->pending_copies;
     mbarrier_complete(barrier, box.payload(), moment, where);
   });
 }

@@ -7,7 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 
-// emulator_switch(save, to): pushes what the ABI lets a callee keep, stores the stack pointer in *save, continues at `to`.
+// emulator_switch(save, to) pushes the registers that the ABI requires a callee to preserve, stores the stack pointer in *save,
+// and continues with the registers and the return address on the stack `to`.
 #if defined(__x86_64__)
 asm(R"(
 .text
@@ -32,7 +33,7 @@ emulator_switch:
   ret
 .size emulator_switch, .-emulator_switch
 )");
-constexpr size_t kReturnAddress = 6, kFrameWords = 8;  // after `ret` the stack is 8 off 16, as in any call
+constexpr size_t kReturnAddress = 6, kFrameWords = 8;  // after `ret` the stack pointer is 8 modulo 16, as after a call
 #elif defined(__aarch64__)
 asm(R"(
 .text
@@ -87,7 +88,7 @@ void FiberPool::rewind(Fiber& fiber) {
 }
 
 void FiberPool::map_slab() {
-  const size_t each = kPage + kStackBytes, bytes = each * kSlabStacks;
+  const size_t pitch = kPage + kStackBytes, bytes = pitch * kSlabStacks;
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     std::perror("the emulator cannot map stacks for its threads");
@@ -96,9 +97,9 @@ void FiberPool::map_slab() {
   auto* begin = static_cast<unsigned char*>(memory);
   slabs_.push_back({begin, bytes});
   for (size_t i = 0; i < kSlabStacks; ++i) {
-    mprotect(begin + i * each, kPage, PROT_NONE);
+    mprotect(begin + i * pitch, kPage, PROT_NONE);
     auto* fiber = new Fiber;
-    fiber->stack = begin + i * each + kPage;
+    fiber->stack = begin + i * pitch + kPage;
     rewind(*fiber);
     all_.push_back(fiber);
     free_.push_back(fiber);

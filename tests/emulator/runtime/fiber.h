@@ -1,4 +1,4 @@
-// A fiber: a stack, and where it left off.
+// Fibers: stacks on which functions can be suspended and resumed.
 #pragma once
 #include <cstddef>
 #include <vector>
@@ -6,20 +6,20 @@
 namespace emulator {
 struct Fiber {
   void* stack_pointer = nullptr;
-  unsigned char* stack = nullptr;  // its lowest byte; a guard page lies below
+  unsigned char* stack = nullptr;  // the lowest byte, above a guard page
 };
-constexpr size_t kStackBytes = 256 << 10;  // address space; pages count when touched
+constexpr size_t kStackBytes = 256 << 10;  // of address space; a page takes memory when it is first written
 
-// Leaves one fiber and goes on in the other: a dozen instructions and no system call, unlike swapcontext.
+// Suspends one fiber and resumes the other. Unlike swapcontext it makes no system call.
 void switch_fiber(Fiber& from, Fiber& to);
 
-// Stacks are mapped once and reused by every later launch.
+// Maps stacks once and reuses them in every later launch.
 class FiberPool {
  public:
   explicit FiberPool(void (*body)()) : body_(body) {}
   Fiber* take();
   void give(Fiber* fiber) { free_.push_back(fiber); }
-  void abandon_all();  // every fiber starts afresh, wherever it was
+  void abandon_all();  // resets every fiber to its start, also suspended ones
   bool owns_stack_at(const void* address) const;
 
  private:

@@ -1,4 +1,4 @@
-// The C interface of kernels/cuda/launch.cu on the virtual GPU, and controls for tests (torch_unroll_emulator_*).
+// The C interface of kernels/cuda/launch.cu for the emulated GPU, and functions for tests (torch_unroll_emulator_*).
 #include "platform/interface.h"
 #include "platform/registry.h"
 #include "scheduler.h"
@@ -14,7 +14,7 @@ namespace {
 using namespace emulator;
 
 std::vector<KernelEntry>& table() {
-  static std::vector<KernelEntry> entries;  // a function's static: registrations run before this file's own globals
+  static std::vector<KernelEntry> entries;  // local, because registrations run before the initialisers of this file's globals
   return entries;
 }
 
@@ -23,12 +23,12 @@ struct alignas(128) ParameterLine {
 };
 
 struct State {
-  std::mutex mutex;  // a launch takes it: backward passes come from torch's own threads
+  std::mutex mutex;  // held during a launch: torch runs backward passes in threads of its own
   Limits limits;
   uint64_t seed = 1;
-  std::vector<uint64_t> launches;         // by kernel
+  std::vector<uint64_t> launches;         // the number of launches of each kernel
   std::string failure;                    // of the last launch that failed
-  std::vector<ParameterLine> parameters;  // as a GPU aligns them: Python knows nothing of alignas
+  std::vector<ParameterLine> parameters;  // with the alignment that TensorMaps need, which Python does not ensure
 };
 State& state() {
   static State instance;
@@ -43,7 +43,7 @@ enum Status {
   kInvalidConfiguration = 9,
   kLaunchFailure = 719,
   kCooperativeTooLarge = 720
-};  // cudaError_t's
+};  // values of cudaError_t
 
 Status refuse(Status status, const char* name, std::string message) {
   state().failure = std::string(name) + ": " + std::move(message);
@@ -52,7 +52,7 @@ Status refuse(Status status, const char* name, std::string message) {
 
 unsigned volume(const uint32_t size[3]) { return size[0] * size[1] * size[2]; }
 
-// Null if the launch is within the limits of every GPU of compute capability 9.0, else what is not.
+// The limit of compute capability 9.0 that the launch exceeds; empty if it exceeds none.
 std::string against_limits(const LaunchConfig& config) {
   const uint32_t *grid = config.grid, *block = config.block;
   if (!grid[0] || !grid[1] || !grid[2] || grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535)
@@ -111,7 +111,7 @@ EXPORT int torch_unroll_launch(int kernel, const LaunchConfig* config, const voi
     return refuse(
         kInvalidConfiguration, entry.name,
         "clusters of " + std::to_string(cluster) + " blocks: " + std::to_string(resident) + " blocks are resident at once");
-  // Blocks that may not wait for each other need not be there together: few at a time keep memory small.
+  // Only the blocks of a cooperative launch may wait for each other. Other launches run few blocks at a time, which saves memory.
   if (!config->cooperative) resident = std::min(resident, std::max(kBlocksAtATime, cluster));
   all.launches.resize(table().size());
   ++all.launches[kernel];
@@ -119,15 +119,15 @@ EXPORT int torch_unroll_launch(int kernel, const LaunchConfig* config, const voi
   all.seed = seed * 6364136223846793005 + 1442695040888963407;
   all.parameters.resize((entry.parameter_bytes + sizeof(ParameterLine) - 1) / sizeof(ParameterLine));
   std::memcpy(static_cast<void*>(all.parameters.data()), parameters, entry.parameter_bytes);
-  const LaunchRequest request{entry.name,
-                              entry.run,
-                              all.parameters.data(),
-                              entry.parameter_bytes,
-                              extents(config->grid),
-                              extents(config->block),
-                              extents(config->cluster),
-                              config->shared_bytes,
-                              resident};
+  const LaunchRequest request{.name = entry.name,
+                              .run = entry.run,
+                              .parameters = all.parameters.data(),
+                              .parameter_bytes = entry.parameter_bytes,
+                              .grid = extents(config->grid),
+                              .block = extents(config->block),
+                              .cluster = extents(config->cluster),
+                              .shared_bytes = config->shared_bytes,
+                              .resident = resident};
   if (scheduler().launch(request, seed)) return kSuccess;
   return refuse(kLaunchFailure, entry.name, scheduler().failure() + "  replay this launch with seed " + std::to_string(seed));
 }
@@ -139,7 +139,7 @@ EXPORT int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) 
   return kSuccess;
 }
 
-// The next launch's seed; the ones after follow from it.
+// Sets the seed of the next launch, from which the seeds of later ones follow.
 EXPORT void torch_unroll_emulator_seed(uint64_t seed) { state().seed = seed; }
 EXPORT unsigned torch_unroll_emulator_multiprocessors() { return state().limits.multiprocessors; }
 EXPORT void torch_unroll_emulator_set_multiprocessors(unsigned count) { state().limits.multiprocessors = count; }
@@ -147,13 +147,13 @@ EXPORT uint64_t torch_unroll_emulator_launches(int kernel) {
   return size_t(kernel) < state().launches.size() ? state().launches[kernel] : 0;
 }
 EXPORT void torch_unroll_emulator_forget_launches() { state().launches.clear(); }
-// Threads run and switches between them since the library was loaded.
+// The numbers of threads that have run and of switches between them since the library was loaded.
 EXPORT void torch_unroll_emulator_statistics(uint64_t* threads, uint64_t* switches) {
   *threads = scheduler().threads, *switches = scheduler().switches;
 }
 
-// What a copy would write to memory whose first byte is on 1024 bytes in shared memory: boxes that no kernel may ask for
-// included.
+// Writes what a copy to offset `to` would write, where `memory` stands for a multiple of 1024 bytes in shared memory. It also
+// accepts boxes that the emulator refuses in kernels.
 EXPORT int torch_unroll_emulator_copy_box(const TensorMapSpec* spec, const int32_t (*start)[4], const int32_t* offset,
                                           uint32_t to, unsigned char* memory) {
   const std::lock_guard guard(state().mutex);
@@ -167,12 +167,12 @@ EXPORT int torch_unroll_emulator_copy_box(const TensorMapSpec* spec, const int32
 
 #ifdef EMULATOR_COVERAGE
 extern "C" void __gcov_dump();
-// Writes the counts of lines now: a process may end without saying so.
+// Writes the line counts; they would be lost if the process ends abnormally.
 EXPORT void torch_unroll_emulator_write_coverage() { __gcov_dump(); }
 #endif
 
 #ifdef EMULATOR_RACE
-// Memory that kernels may touch. While none is named, all of it.
+// Adds to the memory that kernels may access. Without any, they may access all memory.
 EXPORT void torch_unroll_emulator_allow_memory(const void* address, uint64_t bytes) { allow_memory(address, bytes); }
 EXPORT void torch_unroll_emulator_forget_memory() { forget_memory(); }
 #endif

@@ -1,5 +1,5 @@
-// mbarrier: {phase, expected arrivals, pending arrivals, pending bytes}, as the PTX manual has it. A phase ends when both pending
-// counts are zero. Bytes may come before they are expected, within a phase.
+// mbarriers as state machines of the PTX manual: phase, expected arrivals, pending arrivals and pending bytes. A phase ends when
+// both pending counts are zero. Within a phase, bytes may come before they are expected.
 #include "platform/mbarrier.h"
 
 #include "platform/cluster.h"
@@ -20,9 +20,9 @@ constexpr int kMaxBytes = (1 << 20) - 1;
 
 MBarrier& find(const uint64_t* barrier, const Where& where) {
   auto& all = scheduler().mbarriers();
-  const auto found = all.find(barrier);
-  if (found == all.end()) wrong("it is not initialised", where);
-  return found->second;
+  const auto entry = all.find(barrier);
+  if (entry == all.end()) wrong("it is not initialised", where);
+  return entry->second;
 }
 
 void check(MBarrier& state) {
@@ -36,7 +36,7 @@ void check(MBarrier& state) {
 }
 
 void arrive(MBarrier& state, int bytes, Moment moment, const Where& where) {
-  if (!state.pending) wrong("more arrivals than the phase has; its bytes have not come yet", where);
+  if (!state.pending) wrong("more arrivals than the phase has, whose bytes have not all come", where);
   state.bytes += bytes;
   if (std::abs(state.bytes) > kMaxBytes) wrong("more than 2^20 - 1 bytes are pending", where);
   if (kRace) state.arrivals.push_back(std::move(moment));
@@ -52,19 +52,13 @@ void mbarrier_init(uint64_t* barrier, uint32_t arrivals, const Where& where) {
   if (!is_shared(barrier, 8)) wrong("it is not in this block's shared memory", where);
   if (!arrivals || arrivals > kMaxArrivals) wrong("the number of arrivals is 1 to 2^20 - 1", where);
   see(barrier, 8, Access::write, where);
-  auto [place, fresh] = scheduler().mbarriers().try_emplace(barrier);
-  if (!fresh) wrong("it is initialised twice, without mbarrier_invalidate", where);
-  place->second.expected = place->second.pending = arrivals;
-  place->second.owner = scheduler().current().block;
+  auto [entry, is_new] = scheduler().mbarriers().try_emplace(barrier);
+  if (!is_new) wrong("it is initialised twice", where);
+  entry->second.expected = entry->second.pending = arrivals;
+  entry->second.owner = scheduler().current().block;
 }
 
 void mbarrier_require(const uint64_t* barrier, const Where& where) { find(barrier, where); }
-
-void mbarrier_invalidate(uint64_t* barrier, const Where& where) {
-  find(barrier, where);
-  see(barrier, 8, Access::write, where);
-  scheduler().mbarriers().erase(barrier);
-}
 
 void mbarrier_arrive(uint64_t* barrier, uint32_t bytes, const Where& where) {
   preempt();
@@ -82,7 +76,7 @@ void mbarrier_arrive_cluster(uint32_t address, const Where& where) {
 void mbarrier_complete(uint64_t* barrier, int bytes, const Moment& moment, const Where& where) {
   MBarrier& state = find(barrier, where);
   state.bytes -= bytes;
-  if (std::abs(state.bytes) > kMaxBytes) wrong("more than 2^20 - 1 bytes came unexpected", where);
+  if (std::abs(state.bytes) > kMaxBytes) wrong("more than 2^20 - 1 bytes came before they were expected", where);
   if (kRace) state.arrivals.push_back(moment);
   scheduler().progress();
   check(state);
@@ -108,17 +102,5 @@ void mbarrier_wait(const uint64_t* barrier, uint32_t parity, const Where& where)
     scheduler().wait("an mbarrier", where);
   }
   acquire(self, find(barrier, where).known);
-}
-
-void copy_async_arrive(uint64_t* barrier, const Where& where) {
-  find(barrier, where);
-  Thread& self = scheduler().current();
-  const uint64_t serial = scheduler().copy_serial;
-  self.copy_arrivals.push_back({serial, barrier, moment_now(), where});
-  scheduler().later([&self, serial] { land_copies(self, serial); });
-}
-
-void mbarrier_arrive_late(uint64_t* barrier, const Moment& moment, const Where& where) {
-  arrive(find(barrier, where), 0, moment, where);
 }
 }  // namespace emulator

@@ -1,5 +1,5 @@
-// Matrix products and matrix loads of a warp, from the fragment tables of the PTX manual (kernels/cuda/platform/mma.h repeats
-// them): g = lane / 4, t = lane % 4.
+// Matrix products, loads and stores of a warp, by the fragment tables of the PTX manual, which kernels/cuda/platform/mma.h
+// repeats. g = lane / 4 and t = lane % 4.
 #include "platform/mma.h"
 
 #include "arithmetic.h"
@@ -15,31 +15,32 @@ struct Operands {
 };
 
 void require_whole_warp(const char* what, uint32_t lanes) {
-  if (lanes != 0xffffffff) fail("%s by lanes %08x: every lane of the warp takes part", what, lanes);
+  if (lanes != 0xffffffff) fail("%s by lanes %08x: all lanes of the warp must take part", what, lanes);
 }
 
 template <Product product>
 float element(uint32_t word, int half_index) {
-  if constexpr (product == Product::tf32) return std::bit_cast<float>(word & ~0x1fffu);  // the hardware reads no further
+  if constexpr (product == Product::tf32) return std::bit_cast<float>(word & ~0x1fffu);  // the hardware ignores the other bits
   const uint16_t bits = uint16_t(word >> 16 * half_index);
   if constexpr (product == Product::f16) return widen(half{bits});
   return widen(bfloat16{bits});
 }
 
-// 16-bit elements stand two to a register, so a register spans k of 2; a tf32 one spans 1.
+// A register holds two 16-bit elements, adjacent along k, or one of TF32.
 template <Product product>
 void multiply(void* const operand[32], uint32_t lanes) {
   require_whole_warp("mma", lanes);
   constexpr int kPerWord = product == Product::tf32 ? 1 : 2, kHalf = 4 * kPerWord, kK = 2 * kHalf;
   float a[16][kK], b[kK][8], d[16][8];
   for (int lane = 0; lane < 32; ++lane) {
-    const auto& each = *static_cast<Operands*>(operand[lane]);
+    const auto& registers = *static_cast<Operands*>(operand[lane]);
     const int g = lane / 4, t = lane % 4;
     for (int j = 0; j < 4; ++j)
-      for (int e = 0; e < kPerWord; ++e) a[g + 8 * (j & 1)][kPerWord * t + e + kHalf * (j >> 1)] = element<product>(each.a[j], e);
+      for (int e = 0; e < kPerWord; ++e)
+        a[g + 8 * (j & 1)][kPerWord * t + e + kHalf * (j >> 1)] = element<product>(registers.a[j], e);
     for (int j = 0; j < 2; ++j)
-      for (int e = 0; e < kPerWord; ++e) b[kPerWord * t + e + kHalf * j][g] = element<product>(each.b[j], e);
-    for (int i = 0; i < 4; ++i) d[g + 8 * (i >> 1)][2 * t + (i & 1)] = each.d[i];
+      for (int e = 0; e < kPerWord; ++e) b[kPerWord * t + e + kHalf * j][g] = element<product>(registers.b[j], e);
+    for (int i = 0; i < 4; ++i) d[g + 8 * (i >> 1)][2 * t + (i & 1)] = registers.d[i];
   }
   add_products<16, 8, kK>(*d, *a, *b, product == Product::f16 ? -14 : -126);
   for (int lane = 0; lane < 32; ++lane)
@@ -65,12 +66,12 @@ template <bool transposed>
 void load(void* const operand[32], uint32_t lanes) {
   require_whole_warp("ldmatrix", lanes);
   for (int lane = 0; lane < 32; ++lane) {
-    const auto& each = *static_cast<Rows*>(operand[lane]);
+    const auto& rows = *static_cast<Rows*>(operand[lane]);
     const int g = lane / 4, t = lane % 4;
-    for (int j = 0; j < each.matrices; ++j) {
+    for (int j = 0; j < rows.matrices; ++j) {
       const uint32_t low = transposed ? element_at(operand, j, 2 * t, g) : element_at(operand, j, g, 2 * t);
       const uint32_t high = transposed ? element_at(operand, j, 2 * t + 1, g) : element_at(operand, j, g, 2 * t + 1);
-      each.matrix[j] = high << 16 | low;
+      rows.matrix[j] = high << 16 | low;
     }
   }
 }
@@ -123,9 +124,9 @@ void stmatrix(void* row, int matrices, const uint32_t* matrix, const Where& wher
   auto store = [](void* const operand[32], uint32_t lanes) {
     require_whole_warp("stmatrix", lanes);
     for (int l = 0; l < 32; ++l) {
-      const auto& each = *static_cast<Rows*>(operand[l]);
-      for (int j = 0; j < each.matrices; ++j)
-        for (int e = 0; e < 2; ++e) element_at(operand, j, l / 4, 2 * (l % 4) + e) = uint16_t(each.matrix[j] >> 16 * e);
+      const auto& rows = *static_cast<Rows*>(operand[l]);
+      for (int j = 0; j < rows.matrices; ++j)
+        for (int e = 0; e < 2; ++e) element_at(operand, j, l / 4, 2 * (l % 4) + e) = uint16_t(rows.matrix[j] >> 16 * e);
     }
   };
   warp_collective(0xffffffff, "stmatrix", &mine, store, where);

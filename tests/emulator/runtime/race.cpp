@@ -1,5 +1,5 @@
-// Happens-before, by vector clocks: barriers, __syncwarp, releases and acquires carry one thread's knowledge to others.
-// Shuffles, votes and matrix instructions order no memory, and carry none.
+// The happens-before relation by vector clocks. Barriers, __syncwarp, releases and acquires pass one thread's clock to others.
+// Shuffles, votes and matrix instructions order no memory, so they pass none.
 #ifdef EMULATOR_RACE
 #include "race.h"
 
@@ -13,7 +13,7 @@
 
 namespace emulator {
 namespace {
-std::unordered_map<uintptr_t, SharedClock>& locations() {  // that synchronise, and what the last release there carried
+std::unordered_map<uintptr_t, SharedClock>& locations() {  // addresses of synchronising accesses and what was released there
   static std::unordered_map<uintptr_t, SharedClock> instance;
   return instance;
 }
@@ -22,7 +22,7 @@ Clock::Part join_parts(const Clock::Part& a, const Clock::Part& b) {
   if (a == b || !b) return a;
   if (!a) return b;
   auto joined = std::make_shared<std::vector<uint32_t>>(*a);
-  joined->resize(std::max(a->size(), b->size()));  // actors come after the threads, more of them as mbarriers are made
+  joined->resize(std::max(a->size(), b->size()));  // new mbarriers add actors after the threads
   for (size_t i = 0; i < b->size(); ++i) (*joined)[i] = std::max((*joined)[i], (*b)[i]);
   return joined;
 }
@@ -45,9 +45,9 @@ SharedClock join(const SharedClock& a, const SharedClock& b) {
 }  // namespace
 
 uint32_t Clock::at(uint32_t block, uint32_t thread) const {
-  const auto found =
+  const auto entry =
       std::lower_bound(parts.begin(), parts.end(), block, [](const auto& part, uint32_t b) { return part.first < b; });
-  return found != parts.end() && found->first == block && thread < found->second->size() ? (*found->second)[thread] : 0;
+  return entry != parts.end() && entry->first == block && thread < entry->second->size() ? (*entry->second)[thread] : 0;
 }
 
 Moment release(Thread& thread) {
@@ -59,7 +59,7 @@ SharedClock join(const std::vector<Moment>& moments) {
   SharedClock known;
   const Clock* last = nullptr;
   for (const Moment& moment : moments) {
-    if (moment.known.get() == last) continue;  // after a barrier all hold the same
+    if (moment.known.get() == last) continue;  // threads that met at a barrier share a clock
     known = join(known, moment.known);
     last = moment.known.get();
   }
@@ -71,7 +71,7 @@ SharedClock join(const std::vector<Moment>& moments) {
     if (moment.block != block) {
       block = moment.block;
       auto place = std::lower_bound(joined->parts.begin(), joined->parts.end(), block,
-                                    [](const auto& each, uint32_t b) { return each.first < b; });
+                                    [](const auto& known_part, uint32_t b) { return known_part.first < b; });
       if (place == joined->parts.end() || place->first != block)
         place = joined->parts.emplace(place, block, std::make_shared<std::vector<uint32_t>>(threads));
       part = std::make_shared<std::vector<uint32_t>>(*place->second);
@@ -96,10 +96,11 @@ Moment products_moment(Block& block, unsigned warp) { return next_moment(block, 
 
 Moment copies_moment(Block& block, const uint64_t* barrier) {
   Actors& actors = block.actors;
-  const auto found = std::find(actors.barriers.begin(), actors.barriers.end(), barrier);
-  const auto actor = block.warps.size() + size_t(found - actors.barriers.begin());
-  if (found == actors.barriers.end()) {
-    if (block.threads.size() + actor > kMaxActor) fail("the race checker tells copies to that many mbarriers apart no more");
+  const auto known = std::find(actors.barriers.begin(), actors.barriers.end(), barrier);
+  const auto actor = block.warps.size() + size_t(known - actors.barriers.begin());
+  if (known == actors.barriers.end()) {
+    if (block.threads.size() + actor > kMaxActor)
+      fail("copies to more mbarriers of a block than the race checker can distinguish");
     actors.barriers.push_back(barrier);
     actors.clocks.push_back(0);
   }
@@ -123,8 +124,8 @@ void synchronise(const void* address, size_t bytes, bool writes, Order order, co
       acquire(self, location);
   }
   if (!writes) return;
-  // What another thread's read-modify-write released stays released by the ones that follow it.
-  if (order == Order::release || order == Order::acquire_release)
+  // Later read-modify-writes of other threads continue a release.
+  if (order == Order::release)
     location = join(location, join({release(self)}));
   else if (mine.fenced)
     location = join(location, mine.fenced);

@@ -1,5 +1,5 @@
-// What the scheduler tells the race checker: which threads came to know of which others' accesses. In the plain object
-// everything here is empty.
+// How the scheduler reports to the race checker which accesses of other threads happen before a thread's next access. Without
+// race mode these functions do nothing.
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/memory.h"
@@ -12,16 +12,16 @@ namespace emulator {
 struct Block;
 struct Thread;
 
-// Clocks of the threads of some blocks: entry t of a block's part is the last moment of its thread t that is known of.
-// Never changed once shared, so that all threads that met at a barrier hold one.
+// A vector clock: entry t in the part of a block is the latest moment of its thread t that happened before. A clock is not
+// changed once it is shared, so all threads that met at a barrier refer to the same one.
 struct Clock {
   using Part = std::shared_ptr<const std::vector<uint32_t>>;
-  std::vector<std::pair<uint32_t, Part>> parts;  // by block, ascending
+  std::vector<std::pair<uint32_t, Part>> parts;  // in ascending order of their blocks
   uint32_t at(uint32_t block, uint32_t thread) const;
 };
 using SharedClock = std::shared_ptr<const Clock>;
 
-// A moment of one thread: what it knew, and its own clock then.
+// A moment in the execution of a thread: what happened before it, and the thread's own clock.
 struct Moment {
   SharedClock known;
   uint32_t block, thread, clock;
@@ -30,15 +30,15 @@ struct Moment {
 struct Knowledge {
   SharedClock known;
   uint32_t clock = 1;
-  SharedClock fenced;                  // at the last fence: what a relaxed store after it releases
-  SharedClock offered;                 // by what relaxed loads have seen: a fence acquires it
-  std::vector<uint32_t> proxy_fences;  // its clock at each
+  SharedClock fenced;                  // at the last fence; later relaxed stores release it
+  SharedClock offered;                 // released by values that relaxed loads have read; the next fence acquires it
+  std::vector<uint32_t> proxy_fences;  // the thread's clock at each
 };
 
-// Who reads and writes without being a thread: the products of a warp, the copies that come to an mbarrier. They have clocks as
-// threads have, and numbers after theirs; who has waited for them knows their moment.
+// Accesses that no thread makes: those of a warp's products, and of the copies that complete at an mbarrier. Each such actor has
+// a clock like a thread, with an index after the threads'. A wait for it acquires its moment.
 struct Actors {
-  std::vector<uint32_t> clocks;  // of the warps, then of the mbarriers
+  std::vector<uint32_t> clocks;  // of the warps' products, then of the mbarriers' copies
   std::vector<const uint64_t*> barriers;
 };
 
@@ -46,14 +46,14 @@ struct Actors {
 constexpr bool kRace = true;
 void race_launch_started(const void* parameters, size_t parameter_bytes);
 void race_block_started(Block& block);
-// The thread's moment, after which its clock goes on.
+// Returns the thread's moment and advances its clock.
 Moment release(Thread& thread);
 SharedClock join(const std::vector<Moment>& moments);
 void acquire(Thread& thread, const SharedClock& clock);
 Moment products_moment(Block& block, unsigned warp);
 Moment copies_moment(Block& block, const uint64_t* barrier);
-// An access by an actor for the current thread: others' must have been known to who issued it, and what threads wrote must have
-// been fenced for the proxy that the actor goes through.
+// Checks an access of an actor on behalf of the current thread. Conflicting accesses must have happened before `issued`, and
+// writes of threads must also be ordered by a proxy fence.
 void see_asynchronous(const void* address, size_t bytes, Access access, const Moment& issued, const Moment& actor,
                       const char* what, const Where& where);
 #else

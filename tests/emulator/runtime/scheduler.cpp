@@ -1,3 +1,4 @@
+// The scheduler of threads and blocks, and the end of a launch by failure.
 #include "scheduler.h"
 
 #include <sys/mman.h>
@@ -14,13 +15,13 @@ dim3 blockDim, gridDim;
 
 namespace emulator {
 namespace {
-constexpr unsigned kRedZone = 1024;  // bytes after the shared memory, which nobody may write
+constexpr unsigned kRedZone = 1024;  // bytes after a block's shared memory; a write there fails the launch
 constexpr size_t kSharedBytes = (Limits::kSharedPerBlock + kRedZone + 4095) & ~size_t(4095);
-constexpr unsigned kStayOneIn = 32;            // how often another resident block has a turn
-constexpr uint64_t kIdlePollsPerThread = 400;  // fruitless polls before the launch is called dead
+constexpr unsigned kLeaveOneIn = 32;           // one in so many times next() leaves the preferred block
+constexpr uint64_t kIdlePollsPerThread = 400;  // after so many polls without progress the launch is deadlocked
 
 unsigned threads_of(const dim3& size) { return size.x * size.y * size.z; }
-// As much as a block can have, a zone that nobody may write, and a page that nobody can.
+// Maps the largest shared memory of a block, the red zone, and a page without access.
 unsigned char* map_shared_memory() {
   void* memory = mmap(nullptr, kSharedBytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
@@ -31,21 +32,21 @@ unsigned char* map_shared_memory() {
   return static_cast<unsigned char*>(memory);
 }
 
-// An unused one, or a new one.
+// Returns an unused object, or a new one.
 template <class T>
 T* take(std::vector<std::unique_ptr<T>>& all, std::vector<T*>& unused) {
   if (unused.empty()) {
     all.push_back(std::make_unique<T>());
     return all.back().get();
   }
-  T* taken = unused.back();
+  T* object = unused.back();
   unused.pop_back();
-  return taken;
+  return object;
 }
 }  // namespace
 
 Scheduler& scheduler() {
-  static Scheduler* instance = new Scheduler;  // never destroyed: a fiber may outlive main
+  static Scheduler* instance = new Scheduler;  // never destroyed, because threads of the process may outlive main
   return *instance;
 }
 
@@ -69,8 +70,8 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
     switch_fiber(main_, *running_);
   }
   current_ = nullptr;
-  here_ = nullptr;
-  operations_.clear();  // those that were to be early and came to nothing: the next launch's choices are its own seed's
+  preferred_ = nullptr;
+  operations_.clear();  // early executions that are obsolete; the next launch's random choices must not depend on them
   if (failure_.empty()) return true;
   fibers_.abandon_all();
   active_.clear();
@@ -108,7 +109,7 @@ void Scheduler::start_block(Block& block, unsigned linear) {
   if (!block.shared) block.shared = map_shared_memory();
   block.linear = linear;
   block.started = false;
-  block.copies_under_way = 0;
+  block.pending_copies = 0;
   const dim3 size = request_.block;
   const unsigned count = threads_of(size);
   block.alive = count;
@@ -147,15 +148,15 @@ void Scheduler::retire(Block& block) {
     if (barrier.arrived)
       fail("block (%u,%u,%u) ended while barrier %d had %u of %u arrivals", block.index.x, block.index.y, block.index.z,
            int(&barrier - block.barriers), barrier.arrived, barrier.expected);
-  if (block.copies_under_way)
-    fail("block (%u,%u,%u) ended while %u copies into its shared memory were under way: nobody waited for them", block.index.x,
-         block.index.y, block.index.z, block.copies_under_way);
+  if (block.pending_copies)
+    fail("block (%u,%u,%u) ended while %u copies into its shared memory were incomplete: no thread waited for them",
+         block.index.x, block.index.y, block.index.z, block.pending_copies);
   active_.erase(std::find(active_.begin(), active_.end(), &block));
-  if (here_ == &block) here_ = nullptr;
+  if (preferred_ == &block) preferred_ = nullptr;
   Cluster& cluster = *block.cluster;
   if (--cluster.unfinished) return;
-  while (cluster.blocks.size() > 1 && !operations_.empty()) run_one_operation();  // what still flies to an ended block says so
-  std::erase_if(mbarriers_, [&](const auto& each) { return each.second.owner->cluster == &cluster; });
+  while (cluster.blocks.size() > 1 && !operations_.empty()) run_one_operation();  // reports stores to blocks that have ended
+  std::erase_if(mbarriers_, [&](const auto& entry) { return entry.second.owner->cluster == &cluster; });
   unused_.insert(unused_.end(), cluster.blocks.begin(), cluster.blocks.end());
   unused_clusters_.push_back(&cluster);
   start_cluster();
@@ -182,20 +183,20 @@ void Scheduler::enter(Thread& thread) {
 
 Thread* Scheduler::next() {
   if (!operations_.empty() && random_.below(8) == 0) run_one_operation();
-  if (!here_ || here_->ready.empty() || random_.below(kStayOneIn) == 0) {
-    here_ = nullptr;
+  if (!preferred_ || preferred_->ready.empty() || random_.below(kLeaveOneIn) == 0) {
+    preferred_ = nullptr;
     const unsigned count = unsigned(active_.size()), first = count ? random_.below(count) : 0;
-    for (unsigned i = 0; i < count && !here_; ++i) {
+    for (unsigned i = 0; i < count && !preferred_; ++i) {
       Block* block = active_[(first + i) % count];
-      if (!block->ready.empty()) here_ = block;
+      if (!block->ready.empty()) preferred_ = block;
     }
-    if (!here_ && !operations_.empty()) {
+    if (!preferred_ && !operations_.empty()) {
       run_one_operation();
       return next();
     }
-    if (!here_) return nullptr;
+    if (!preferred_) return nullptr;
   }
-  std::vector<Thread*>& ready = here_->ready;
+  std::vector<Thread*>& ready = preferred_->ready;
   const unsigned pick = random_.below(unsigned(ready.size()));
   Thread* thread = ready[pick];
   ready[pick] = ready.back();
@@ -210,7 +211,7 @@ void Scheduler::run_threads() {
     request_.run(request_.parameters);
     finish(*current_);
     Thread* thread = next();
-    if (thread && !thread->fiber) {  // the next one begins on this stack: nothing is switched
+    if (thread && !thread->fiber) {  // the next thread starts on this stack
       enter(*thread);
       continue;
     }
@@ -233,7 +234,7 @@ void Scheduler::finish(Thread& thread) {
   Block& block = *thread.block;
   ++threads;
   idle_polls_ = 0;
-  if (!thread.copies.empty() || !thread.copy_arrivals.empty()) finish_copies(thread);
+  if (!thread.copies.empty()) finish_copies(thread);
   if (const Warp& warp = block.warps[thread.linear / 32]; warp.products) finish_products(warp);
   --block.alive;
   block.warps[thread.linear / 32].alive &= ~(1u << thread.linear % 32);
@@ -275,8 +276,8 @@ void Scheduler::yield() {
 void Scheduler::poll(const Where& where) {
   current_->waits_for = "a value it polls", current_->where = where;
   if (++idle_polls_ > 100'000 + kIdlePollsPerThread * active_.size() * threads_of(request_.block))
-    stop("deadlock: threads poll for what nobody will write\n" + whereabouts());
-  if (random_.below(2)) here_ = nullptr;  // what it waits for is as likely another block's to write
+    stop("deadlock: threads poll for values that no thread will write\n" + whereabouts());
+  if (random_.below(2)) preferred_ = nullptr;  // the value may as well come from another block
   current_->block->ready.push_back(current_);
   resume(*next());
 }
@@ -295,7 +296,7 @@ std::string describe(const Thread& thread) {
   return text;
 }
 
-// One line for each block and place where its threads wait, at most a dozen of them.
+// One line for each block and source line where threads of the block wait, at most twelve lines.
 std::string Scheduler::whereabouts() const {
   std::string text;
   int lines = 0;
@@ -307,14 +308,14 @@ std::string Scheduler::whereabouts() const {
         places[std::string("for ") + thread.waits_for + " at " + file + ":" + std::to_string(thread.where.line())].push_back(
             thread.linear);
       }
-    for (const auto& [place, who] : places) {
+    for (const auto& [place, waiting] : places) {
       if (++lines > 12) return text + "  ...\n";
       std::string list;
-      for (size_t i = 0; i < who.size() && i < 8; ++i) list += (i ? "," : "") + std::to_string(who[i]);
-      if (who.size() > 8) list += ",...";
+      for (size_t i = 0; i < waiting.size() && i < 8; ++i) list += (i ? "," : "") + std::to_string(waiting[i]);
+      if (waiting.size() > 8) list += ",...";
       char line[512];
       std::snprintf(line, sizeof line, "  block (%u,%u,%u): %zu of %u threads left wait %s (threads %s)\n", block->index.x,
-                    block->index.y, block->index.z, who.size(), block->alive, place.c_str(), list.c_str());
+                    block->index.y, block->index.z, waiting.size(), block->alive, place.c_str(), list.c_str());
       text += line;
     }
   }

@@ -1,4 +1,4 @@
-// Which thread runs next: threads are fibers, resumed in a seeded random order; blocks live while they are resident.
+// Runs the threads of a launch as fibers, in a random order that follows from a seed. Blocks exist while they are resident.
 #pragma once
 #include "emulator/runtime.h"
 #include "emulator/vector_types.h"
@@ -14,18 +14,11 @@
 namespace emulator {
 struct Block;
 
-struct Copy {  // a cp.async that is under way
+struct Copy {  // an incomplete cp.async
   unsigned char* to;
   const unsigned char* from;
   int bytes, source_bytes;
   unsigned group;
-  uint64_t serial;  // over the launch
-  Where where;
-};
-struct CopyArrival {  // at an mbarrier, when all copies up to a serial have landed
-  uint64_t serial;
-  uint64_t* barrier;
-  Moment moment;
   Where where;
 };
 
@@ -33,16 +26,15 @@ struct Thread {
   Block* block = nullptr;
   uint3 index{};
   unsigned linear = 0;
-  Fiber* fiber = nullptr;           // null before its first instruction and after its last
-  const char* waits_for = nullptr;  // null if it could run
-  Where where;
-  Predicates predicates{};  // the answer of the barrier it waited at
+  Fiber* fiber = nullptr;           // null before the first instruction and after the last
+  const char* waits_for = nullptr;  // null if the thread is ready
+  Where where;                      // of the wait
+  Predicates predicates{};          // the result of the last barrier
   std::vector<Copy> copies;
-  std::vector<CopyArrival> copy_arrivals;
-  unsigned copy_group = 0;  // the one that is open
-  bool at_cluster_barrier = false;
-  uint64_t cluster_phase = 0;  // the one it arrived for
-  Knowledge knowledge;         // of other threads' accesses
+  unsigned copy_group = 0;          // the group of the next copy
+  bool at_cluster_barrier = false;  // has arrived and not yet waited
+  uint64_t cluster_phase = 0;       // the phase of that arrival
+  Knowledge knowledge;              // of other threads' accesses
 };
 
 struct Barrier {
@@ -62,8 +54,8 @@ struct Collective {
 };
 struct Warp {
   uint32_t alive = 0;
-  std::vector<Collective> pending;              // more than one if parts of the warp meet apart
-  std::shared_ptr<struct WgmmaQueue> products;  // null until the first
+  std::vector<Collective> pending;              // with disjoint masks
+  std::shared_ptr<struct WgmmaQueue> products;  // null before the first product
 };
 
 struct Block {
@@ -71,18 +63,18 @@ struct Block {
   unsigned linear = 0;  // in the grid
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  std::vector<Thread*> ready;  // not yet begun ones included
+  std::vector<Thread*> ready;  // includes those that have not started
   unsigned alive = 0;
   Barrier barriers[16];
   unsigned char* shared = nullptr;
   struct Cluster* cluster = nullptr;
   uint32_t rank = 0;  // in the cluster
   bool started = false;
-  unsigned copies_under_way = 0;  // of the copy engine, into its shared memory
+  unsigned pending_copies = 0;  // by the copy engine, into this block's shared memory
   Actors actors;
 };
 
-// Blocks that start and end together; one block, where the launch has no clusters.
+// A cluster's blocks become resident and end together. Without clusters each block is a cluster of its own.
 struct Cluster {
   std::vector<Block*> blocks;  // by rank
   unsigned unfinished = 0;
@@ -103,7 +95,7 @@ struct MBarrier {
   SharedClock known;
 };
 
-// xorshift64*: one launch's choices follow from its seed.
+// The generator xorshift64*.
 struct Random {
   uint64_t state = 1;
   uint64_t next() {
@@ -113,7 +105,7 @@ struct Random {
   unsigned below(unsigned bound) { return unsigned((next() >> 32) * bound >> 32); }
 };
 
-// The virtual GPU: an H200's limits on few multiprocessors.
+// The emulated GPU has the limits of an H200 and fewer multiprocessors.
 struct Limits {
   unsigned multiprocessors = 16;
   static constexpr unsigned kThreadsPerBlock = 1024, kThreadsPerMultiprocessor = 2048, kBlocksPerMultiprocessor = 32;
@@ -127,13 +119,13 @@ struct LaunchRequest {
   size_t parameter_bytes;
   dim3 grid, block, cluster;
   unsigned shared_bytes;
-  unsigned resident;  // blocks at once
+  unsigned resident;  // the number of blocks that run at the same time
 };
 
 class Scheduler {
  public:
   Scheduler();
-  // Runs every thread of every block; false, and what happened in failure(), if that could not be.
+  // Runs every thread of every block. Returns false if the launch fails; failure() then says why.
   bool launch(const LaunchRequest& request, uint64_t seed);
   const std::string& failure() const { return failure_; }
 
@@ -147,21 +139,21 @@ class Scheduler {
   std::unordered_map<const uint64_t*, MBarrier>& mbarriers() { return mbarriers_; }
   bool in_asynchronous_operation() const { return asynchronous_; }
 
-  void wait(const char* what, const Where& where);  // until somebody says make_ready
+  void wait(const char* what, const Where& where);  // suspends the current thread until make_ready
   void make_ready(Thread& thread);
-  void yield();  // stays ready
+  void yield();  // lets another thread run; the current one stays ready
   void poll(const Where& where);
   void progress() { idle_polls_ = 0; }
-  void later(std::function<void()> operation);  // at a random moment, at the latest when nothing else can happen
-  [[noreturn]] void stop(std::string message);
+  void later(std::function<void()> operation);  // runs it at a random moment, at the latest when no thread is ready
+  [[noreturn]] void stop(std::string message);  // fails the launch
 
-  uint64_t switches = 0, threads = 0, copy_serial = 0;
+  uint64_t switches = 0, threads = 0;
 
  private:
   static void fiber_body();
   void run_threads();
   void finish(Thread& thread);
-  Thread* next();  // null when all is done; ends the launch when nothing can run
+  Thread* next();  // the thread to run next; null if none is ready
   void resume(Thread& thread);
   void enter(Thread& thread);
   bool start_cluster();
@@ -174,12 +166,12 @@ class Scheduler {
   Fiber main_;
   Fiber* running_ = nullptr;
   Thread* current_ = nullptr;
-  Block* here_ = nullptr;  // the block that threads are preferably taken from
+  Block* preferred_ = nullptr;  // the block that next() usually stays in
   LaunchRequest request_{};
   Random random_;
-  std::vector<unsigned> order_;  // of clusters yet to start, last first
+  std::vector<unsigned> order_;  // the clusters that have not started; the last is the next
   std::vector<Block*> active_;
-  std::vector<std::unique_ptr<Block>> blocks_;  // all there are, and the unused ones
+  std::vector<std::unique_ptr<Block>> blocks_;  // the active and the unused ones
   std::vector<Block*> unused_;
   std::vector<std::unique_ptr<Cluster>> clusters_;
   std::vector<Cluster*> unused_clusters_;
@@ -191,14 +183,12 @@ class Scheduler {
 };
 Scheduler& scheduler();
 
-bool owns_shared_memory_at(const void* address);  // any block's, and what lies around it
-void thread_exited(Thread& thread);               // barriers.cpp: whoever waits for it need not
-void finish_copies(Thread& thread);               // copies.cpp
-void land_copies(Thread& thread, uint64_t up_to_serial);
-void cluster_barrier_check(Cluster& cluster);  // cluster.cpp: whether all threads left have arrived
+bool owns_shared_memory_at(const void* address);  // whether any block's shared memory, or a page around it, is there
+void thread_exited(Thread& thread);               // completes barriers and collectives that waited for this thread
+void finish_copies(Thread& thread);               // completes the thread's asynchronous copies
+void cluster_barrier_check(Cluster& cluster);     // completes the cluster's barrier if all running threads have arrived
 void mbarrier_complete(uint64_t* barrier, int bytes, const Moment& moment, const Where& where);
-void mbarrier_require(const uint64_t* barrier, const Where& where);  // that it is initialised
-void mbarrier_arrive_late(uint64_t* barrier, const Moment& moment, const Where& where);
-void finish_products(const Warp& warp);  // wgmma.cpp: whether each has been waited for
+void mbarrier_require(const uint64_t* barrier, const Where& where);  // fails the launch unless the barrier is initialised
+void finish_products(const Warp& warp);  // fails the launch unless the warp has waited for all of its products
 std::string describe(const Thread& thread);
 }  // namespace emulator

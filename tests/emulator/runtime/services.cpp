@@ -1,4 +1,4 @@
-// The small things that stand-in headers ask for.
+// The rest of the interface in emulator/runtime.h.
 #include "emulator/runtime.h"
 #include "emulator/thread.h"
 #include "scheduler.h"

@@ -1,3 +1,4 @@
+// Finds races and accesses outside of memory: compares each access of a byte with the recorded earlier ones.
 #ifdef EMULATOR_RACE
 #include "shadow.h"
 
@@ -13,20 +14,21 @@
 
 namespace emulator {
 namespace {
-// What the issuer of an asynchronous access knew, and some epochs that this is known to comprise: neighbours have the same.
+// The moment at which an asynchronous access was issued, and a cache of epochs that happened before it, since neighbouring bytes
+// often have the same.
 struct Issuer {
   const Moment& moment;
   mutable uint64_t ordered[8] = {};
 };
 
-// The moment of an access: clock, block, thread or another actor, and whether it was atomic, in one word; 0 is none.
+// The moment of an access in one word: its clock, block, thread or other actor, and whether it was atomic. 0 is no access.
 struct Epoch {
   uint64_t word = 0;
-  static Epoch of(uint32_t clock, uint32_t block, uint32_t thread, bool atomic) {
+  static Epoch at(uint32_t clock, uint32_t block, uint32_t thread, bool atomic) {
     return {uint64_t(clock) << 40 | uint64_t(block & 0xfffffff) << 12 | uint64_t(thread) << 1 | uint64_t(atomic)};
   }
-  static Epoch of(const Thread& thread, bool atomic) {
-    return of(thread.knowledge.clock, thread.block->linear, thread.linear, atomic);
+  static Epoch now(const Thread& thread, bool atomic) {
+    return at(thread.knowledge.clock, thread.block->linear, thread.linear, atomic);
   }
   uint32_t clock() const { return uint32_t(word >> 40); }
   uint32_t block() const { return uint32_t(word >> 12) & 0xfffffff; }
@@ -36,26 +38,27 @@ struct Epoch {
     if (block() == self.block->linear && thread() == self.linear) return true;
     return self.knowledge.known && self.knowledge.known->at(block(), thread()) >= clock();
   }
-  uint32_t known_to(const Moment& self) const {  // the last moment of its thread that is
+  uint32_t known_to(const Moment& self) const {  // the latest moment of this epoch's thread that happened before `self`
     if (block() == self.block && thread() == self.thread) return self.clock;
     return self.known ? self.known->at(block(), thread()) : 0;
   }
   bool before(const Issuer& self) const {
     uint64_t& ordered = self.ordered[thread() % 8];
     if (ordered == word) return true;
-    const bool found = known_to(self.moment) >= clock();
-    if (found) ordered = word;
-    return found;
+    if (known_to(self.moment) < clock()) return false;
+    ordered = word;
+    return true;
   }
 };
 
-// Of the readers that no write has followed only a few are kept: any one of them betrays a write that did not wait.
+// Of the reads since the last write only a few are kept. One of them is enough to find a write that is not ordered after it.
 constexpr int kReaders = 3;
 struct Cell {
   Epoch write, read[kReaders];
-  uint32_t write_code = 0, read_code[kReaders] = {};  // where: offsets in the object, or what a stand-in told
+  uint32_t write_code = 0, read_code[kReaders] = {};
 };
-constexpr uint32_t kTold = 1u << 31, kAsynchronous = 1u << 30;
+// A code locates an access. It is an offset in the object or, with kReported, an index into Shadow::reported.
+constexpr uint32_t kReported = 1u << 31, kAsynchronous = 1u << 30;
 constexpr size_t kPageBytes = 64, kMaxPages = 1 << 16;
 struct Page {
   uint64_t launch = 0;
@@ -69,9 +72,9 @@ struct Shadow {
   uint64_t launch = 0;
   std::map<uintptr_t, uintptr_t> allowed;  // begin -> end
   uintptr_t parameters = 0, parameters_end = 0;
-  uintptr_t image = 0, image_end = 0;  // of this object: its tables, and threadIdx
+  uintptr_t image = 0, image_end = 0;  // this object's constants and variables, such as threadIdx
   const char* path = "";
-  std::vector<Where> told;
+  std::vector<Where> reported;  // the locations of accesses that the emulator made for threads
 };
 
 int find_image(dl_phdr_info* info, size_t, void* data) {
@@ -90,9 +93,9 @@ int find_image(dl_phdr_info* info, size_t, void* data) {
 
 Shadow& shadow() {
   static Shadow* instance = [] {
-    auto* made = new Shadow;
-    dl_iterate_phdr(find_image, made);
-    return made;
+    auto* created = new Shadow;
+    dl_iterate_phdr(find_image, created);
+    return created;
   }();
   return *instance;
 }
@@ -112,27 +115,27 @@ Page& page_of(uintptr_t address) {
   return *all.last;
 }
 
-// "kernel.cuh:12", the innermost place outside the stand-in headers; from the object's line table by addr2line.
+// The source line of a code, such as "kernel.cuh:12". Of inlined functions it is the innermost outside of the emulator's headers.
 std::string place(uint32_t code) {
-  if (code & kTold) {
-    const Where& where = shadow().told[code & ~(kTold | kAsynchronous)];
+  if (code & kReported) {
+    const Where& where = shadow().reported[code & ~(kReported | kAsynchronous)];
     return base_name(where.file_name()) + (":" + std::to_string(where.line()));
   }
   char command[1024];
   std::snprintf(command, sizeof command, "addr2line -e '%s' -i 0x%x 2>/dev/null", shadow().path, code - 1);
-  std::string found = "unknown";
+  std::string line_of_code = "unknown";
   if (FILE* pipe = popen(command, "r")) {
     char line[1024];
     while (std::fgets(line, sizeof line, pipe)) {
       std::string text(line);
       if (text.find("/tests/emulator/include/") != std::string::npos || text[0] == '?') continue;
       text = text.substr(text.rfind('/') + 1);
-      found = text.substr(0, text.find_first_of(" \n"));
+      line_of_code = text.substr(0, text.find_first_of(" \n"));
       break;
     }
     pclose(pipe);
   }
-  return found;
+  return line_of_code;
 }
 
 std::string memory_name(uintptr_t address) {
@@ -181,22 +184,22 @@ std::string name_of(Epoch actor) {
          std::to_string(b / grid.x / grid.y) + ")";
 }
 
-[[noreturn]] void report(const char* who, uintptr_t address, Access access, uint32_t code, Epoch other, const char* other_verb,
+[[noreturn]] void report(const char* actor, uintptr_t address, Access access, uint32_t code, Epoch other, const char* other_verb,
                          uint32_t other_code) {
-  fail("race on %s\n  %s %s it at %s\n  %s %s it at %s, and nothing orders the two", memory_name(address).c_str(), who,
+  fail("race on %s\n  %s %s it at %s\n  %s %s it at %s, and nothing orders the two", memory_name(address).c_str(), actor,
        verb(access), place(code).c_str(), name_of(other).c_str(), other_verb, place(other_code).c_str());
 }
 
-// Checks an access of one byte by `self`, a thread or what a thread knew, and remembers it as of `now`.
+// Checks an access of one byte and records it at `now`. `self` is the accessing Thread, or the Issuer of an asynchronous access.
 template <class Self>
-void check_byte(const char* who, Cell& cell, uintptr_t address, Access access, uint32_t code, const Self& self, Epoch now) {
+void check_byte(const char* actor, Cell& cell, uintptr_t address, Access access, uint32_t code, const Self& self, Epoch now) {
   const bool atomic = now.atomic(), writes = access == Access::write || access == Access::atomic;
   auto clashes = [&](Epoch other) { return other.word && !(atomic && other.atomic()) && !other.before(self); };
   if (clashes(cell.write))
-    report(who, address, access, code, cell.write, cell.write.atomic() ? "changed" : "wrote", cell.write_code);
+    report(actor, address, access, code, cell.write, cell.write.atomic() ? "changed" : "wrote", cell.write_code);
   if (writes) {
     for (int i = 0; i < kReaders; ++i) {
-      if (clashes(cell.read[i])) report(who, address, access, code, cell.read[i], "read", cell.read_code[i]);
+      if (clashes(cell.read[i])) report(actor, address, access, code, cell.read[i], "read", cell.read_code[i]);
       cell.read[i] = {};
     }
     cell.write = now, cell.write_code = code;
@@ -206,7 +209,7 @@ void check_byte(const char* who, Cell& cell, uintptr_t address, Access access, u
     return other.word && ((other.block() == now.block() && other.thread() == now.thread()) || other.before(self)) &&
            (!atomic || other.atomic());
   };
-  int slot = -1;  // of an earlier read that this one makes superfluous, else a free one, else any
+  int slot = -1;  // replaces a superfluous read, else takes a free slot, else replaces a random read
   for (int i = 0; i < kReaders && slot < 0; ++i)
     if (superfluous(cell.read[i])) slot = i;
   for (int i = 0; i < kReaders && slot < 0; ++i)
@@ -215,14 +218,16 @@ void check_byte(const char* who, Cell& cell, uintptr_t address, Access access, u
   cell.read[slot] = now, cell.read_code[slot] = code;
 }
 
-// Whether the access concerns anybody: not a thread's own variables, parameters, or the object's tables.
+// Whether other threads may access the memory; false for a thread's stack, the parameters and the object's own data. Fails the
+// launch if the access is outside of memory.
 bool is_memory(uintptr_t address, size_t bytes, Access access, uint32_t code) {
   const Shadow& all = shadow();
   if (address >= all.image && address < all.image_end) return false;
   if (address >= all.parameters && address < all.parameters_end) return false;
   const void* pointer = reinterpret_cast<const void*>(address);
   if (scheduler().fibers().owns_stack_at(pointer)) return false;
-  for (const Block* block : scheduler().current().block->cluster->blocks) {  // which of them may be reached, cluster.cpp checks
+  for (const Block* block :
+       scheduler().current().block->cluster->blocks) {  // cluster.cpp checks whether this thread may access them
     const auto shared = reinterpret_cast<uintptr_t>(block->shared);
     if (address >= shared && address + bytes <= shared + scheduler().request().shared_bytes) return true;
   }
@@ -239,24 +244,24 @@ bool is_memory(uintptr_t address, size_t bytes, Access access, uint32_t code) {
   }
   return true;
 }
-template <class Each>
-void for_each_cell(uintptr_t address, size_t bytes, Each&& each) {
+template <class Visit>
+void for_each_cell(uintptr_t address, size_t bytes, Visit&& visit) {
   for (uintptr_t byte = address; byte < address + bytes;) {
     Page& page = page_of(byte);
     const uintptr_t end = std::min(address + bytes, (byte / kPageBytes + 1) * kPageBytes);
-    for (; byte < end; ++byte) each(page.cells[byte % kPageBytes], byte);
+    for (; byte < end; ++byte) visit(page.cells[byte % kPageBytes], byte);
   }
 }
 
 uint32_t code_of(const Where& where) {
-  std::vector<Where>& told = shadow().told;
+  std::vector<Where>& reported = shadow().reported;
   size_t i = 0;
-  while (i < told.size() && (told[i].line() != where.line() || told[i].file_name() != where.file_name())) ++i;
-  if (i == told.size()) told.push_back(where);
-  return kTold | uint32_t(i);
+  while (i < reported.size() && (reported[i].line() != where.line() || reported[i].file_name() != where.file_name())) ++i;
+  if (i == reported.size()) reported.push_back(where);
+  return kReported | uint32_t(i);
 }
 
-// Whether its thread has executed fence_proxy_async after the write, and who issued an asynchronous access knows that.
+// Whether the writing thread has executed fence_proxy_async between the write and the moment `issued`.
 bool fenced_for(Epoch write, const Moment& issued) {
   for (const Block* block : scheduler().active()) {
     if (block->linear != write.block()) continue;
@@ -273,7 +278,7 @@ void check_access(const void* pointer, size_t bytes, Access access, uint32_t off
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (!is_memory(address, bytes, access, offset)) return;
   const Thread& self = scheduler().current();
-  const Epoch now = Epoch::of(self, access == Access::atomic || access == Access::atomic_read);
+  const Epoch now = Epoch::now(self, access == Access::atomic || access == Access::atomic_read);
   for_each_cell(address, bytes,
                 [&](Cell& cell, uintptr_t byte) { check_byte("this thread", cell, byte, access, offset, self, now); });
 }
@@ -291,9 +296,9 @@ void see_asynchronous(const void* pointer, size_t bytes, Access access, const Mo
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   const uint32_t code = code_of(where) | kAsynchronous;
   if (!is_memory(address, bytes, access, code)) return;
-  const Epoch now = Epoch::of(actor.clock, actor.block, actor.thread, false);
+  const Epoch now = Epoch::at(actor.clock, actor.block, actor.thread, false);
   const Issuer issuer{issued};
-  Epoch fenced;  // a write that is
+  Epoch fenced;  // the last write for which a fence was found
   for_each_cell(address, bytes, [&](Cell& cell, uintptr_t byte) {
     const Epoch write = cell.write;
     const bool through_another_proxy = write.word && write.word != fenced.word && !(cell.write_code & kAsynchronous);
@@ -302,9 +307,9 @@ void see_asynchronous(const void* pointer, size_t bytes, Access access, const Mo
     if (!through_another_proxy) return;
     if (!owns_shared_memory_at(pointer))
       fail(
-          "%s at %s %s through the copy engine's proxy what %s wrote at %s: fence_proxy_async is for shared memory, only a "
-          "launch "
-          "is between the two proxies' accesses to global memory",
+          "%s at %s %s through the copy engine's proxy what %s wrote at %s: fence_proxy_async is for shared memory; in global "
+          "memory "
+          "only a new launch orders accesses through different proxies",
           what, place(code).c_str(), verb(access), name_of(write).c_str(), place(write_code).c_str());
     if (!fenced_for(write, issued))
       fail("%s at %s %s through the copy engine's proxy what %s wrote at %s: fence_proxy_async is missing there, after the write",
@@ -325,14 +330,14 @@ void race_block_started(Block& block) {
   for (Thread& thread : block.threads) thread.knowledge = {};
   block.actors.clocks.assign(block.warps.size(), 0);
   block.actors.barriers.clear();
-  for (Barrier& barrier : block.barriers) barrier.arrivals.clear();  // threads that exited arrived at what nobody met at again
+  for (Barrier& barrier : block.barriers) barrier.arrivals.clear();  // of threads that had exited after the last barrier
   forget_shadow(block.shared, scheduler().request().shared_bytes);
 }
 
 void forget_shadow(const void* pointer, size_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   for (uintptr_t key = address / kPageBytes; key * kPageBytes < address + bytes; ++key)
-    if (const auto found = shadow().pages.find(key); found != shadow().pages.end()) found->second->launch = 0;
+    if (const auto page = shadow().pages.find(key); page != shadow().pages.end()) page->second->launch = 0;
 }
 
 void allow_memory(const void* pointer, size_t bytes) {

@@ -1,16 +1,16 @@
-// The memory's shadow: who touched each byte last.
+// Shadow memory: the last accesses of each byte.
 #pragma once
 #ifdef EMULATOR_RACE
 #include "scheduler.h"
 
 namespace emulator {
-constexpr uint32_t kMaxActor = 2047;  // threads of a block and other actors (race.h) that an access remembers
+constexpr uint32_t kMaxActor = 2047;  // the largest index of a thread or another actor (race.h) in its block
 
-// Checks an access against earlier ones, and remembers it. `code` is an address in the kernel.
+// Checks an access against earlier ones and records it. `code` is the address of the instruction.
 void check_access(const void* address, size_t bytes, Access access, const void* code);
 void forget_shadow(const void* address, size_t bytes);
 void forget_locations();
-// Memory that kernels may touch, told by the tests; while there is none, any may be.
+// Adds to the memory that kernels may access. Without any, they may access all memory.
 void allow_memory(const void* address, size_t bytes);
 void forget_memory();
 }  // namespace emulator

@@ -1,4 +1,4 @@
-// Tensor maps and their walks, from the driver's documentation of its encoders and the PTX manual: tiled boxes, im2col columns.
+// Tensor maps and the boxes that they describe, by the documentation of the driver's encoders and the PTX manual.
 #include "tensor_map.h"
 
 #include "arithmetic.h"
@@ -9,7 +9,7 @@
 
 namespace emulator {
 namespace {
-// Our own: what a GPU's 128 bytes mean is not documented.
+// The emulator's own format: that of a GPU is not documented.
 struct Encoded {
   uint64_t magic, address, stride[3];
   uint32_t last[4];  // extent - 1
@@ -40,7 +40,7 @@ bool within(const T (&values)[kSize], int64_t low, int64_t high) {
   return std::all_of(values, values + kSize, [&](T value) { return int64_t(value) >= low && int64_t(value) <= high; });
 }
 
-// 10 bits of mantissa.
+// Rounds fp32 to a mantissa of 10 bits.
 uint32_t to_tf32(uint32_t bits) {
   if (arithmetic().copied == Tf32::truncate) return bits & ~0x1fffu;
   if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fffe000;
@@ -48,10 +48,11 @@ uint32_t to_tf32(uint32_t bits) {
 }
 }  // namespace
 
-// kernels/tensor_map.py repeats these limits, so that a plan can ask before there is a map.
+// kernels/tensor_map.py checks the same limits when a launch is planned.
 std::string refused_by_driver(const TensorMapSpec& spec) {
-  if (spec.type < 0 || spec.type > 2) return "type " + std::to_string(spec.type) + " is none";
-  if (!spec.address || reinterpret_cast<uintptr_t>(spec.address) % 16) return "its first element is not on 16 bytes";
+  if (spec.type < 0 || spec.type > 2) return "there is no type " + std::to_string(spec.type);
+  if (!spec.address || reinterpret_cast<uintptr_t>(spec.address) % 16)
+    return "the address of its first element is not a multiple of 16";
   if (!within(spec.extent, 1, int64_t(1) << 32)) return "its extents " + list(spec.extent) + " are not all 1 to 2^32";
   const uint64_t size = spec.type == 2 ? 4 : 2;
   uint64_t before = spec.extent[0] * size;
@@ -59,21 +60,21 @@ std::string refused_by_driver(const TensorMapSpec& spec) {
     if (spec.stride[i] % 16 || spec.stride[i] >> 40)
       return "its strides of " + list(spec.stride) + " bytes are not all multiples of 16 below 2^40";
     if (spec.stride[i] < before || (i && spec.stride[i] % before))
-      return "its strides of " + list(spec.stride) + " bytes are not each a multiple of the one before";
+      return "its strides of " + list(spec.stride) + " bytes are not multiples of the preceding ones";
   }
   const uint64_t row = (spec.im2col ? spec.channels : spec.box[0]) * size;
   if (!row || row % 16 || (spec.swizzle && row > uint64_t(spec.swizzle)))
     return "a row of the box has " + std::to_string(row) + " bytes, not a multiple of 16 up to " + std::to_string(spec.swizzle);
   if (!within(spec.element_stride, 1, 8)) return "strides " + list(spec.element_stride) + " are not all 1 to 8";
-  if (!spec.im2col) return within(spec.box, 1, 256) ? "" : "the box " + list(spec.box) + " is not within 256";
+  if (!spec.im2col) return within(spec.box, 1, 256) ? "" : "the extents of the box " + list(spec.box) + " are not all 1 to 256";
   if (!within(spec.lower, -128, 127) || !within(spec.upper, -128, 127))
-    return "the corners " + list(spec.lower) + " and " + list(spec.upper) + " of its pixels are not within -128 and 127";
+    return "the corners " + list(spec.lower) + " and " + list(spec.upper) + " of its pixels are not within -128 to 127";
   for (int i = 0; i < 2; ++i)
     if (int64_t(spec.extent[1 + i]) - 1 + spec.upper[i] < spec.lower[i])
-      return "between the corners " + list(spec.lower) + " and " + list(spec.upper) + " lies no pixel";
+      return "there is no pixel between the corners " + list(spec.lower) + " and " + list(spec.upper);
   if (spec.channels > 256 || !spec.pixels || spec.pixels > 1024)
-    return std::to_string(spec.channels) + " channels and " + std::to_string(spec.pixels) +
-           " pixels of a box are not 1 to 256 and 1 to 1024";
+    return "a box of " + std::to_string(spec.channels) + " channels and " + std::to_string(spec.pixels) +
+           " pixels is not within 1 to 256 channels and 1 to 1024 pixels";
   return "";
 }
 
@@ -171,7 +172,7 @@ void Box::step() {
       if (i == 3) return void(++at_[3]);
       at_[i] += spec_.element_stride[i];
       if (at_[i] <= int64_t(spec_.extent[i]) - 1 + spec_.upper[i - 1]) return;
-      at_[i] = spec_.lower[i - 1];  // not at a remainder, whatever the stride
+      at_[i] = spec_.lower[i - 1];  // each line starts at the corner, also if the stride does not divide its extent
     } else {
       at_[i] += spec_.element_stride[i];
       if (++index_[i] < count_[i]) return;

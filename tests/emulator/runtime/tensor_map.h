@@ -1,4 +1,4 @@
-// What the copy engine is told of a tensor, and the order in which it walks through a box of it.
+// The emulator's format of a tensor map, and the order in which the copy engine reads a box.
 #pragma once
 #include "platform/encode.h"
 
@@ -6,20 +6,21 @@
 #include <string>
 
 namespace emulator {
-// What of it the driver's encoders do not take, empty if nothing. They take a box without swizzle, which ours are not.
+// Why the driver's encoders would refuse the map; empty if they accept it. They also accept maps without swizzle, which the
+// kernels do not use.
 std::string refused_by_driver(const TensorMapSpec& spec);
-// Writes the 128 bytes, or returns why not.
+// Writes the 128 bytes of a map, or returns why it cannot be encoded.
 std::string encode_tensor_map(const TensorMapSpec& spec, void* map);
-// False if the 128 bytes are not what encode_tensor_map wrote.
+// Returns false if encode_tensor_map did not write the 128 bytes.
 bool decode_tensor_map(const void* map, TensorMapSpec& spec);
 
-// A row of the box in the tensor: `count` elements from `from` on, ahead of which `before` lie outside of the tensor.
+// A row of the box: `before` elements that lie outside of the tensor, then `count` elements from `from`; the rest lies outside.
 struct BoxRow {
   const unsigned char* from;
   int before, count;
 };
 
-// One copy: the rows of a box one after the other, and where they go.
+// One copy: yields the rows of its box in order, and their destinations.
 class Box {
  public:
   // `offset` (W, H) is null for a tiled copy.
@@ -32,16 +33,16 @@ class Box {
   int pitch() const { return spec_.swizzle ? spec_.swizzle : row_bytes(); }
   int payload() const { return rows_ * row_bytes(); }
   BoxRow next();
-  // Where 16 bytes of a row go, in bytes from a multiple of 1024, of which the box begins at `to`.
+  // The destination of 16 bytes of a row. It and `to`, the destination of the box, count bytes from a multiple of 1024.
   uint32_t place(uint32_t to, int row, int piece) const;
-  // Copies it all; `memory` is the multiple of 1024.
+  // Copies the whole box; `memory` stands for that multiple of 1024.
   void copy(unsigned char* memory, uint32_t to);
 
  private:
   void step();
   TensorMapSpec spec_;
   std::array<int64_t, 4> start_{}, at_{};
-  std::array<int, 4> offset_{}, index_{}, count_{};  // count_: of coordinates in a tiled box
+  std::array<int, 4> offset_{}, index_{}, count_{};  // count_ is the number of coordinates in a tiled box
   int rows_ = 1, row_elements_;
 };
 }  // namespace emulator

@@ -1,4 +1,4 @@
-// The functions that g++ -fsanitize=thread calls at every access of a kernel.
+// The functions that code compiled with -fsanitize=thread calls before each access to memory.
 #ifdef EMULATOR_RACE
 #include "shadow.h"
 
@@ -17,7 +17,7 @@ SEE_SIZES(__tsan_volatile_write, atomic)
 SEE_SIZES(__tsan_unaligned_volatile_read, atomic_read)
 SEE_SIZES(__tsan_unaligned_volatile_write, atomic)
 
-// Kernels poll volatile variables: others must come to run.
+// A kernel may poll a volatile variable, so reading it lets other threads run.
 #define POLL(bytes)                                                                 \
   extern "C" void __tsan_volatile_read##bytes(void* address) {                      \
     check_access(address, bytes, Access::atomic_read, __builtin_return_address(0)); \

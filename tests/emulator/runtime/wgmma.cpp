@@ -1,5 +1,5 @@
-// Products of a warpgroup. Each of its warps has a queue of its own: a product waits there, with D's true sums beside it and NaN
-// in D, until the warp waits for its group; the operands are read then, now and then earlier.
+// Products of a warpgroup. Each of its warps has a queue of products. From a product until the wait for its group D is NaN and
+// the sums are kept in the queue. The operands are read at the wait, sometimes earlier.
 #include "platform/wgmma.h"
 
 #include "arithmetic.h"
@@ -12,9 +12,9 @@
 
 namespace emulator {
 namespace {
-constexpr uint32_t kWindow = 0x400;  // of the block's own shared memory, as in cluster.cpp
+constexpr uint32_t kWindow = 0x400;  // the address of a block's first byte, as in cluster.cpp
 constexpr int kDepthBytes = 32;
-constexpr uint32_t kUnderWay = 0xffbfffff;  // D's words: a signalling NaN, so that arithmetic on it leaves another one
+constexpr uint32_t kPending = 0xffbfffff;  // D during a product: a signalling NaN, which arithmetic turns into a quiet one
 
 struct Issue {  // one lane's call
   WgmmaType type;
@@ -25,38 +25,40 @@ struct Issue {  // one lane's call
   Where where;
 };
 
-// The sums of one D while products on it are under way; D itself is NaN.
+// The sums of one D while products on it are pending.
 struct Sums {
   std::array<float*, 32> d;
-  int count;  // registers of a lane
-  int under_way = 0;
-  std::vector<float> value;  // 16 rows
+  int count;                 // of registers in a lane
+  int pending = 0;           // products
+  std::vector<float> value;  // the warp's 16 rows
 };
 
 struct Product {
   WgmmaType type;
   bool rows_a, rows_b;
-  std::vector<uint32_t> a, b;  // where their pieces of 16 bytes lie in shared memory
+  std::vector<uint32_t> a, b;  // the offsets in shared memory of the operands, in pieces of 16 bytes
   Sums* sums;
   Moment issued;
   Where where;
 };
 
-// What a warpgroup's warps multiply: all the same.
+// Checks that the warps of a warpgroup issue the same products.
 struct Warpgroup {
-  std::deque<Issue> issues;  // that not every warp has issued
-  uint64_t forgotten = 0, issued[4] = {};
+  std::deque<Issue> issues;  // the products that not all warps have issued
+  uint64_t dropped = 0;      // the number of earlier products
+  uint64_t issued[4] = {};   // the number that each warp has issued
 };
 }  // namespace
 
 struct WgmmaQueue {
   std::shared_ptr<Warpgroup> group;
-  unsigned warp;  // of the group
+  unsigned warp;  // its index in the group
   const unsigned char* shared;
-  std::deque<Product> products;  // not waited for
-  std::deque<unsigned> groups;   // committed ones: how many products each
-  unsigned open = 0;             // products since the last commit
-  uint64_t multiplied = 0, over = 0;
+  std::deque<Product> products;  // those without a wait
+  std::deque<unsigned> groups;   // the numbers of products in the committed groups
+  unsigned uncommitted = 0;      // products since the last commit
+  uint64_t multiplied = 0;       // products whose sums have been computed
+  uint64_t finished = 0;         // products that have been waited for
   bool fenced = false;
   std::list<Sums> sums;
 };
@@ -69,7 +71,7 @@ namespace {
 std::shared_ptr<WgmmaQueue>& queue_of(Block& block, unsigned warp, const char* what, const Where& where) {
   std::shared_ptr<WgmmaQueue>& queue = block.warps[warp].products;
   if (queue) return queue;
-  if (warp / 4 * 4 + 4 > block.threads.size() / 32) wrong(what, "the warp is of no whole warpgroup, four warps", where);
+  if (warp / 4 * 4 + 4 > block.threads.size() / 32) wrong(what, "the warp is not in a whole warpgroup of four warps", where);
   queue = std::make_shared<WgmmaQueue>();
   queue->warp = warp % 4;
   queue->shared = block.shared;
@@ -83,27 +85,27 @@ std::shared_ptr<WgmmaQueue>& current_queue(const char* what, const Where& where)
   return queue_of(*self.block, self.linear / 32, what, where);
 }
 void require_whole_warp(const char* what, uint32_t lanes, const Where& where) {
-  if (lanes != 0xffffffff) wrong(what, "every lane of the warp takes part", where);
+  if (lanes != 0xffffffff) wrong(what, "all lanes of the warp must take part", where);
 }
 
-// Where the operand's rows from `first` on lie: for depth row by row, each 32 bytes of depth; else depth by depth.
+// The offsets of the operand's pieces of 16 bytes, of `rows` rows from `first`: by row, or by depth if it is stored along rows.
 std::vector<uint32_t> pieces(uint64_t descriptor, bool along_rows, int first, int rows, const Where& where) {
   auto field = [&](int bit) { return uint32_t(descriptor >> bit & 0x3fff) << 4; };
   const uint32_t start = field(0), leading = field(16), stride = field(32), mode = uint32_t(descriptor >> 62);
   if (descriptor & 0x3fff'c000'c000'c000 || !mode)
-    wrong("wgmma", "the descriptor has bits that none of ours has: no swizzle, a base offset, or a sum that overflowed", where);
+    wrong("wgmma", "the descriptor has no swizzle, a base offset, or a field that overflowed", where);
   const uint32_t span = 256 >> mode, atom = 8 * span;
   if (along_rows ? start % atom : start % atom % kDepthBytes || start % atom >= span)
-    wrong("wgmma", "the operand starts inside of eight rows, or not on 32 bytes of the depth", where);
+    wrong("wgmma", "the operand starts inside of eight rows, or at a depth that is not a multiple of 32 bytes", where);
   const auto per_span = int(span / 2);  // 16-bit elements
   if (stride % atom || (along_rows && (first + rows > per_span) && leading % atom))
-    wrong("wgmma", "the operand's strides are no multiples of eight rows", where);
-  std::vector<uint32_t> found;
+    wrong("wgmma", "the operand's strides are not multiples of eight rows", where);
+  std::vector<uint32_t> offsets;
   auto add = [&](uint32_t address) {
     address ^= (address >> 7 & (span / 16 - 1)) << 4;
     if (address < kWindow || address + 16 > kWindow + scheduler().request().shared_bytes)
       wrong("wgmma", "the operand is not in this block's shared memory", where);
-    found.push_back(address - kWindow);
+    offsets.push_back(address - kWindow);
   };
   if (along_rows) {
     for (int k = 0; k < 16; ++k)
@@ -115,7 +117,7 @@ std::vector<uint32_t> pieces(uint64_t descriptor, bool along_rows, int first, in
       for (uint32_t byte = 0; byte < kDepthBytes; byte += 16)
         add(start + uint32_t(mn / 8) * stride + uint32_t(mn % 8) * span + byte);
   }
-  return found;
+  return offsets;
 }
 
 template <WgmmaType type, bool along_rows>
@@ -132,7 +134,7 @@ void read(const unsigned char* shared, const std::vector<uint32_t>& pieces, int 
       if constexpr (type == WgmmaType::tf32) {
         uint32_t word;
         std::memcpy(&word, from, 4);
-        place(piece, element) = std::bit_cast<float>(word & ~0x1fffu);  // the hardware reads no further
+        place(piece, element) = std::bit_cast<float>(word & ~0x1fffu);  // the hardware ignores the other bits
       } else {
         std::conditional_t<type == WgmmaType::f16, half, bfloat16> value;
         std::memcpy(&value, from, 2);
@@ -168,7 +170,7 @@ void multiply(const WgmmaQueue& queue, const Product& product) {
 
 void multiply_until(WgmmaQueue& queue, uint64_t serial) {
   for (; queue.multiplied < serial; ++queue.multiplied) {
-    const Product& product = queue.products[queue.multiplied - queue.over];
+    const Product& product = queue.products[queue.multiplied - queue.finished];
     switch (product.type) {
       case WgmmaType::f16:
         multiply<WgmmaType::f16>(queue, product);
@@ -183,7 +185,7 @@ void multiply_until(WgmmaQueue& queue, uint64_t serial) {
   }
 }
 
-// D's element i of a lane among the warp's 16 rows.
+// The index in Sums::value of a lane's register i.
 int index_of(int lane, int i, int count) {
   return (lane / 4 + 8 * (i / 2 % 2)) * 2 * count + 8 * (i / 4) + 2 * (lane % 4) + i % 2;
 }
@@ -191,38 +193,36 @@ int index_of(int lane, int i, int count) {
 void require_untouched(const Sums& sums, const Where& where) {
   for (float* d : sums.d)
     for (int i = 0; i < sums.count; ++i)
-      if (std::bit_cast<uint32_t>(d[i]) != kUnderWay) wrong("wgmma", "D was written while a product on it was under way", where);
+      if (std::bit_cast<uint32_t>(d[i]) != kPending) wrong("wgmma", "D was written while a product on it was pending", where);
 }
 
-// D's sums, taken from D if nothing is under way on it.
-Sums& take_sums(WgmmaQueue& queue, void* const operand[32]) {
+// The sums of D. If no product on D is pending, they are loaded from D, which becomes NaN.
+Sums& load_sums(WgmmaQueue& queue, void* const operand[32]) {
   std::array<float*, 32> d;
   for (int lane = 0; lane < 32; ++lane) d[size_t(lane)] = static_cast<Issue*>(operand[lane])->d;
   const Issue& issue = *static_cast<Issue*>(operand[0]);
-  for (Sums& each : queue.sums) {
-    if (each.d == d && each.count == issue.count) {
-      require_untouched(each, issue.where);
-      return each;
+  for (Sums& pending : queue.sums) {
+    if (pending.d == d && pending.count == issue.count) {
+      require_untouched(pending, issue.where);
+      return pending;
     }
     for (size_t lane = 0; lane < 32; ++lane)
-      if (d[lane] < each.d[lane] + each.count && each.d[lane] < d[lane] + issue.count)
-        wrong("wgmma", "D is part of another one that a product is under way on", issue.where);
+      if (d[lane] < pending.d[lane] + pending.count && pending.d[lane] < d[lane] + issue.count)
+        wrong("wgmma", "D overlaps another one with a pending product", issue.where);
   }
-  if (!queue.fenced)
-    wrong("wgmma", "without wgmma_fence since the warp last had D, or since the start: it orders what was done to D",
-          issue.where);
-  Sums& sums = queue.sums.emplace_back(Sums{d, issue.count, 0, std::vector<float>(size_t(32 * issue.count))});
+  if (!queue.fenced) wrong("wgmma", "without wgmma_fence, which must order the warp's own accesses to D before it", issue.where);
+  Sums& sums = queue.sums.emplace_back(Sums{.d = d, .count = issue.count, .value = std::vector<float>(size_t(32 * issue.count))});
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < issue.count; ++i) sums.value[size_t(index_of(lane, i, issue.count))] = d[size_t(lane)][i];
-  for (float* each : d) std::fill_n(reinterpret_cast<uint32_t*>(each), issue.count, kUnderWay);
+  for (float* registers : d) std::fill_n(reinterpret_cast<uint32_t*>(registers), issue.count, kPending);
   return sums;
 }
 
-void give_back(WgmmaQueue& queue, Sums& sums, const Where& where) {
+void store_sums(WgmmaQueue& queue, Sums& sums, const Where& where) {
   require_untouched(sums, where);
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < sums.count; ++i) sums.d[size_t(lane)][i] = sums.value[size_t(index_of(lane, i, sums.count))];
-  queue.sums.remove_if([&](const Sums& each) { return &each == &sums; });
+  queue.sums.remove_if([&](const Sums& pending) { return &pending == &sums; });
   queue.fenced = false;
 }
 
@@ -232,13 +232,13 @@ bool same(const Issue& x, const Issue& y) {
 
 void compare_with_group(WgmmaQueue& queue, const Issue& issue) {
   Warpgroup& group = *queue.group;
-  const uint64_t serial = group.issued[queue.warp]++ - group.forgotten;
+  const uint64_t serial = group.issued[queue.warp]++ - group.dropped;
   if (serial == group.issues.size())
     group.issues.push_back(issue);
   else if (!same(group.issues[serial], issue))
     wrong("wgmma", "another warp of this warpgroup has issued another product instead", issue.where);
   const uint64_t least = *std::min_element(group.issued, group.issued + 4);
-  for (; group.forgotten < least; ++group.forgotten) group.issues.pop_front();
+  for (; group.dropped < least; ++group.dropped) group.issues.pop_front();
 }
 
 void issue(void* const operand[32], uint32_t lanes) {
@@ -246,19 +246,23 @@ void issue(void* const operand[32], uint32_t lanes) {
   require_whole_warp("wgmma", lanes, first.where);
   for (int lane = 1; lane < 32; ++lane)
     if (!same(first, *static_cast<Issue*>(operand[lane])))
-      wrong("wgmma", "lanes of one warp give different descriptors", first.where);
+      wrong("wgmma", "lanes of one warp pass different descriptors", first.where);
   const std::shared_ptr<WgmmaQueue>& queue = current_queue("wgmma", first.where);
   compare_with_group(*queue, first);
-  Sums& sums = take_sums(*queue, operand);
-  ++sums.under_way;
-  queue->products.push_back({first.type, first.rows_a, first.rows_b,
-                             pieces(first.a, first.rows_a, int(16 * queue->warp), 16, first.where),
-                             pieces(first.b, first.rows_b, 0, 2 * first.count, first.where), &sums,
-                             kRace ? release(scheduler().current()) : Moment{}, first.where});
-  ++queue->open;
+  Sums& sums = load_sums(*queue, operand);
+  ++sums.pending;
+  queue->products.push_back({.type = first.type,
+                             .rows_a = first.rows_a,
+                             .rows_b = first.rows_b,
+                             .a = pieces(first.a, first.rows_a, int(16 * queue->warp), 16, first.where),
+                             .b = pieces(first.b, first.rows_b, 0, 2 * first.count, first.where),
+                             .sums = &sums,
+                             .issued = kRace ? release(scheduler().current()) : Moment{},
+                             .where = first.where});
+  ++queue->uncommitted;
   if (kRace || scheduler().random().below(16)) return;
-  scheduler().later([weak = std::weak_ptr(queue), serial = queue->over + queue->products.size()] {
-    if (const auto found = weak.lock()) multiply_until(*found, serial);
+  scheduler().later([weak = std::weak_ptr(queue), serial = queue->finished + queue->products.size()] {
+    if (const auto live_queue = weak.lock()) multiply_until(*live_queue, serial);
   });
 }
 
@@ -267,8 +271,8 @@ struct Wait {
   Where where;
 };
 
-// What the products of a group have read is over for every lane, and nothing else is.
-void tell_lanes(Block& block, unsigned warp, const Moment& moment) {
+// Every lane's wait orders the reads of the group's products before its later accesses.
+void acquire_in_lanes(Block& block, unsigned warp, const Moment& moment) {
   const SharedClock clock = join({moment});
   for (unsigned lane = 0; lane < 32; ++lane) acquire(block.threads[32 * warp + lane], clock);
 }
@@ -288,12 +292,12 @@ void wait_for_groups(void* const operand[32], uint32_t lanes) {
         for (const auto* operand : {&product.a, &product.b})
           for (uint32_t piece : *operand)
             see_asynchronous(queue.shared + piece, 16, Access::read, product.issued, moment, "wgmma", product.where);
-      multiply_until(queue, queue.over + 1);
-      if (--product.sums->under_way == 0) give_back(queue, *product.sums, product.where);
+      multiply_until(queue, queue.finished + 1);
+      if (--product.sums->pending == 0) store_sums(queue, *product.sums, product.where);
       queue.products.pop_front();
-      ++queue.over;
+      ++queue.finished;
     }
-  if constexpr (kRace) tell_lanes(block, warp, moment);
+  if constexpr (kRace) acquire_in_lanes(block, warp, moment);
   if (queue.products.empty()) queue.fenced = false;
 }
 }  // namespace
@@ -301,7 +305,7 @@ void wait_for_groups(void* const operand[32], uint32_t lanes) {
 uint64_t matrix_descriptor(const void* shared, uint32_t leading, uint32_t stride, uint32_t span, const Where& where) {
   check_aligned(shared, 16, "matrix_descriptor", where);
   if (!is_shared(shared, 16)) wrong("matrix_descriptor", "the operand is not in this block's shared memory", where);
-  if (span != 32 && span != 64 && span != 128) wrong("matrix_descriptor", "the span is none of 32, 64, 128 bytes", where);
+  if (span != 32 && span != 64 && span != 128) wrong("matrix_descriptor", "the span is not 32, 64 or 128 bytes", where);
   if ((leading | stride) & ~0x3fff0u) wrong("matrix_descriptor", "strides are multiples of 16 below 2^18", where);
   const uint64_t start = kWindow + uint64_t(static_cast<const unsigned char*>(shared) - shared_memory());
   return start >> 4 | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 |
@@ -318,15 +322,15 @@ void wgmma_fence(const Where& where) {
 }
 
 void wgmma(WgmmaType type, bool rows_a, bool rows_b, float* d, int count, uint64_t a, uint64_t b, const Where& where) {
-  Issue mine{type, rows_a, rows_b, d, count, a, b, where};
+  Issue mine{.type = type, .rows_a = rows_a, .rows_b = rows_b, .d = d, .count = count, .a = a, .b = b, .where = where};
   warp_collective(0xffffffff, "wgmma", &mine, issue, where);
 }
 
 void wgmma_commit(const Where& where) {
   auto commit = [](void* const*, uint32_t) {
     WgmmaQueue& queue = *current_queue("wgmma_commit", Where::current());
-    queue.groups.push_back(queue.open);
-    queue.open = 0;
+    queue.groups.push_back(queue.uncommitted);
+    queue.uncommitted = 0;
   };
   current_queue("wgmma_commit", where);
   warp_collective(0xffffffff, "wgmma_commit", nullptr, commit, where);
@@ -340,7 +344,7 @@ void wgmma_wait(int pending, const Where& where) {
 
 void finish_products(const Warp& warp) {
   const WgmmaQueue& queue = *warp.products;
-  if (queue.open)
+  if (queue.uncommitted)
     wrong("wgmma", "the thread ends, and no wgmma_commit has closed the product's group", queue.products.back().where);
   if (!queue.products.empty())
     wrong("wgmma", "the thread ends, and no wgmma_wait has waited for the product", queue.products.front().where);

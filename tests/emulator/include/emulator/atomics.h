@@ -1,4 +1,5 @@
-// CUDA's atomic built-ins: relaxed, and, since one host thread runs all, plain arithmetic at a point of preemption.
+// CUDA's atomic functions, with relaxed order. One host thread runs all device threads, so plain arithmetic is atomic; other
+// device threads may run before it.
 #pragma once
 #include "emulator/runtime.h"
 
@@ -14,7 +15,7 @@ EMULATOR_UNSEEN T atomic(T* address, F&& change, const Where& where) {
 }
 }  // namespace emulator
 
-// The operand's type is not deduced: atomicAdd(unsigned*, 1) is fine in CUDA.
+// Only the pointer's type is deduced, because CUDA accepts atomicAdd(unsigned*, 1).
 template <class T>
 T atomicAdd(T* address, std::type_identity_t<T> value, emulator::Where where = emulator::Where::current()) {
   return emulator::atomic(address, [value](T old) { return T(old + value); }, where);

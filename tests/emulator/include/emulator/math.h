@@ -1,5 +1,5 @@
-// CUDA's mathematical built-ins that the C library does not already have under the same name. Approximate ones are exact
-// here: a GPU's own error is a GPU's to show.
+// CUDA's mathematical functions that the C library does not define under the same name. Functions that are approximate on a GPU
+// are exact here.
 #pragma once
 #include <math.h>
 

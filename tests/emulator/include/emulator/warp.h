@@ -1,11 +1,11 @@
-// Warp collectives. Lanes are not in lockstep: each runs alone until the collective, where the lanes of the mask meet.
+// Warp collectives. Lanes do not run in lockstep: each runs until the collective, where it waits for the others.
 #pragma once
 #include "emulator/runtime.h"
 
 #include <cstring>
 #include <type_traits>
 
-// A legal answer, and the least helpful one: nothing says which other lanes are with this one.
+// CUDA guarantees no more than the calling lane.
 inline unsigned __activemask() { return 1u << emulator::lane(); }
 inline void __syncwarp(unsigned mask = 0xffffffff, emulator::Where where = emulator::Where::current()) {
   emulator::warp_collective(mask, "__syncwarp", nullptr, [](void* const*, uint32_t) {}, where);
@@ -18,19 +18,18 @@ struct Shuffle {
   int source;  // a lane
 };
 
-// The value of a lane that takes no part is undefined on a GPU: all bits set here.
+// The value of an absent lane is undefined on a GPU; here all its bits are set.
 template <class T>
 EMULATOR_UNSEEN T shuffle(const char* what, uint32_t mask, T value, int source, const Where& where) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
   Shuffle<T> operand{value, value, source};
   auto combine = [](void* const lanes[32], uint32_t) {
     for (int lane = 0; lane < 32; ++lane)
-      if (auto* each = static_cast<Shuffle<T>*>(lanes[lane])) {
-        auto* other = static_cast<Shuffle<T>*>(lanes[each->source]);
-        if (other)
-          each->result = other->value;
+      if (auto* reader = static_cast<Shuffle<T>*>(lanes[lane])) {
+        if (auto* source = static_cast<Shuffle<T>*>(lanes[reader->source]))
+          reader->result = source->value;
         else
-          std::memset(&each->result, 0xff, sizeof(T));
+          std::memset(&reader->result, 0xff, sizeof(T));
       }
   };
   warp_collective(mask, what, &operand, combine, where);
@@ -48,9 +47,9 @@ EMULATOR_UNSEEN inline Ballot vote(const char* what, uint32_t mask, bool predica
   auto combine = [](void* const lanes[32], uint32_t present) {
     uint32_t ballot = 0;
     for (int lane = 0; lane < 32; ++lane)
-      if (auto* each = static_cast<Operand*>(lanes[lane])) ballot |= uint32_t(each->predicate) << lane;
+      if (auto* voter = static_cast<Operand*>(lanes[lane])) ballot |= uint32_t(voter->predicate) << lane;
     for (int lane = 0; lane < 32; ++lane)
-      if (auto* each = static_cast<Operand*>(lanes[lane])) each->ballot = ballot, each->lanes = present;
+      if (auto* voter = static_cast<Operand*>(lanes[lane])) voter->ballot = ballot, voter->lanes = present;
   };
   warp_collective(mask, what, &operand, combine, where);
   return {operand.ballot, operand.lanes};

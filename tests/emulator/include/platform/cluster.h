@@ -1,11 +1,11 @@
-// Stands in for kernels/cuda/platform/cluster.h. An address is the rank in its top byte, the offset below, as on a GPU; an
-// access to a block that has not started or has ended fails the launch (runtime/cluster.cpp).
+// Replaces kernels/cuda/platform/cluster.h. As on a GPU, an address has the rank in its top byte and the offset below. An access
+// to a block that has not started or has ended fails the launch (runtime/cluster.cpp).
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/vector.h"
 
 namespace emulator {
-void cluster_arrive(bool release, const Where& where);
+void cluster_arrive(const Where& where);
 void cluster_wait(const Where& where);
 unsigned char* cluster_pointer(uint32_t address, size_t bytes, const char* what, const Where& where);
 void store_async(uint32_t address, const void* value, size_t bytes, uint32_t mbarrier, const Where& where);
@@ -15,11 +15,10 @@ uint32_t cluster_rank();
 uint32_t cluster_size();
 uint32_t cluster_address(const void* shared, uint32_t rank);
 
-inline void cluster_arrive(emulator::Where where = emulator::Where::current()) { emulator::cluster_arrive(true, where); }
-inline void cluster_arrive_relaxed(emulator::Where where = emulator::Where::current()) { emulator::cluster_arrive(false, where); }
+inline void cluster_arrive(emulator::Where where = emulator::Where::current()) { emulator::cluster_arrive(where); }
 inline void cluster_wait(emulator::Where where = emulator::Where::current()) { emulator::cluster_wait(where); }
 inline void cluster_sync(emulator::Where where = emulator::Where::current()) {
-  emulator::cluster_arrive(true, where);
+  emulator::cluster_arrive(where);
   emulator::cluster_wait(where);
 }
 

@@ -1,3 +1,3 @@
-// Stands in for kernels/cuda/platform/encode.h, without a driver to ask (runtime/tensor_map.cpp).
+// Replaces kernels/cuda/platform/encode.h; runtime/tensor_map.cpp encodes maps instead of the driver.
 #pragma once
 #include "platform/interface.h"

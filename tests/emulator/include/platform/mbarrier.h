@@ -1,17 +1,15 @@
-// Stands in for kernels/cuda/platform/mbarrier.h: the state machine of the PTX manual beside the memory (runtime/mbarrier.cpp);
-// using a barrier that is not one, arriving too often or expecting too much fails the launch.
+// Replaces kernels/cuda/platform/mbarrier.h by the state machine of the PTX manual, whose state is kept outside of the kernel's
+// memory (runtime/mbarrier.cpp). Using a barrier that is not initialised, too many arrivals and too many bytes fail the launch.
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/types.h"
 
 namespace emulator {
 void mbarrier_init(uint64_t* barrier, uint32_t arrivals, const Where& where);
-void mbarrier_invalidate(uint64_t* barrier, const Where& where);
 void mbarrier_arrive(uint64_t* barrier, uint32_t bytes, const Where& where);
 void mbarrier_arrive_cluster(uint32_t address, const Where& where);
 bool mbarrier_try_wait(const uint64_t* barrier, uint32_t parity, const Where& where);
 void mbarrier_wait(const uint64_t* barrier, uint32_t parity, const Where& where);
-void copy_async_arrive(uint64_t* barrier, const Where& where);
 }  // namespace emulator
 
 uint32_t mbarrier_address(const uint64_t* barrier);
@@ -19,9 +17,6 @@ inline void mbarrier_init(uint64_t* barrier, uint32_t arrivals, emulator::Where 
   emulator::mbarrier_init(barrier, arrivals, where);
 }
 inline void mbarrier_init_fence() {}
-inline void mbarrier_invalidate(uint64_t* barrier, emulator::Where where = emulator::Where::current()) {
-  emulator::mbarrier_invalidate(barrier, where);
-}
 inline void mbarrier_arrive(uint64_t* barrier, emulator::Where where = emulator::Where::current()) {
   emulator::mbarrier_arrive(barrier, 0, where);
 }
@@ -39,7 +34,4 @@ inline void mbarrier_wait(const uint64_t* barrier, uint32_t parity, emulator::Wh
 }
 inline void mbarrier_wait_cluster(const uint64_t* barrier, uint32_t parity, emulator::Where where = emulator::Where::current()) {
   emulator::mbarrier_wait(barrier, parity, where);
-}
-inline void copy_async_arrive(uint64_t* barrier, emulator::Where where = emulator::Where::current()) {
-  emulator::copy_async_arrive(barrier, where);
 }

@@ -1,5 +1,5 @@
-// Stands in for kernels/cuda/platform/memory.h. A copy is as late as it may be: its destination is all ones from issue on, and
-// filled at a random moment up to the wait (runtime/copies.cpp). Every access here is a point where another thread may run.
+// Replaces kernels/cuda/platform/memory.h. The destination of an asynchronous copy is filled with ones when the copy is issued,
+// and with the data at a random moment before the wait ends (runtime/copies.cpp). At every other access another thread may run.
 #pragma once
 #include "emulator/runtime.h"
 #include "emulator/vector_types.h"
@@ -25,14 +25,12 @@ EMULATOR_UNSEEN void store(T* to, T value, Order order, const Where& where) {
   *to = value;
   progress();
 }
-EMULATOR_UNSEEN inline uint32_t add(uint32_t* to, uint32_t value, Order order, const Where& where) {
+EMULATOR_UNSEEN inline void add(uint32_t* to, uint32_t value, Order order, const Where& where) {
   preempt();
   check_aligned(to, 4, "add", where);
   synchronise(to, 4, true, order, where);
-  const uint32_t old = *to;
-  *to = old + value;
+  *to += value;
   progress();
-  return old;
 }
 }  // namespace emulator
 
@@ -75,15 +73,8 @@ inline void store_release(uint32_t* to, uint32_t value, emulator::Where where = 
 inline void add_release(uint32_t* to, uint32_t value, emulator::Where where = emulator::Where::current()) {
   emulator::add(to, value, emulator::Order::release, where);
 }
-inline uint32_t add_acquire_release(uint32_t* to, uint32_t value, emulator::Where where = emulator::Where::current()) {
-  return emulator::add(to, value, emulator::Order::acquire_release, where);
-}
-inline void fence_acquire_release() { emulator::fence(); }
 inline void spin_wait(emulator::Where where = emulator::Where::current()) { emulator::poll(where); }
 
 inline void barrier_sync(int id, int threads, emulator::Where where = emulator::Where::current()) {
-  emulator::named_barrier(unsigned(id), unsigned(threads), true, where);
-}
-inline void barrier_arrive(int id, int threads, emulator::Where where = emulator::Where::current()) {
-  emulator::named_barrier(unsigned(id), unsigned(threads), false, where);
+  emulator::named_barrier(unsigned(id), unsigned(threads), where);
 }

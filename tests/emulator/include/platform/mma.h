@@ -1,4 +1,4 @@
-// Stands in for kernels/cuda/platform/mma.h: the lanes meet, and the last one computes (runtime/mma.cpp).
+// Replaces kernels/cuda/platform/mma.h: the last lane that arrives computes for the whole warp (runtime/mma.cpp).
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/types.h"

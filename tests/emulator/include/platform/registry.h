@@ -1,4 +1,4 @@
-// Stands in for kernels/cuda/platform/registry.h: an entry holds how to call its kernel for one emulated thread.
+// Replaces kernels/cuda/platform/registry.h: an entry holds a function that runs the kernel for one emulated thread.
 #pragma once
 #include <cstddef>
 #include <type_traits>
@@ -18,7 +18,7 @@ struct KernelOf<Function> {
     if constexpr (std::is_trivially_copyable_v<Parameters>) {
       Function(*static_cast<const Parameters*>(parameters));
     } else {
-      // Those that hold a TensorMap: the ABI passes them by address, so the kernel sees the launch's own and not a copy.
+      // Parameters with a TensorMap: the ABI passes them by address, so this call passes the launch's own instead of a copy.
       auto function = reinterpret_cast<void (*)(const void*)>(Function);
       asm("" : "+r"(function));
       function(parameters);

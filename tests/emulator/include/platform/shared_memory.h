@@ -1,4 +1,4 @@
-// Stands in for kernels/cuda/platform/shared_memory.h: each emulated block owns its bytes, NaN to begin with.
+// Replaces kernels/cuda/platform/shared_memory.h: each emulated block has its own bytes, all ones at the start, which are NaNs.
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/types.h"

@@ -1,11 +1,11 @@
-// Stands in for kernels/cuda/platform/tensor_map.h. A copy is as late as it may be: its destination is all ones from issue on,
-// and filled at a random moment before its bytes come to the mbarrier (runtime/copy_engine.cpp).
+// Replaces kernels/cuda/platform/tensor_map.h. The destination of a copy is filled with ones when the copy is issued, and with
+// the data at a random moment before its bytes reach the mbarrier (runtime/copy_engine.cpp).
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/mbarrier.h"
 
-// Not trivially copied, so that a kernel's parameters that hold one are passed by address (platform/registry.h), and a copy of
-// it is told from the launch's own.
+// It is not trivially copyable, so that a kernel's parameters that contain one are passed by address (platform/registry.h). The
+// emulator can then distinguish a copy from the launch's own map.
 struct alignas(64) TensorMap {
   unsigned char bytes[128];
   TensorMap() = default;
@@ -15,7 +15,7 @@ struct alignas(64) TensorMap {
 
 namespace emulator {
 void prefetch_tensor_map(const void* map, const Where& where);
-// Coordinates go innermost first; `offset` (W, H) is null for a tiled copy.
+// `start` lists coordinates innermost first; `offset` (W, H) is null for a tiled copy.
 void copy_box(void* shared, const void* map, const int32_t (&start)[4], const int32_t* offset, uint64_t* barrier,
               const Where& where);
 void fence_proxy_async();

@@ -1,4 +1,4 @@
-// Stands in for kernels/cuda/platform/vector.h; a misaligned access ends the launch, as it does on a GPU.
+// Replaces kernels/cuda/platform/vector.h. As on a GPU, a misaligned access fails the launch.
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/types.h"

@@ -1,5 +1,5 @@
-// Stands in for kernels/cuda/platform/wgmma.h. D is NaN from a product on until the wait for its group; the operands are read at
-// the wait, now and then earlier (runtime/wgmma.cpp). Each warp of a warpgroup goes its own way.
+// Replaces kernels/cuda/platform/wgmma.h. D is NaN from a product until the wait for its group. The operands are read at the
+// wait, sometimes earlier (runtime/wgmma.cpp). The warps of a warpgroup run independently.
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/types.h"
@@ -41,7 +41,7 @@ inline void wgmma_wait(emulator::Where where = emulator::Where::current()) {
 }
 template <int kPending, int kCount>
 inline void wgmma_wait(float (&)[kCount], emulator::Where where = emulator::Where::current()) {
-  static_assert(kPending == 0, "D of a group under way may not be touched");
+  static_assert(kPending == 0, "D may not be used while a product on it is incomplete");
   emulator::wgmma_wait(0, where);
 }
 
