@@ -34,7 +34,9 @@ from benchmarks.ops.operation import Call, double
 from benchmarks.suites import Selected
 from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 from torch_unroll.engines import load, refusal, resolve_precision
-from torch_unroll.engines.compiled import CompiledEngine, conv2d, conv2d_call
+from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.compiled.engine import CompiledEngine
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d import choice as table
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 
@@ -137,7 +139,7 @@ class Prepared:
         }[case.direction]
         shape = case.shape
         padding = (shape.padding[0], shape.padding[0], shape.padding[1], shape.padding[1])
-        geometry = (shape.stride, padding, shape.dilation, shape.groups)
+        geometry = Conv2dGeometry(shape.stride, padding, shape.dilation, shape.groups)
         of = conv2d_call.Call(compiled.launcher, x, w, y, geometry, resolve_precision("conv", x))
         self.key = table.problem_key(case.direction, of.problem)
         candidates = table.candidates(case.direction, of.problem, of.device)
