@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.autocast import lowered_dtype
+from torch_unroll.kernels.offsets import offset_dtype
 from torch_unroll.programs import is_transformed
 from torch_unroll.tracing import followed, is_tracing
 
@@ -116,6 +117,41 @@ def pooled(extent: int, window: int, stride: int, padding: int, dilation: int, c
     return smaller(-(-reach // stride) + 1, starts)
 
 
+def convolved_size(
+    x_size: Sequence[int], w_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Pair:
+    """Returns (P, Q) of a convolution of (H, W) by (R, S); `padding` is top, bottom, left, right."""
+    P = convolved(x_size[0], w_size[0], stride[0], padding[0] + padding[1], dilation[0])
+    Q = convolved(x_size[1], w_size[1], stride[1], padding[2] + padding[3], dilation[1])
+    return P, Q
+
+
+def unfolded_size(
+    x_size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Pair:
+    """Returns (P, Q), how many windows `unfold` finds in (H, W); `padding` is one side's, for both sides."""
+    return convolved_size(x_size, kernel_size, stride, (padding[0], padding[0], padding[1], padding[1]), dilation)
+
+
+def pooled_size(
+    x_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Pair:
+    """Returns (P, Q) of a pooling of (H, W); `padding` is one side's, for both sides."""
+    P, Q = (pooled(x_size[i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1))
+    return P, Q
+
+
+def empty_rows_like(sequence: Tensor) -> Tensor:
+    """Returns an uninitialised tensor laid out like `sequence`, but with its last dimension contiguous."""
+    contiguous = sequence.stride(-1) == 1 or sequence.shape[-1] == 1
+    return torch.empty_like(sequence if contiguous else sequence.contiguous())
+
+
 def require(condition: bool, message: str) -> None:
     """torch's exception for a wrong shape. Of sizes that depend on data, which a compiler does not have, a graph asserts it
     where it runs."""
@@ -185,7 +221,5 @@ def without_batch(batch_of_one: Tensor) -> Tensor:
 
 
 def pooling_offset_dtype(cells: int) -> torch.dtype:
-    """What holds a cell's place in a window of so many cells: 255 in a byte, -1 in the wider ones says that there is no cell."""
-    narrow = torch.uint8 if cells <= 255 else torch.int16
-    wide = torch.int32 if cells <= 2**31 - 1 else torch.int64
-    return narrow if cells <= 32767 else wide
+    """Returns the dtype in which the chosen cells of windows of that many cells are kept."""
+    return cast(torch.dtype, getattr(torch, offset_dtype(cells)))

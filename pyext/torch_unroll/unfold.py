@@ -15,8 +15,9 @@ from torch.overrides import has_torch_function_unary
 
 from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_rank
 from torch_unroll.engines import claims, limits, resolve, select
+from torch_unroll.engines.interface import Pool2dGeometry
 from torch_unroll.ops.registration import Operator, operator
-from torch_unroll.shapes import Pair, Size, convolved, pair, require, require_each, require_tensors, without_batch
+from torch_unroll.shapes import Pair, Size, pair, require, require_each, require_tensors, unfolded_size, without_batch
 from torch_unroll.torch_function import ask
 
 _F: Any = F  # whose stubs know no lists of sizes
@@ -30,7 +31,7 @@ def _check_geometry(
     require_numbers(stride, "stride", 2, 1)
     require_numbers(padding, "padding", 2, 0)
     require_numbers(dilation, "dilation", 2, 1)
-    P, Q = (convolved(x_size[i], kernel_size[i], stride[i], 2 * padding[i], dilation[i]) for i in (0, 1))
+    P, Q = unfolded_size(x_size, kernel_size, stride, padding, dilation)
     message = f"kernel_size: expected a window within the padded {tuple(x_size)}, got {tuple(kernel_size)}"
     require_each((extent > 0 for extent in (P, Q)), message)
     require(is_symbolic(P, Q) or P * Q <= MOST, f"padding: expected a number of windows that 64 bits hold, got {P}×{Q}")
@@ -48,11 +49,12 @@ class Unfold(Operator):
 
     @staticmethod
     def compute(x, kernel_size, stride, padding, dilation, engine):
-        return select(engine, "unfold", x.device, x.dtype).unfold(x, kernel_size, stride, padding, dilation)
+        geometry = Pool2dGeometry(kernel_size, stride, padding, dilation)
+        return select(engine, "unfold", x.device, x.dtype).unfold(x, geometry)
 
     @staticmethod
     def fake(x, kernel_size, stride, padding, dilation, engine):
-        P, Q = (convolved(x.shape[2 + i], kernel_size[i], stride[i], 2 * padding[i], dilation[i]) for i in (0, 1))
+        P, Q = unfolded_size(x.shape[2:], kernel_size, stride, padding, dilation)
         return x.new_empty(x.shape[0], x.shape[1] * kernel_size[0] * kernel_size[1], P * Q)
 
     @staticmethod
@@ -89,7 +91,7 @@ class Fold(Operator):
     @staticmethod
     def compute(columns, output_size, kernel_size, stride, padding, dilation, engine):
         chosen = select(engine, "fold", columns.device, columns.dtype)
-        return chosen.fold(columns, output_size, kernel_size, stride, padding, dilation)
+        return chosen.fold(columns, output_size, Pool2dGeometry(kernel_size, stride, padding, dilation))
 
     @staticmethod
     def fake(columns, output_size, kernel_size, stride, padding, dilation, engine):
@@ -177,8 +179,7 @@ def unfold(
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     message = f"input: expected extents above 0 but for the batch, got shape {tuple(input.shape)}"
     require_each((extent > 0 for extent in batched.shape[1:]), message)
-    P = convolved(batched.shape[2], R, step[0], 2 * pad[0], spread[0])
-    Q = convolved(batched.shape[3], S, step[1], 2 * pad[1], spread[1])
+    P, Q = unfolded_size(batched.shape[2:], (R, S), step, pad, spread)
     message = f"kernel_size: expected one that fits the padded input, got {(R, S)} for shape {tuple(input.shape)}"
     require_each((extent > 0 for extent in (P, Q)), message)
     if _may_be_large(batched, step, pad, spread) and not limits.serves(
@@ -229,7 +230,7 @@ def fold(
     message = f"input: expected rows that the {R}×{S} window divides, got shape {tuple(input.shape)}"
     require(batched.shape[1] > 0, message)
     require(batched.shape[1] % (R * S) == 0, message)
-    P, Q = convolved(H, R, step[0], 2 * pad[0], spread[0]), convolved(W, S, step[1], 2 * pad[1], spread[1])
+    P, Q = unfolded_size((H, W), (R, S), step, pad, spread)
     message = f"output_size: expected one the window fits, got {(H, W)} for kernel_size {(R, S)}"
     require_each((extent > 0 for extent in (P, Q)), message)
     require(batched.shape[2] == P * Q, f"input: expected {P * Q} columns ({P}×{Q} windows), got {batched.shape[2]}")

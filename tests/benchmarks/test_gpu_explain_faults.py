@@ -20,7 +20,7 @@ from benchmarks.gpu.failures.patterns import findings
 from benchmarks.gpu.failures.tiles import Failure, Finding
 from tests.planted import Fault, launch_from
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import CompiledEngine
+from torch_unroll.engines.compiled.engine import CompiledEngine
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.table import LaunchPlan
 
@@ -41,7 +41,7 @@ class FaultyLauncher:
         self.resident, self.properties, self.preload = launcher.resident, launcher.properties, launcher.preload
         self.tensor_map = launcher.tensor_map
         with recording() as recorded:
-            case.compute(CompiledEngine("cuda", Planner(launcher), cuda.refuses), CPU)
+            case.compute(CompiledEngine("cuda", Planner(launcher)), CPU)
         rows = {plan.kernel.expression: plan.kernel for _, plan in recorded.launches}
         self.kernels = fault.kernels("conv2d" if case.op == "conv2d" else case.op.partition("_cell")[0], rows.values())
 
@@ -202,7 +202,7 @@ PLANTED = (
 @cache
 def causes(planted: Planted) -> tuple[int, list[Finding]]:
     """How many elements of the first wrong result were kept, and what they are put down to."""
-    verdict = judge(planted.case, CompiledEngine("cuda", FaultyLauncher(planted.fault, planted.case), cuda.refuses), CPU)
+    verdict = judge(planted.case, CompiledEngine("cuda", FaultyLauncher(planted.fault, planted.case)), CPU)
     assert verdict.outcome == "wrong", verdict.detail
     failure = Failure(planted.case, json.loads(json.dumps(evidence(planted.case, *verdict.wrong[0]))))
     return failure.wrong, findings(failure)

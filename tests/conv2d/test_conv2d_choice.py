@@ -15,6 +15,7 @@ import torch_unroll as tu
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d, conv2d_call
 from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d import choice, variants
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice, candidates, choose, predict, problem_key
 from torch_unroll.kernels.cuda.conv2d.portable import IMPLICIT, TENSOR, Tensor
@@ -278,11 +279,11 @@ def test_the_workspace_is_what_was_told(
     x, w = torch.zeros(2, 20, 9, 9, dtype=dtype), torch.zeros(12, 20 // groups, 3, 3, dtype=dtype)
     dy = torch.zeros(2, 12, (9 - 3) // stride + 1, (9 - 3) // stride + 1, dtype=dtype)
     x, w, dy = (each.contiguous(memory_format=layout) for each in (x, w, dy))
-    geometry = ((stride, stride), (0, 0, 0, 0), (1, 1), groups)
+    geometry = Conv2dGeometry((stride, stride), (0, 0, 0, 0), (1, 1), groups)
     calls: dict[str, Any] = {
-        "fprop": lambda: conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, None, *geometry, precision),
-        "dgrad": lambda: conv2d.conv2d_dgrad(cuda.LAUNCHER, dy, w, (9, 9), *geometry, precision),
-        "wgrad": lambda: conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, (3, 3), *geometry, precision),
+        "fprop": lambda: conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, None, geometry, precision),
+        "dgrad": lambda: conv2d.conv2d_dgrad(cuda.LAUNCHER, dy, w, (9, 9), geometry, precision),
+        "wgrad": lambda: conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, (3, 3), geometry, precision),
     }
     call = conv2d_call.Call(cuda.LAUNCHER, x, w, dy, geometry, precision)
     for direction, run in calls.items():
@@ -338,7 +339,7 @@ def test_explain_tells_what_was_chosen_for_each_direction(table: Any, monkeypatc
     x, w = (
         torch.randn(size).bfloat16().contiguous(memory_format=torch.channels_last) for size in ((1, 64, 7, 7), (64, 64, 3, 3))
     )
-    of = conv2d_call.Call(cuda.LAUNCHER, x, w, x, ((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee").problem
+    of = conv2d_call.Call(cuda.LAUNCHER, x, w, x, Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee").problem
     table({"NVIDIA H200": {problem_key("fprop", of): ["tensor", "64x64", 3, 12.5]}})
     explanation = tu.explain("conv2d", x.requires_grad_(), w.requires_grad_(), padding=1, engine="cuda")
     assert list(explanation.choices) == ["conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 
@@ -132,15 +133,15 @@ def check(problem: Problem) -> None:
     assert padded.grad is not None
     assert weight.grad is not None
     H, W = problem.x_size[2:]
-    geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    geometry = Conv2dGeometry(problem.stride, problem.padding, problem.dilation, problem.groups)
     calls = {
-        "fprop": (lambda: conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, bias, *geometry, problem.precision), y),
+        "fprop": (lambda: conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, bias, geometry, problem.precision), y),
         "dgrad": (
-            lambda: conv2d.conv2d_dgrad(cuda.LAUNCHER, dy, w, (H, W), *geometry, problem.precision),
+            lambda: conv2d.conv2d_dgrad(cuda.LAUNCHER, dy, w, (H, W), geometry, problem.precision),
             padded.grad[:, :, top : top + H, left : left + W],
         ),
         "wgrad": (
-            lambda: conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, problem.w_size[2:], *geometry, problem.precision),
+            lambda: conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, problem.w_size[2:], geometry, problem.precision),
             weight.grad,
         ),
     }

@@ -17,6 +17,7 @@ from torch import Tensor
 import torch_unroll as tu
 from torch_unroll.engines import load
 from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d import im2col_maps, variants, wgmma
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 from torch_unroll.testing import assert_exact
@@ -239,7 +240,7 @@ def test_variants_count_as_far_as_they_say(name: str, variant: str, dtype: torch
     if (variant, dtype) == ("tensor", torch.float64):
         return
     axis, taken = EDGES[name]
-    op, numbers = OPS["conv2d"], ((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1, "ieee")
+    op, numbers = OPS["conv2d"], (Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1), "ieee")
     x, w = inputs = op.inputs(axis, axis, dtype)
     y, dx, dw = op.exact(inputs, axis, axis)
     dy, engine = integers(*y.shape, dtype=dtype), load("cuda")
@@ -263,7 +264,7 @@ def test_variants_count_as_far_as_they_say(name: str, variant: str, dtype: torch
 def problem_of(axis: Axis, dtype: torch.dtype = torch.float16) -> Conv2dProblem:
     x, w = (torch.empty(1, 8, extent, extent, dtype=dtype) for extent in (axis.extent, axis.taps))
     y = torch.empty(1, 1, axis.outputs, axis.outputs, dtype=dtype)
-    return conv2d_call._problem(x, w, y, ((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1), "ieee")
+    return conv2d_call._problem(x, w, y, Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1), "ieee")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_dgrad_has_no_more_residues_than_pixels(axis: Axis, residues: int) -> No
 @pytest.mark.parametrize("axis", [Axis(2, 3, 3, 2, 1), Axis(3, 2, 5, 3, 4), Axis(1, 3, 4, 4, 2), Axis(4, 3, 4, 3, 1)], ids=str)
 def test_strides_beyond_the_plane(axis: Axis, variant: str) -> None:
     conv2d.forced = variant
-    op, numbers = OPS["conv2d"], ((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1, "ieee")
+    op, numbers = OPS["conv2d"], (Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1), "ieee")
     inputs = op.inputs(axis, axis, torch.float16)
     dy = integers(2, 2, axis.outputs, axis.outputs, dtype=torch.float16)
     dx = load("cuda").conv2d_dgrad(dy, inputs[1], (axis.extent, axis.extent), *numbers)

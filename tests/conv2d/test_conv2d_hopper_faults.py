@@ -11,6 +11,7 @@ import torch
 from tests.conv2d.test_conv2d_kernels import Case, Watcher
 from tests.planted import Fault, launch_from
 from torch_unroll.engines.compiled import conv2d
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d import wgmma
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 from torch_unroll.kernels.table import LaunchPlan, kernels
@@ -125,7 +126,7 @@ def noticed(fault: Fault) -> str | None:
 
     x, w, dy = integers(*CASE.x_size), integers(*CASE.w_size), integers(9, 72, 9, 7)
     exact = CASE.exact(x.double(), w.double(), None, dy.double())
-    geometry = (CASE.stride, CASE.padding, CASE.dilation, CASE.groups, "ieee")
+    geometry = (Conv2dGeometry(CASE.stride, CASE.padding, CASE.dilation, CASE.groups), "ieee")
     for seed in range(SEEDS):
         launcher.kernels.library.torch_unroll_emulator_seed(ctypes.c_uint64(seed))
         try:

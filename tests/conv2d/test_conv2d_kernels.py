@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d, conv2d_call
 from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
@@ -45,7 +46,7 @@ def takes(forced: str | Choice, direction: str, problem: Conv2dProblem, device: 
 def _multiplies(forced: str | Choice, dtype: torch.dtype, precision: str) -> bool:
     """Whether a variant computes products of such a kind; TF32 is asked for where only that can."""
     x = torch.empty(1, 8, 3, 3, dtype=dtype)
-    geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+    geometry = Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1)
     of = {each: conv2d_call._problem(x, x, x[:, :, :1, :1], geometry, each) for each in ("ieee", precision)}
     taken = {each: takes(forced, "fprop", problem, H200) for each, problem in of.items()}
     return taken[precision] and (precision == "ieee" or not taken["ieee"])
@@ -137,12 +138,12 @@ class Case:
         self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor, precision: str, launcher: Watcher | None = None
     ) -> dict[str, Tensor]:
         """The same, as far as the forced variant takes it."""
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        geometry = Conv2dGeometry(self.stride, self.padding, self.dilation, self.groups)
         to, dw_stride = launcher or Watcher(), w.stride() if is_dense(w.shape, w.stride()) else None
         calls = {
-            "fprop": lambda: conv2d.conv2d_fprop(to, x, w, bias, *geometry, precision),
-            "dgrad": lambda: conv2d.conv2d_dgrad(to, dy, w, self.x_size[2:], *geometry, precision),
-            "wgrad": lambda: conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], *geometry, precision, dw_stride),
+            "fprop": lambda: conv2d.conv2d_fprop(to, x, w, bias, geometry, precision),
+            "dgrad": lambda: conv2d.conv2d_dgrad(to, dy, w, self.x_size[2:], geometry, precision),
+            "wgrad": lambda: conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], geometry, precision, dw_stride),
         }
         problem = conv2d_call._problem(x, w, dy, geometry, precision)
         device = to.properties(x.device)
@@ -309,7 +310,7 @@ def test_workspace_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch, fresh
     exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
     for direction, result in case.ours(x, w, bias, dy, "ieee").items():
         assert_exact(result.double(), exact[direction].half().double(), direction)
-    geometry = (case.stride, case.padding, case.dilation, case.groups, "ieee")
+    geometry = (Conv2dGeometry(case.stride, case.padding, case.dilation, case.groups), "ieee")
     for function, inputs in (
         (conv2d.conv2d_fprop, (x, w, None)),
         (conv2d.conv2d_dgrad, (dy, w, (6, 6))),
@@ -336,7 +337,7 @@ def test_workspace_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch, fresh
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_empty(x_size: tuple[int, ...], w_size: tuple[int, ...], padding: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     x, w, bias = torch.randn(x_size).to(dtype), torch.randn(w_size).to(dtype), torch.randn(4).to(dtype)
-    geometry = ((1, 1), padding, (1, 1), 1, "ieee")
+    geometry = (Conv2dGeometry((1, 1), padding, (1, 1), 1), "ieee")
     y = conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, bias, *geometry)
     assert_exact(y, bias.view(1, 4, 1, 1).expand(y.shape).contiguous())
     dy = torch.randn(y.shape).to(dtype)
@@ -350,7 +351,9 @@ def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fre
     for variant, dtype, precision in (each.values for each in MATHS):
         x, w, bias, dy = (torch.randint(-2, 3, t.shape).to(dtype) for t in case.inputs(dtype, torch.contiguous_format))
         exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
-        call = conv2d_call.Call(Watcher(), x, w, dy, (case.stride, case.padding, case.dilation, case.groups), precision)
+        call = conv2d_call.Call(
+            Watcher(), x, w, dy, Conv2dGeometry(case.stride, case.padding, case.dilation, case.groups), precision
+        )
         name, splits = (variant.variant, 2) if isinstance(variant, Choice) else (variant, 1)
         (of,) = (each for each in VARIANTS["fprop"] if each.name == name)
         tiles = {tile for direction in DIRECTIONS for tile in of.tiles(direction, call.problem)}

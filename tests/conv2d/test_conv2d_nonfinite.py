@@ -18,6 +18,7 @@ import torch_unroll as tu
 from torch_unroll.engines import load
 from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 from torch_unroll.testing import assert_exact
 
@@ -116,7 +117,7 @@ def test_dx_is_nan_where_torchs_is(choice: str | Choice, dtype: torch.dtype, pre
         spoil(dy, w, kind)
         expected = torchs(case, dy, w).to(dtype)
         (top, left), size = case.padding, (case.x[2], case.x[3])
-        geometry = (case.stride, (top, top, left, left), case.dilation, case.groups, precision)
+        geometry = (Conv2dGeometry(case.stride, (top, top, left, left), case.dilation, case.groups), precision)
         assert_exact(load("torch").conv2d_dgrad(dy.to(dtype), w.to(dtype), size, *geometry), expected, f"engine torch, {name}")
         for layout, memory_format in FORMATS.items():
             conv2d.forced = choice
@@ -135,7 +136,7 @@ def test_each_split_forgets_its_own_padding(choice: Choice) -> None:
     w[0, :, 0, 0], w[15, :, 2, 2] = INF, -INF
     conv2d.forced = choice
     with recording() as record:
-        dx = load("cuda").conv2d_dgrad(dy.half(), w.half(), (5, 4), (1, 1), (1, 1, 1, 1), (1, 1), 1, "ieee")
+        dx = load("cuda").conv2d_dgrad(dy.half(), w.half(), (5, 4), Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")
     expected = torchs(case, dy, w).half()
     assert {INF, -INF} <= {*expected.flatten().tolist()}
     assert expected.isnan().any()

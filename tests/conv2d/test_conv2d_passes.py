@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.conv2d.test_conv2d_kernels import DTYPES, FORMATS, STRANGE, Watcher
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.interface import Pool2dGeometry
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
@@ -23,14 +24,14 @@ pytestmark = pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_unfold_and_fold(monkeypatch: pytest.MonkeyPatch, fresh_plans: None, dtype: torch.dtype, layout: str, index: str) -> None:
     monkeypatch.setattr(variants, "most_int32", 2**31 if index == "int32_t" else 0)
-    geometry = ((3, 2), (2, 1), (1, 2), (1, 3))
+    geometry = Pool2dGeometry((3, 2), (2, 1), (1, 2), (1, 3))
     torchs = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 3)}
     x = torch.randn(2, 3, 7, 6).to(dtype).contiguous(memory_format=FORMATS[layout])
     watcher = Watcher()
-    columns = conv2d.unfold(watcher, x, *geometry)
+    columns = conv2d.unfold(watcher, x, geometry)
     assert_exact(columns, F.unfold(x, **torchs))
     assert_as_accurate(
-        conv2d.fold(watcher, columns, (7, 6), *geometry),
+        conv2d.fold(watcher, columns, (7, 6), geometry),
         F.fold(columns, (7, 6), **torchs),
         F.fold(columns.double(), (7, 6), **torchs),
     )

@@ -4,7 +4,6 @@ gives what engine `torch` gives. (Convolution's rows are all launched by test_co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch_unroll.engines import load
 from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.engines.interface import Pool2dGeometry, RnnOptions
 from torch_unroll.kernels.cuda.max_pool2d import variants as pooling_variants
 from torch_unroll.kernels.cuda.rnn import variants
 from torch_unroll.kernels.dtypes import CPP_TYPES
@@ -61,8 +61,9 @@ def test_recurrence(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     w, h0 = (torch.randn(D, H, H) / H**0.5).to(TYPES[math]), torch.randn(D, N, H).to(TYPES[math])
     precision = "tf32" if math == "tfloat32" else "ieee"
     ours, reference = load("cuda"), load("torch")
-    h = reference.rnn_forward(z, w, h0, None, None, "tanh", precision)
-    arguments = (w, h0, None, None, "tanh", precision)
+    options = RnnOptions(None, None, "tanh", precision)
+    h = reference.rnn_forward(z, w, h0, options)
+    arguments = (w, h0, options)
     with recording() as recorded:
         if "Forward" in direction:
             assert_forward_steps(ours.rnn_forward(z, *arguments), z, w, h0, [T] * N, "tanh", precision)
@@ -97,12 +98,12 @@ PLAIN = [
 ]
 
 
-def _pooled(kind: str, dtype: torch.dtype, cells: str, channels: int) -> tuple[Tensor, tuple[Any, ...]]:
+def _pooled(kind: str, dtype: torch.dtype, cells: str, channels: int) -> tuple[Tensor, Pool2dGeometry]:
     """An input and a window; ties, and planes that the window does not divide."""
     R, S = (200, 1) if kind == "split" and cells == "uint8_t" else WINDOWS[cells]  # split serves tall windows
     extent = (R, S) if kind == "split" else (R + 2, S + 1)
     x = torch.randint(-4, 5, (1, channels, *extent)).to(dtype)
-    return x, ((R, S), (R, S) if kind == "split" else (1, 1), (0, 0), (1, 1))
+    return x, Pool2dGeometry((R, S), (R, S) if kind == "split" else (1, 1), (0, 0), (1, 1))
 
 
 @pytest.mark.usefixtures("_chosen_anew")
@@ -120,20 +121,20 @@ def test_pooling(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "flat":
         monkeypatch.setattr(pooling_variants, "_BACKWARD", {"flat": pooling_variants._flat})
     ours, reference = load("cuda"), load("torch")
-    y, offsets = reference.max_pool2d_forward(x, *window, False, True)
+    y, offsets = reference.max_pool2d_forward(x, window, False, True)
     with recording() as recorded:
         if kind in ("strided", "split"):
-            for result, wanted in zip(ours.max_pool2d_forward(x, *window, False, True), (y, offsets), strict=True):
+            for result, wanted in zip(ours.max_pool2d_forward(x, window, False, True), (y, offsets), strict=True):
                 assert_exact(result, wanted)
         elif kind == "flat":
             dy = torch.randint(-3, 4, y.shape).to(dtype)
             assert_exact(
-                ours.max_pool2d_backward(dy, offsets, x.shape[2:], *window),
-                reference.max_pool2d_backward(dy, offsets, x.shape[2:], *window),
+                ours.max_pool2d_backward(dy, offsets, x.shape[2:], window),
+                reference.max_pool2d_backward(dy, offsets, x.shape[2:], window),
             )
         elif kind == "gather":
-            assert_exact(ours.max_pool2d_gather(x, offsets, *window), reference.max_pool2d_gather(x, offsets, *window))
+            assert_exact(ours.max_pool2d_gather(x, offsets, window), reference.max_pool2d_gather(x, offsets, window))
         else:
-            indices = (offsets, x.shape[2:], *window)
+            indices = (offsets, x.shape[2:], window)
             assert_exact(ours.max_pool2d_indices(*indices), reference.max_pool2d_indices(*indices))
     assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines import load
-from torch_unroll.engines.interface import Pair
+from torch_unroll.engines.interface import Pair, Pool2dGeometry
 from torch_unroll.testing import assert_exact
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -65,7 +65,7 @@ def test_gather(
         x = torch.randn(2, 3, 6, 7).to(dtype).contiguous(memory_format=memory_format)
         expected = chosen(x, offsets, (window, *numbers))
         assert expected.any()
-        assert_exact(load(engine).max_pool2d_gather(x, offsets, window, *numbers), expected)
+        assert_exact(load(engine).max_pool2d_gather(x, offsets, Pool2dGeometry(window, *numbers)), expected)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

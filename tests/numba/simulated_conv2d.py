@@ -11,6 +11,7 @@ from torch import Tensor
 
 import torch_unroll as tu
 from torch_unroll.engines import use_engine
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.engines.numba import launch
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
@@ -107,7 +108,7 @@ def test_the_sum_of_wgrad_is_cut_into_splits(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(conv2d, "launch_tiles", noted)
     x, dy = torch.randn(3, 1, 5, 7), torch.randn(3, 1, 5, 7)
-    dw = conv2d.conv2d_wgrad(dy, x, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee")
+    dw = conv2d.conv2d_wgrad(dy, x, (1, 1), Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1), "ieee")
     assert splits == [7]  # 105 pixels in splits of 16
     torch.testing.assert_close(dw.flatten(), (dy.double() * x.double()).sum().float().reshape(1))
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from torch_unroll.engines import load
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.testing import assert_exact
 
 INF, NAN = float("inf"), float("nan")
@@ -38,7 +39,7 @@ def test_dx_is_nan_where_torchs_is(
 ) -> None:
     x, w = torch.randint(-1, 2, (1, 2, 4, 4)).to(dtype), torch.ones(2, 2 // groups, 3, 2, dtype=dtype)
     w[0, 0, 0, 0], w[1, 0, 2, 1] = weight, INF
-    geometry = (stride, (padding[0], padding[0], padding[1], padding[1]), dilation, groups, "ieee")
+    geometry = (Conv2dGeometry(stride, (padding[0], padding[0], padding[1], padding[1]), dilation, groups), "ieee")
     dy = torch.ones_like(load("torch").conv2d_fprop(x, w, None, *geometry))
     dy[0, 1, 1, 1] = 0
     args = (stride, padding, dilation, False, (0, 0), groups, (True, False, False))

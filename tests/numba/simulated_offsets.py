@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from torch_unroll.engines import load
+from torch_unroll.engines.interface import Pool2dGeometry
 from torch_unroll.testing import assert_exact
 
 
@@ -20,10 +21,10 @@ from torch_unroll.testing import assert_exact
 )
 def test_a_gather_reads_nothing_by_an_offset_that_names_no_pixel(kind: torch.dtype, strange: list[int]) -> None:
     x, offsets = torch.randn(1, 1, 5, 7), torch.tensor(strange, dtype=torch.int64).to(kind).view(1, 1, 2, 4)
-    geometry = ((3, 3), (3, 2), (1, 1), (2, 1))
-    expected = load("torch").max_pool2d_gather(x, offsets, *geometry)
+    geometry = Pool2dGeometry((3, 3), (3, 2), (1, 1), (2, 1))
+    expected = load("torch").max_pool2d_gather(x, offsets, geometry)
     assert expected.count_nonzero() == 1
-    assert_exact(load("numba").max_pool2d_gather(x, offsets, *geometry), expected)
+    assert_exact(load("numba").max_pool2d_gather(x, offsets, geometry), expected)
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32], ids=str)

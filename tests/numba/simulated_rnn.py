@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -12,11 +11,13 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import torch_unroll as tu
 from torch_unroll.engines import load, use_engine
+from torch_unroll.engines.interface import NONLINEARITIES, RnnOptions
 from torch_unroll.engines.numba import rnn as host
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MINE, REFERENCE = load("numba"), load("torch")
+OPTIONS = RnnOptions(None, None, "tanh", "ieee")
 
 
 @pytest.fixture(params=["single_block", "step"])
@@ -37,23 +38,23 @@ def _check(
 ) -> None:
     """Both passes against the formulas in float64, and in the dtype itself."""
     z, w, h0, dh = tensors
-    layout: tuple[Any, ...] = (lengths, sizes, nonlinearity, "ieee")
-    h = MINE.rnn_forward(z, w, h0, *layout)
-    plain = REFERENCE.rnn_forward(z, w, h0, *layout)
+    options = RnnOptions(lengths, sizes, nonlinearity, "ieee")
+    h = MINE.rnn_forward(z, w, h0, options)
+    plain = REFERENCE.rnn_forward(z, w, h0, options)
     assert h.stride() == plain.stride()
-    assert_as_accurate(h, plain, REFERENCE.rnn_forward(z.double(), w.double(), h0.double(), *layout), "h")
+    assert_as_accurate(h, plain, REFERENCE.rnn_forward(z.double(), w.double(), h0.double(), options), "h")
     wide = [tensor.double() for tensor in (dh, h, w, h0)]
     results = (
-        MINE.rnn_backward(dh, h, w, h0, *layout),
-        REFERENCE.rnn_backward(dh, h, w, h0, *layout),
-        REFERENCE.rnn_backward(*wide, *layout),
+        MINE.rnn_backward(dh, h, w, h0, options),
+        REFERENCE.rnn_backward(dh, h, w, h0, options),
+        REFERENCE.rnn_backward(*wide, options),
     )
     for name, mine, its, exact in zip(("dz", "dh0"), *results, strict=True):
         assert_as_accurate(mine, its, exact, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("nonlinearity", host.NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_nonlinearities(variant: str, nonlinearity: str, dtype: torch.dtype) -> None:
     _check(dtype, None, None, nonlinearity, _tensors(dtype))
 
@@ -137,17 +138,17 @@ def test_compiles_without_graph_breaks_and_under_autocast() -> None:
 
 def test_empty_batch_and_the_same_bits_twice(variant: str) -> None:
     z, w, h0, dh = _tensors(torch.float32)
-    assert_exact(MINE.rnn_forward(z, w, h0, None, None, "tanh", "ieee"), MINE.rnn_forward(z, w, h0, None, None, "tanh", "ieee"))
-    h = MINE.rnn_forward(z[:, :0], w, h0[:, :0], None, None, "tanh", "ieee")
-    dz, dh0 = MINE.rnn_backward(dh[:, :0], h, w, h0[:, :0], None, None, "tanh", "ieee")
+    assert_exact(MINE.rnn_forward(z, w, h0, OPTIONS), MINE.rnn_forward(z, w, h0, OPTIONS))
+    h = MINE.rnn_forward(z[:, :0], w, h0[:, :0], OPTIONS)
+    dz, dh0 = MINE.rnn_backward(dh[:, :0], h, w, h0[:, :0], OPTIONS)
     assert (h.shape, dz.shape, dh0.shape) == ((3, 0, 10), (3, 0, 10), (2, 0, 5))
 
 
 def test_not_a_number_stays_with_its_sample(variant: str) -> None:
     z, w, h0, _ = _tensors(torch.float32)
     z[0, 1, 0] = torch.nan
-    for nonlinearity in host.NONLINEARITIES:
-        h = MINE.rnn_forward(z, w, h0, None, None, nonlinearity, "ieee")
+    for nonlinearity in NONLINEARITIES:
+        h = MINE.rnn_forward(z, w, h0, OPTIONS._replace(nonlinearity=nonlinearity))
         assert h[0, 1, 0].isnan()
         assert not h[:, 0].isnan().any()
 

@@ -26,7 +26,9 @@ from typing import Any
 import torch
 
 import torch_unroll as tu
-from torch_unroll.engines.compiled import CompiledEngine, conv2d, rnn
+from torch_unroll.engines.compiled import conv2d, rnn
+from torch_unroll.engines.compiled.engine import CompiledEngine
+from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry, RnnOptions
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS as CONV2D_VARIANTS
 from torch_unroll.kernels.cuda.rnn.variants import VARIANTS as RNN_VARIANTS
 from torch_unroll.kernels.hardware import Device
@@ -90,7 +92,7 @@ def _content(parameters: ctypes.Structure) -> bytes:
 
 
 def _engine(launcher: Notes) -> CompiledEngine:
-    return CompiledEngine("golden", launcher, lambda *_: None)
+    return CompiledEngine("golden", launcher)
 
 
 def _laid_out(random: Random, size: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:
@@ -124,7 +126,7 @@ def _conv2d(random: Random, engine: CompiledEngine) -> None:
         layouts = [random.choice(("nchw", "nhwc")) for _ in range(3)]
     sizes = ((N, C, H, W), (K, C // groups, R, S), (N, K, P, Q))
     x, w, y = (_laid_out(random, size, dtype, layout) for size, layout in zip(sizes, layouts, strict=True))
-    geometry = (stride, padding, dilation, groups, precision)
+    geometry = (Conv2dGeometry(stride, padding, dilation, groups), precision)
     direction = random.choice(("fprop", "dgrad", "wgrad", "unfold", "fold")) if random.random() < 0.1 else None
     direction = direction or random.choice(("fprop", "dgrad", "wgrad"))
     if direction == "fprop":
@@ -134,15 +136,15 @@ def _conv2d(random: Random, engine: CompiledEngine) -> None:
     elif direction == "wgrad":
         engine.conv2d_wgrad(y, x, (R, S), *geometry)
     else:
-        window = ((R, S), stride, (top, left), dilation)
+        window = Pool2dGeometry((R, S), stride, (top, left), dilation)
         P, Q = (
             (extent + 2 * pad - reach) // step + 1
             for extent, pad, reach, step in zip((H, W), (top, left), least, stride, strict=True)
         )
         if direction == "unfold":
-            engine.unfold(x, *window)
+            engine.unfold(x, window)
         else:
-            engine.fold(torch.empty((N, C * R * S, P * Q), dtype=dtype, device=META), (H, W), *window)
+            engine.fold(torch.empty((N, C * R * S, P * Q), dtype=dtype, device=META), (H, W), window)
 
 
 def _max_pool2d(random: Random, engine: CompiledEngine) -> None:
@@ -159,17 +161,17 @@ def _max_pool2d(random: Random, engine: CompiledEngine) -> None:
         for taps, step in zip((R, S), dilation, strict=True)
     )
     x = _laid_out(random, (N, C, H, W), dtype, layout)
-    window = ((R, S), stride, padding, dilation)
-    y, offsets = engine.max_pool2d_forward(x, *window, random.random() < 0.3, random.random() < 0.7)
+    window = Pool2dGeometry((R, S), stride, padding, dilation)
+    y, offsets = engine.max_pool2d_forward(x, window, random.random() < 0.3, random.random() < 0.7)
     if not offsets.numel():
         return None
     call = random.choice(("backward", "backward", "gather", "indices"))
     if call == "backward":
-        engine.max_pool2d_backward(y, offsets, (H, W), *window)
+        engine.max_pool2d_backward(y, offsets, (H, W), window)
     elif call == "gather":
-        engine.max_pool2d_gather(x, offsets, *window)
+        engine.max_pool2d_gather(x, offsets, window)
     else:
-        engine.max_pool2d_indices(offsets, (H, W), *window)
+        engine.max_pool2d_indices(offsets, (H, W), window)
     return None
 
 
@@ -212,7 +214,7 @@ def _rnn(random: Random, engine: CompiledEngine) -> None:
         lengths = torch.empty(N, dtype=torch.int64, device=META)
     elif random.random() < 0.2:
         z = empty(N, T, D * H).transpose(0, 1)
-    rest = (empty(D, H, H), empty(D, N, H), lengths, batch_sizes, nonlinearity, precision)
+    rest = (empty(D, H, H), empty(D, N, H), RnnOptions(lengths, batch_sizes, nonlinearity, precision))
     if random.random() < 0.5:
         engine.rnn_forward(z, *rest)
     else:

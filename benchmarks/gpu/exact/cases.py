@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu.exact import conv2d, max_pool2d, rnn
 from benchmarks.gpu.exact.case import Case, RefusedError
-from torch_unroll.engines.compiled import CompiledEngine
+from torch_unroll.engines.compiled.engine import CompiledEngine
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.engines.interface import Engine
 from torch_unroll.kernels.table import LaunchPlan
@@ -68,7 +68,7 @@ def covering(cases: Sequence[Case], engine: Engine, device: torch.device, seed: 
     Random(f"{seed} {cases[0].job}").shuffle(drawn)
     if not isinstance(engine, CompiledEngine):
         return drawn[:more]
-    planner = CompiledEngine(engine.name, Planner(engine.launcher), engine.refuses)
+    planner = CompiledEngine(engine.name, Planner(engine.launcher))
     kept, further, rows, in_vain = list[Case](), list[Case](), set[str](), 0
     for case in drawn:
         try:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC, Case, RefusedError, generator, integers
 from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
 from torch_unroll.kernels.cuda.conv2d.model import Variant
@@ -148,15 +149,15 @@ class Conv2dCase(Case):
         x, w, dy = (tensor.to(device, dtype).contiguous(memory_format=memory_format) for tensor in (drawn.x, drawn.w, drawn.dy))
         bias = drawn.bias.to(device, dtype) if self.bias else None
         precision = "tf32" if self.arithmetic == "tf32" else "ieee"
-        geometry = (sizes.stride, sizes.padding, sizes.dilation, sizes.groups)
+        geometry = Conv2dGeometry(sizes.stride, sizes.padding, sizes.dilation, sizes.groups)
         if hasattr(engine, "launcher"):
             self._require(conv2d_call.Call(engine.launcher, x, w, dy, geometry, precision))
         with _forced(Choice(self.variant, self.tile, self.splits), self.wide):
             if self.direction == "fprop":
-                return {"y": engine.conv2d_fprop(x, w, bias, *geometry, precision)}
+                return {"y": engine.conv2d_fprop(x, w, bias, geometry, precision)}
             if self.direction == "dgrad":
-                return {"dx": engine.conv2d_dgrad(dy, w, (sizes.H, sizes.W), *geometry, precision)}
-            return {"dw": engine.conv2d_wgrad(dy, x, (sizes.R, sizes.S), *geometry, precision)}
+                return {"dx": engine.conv2d_dgrad(dy, w, (sizes.H, sizes.W), geometry, precision)}
+            return {"dw": engine.conv2d_wgrad(dy, x, (sizes.R, sizes.S), geometry, precision)}
 
     def _require(self, call: conv2d_call.Call) -> None:
         variant = _variant(self.direction, self.variant)
@@ -202,7 +203,7 @@ def _example(arithmetic: str) -> Conv2dProblem:
     """A problem that every variant of the arithmetic takes."""
     x = torch.empty((2, 64, 9, 9), dtype=ARITHMETIC[arithmetic]).contiguous(memory_format=torch.channels_last)
     w = torch.empty((64, 64, 3, 3), dtype=x.dtype).contiguous(memory_format=torch.channels_last)
-    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    geometry = Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1)
     return conv2d_call._problem(x, w, x, geometry, "tf32" if arithmetic == "tf32" else "ieee")
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC, Case, RefusedError, generator, integers
+from torch_unroll.engines.interface import Pool2dGeometry
 from torch_unroll.kernels.cuda.max_pool2d import variants
 from torch_unroll.shapes import pooling_offset_dtype
 
@@ -124,21 +125,21 @@ class MaxPool2dCase(Case):
             tensor.to(device, dtype if tensor.is_floating_point() else None).contiguous(memory_format=memory_format)
             for tensor in (exact[0], exact[2], exact_offsets(window, self.seed)[0])
         )
-        plane, geometry = (x.shape[2], x.shape[3]), window[1:5]
+        plane, geometry = (x.shape[2], x.shape[3]), Pool2dGeometry(*window[1:5])
         with _forced(self.direction, self.variant):
             try:
                 if self.direction == "forward":
-                    y, offsets = engine.max_pool2d_forward(x, *geometry, window.ceil_mode, True)
+                    y, offsets = engine.max_pool2d_forward(x, geometry, window.ceil_mode, True)
                     return {"y": y, "offsets": offsets}
                 if self.direction == "backward":
-                    return {"dx": engine.max_pool2d_backward(dy, offsets, plane, *geometry)}
+                    return {"dx": engine.max_pool2d_backward(dy, offsets, plane, geometry)}
             except AssertionError as error:  # the table's last variant takes everything, and it is not in this one
                 if str(error) != variants.NONE_LEFT:
                     raise
                 raise RefusedError(f"{self.variant} does not take this pooling") from error
             if self.direction == "gather":
-                return {"gathered": engine.max_pool2d_gather(x, offsets, *geometry)}
-            return {"indices": engine.max_pool2d_indices(offsets, plane, *geometry)}
+                return {"gathered": engine.max_pool2d_gather(x, offsets, geometry)}
+            return {"indices": engine.max_pool2d_indices(offsets, plane, geometry)}
 
     def expected(self) -> Mapping[str, Tensor]:
         dtype, window = ARITHMETIC[self.dtype], WINDOWS[self.window]
@@ -177,10 +178,10 @@ class UnfoldCase(Case):
 
     def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
         x, columns = (tensor.to(device, ARITHMETIC[self.dtype]) for tensor in self.exact())
-        geometry = (self.kernel, self.stride, self.padding, self.dilation)
+        geometry = Pool2dGeometry(self.kernel, self.stride, self.padding, self.dilation)
         if self.direction == "unfold":
-            return {"columns": engine.unfold(x.contiguous(memory_format=LAYOUTS[self.layout]), *geometry)}
-        return {"x": engine.fold(columns, (11, 13), *geometry)}
+            return {"columns": engine.unfold(x.contiguous(memory_format=LAYOUTS[self.layout]), geometry)}
+        return {"x": engine.fold(columns, (11, 13), geometry)}
 
     def expected(self) -> Mapping[str, Tensor]:
         _, columns = self.exact()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC, BY_INTEREST, Case, RefusedError, generator, integers
 from torch_unroll.engines.compiled import rnn as host
+from torch_unroll.engines.interface import RnnOptions
 from torch_unroll.kernels.cuda.rnn import variants
 
 #: T, N, H, D. The variants differ in which H they hold, and in how they cut H and the batch.
@@ -131,7 +132,7 @@ class RnnCase(Case):
         drawn = inputs(self.T, self.N, self.H, self.D, self.seed)
         w, h0 = drawn.w.to(device, dtype), drawn.h0.to(device, dtype)
         lengths = drawn.lengths.to(device) if self.lengths else None
-        settings = (w, h0, lengths, None, self.nonlinearity, "tf32" if self.arithmetic == "tf32" else "ieee")
+        settings = (w, h0, RnnOptions(lengths, None, self.nonlinearity, "tf32" if self.arithmetic == "tf32" else "ieee"))
         with _forced(self.variant, self.row_tiles):
             try:
                 if self.direction == "forward":

@@ -19,7 +19,7 @@ from benchmarks.gpu.failures.patterns import findings
 from benchmarks.gpu.failures.tiles import Failure
 from benchmarks.gpu.work import run_case
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import CompiledEngine
+from torch_unroll.engines.compiled.engine import CompiledEngine
 from torch_unroll.engines.compiled.recording import recording
 
 #: Seconds that the emulator has for a case.
@@ -165,7 +165,7 @@ def _plan(case: Case) -> Iterator[str]:
         return
     try:
         with recording() as recorded:
-            case.compute(CompiledEngine("cuda", Planner(launcher), cuda.refuses), _CPU)
+            case.compute(CompiledEngine("cuda", Planner(launcher)), _CPU)
     except (RefusedError, RuntimeError) as error:
         yield from _line("plan", f"none for {launcher.properties(_CPU).multiprocessors} multiprocessors: {error}")
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ...offsets import offset_dtype
+
 Strides = tuple[int, int, int, int]
 
 THREADS = 256  # the kernels' __launch_bounds__
@@ -50,8 +52,7 @@ class Pooling:
     @property
     def offset(self) -> str:
         """The C++ type that holds a cell's place in its window, and one value for "none"."""
-        cells = self.window[0] * self.window[1]
-        return "uint8_t" if cells <= 255 else "int16_t" if cells <= 32767 else "int32_t"
+        return f"{offset_dtype(self.window[0] * self.window[1])}_t"
 
     @property
     def compiled_window(self) -> str:

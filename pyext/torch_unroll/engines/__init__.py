@@ -1,7 +1,7 @@
 """The engines, and which of them serves a call.
 
 `engine=None` takes the first that accepts the call, in the order of `NAMES`; a named engine never falls back: it raises with
-its reason. One predicate, `Engine.refuses`, selects and explains.
+its reason. One predicate, `refusal`, selects and explains. An engine is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib import import_module
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch.utils._contextlib import context_decorator
@@ -19,11 +18,13 @@ from torch_unroll.checks import require_strided, unwrapped
 from torch_unroll.engines.interface import Engine
 from torch_unroll.settings import Setting
 
+if TYPE_CHECKING:
+    from torch_unroll.engines.reference import ReferenceEngine
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: Fastest first.
 NAMES = ("cuda", "cupy", "numba", "torch")
-_MODULES = {"cuda": "cuda", "cupy": "cupy", "numba": "numba", "torch": "reference"}
 
 #: What `engine=None` means. A plain global: a ContextVar breaks `fullgraph`, a thread-local goes stale under torch.compile.
 default = "auto"
@@ -92,19 +93,57 @@ def resolve(engine: str | None) -> str:
     return default if _traced is None else _traced
 
 
-@cache
+@overload
+def load(name: Literal["torch"]) -> ReferenceEngine: ...
+@overload
+def load(name: str) -> Engine: ...
 def load(name: str) -> Engine:
-    """An engine, imported on first use; raises ImportError with the remedy where its packages are missing."""
-    return import_module(f"torch_unroll.engines.{_MODULES[name]}").ENGINE
+    """Returns an engine; raises ImportError where its packages are missing, and ValueError for an unknown name."""
+    if name == "cuda":
+        from torch_unroll.engines import cuda
+
+        return cuda.ENGINE
+    if name == "cupy":
+        from torch_unroll.engines import cupy
+
+        return cupy.ENGINE
+    if name == "numba":
+        from torch_unroll.engines.numba import engine
+
+        return engine.ENGINE
+    if name == "torch":
+        from torch_unroll.engines import reference
+
+        return reference.ENGINE
+    raise ValueError(f"engine: expected one of {', '.join(NAMES)}, got {name!r}")
 
 
 @cache
 def refusal(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why an engine does not take a call, and what would change that; None if it does."""
+    """Returns why an engine does not take a call, and what would change that; None if it takes the call."""
     try:
-        return load(name).refuses(op, device, dtype)
+        return _predicate(name)(op, device, dtype)
     except ImportError as error:
         return str(error)
+
+
+def _predicate(name: str) -> Callable[[str, torch.device, torch.dtype], str | None]:
+    """Returns the function of an engine that tells why it refuses a call."""
+    if name == "cuda":
+        from torch_unroll.engines import cuda
+
+        return cuda.refuses
+    if name == "cupy":
+        from torch_unroll.engines import cupy
+
+        return cupy.refuses
+    if name == "numba":
+        from torch_unroll.engines import numba
+
+        return numba.refuses
+    from torch_unroll.engines import reference
+
+    return reference.refuses
 
 
 @cache

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from torch_unroll.engines import DTYPES, nvrtc, nvrtc_cache
-from torch_unroll.engines.compiled import CompiledEngine, gpu
+from torch_unroll.engines.compiled import gpu
+from torch_unroll.engines.compiled.engine import CompiledEngine
+from torch_unroll.engines.interface import Engine
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TYPES, TensorMap, TensorMapSpec
@@ -255,4 +257,4 @@ def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 LAUNCHER = _Launcher()
-ENGINE = CompiledEngine("cupy", LAUNCHER, refuses)
+ENGINE: Engine = CompiledEngine("cupy", LAUNCHER)

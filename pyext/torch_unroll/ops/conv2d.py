@@ -22,10 +22,10 @@ from torch import Tensor
 
 from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_one_of, require_rank, require_shape
 from torch_unroll.engines import resolve_precision, select
-from torch_unroll.engines.interface import PRECISIONS
+from torch_unroll.engines.interface import PRECISIONS, Conv2dGeometry
 from torch_unroll.ops.registration import Operator, move_batch, operator
 from torch_unroll.ops.saving import save_needed
-from torch_unroll.shapes import convolved, either, is_channels_last, is_dense, require, require_each
+from torch_unroll.shapes import convolved, convolved_size, either, is_channels_last, is_dense, require, require_each
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine, bool? channels_last"
 
@@ -146,12 +146,12 @@ class Conv2dFprop(Operator):
     def compute(x, w, bias, stride, padding, dilation, groups, precision, engine, channels_last):
         chosen = select(engine, "conv2d", x.device, x.dtype)
         numbers, layout = resolve_precision(precision, x), _memory_format(channels_last, x, w)
-        return chosen.conv2d_fprop(x, w, bias, stride, padding, dilation, groups, numbers, layout)
+        geometry = Conv2dGeometry(stride, padding, dilation, groups)
+        return chosen.conv2d_fprop(x, w, bias, geometry, numbers, layout)
 
     @staticmethod
     def fake(x, w, bias, stride, padding, dilation, groups, precision, engine, channels_last):
-        P = convolved(x.shape[2], w.shape[2], stride[0], padding[0] + padding[1], dilation[0])
-        Q = convolved(x.shape[3], w.shape[3], stride[1], padding[2] + padding[3], dilation[1])
+        P, Q = convolved_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
         size, layout = (x.shape[0], w.shape[0], P, Q), _memory_format(channels_last, x, w)
         return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
 
@@ -218,7 +218,8 @@ class Conv2dDgrad(Operator):
     def compute(dy, w, x_size, stride, padding, dilation, groups, precision, engine, channels_last):
         chosen = select(engine, "conv2d", dy.device, dy.dtype)
         numbers, layout = resolve_precision(precision, dy), _memory_format(channels_last, dy, w)
-        return chosen.conv2d_dgrad(dy, w, x_size, stride, padding, dilation, groups, numbers, layout)
+        geometry = Conv2dGeometry(stride, padding, dilation, groups)
+        return chosen.conv2d_dgrad(dy, w, x_size, geometry, numbers, layout)
 
     @staticmethod
     def fake(dy, w, x_size, stride, padding, dilation, groups, precision, engine, channels_last):
@@ -285,7 +286,8 @@ class Conv2dWgrad(Operator):
     def compute(dy, x, w_size, w_stride, stride, padding, dilation, groups, precision, engine, channels_last):
         chosen, numbers = select(engine, "conv2d", dy.device, dy.dtype), resolve_precision(precision, x)
         dw_stride = _filter_stride((dy.shape[1], x.shape[1] // groups, *w_size), w_stride)
-        return chosen.conv2d_wgrad(dy, x, w_size, stride, padding, dilation, groups, numbers, dw_stride)
+        geometry = Conv2dGeometry(stride, padding, dilation, groups)
+        return chosen.conv2d_wgrad(dy, x, w_size, geometry, numbers, dw_stride)
 
     @staticmethod
     def fake(dy, x, w_size, w_stride, stride, padding, dilation, groups, precision, engine, channels_last):

@@ -23,10 +23,10 @@ from torch_unroll.checks import (
     require_strided,
 )
 from torch_unroll.engines import limits, select
-from torch_unroll.engines.interface import Engine
+from torch_unroll.engines.interface import Engine, Pool2dGeometry
 from torch_unroll.history import with_history
 from torch_unroll.ops.registration import Operator, move_batch, operator, save
-from torch_unroll.shapes import output_memory_format, pooled, pooling_offset_dtype, require, require_each
+from torch_unroll.shapes import output_memory_format, pooled, pooled_size, pooling_offset_dtype, require, require_each
 
 _GEOMETRY = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 
@@ -128,19 +128,20 @@ class MaxPool2dForward(Operator):
         require_rank(x, "x", "NCHW")
         _check_planes(x.shape[1:], "x")
         _check_geometry(kernel_size, stride, padding, dilation)
-        size = [pooled(x.shape[2 + i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1)]
+        size = pooled_size(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
         fits = size[0] > 0 and size[1] > 0
         require(fits, f"kernel_size: expected a window within the padded x {tuple(x.shape)}, got {tuple(kernel_size)}")
         limits.require(engine, limits.max_pool2d(x.shape, size))
 
     @staticmethod
     def compute(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
-        return pooling_engine(engine, x).max_pool2d_forward(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets)
+        geometry = Pool2dGeometry(kernel_size, stride, padding, dilation)
+        return pooling_engine(engine, x).max_pool2d_forward(x, geometry, ceil_mode, with_offsets)
 
     @staticmethod
     def fake(x, kernel_size, stride, padding, dilation, ceil_mode, with_offsets, engine):
-        P, Q = (pooled(x.shape[i + 2], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1))
-        size, memory_format = (*x.shape[:2], P, Q), output_memory_format(x)
+        size = (*x.shape[:2], *pooled_size(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode))
+        memory_format = output_memory_format(x)
         y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
         dtype = pooling_offset_dtype(kernel_size[0] * kernel_size[1])
         if not with_offsets:
@@ -186,7 +187,8 @@ class MaxPool2dBackward(Operator):
 
     @staticmethod
     def compute(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
-        return pooling_engine(engine, dy).max_pool2d_backward(dy, offsets, x_size, kernel_size, stride, padding, dilation)
+        geometry = Pool2dGeometry(kernel_size, stride, padding, dilation)
+        return pooling_engine(engine, dy).max_pool2d_backward(dy, offsets, x_size, geometry)
 
     @staticmethod
     def fake(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
@@ -230,7 +232,8 @@ class MaxPool2dGather(Operator):
 
     @staticmethod
     def compute(x, offsets, kernel_size, stride, padding, dilation, engine):
-        return pooling_engine(engine, x).max_pool2d_gather(x, offsets, kernel_size, stride, padding, dilation)
+        geometry = Pool2dGeometry(kernel_size, stride, padding, dilation)
+        return pooling_engine(engine, x).max_pool2d_gather(x, offsets, geometry)
 
     @staticmethod
     def fake(x, offsets, kernel_size, stride, padding, dilation, engine):
@@ -269,7 +272,7 @@ class MaxPool2dIndices(Operator):
     @staticmethod
     def compute(offsets, x_size, kernel_size, stride, padding, dilation, engine):
         chosen = select(engine, "max_pool2d", offsets.device, torch.float32)  # offsets are of no dtype that engines choose by
-        return chosen.max_pool2d_indices(offsets, x_size, kernel_size, stride, padding, dilation)
+        return chosen.max_pool2d_indices(offsets, x_size, Pool2dGeometry(kernel_size, stride, padding, dilation))
 
     @staticmethod
     def fake(offsets, x_size, kernel_size, stride, padding, dilation, engine):

@@ -29,14 +29,14 @@ from torch_unroll.checks import (
     widened,
 )
 from torch_unroll.engines import limits, load, resolve_precision, select
-from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS
+from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS, RnnOptions
 from torch_unroll.engines.reference.rnn import curvature
 from torch_unroll.ops.linear import add, linear, outer
 from torch_unroll.ops.registration import Operator, operator
 from torch_unroll.ops.rnn_steps import Steps
 from torch_unroll.ops.rnn_vmap import vmap_layer
 from torch_unroll.ops.saving import save_needed, stand_in
-from torch_unroll.shapes import require
+from torch_unroll.shapes import empty_rows_like, require
 
 _OPTIONS = "Tensor? lengths, Tensor? batch_sizes, str nonlinearity, str precision, str engine"
 
@@ -120,11 +120,6 @@ def check_batch_sizes(batch_sizes: Tensor) -> None:
     require(batch_sizes.shape[0] > 0, "batch_sizes: expected a sequence of at least one step, got none")
 
 
-def _like(rows: Tensor) -> Tensor:
-    """Laid out like `rows`, with its last dimension contiguous."""
-    return torch.empty_like(rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous())
-
-
 def part(sequence: Tensor, direction: int, H: int) -> Tensor:
     """What one direction holds; not sliced where it is all: the vmap of `is_grads_batched` has no rule for such a slice."""
     return sequence if sequence.shape[-1] == H else sequence[..., direction * H : (direction + 1) * H]
@@ -186,11 +181,12 @@ class RnnForward(Operator):
     @staticmethod
     def compute(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
         chosen, sizes = select(engine, "rnn", z.device, z.dtype), _sizes(batch_sizes, z, h0)
-        return chosen.rnn_forward(z, w_hh, h0, widened(lengths), sizes, nonlinearity, resolve_precision(precision, z))
+        options = RnnOptions(widened(lengths), sizes, nonlinearity, resolve_precision(precision, z))
+        return chosen.rnn_forward(z, w_hh, h0, options)
 
     @staticmethod
     def fake(z, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
-        return _like(z)
+        return empty_rows_like(z)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -234,11 +230,12 @@ class RnnBackward(Operator):
     @staticmethod
     def compute(dh, h, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
         chosen, sizes = select(engine, "rnn", h.device, h.dtype), _sizes(batch_sizes, h, h0)
-        return chosen.rnn_backward(dh, h, w_hh, h0, widened(lengths), sizes, nonlinearity, resolve_precision(precision, h))
+        options = RnnOptions(widened(lengths), sizes, nonlinearity, resolve_precision(precision, h))
+        return chosen.rnn_backward(dh, h, w_hh, h0, options)
 
     @staticmethod
     def fake(dh, h, w_hh, h0, lengths, batch_sizes, nonlinearity, precision, engine):
-        return _like(h), torch.empty_like(h0, memory_format=torch.contiguous_format)
+        return empty_rows_like(h), torch.empty_like(h0, memory_format=torch.contiguous_format)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -319,11 +316,12 @@ class RnnTangent(Operator):
     def compute(p, h, w_hh, u0, lengths, batch_sizes, nonlinearity, precision, engine):
         select(engine, "rnn", h.device, h.dtype)  # refuses for the engine that asked
         sizes = _sizes(batch_sizes, h, u0)
-        return load("torch").rnn_tangent(p, h, w_hh, u0, widened(lengths), sizes, nonlinearity, resolve_precision(precision, h))
+        options = RnnOptions(widened(lengths), sizes, nonlinearity, resolve_precision(precision, h))
+        return load("torch").rnn_tangent(p, h, w_hh, u0, options)
 
     @staticmethod
     def fake(p, h, w_hh, u0, lengths, batch_sizes, nonlinearity, precision, engine):
-        return _like(h)
+        return empty_rows_like(h)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

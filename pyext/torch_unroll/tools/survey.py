@@ -16,7 +16,6 @@ import torch
 import torch_unroll
 from torch_unroll import kernels
 from torch_unroll.engines import DTYPES, NAMES, cuda, nvrtc, refusal, resolve_precision
-from torch_unroll.engines.interface import MODULES
 from torch_unroll.kernels import build, table
 from torch_unroll.kernels.cuda.conv2d import choice
 
@@ -200,14 +199,11 @@ def _kernel_object(device_type: str, architecture: str | None) -> KernelObject:
 def _engine(name: str, device: str) -> EngineReport:
     serves: dict[str, tuple[str, ...]] = {}
     reasons: dict[str, None] = {}  # in the order met
-    for family in dict.fromkeys(MODULES.values()):
-        functions = [function for function, module in MODULES.items() if module == family]
+    for family in table.OPS:
         accepted = []
         for dtype in DTYPES:
-            refusals = [refusal(name, function, torch.device(device), dtype) for function in functions]
-            given = [reason for reason in refusals if reason]
-            if given:
-                reasons[given[0]] = None
+            if reason := refusal(name, family, torch.device(device), dtype):
+                reasons[reason] = None
             else:
                 accepted.append(str(dtype).removeprefix("torch."))
         if accepted:

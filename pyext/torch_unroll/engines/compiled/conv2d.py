@@ -20,10 +20,10 @@ from torch_unroll.engines.compiled.conv2d_call import (
     whole_pieces,
 )
 from torch_unroll.engines.compiled.recording import note_choice
-from torch_unroll.engines.interface import Padding, Pair
+from torch_unroll.engines.interface import Conv2dGeometry, Pair, Pool2dGeometry
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import Choice, choose
-from torch_unroll.shapes import convolved, output_memory_format
+from torch_unroll.shapes import convolved_size, output_memory_format, unfolded_size
 
 #: The only variant or choice allowed, for tests and benchmarks; None: `choice.choose` decides.
 forced: str | Choice | None = None
@@ -162,21 +162,17 @@ def conv2d_fprop(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+    geometry: Conv2dGeometry,
     precision: str,
     layout: torch.memory_format | None = None,
 ) -> Tensor:
-    (N, _, H, W), (K, _, R, S) = x.shape, w.shape
-    P = convolved(H, R, stride[0], padding[0] + padding[1], dilation[0])
-    Q = convolved(W, S, stride[1], padding[2] + padding[3], dilation[1])
+    P, Q = convolved_size(x.shape[2:], w.shape[2:], geometry.stride, geometry.padding, geometry.dilation)
+    N, K = x.shape[0], w.shape[0]
     y = _output((N, K, P, Q), x, layout or output_memory_format(x, w))
     if not x.numel() or not w.numel():
         return y.zero_() if bias is None else y.copy_(bias.view(1, K, 1, 1).expand_as(y))
     if y.numel():
-        call = Call(launcher, x, w, y, (stride, padding, dilation, groups), precision)
+        call = Call(launcher, x, w, y, geometry, precision)
         choice = _choice("fprop", call)
         _FPROP[choice.variant](call, None if bias is None else bias.contiguous(), choice)
     return y
@@ -187,18 +183,15 @@ def conv2d_dgrad(
     dy: Tensor,
     w: Tensor,
     x_size: Pair,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+    geometry: Conv2dGeometry,
     precision: str,
     layout: torch.memory_format | None = None,
 ) -> Tensor:
-    dx = _output((dy.shape[0], w.shape[1] * groups, *x_size), dy, layout or output_memory_format(dy, w))
+    dx = _output((dy.shape[0], w.shape[1] * geometry.groups, *x_size), dy, layout or output_memory_format(dy, w))
     if not dy.numel() or not w.numel():
         return dx.zero_()
     if dx.numel():
-        call = Call(launcher, dx, w, dy, (stride, padding, dilation, groups), precision)
+        call = Call(launcher, dx, w, dy, geometry, precision)
         choice = _choice("dgrad", call)
         _DGRAD[choice.variant](call, choice)
     return dx
@@ -209,50 +202,40 @@ def conv2d_wgrad(
     dy: Tensor,
     x: Tensor,
     w_size: Pair,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+    geometry: Conv2dGeometry,
     precision: str,
     dw_stride: Sequence[int] | None = None,
 ) -> Tensor:
-    dw = _output((dy.shape[1], x.shape[1] // groups, *w_size), dy, torch.contiguous_format, dw_stride)
+    dw = _output((dy.shape[1], x.shape[1] // geometry.groups, *w_size), dy, torch.contiguous_format, dw_stride)
     if not dy.numel() or not x.numel():
         return dw.zero_()
     if dw.numel():
-        call = Call(launcher, x, dw, dy, (stride, padding, dilation, groups), precision)
+        call = Call(launcher, x, dw, dy, geometry, precision)
         choice = _choice("wgrad", call)
         _WGRAD[choice.variant](call, choice)
     return dw
 
 
-def unfold(launcher: Launcher, x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    N, C, H, W = x.shape
-    P = convolved(H, kernel_size[0], stride[0], 2 * padding[0], dilation[0])
-    Q = convolved(W, kernel_size[1], stride[1], 2 * padding[1], dilation[1])
-    columns = _output((N, C * kernel_size[0] * kernel_size[1], P, Q), x, torch.contiguous_format)
+def unfold(launcher: Launcher, x: Tensor, geometry: Pool2dGeometry) -> Tensor:
+    (N, C), (R, S), (P, Q) = x.shape[:2], geometry.kernel_size, unfolded_size(x.shape[2:], *geometry)
+    columns = _output((N, C * R * S, P, Q), x, torch.contiguous_format)
     if columns.numel():
-        _gathering(launcher, x, columns, kernel_size, stride, padding, dilation).im2col(columns)
+        _gathering(launcher, x, columns, geometry).im2col(columns)
     return columns.flatten(2)
 
 
-def fold(
-    launcher: Launcher, columns: Tensor, output_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Tensor:
-    N, rows, _ = columns.shape
-    P = convolved(output_size[0], kernel_size[0], stride[0], 2 * padding[0], dilation[0])
-    Q = convolved(output_size[1], kernel_size[1], stride[1], 2 * padding[1], dilation[1])
-    x = _output((N, rows // (kernel_size[0] * kernel_size[1]), *output_size), columns, torch.contiguous_format)
+def fold(launcher: Launcher, columns: Tensor, output_size: Pair, geometry: Pool2dGeometry) -> Tensor:
+    (N, rows, _), (R, S) = columns.shape, geometry.kernel_size
+    x = _output((N, rows // (R * S), *output_size), columns, torch.contiguous_format)
     if x.numel():
-        columns = columns.contiguous().view(N, rows, P, Q)
-        _gathering(launcher, x, columns, kernel_size, stride, padding, dilation).col2im(columns)
+        columns = columns.contiguous().view(N, rows, *unfolded_size(output_size, *geometry))
+        _gathering(launcher, x, columns, geometry).col2im(columns)
     return x
 
 
-def _gathering(
-    launcher: Launcher, x: Tensor, columns: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Call:
+def _gathering(launcher: Launcher, x: Tensor, columns: Tensor, window: Pool2dGeometry) -> Call:
     """The convolution whose columns these are; it has no filter but a filter's size."""
-    shape_of_w = torch.empty((1, x.shape[1], *kernel_size), device="meta")
-    both = (padding[0], padding[0], padding[1], padding[1])
-    return Call(launcher, x, shape_of_w, columns, (stride, both, dilation, 1), "ieee")
+    shape_of_w = torch.empty((1, x.shape[1], *window.kernel_size), device="meta")
+    height, width = window.padding
+    geometry = Conv2dGeometry(window.stride, (height, height, width, width), window.dilation, groups=1)
+    return Call(launcher, x, shape_of_w, columns, geometry, "ieee")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_workspace
-from torch_unroll.engines.interface import Padding, Pair
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d import problem as parameters
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.model import Choice
@@ -34,11 +34,7 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-#: stride, padding, dilation, groups
-Geometry = tuple[Pair, Padding, Pair, int]
-
-
-def _problem(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, precision: str) -> Conv2dProblem:
+def _problem(x: Tensor, w: Tensor, y: Tensor, geometry: Conv2dGeometry, precision: str) -> Conv2dProblem:
     """One pixel of y along an axis makes the stride meaningless there, one filter position the dilation: they are 1 then, so
     that they are neither planned for nor a reason to refuse."""
     (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x.shape, w.shape, y.shape
@@ -65,7 +61,7 @@ def _four(strides: Sequence[int]) -> tuple[int, int, int, int]:
 class Call:
     """One direction of one convolution on tensors, in chunks of the batch."""
 
-    def __init__(self, launcher: Launcher, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, precision: str):
+    def __init__(self, launcher: Launcher, x: Tensor, w: Tensor, y: Tensor, geometry: Conv2dGeometry, precision: str):
         self.launcher, self.x, self.w, self.y, self.geometry, self.precision = launcher, x, w, y, geometry, precision
         self.problem = _problem(x, w, y, geometry, precision)
         self.device = launcher.properties(x.device)
@@ -84,7 +80,7 @@ class Call:
 
     def pointwise(self, x: Tensor, w: Tensor, y: Tensor) -> Call:
         """A 1×1 convolution of other tensors with the same groups."""
-        return Call(self.launcher, x, w, y, ((1, 1), (0, 0, 0, 0), (1, 1), self.problem.groups), self.precision)
+        return Call(self.launcher, x, w, y, Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), self.problem.groups), self.precision)
 
     def fprop(self, bias: Tensor | None, choice: Choice) -> None:
         plan = variants.plan_fprop(self.problem, choice.variant == "tensor", choice.tile, choice.splits)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_choice
-from torch_unroll.engines.interface import Pair
+from torch_unroll.engines.interface import Pair, Pool2dGeometry
 from torch_unroll.kernels.cuda.max_pool2d import variants
 from torch_unroll.kernels.cuda.max_pool2d.pooling import Device, Pooling, Strides
 from torch_unroll.kernels.cuda.max_pool2d.variants import Planned
-from torch_unroll.shapes import is_channels_last, pooled, pooling_offset_dtype
+from torch_unroll.shapes import is_channels_last, pooled_size, pooling_offset_dtype
 
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 
@@ -29,26 +29,26 @@ def _aligned(*tensors: Tensor) -> bool:
     return all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
-def _pooling(x_size: Any, y_size: Any, geometry: tuple[Pair, Pair, Pair, Pair], channels_last: bool) -> Pooling:
-    """`geometry` is kernel_size, stride, padding, dilation; sizes are (N, C, height, width)."""
+def _pooling(x_size: Any, y_size: Any, geometry: Pool2dGeometry, channels_last: bool) -> Pooling:
+    """Sizes are (N, C, height, width)."""
     kernel_size, stride, padding, dilation = ((int(pair[0]), int(pair[1])) for pair in geometry)
     (N, C, H, W), (P, Q) = x_size, y_size[2:]
     return Pooling(N, C, H, W, P, Q, kernel_size, stride, padding, dilation, channels_last)
 
 
-def _pooling_of_input(x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool) -> Pooling:
-    P, Q = (pooled(x.shape[i + 2], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1))
-    return _pooling(x.shape, (*x.shape[:2], P, Q), (kernel_size, stride, padding, dilation), is_channels_last(x))
+def _pooling_of_input(x: Tensor, geometry: Pool2dGeometry, ceil_mode: bool) -> Pooling:
+    y_size = (*x.shape[:2], *pooled_size(x.shape[2:], *geometry, ceil_mode))
+    return _pooling(x.shape, y_size, geometry, is_channels_last(x))
 
 
-def _pooling_of_offsets(offsets: Tensor, x_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pooling:
+def _pooling_of_offsets(offsets: Tensor, x_size: Pair, geometry: Pool2dGeometry) -> Pooling:
     x_shape = (*offsets.shape[:2], *x_size)
-    return _pooling(x_shape, offsets.shape, (kernel_size, stride, padding, dilation), is_channels_last(offsets))
+    return _pooling(x_shape, offsets.shape, geometry, is_channels_last(offsets))
 
 
 def _pooling_of_time(steps: int, N: int, C: int) -> Pooling:
     """Pooling seen sideways: a plane `steps` rows high and one column wide for each (n, c), in one window, channels fastest."""
-    return _pooling((N, C, steps, 1), (N, C, 1, 1), ((steps, 1), (1, 1), (0, 0), (1, 1)), channels_last=True)
+    return _pooling((N, C, steps, 1), (N, C, 1, 1), Pool2dGeometry((steps, 1), (1, 1), (0, 0), (1, 1)), channels_last=True)
 
 
 def _memory_format(pooling: Pooling) -> torch.memory_format:
@@ -86,15 +86,12 @@ def _strides(x: Tensor) -> Strides:
 def max_pool2d_forward(
     launcher: Launcher,
     x: Tensor,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    geometry: Pool2dGeometry,
     ceil_mode: bool,
     with_offsets: bool,
 ) -> tuple[Tensor, Tensor]:
-    pooling = _pooling_of_input(x, kernel_size, stride, padding, dilation, ceil_mode)
-    offset_dtype = pooling_offset_dtype(kernel_size[0] * kernel_size[1])
+    pooling = _pooling_of_input(x, geometry, ceil_mode)
+    offset_dtype = pooling_offset_dtype(geometry.kernel_size[0] * geometry.kernel_size[1])
     y = _empty(pooling, pooling.P, pooling.Q, x.dtype, x.device)
     offsets = _empty(pooling, pooling.P, pooling.Q, offset_dtype, x.device) if with_offsets else None
     _forward(launcher, pooling, x, _strides(x), y, offsets, None)
@@ -114,12 +111,9 @@ def max_pool2d_backward(
     dy: Tensor,
     offsets: Tensor,
     x_size: Pair,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    geometry: Pool2dGeometry,
 ) -> Tensor:
-    pooling = _pooling_of_offsets(offsets, x_size, kernel_size, stride, padding, dilation)
+    pooling = _pooling_of_offsets(offsets, x_size, geometry)
     memory_format = _memory_format(pooling)
     dx = _empty(pooling, pooling.H, pooling.W, dy.dtype, dy.device)
     _backward(launcher, pooling, dy.contiguous(memory_format=memory_format), offsets.contiguous(memory_format=memory_format), dx)
@@ -132,10 +126,8 @@ def _aligned_copy(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     return dense if _aligned(dense) else dense.clone(memory_format=memory_format)
 
 
-def max_pool2d_gather(
-    launcher: Launcher, x: Tensor, offsets: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Tensor:
-    pooling = _pooling_of_offsets(offsets, (x.shape[2], x.shape[3]), kernel_size, stride, padding, dilation)
+def max_pool2d_gather(launcher: Launcher, x: Tensor, offsets: Tensor, geometry: Pool2dGeometry) -> Tensor:
+    pooling = _pooling_of_offsets(offsets, (x.shape[2], x.shape[3]), geometry)
     memory_format = _memory_format(pooling)
     gathered = _empty(pooling, pooling.P, pooling.Q, x.dtype, x.device)
     if gathered.numel():
@@ -145,10 +137,8 @@ def max_pool2d_gather(
     return gathered
 
 
-def max_pool2d_indices(
-    launcher: Launcher, offsets: Tensor, x_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Tensor:
-    pooling = _pooling_of_offsets(offsets, x_size, kernel_size, stride, padding, dilation)
+def max_pool2d_indices(launcher: Launcher, offsets: Tensor, x_size: Pair, geometry: Pool2dGeometry) -> Tensor:
+    pooling = _pooling_of_offsets(offsets, x_size, geometry)
     indices = _empty(pooling, pooling.P, pooling.Q, torch.int64, offsets.device)
     if indices.numel():
         choice = offsets.contiguous(memory_format=_memory_format(pooling))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_choice, note_workspace
+from torch_unroll.engines.interface import RnnOptions
+from torch_unroll.engines.packed import packed_rows
 from torch_unroll.kernels.cuda.rnn import variants
 from torch_unroll.kernels.cuda.rnn.variants import Recurrence, RnnCellParameters, RnnParameters, StepStride
 from torch_unroll.kernels.shapes import SizeError
@@ -21,24 +21,15 @@ forced: str | None = None
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def rnn_forward(
-    launcher: Launcher,
-    z: Tensor,
-    w_hh: Tensor,
-    h0: Tensor,
-    lengths: Tensor | None,
-    batch_sizes: tuple[int, ...] | None,
-    nonlinearity: str,
-    precision: str,
-) -> Tensor:
+def rnn_forward(launcher: Launcher, z: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> Tensor:
     """z (T, N, D·H) or packed (total, D·H), w_hh (D, H, H), h0 (D, N, H) -> h like z; 0 past a sample's length."""
     z = _unit_stride(z)
     h = torch.empty_like(z)
     if z.numel() == 0:
         return h
     h0 = h0.contiguous()
-    layer = _Layer(launcher, w_hh, h0, batch_sizes, steps=z.shape[0], precision=precision)
-    parameters, _keep = layer.parameters(w_hh, lengths, nonlinearity)
+    layer = _Layer(launcher, w_hh, h0, options.batch_sizes, steps=z.shape[0], precision=options.precision)
+    parameters, _keep = layer.parameters(w_hh, options.lengths, options.nonlinearity)
     parameters.z, parameters.z_stride = z.data_ptr(), _step_stride(z)
     parameters.h, parameters.h_stride = h.data_ptr(), _step_stride(h)
     parameters.h0 = h0.data_ptr()
@@ -48,15 +39,7 @@ def rnn_forward(
 
 
 def rnn_backward(
-    launcher: Launcher,
-    dh: Tensor,
-    h: Tensor,
-    w_hh: Tensor,
-    h0: Tensor,
-    lengths: Tensor | None,
-    batch_sizes: tuple[int, ...] | None,
-    nonlinearity: str,
-    precision: str,
+    launcher: Launcher, dh: Tensor, h: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions
 ) -> tuple[Tensor, Tensor]:
     """BPTT: dh like h -> dz like z, 0 past a sample's length, and dh0 like h0."""
     dh, h = _unit_stride(dh), _unit_stride(h)
@@ -64,8 +47,8 @@ def rnn_backward(
     if h.numel() == 0:
         return dz, torch.zeros_like(h0)
     dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    layer = _Layer(launcher, w_hh, h0, batch_sizes, steps=h.shape[0], precision=precision)
-    parameters, _keep = layer.parameters(w_hh.mT, lengths, nonlinearity)
+    layer = _Layer(launcher, w_hh, h0, options.batch_sizes, steps=h.shape[0], precision=options.precision)
+    parameters, _keep = layer.parameters(w_hh.mT, options.lengths, options.nonlinearity)
     parameters.dh, parameters.dh_stride = dh.data_ptr(), _step_stride(dh)
     parameters.h, parameters.h_stride = h.data_ptr(), _step_stride(h)
     parameters.dz, parameters.dz_stride = dz.data_ptr(), _step_stride(dz)
@@ -111,10 +94,9 @@ class _Layer:
         keep = [rows]
         parameters.w, parameters.w_stride = rows.data_ptr(), rows.stride(1)
         if self.batch_sizes is not None:
-            packed = _packed(self.batch_sizes, self.device)
-            keep.append(packed)
-            parameters.step_offsets = packed.data_ptr()
-            parameters.lengths = packed.data_ptr() + self.T * packed.element_size()
+            first_rows, sample_lengths = packed_rows(self.batch_sizes, self.device)
+            keep += [first_rows, sample_lengths]
+            parameters.step_offsets, parameters.lengths = first_rows.data_ptr(), sample_lengths.data_ptr()
         elif lengths is not None:
             lengths = lengths.to(torch.int64).contiguous()
             keep.append(lengths)
@@ -243,13 +225,3 @@ def _padded_rows(w: Tensor) -> Tensor:
     if H % per_fragment == 0 and w.is_contiguous() and w.data_ptr() % 16 == 0:
         return w
     return F.pad(w, (0, -H % per_fragment)).contiguous() if H % per_fragment else w.clone(memory_format=torch.contiguous_format)
-
-
-def _packed(batch_sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where each step's rows start, and then each sample's length."""
-    lengths: list[int] = []
-    for steps, batch in zip(range(len(batch_sizes), 0, -1), reversed(batch_sizes), strict=True):
-        lengths += [steps] * (batch - len(lengths))
-    table = torch.tensor([*accumulate(batch_sizes[:-1], initial=0), *lengths], dtype=torch.int64, device="cpu")
-    # From pinned memory, so that the host does not wait for the copy.
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

@@ -2,22 +2,19 @@
 
 It runs on CUDA tensors, and in Numba's simulator (NUMBA_ENABLE_CUDASIM=1, set before numba is imported) on CPU tensors, where the
 kernels are ordinary Python: for tests and for stepping through them with a debugger. fp32 products are IEEE whatever the
-precision asked for.
+precision that a call asks for. This module says whether the engine can run here, and does not import numba unless it has to;
+`engine.py` holds the engine.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
 from torch_unroll.engines import DTYPES
-from torch_unroll.engines.interface import MODULES
 
 
 def _is_simulated() -> bool:
@@ -48,32 +45,14 @@ def _lack() -> str | None:
     return None
 
 
-class NumbaEngine:
-    """The functions of `engines.interface.Engine`, from this package's modules."""
-
-    name = "numba"
-
-    def __getattr__(self, function: str) -> Callable[..., Any]:
-        if function not in MODULES:
-            raise AttributeError(f"engine numba has no function {function!r}")
-        found: Callable[..., Any] = getattr(import_module(f"{__name__}.{MODULES[function]}"), function)
-        setattr(self, function, found)  # looked up once
-        return found
-
-    def warmup(self, op: str, dtype: torch.dtype, device: torch.device) -> None:
-        import_module(f"{__name__}.{op}").warmup(dtype, device)
-
-    def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        """None if it takes the call; else why not, and the remedy."""
-        if device.type == "cpu" and not _is_simulated():
-            return "runs on CUDA tensors; on CPU tensors only in Numba's simulator: start with NUMBA_ENABLE_CUDASIM=1"
-        if device.type not in ("cpu", "cuda"):
-            return f"runs on CUDA tensors, not on {device.type}"
-        if device.type == "cuda" and _is_simulated():
-            return "Numba's simulator takes CPU tensors only: start without NUMBA_ENABLE_CUDASIM"
-        if dtype not in DTYPES:
-            return f"has no kernels for {dtype}"
-        return _lack()
-
-
-ENGINE = NumbaEngine()
+def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Returns None if engine `numba` takes the call; else the reason, and the remedy."""
+    if device.type == "cpu" and not _is_simulated():
+        return "runs on CUDA tensors; on CPU tensors only in Numba's simulator: start with NUMBA_ENABLE_CUDASIM=1"
+    if device.type not in ("cpu", "cuda"):
+        return f"runs on CUDA tensors, not on {device.type}"
+    if device.type == "cuda" and _is_simulated():
+        return "Numba's simulator takes CPU tensors only: start without NUMBA_ENABLE_CUDASIM"
+    if dtype not in DTYPES:
+        return f"has no kernels for {dtype}"
+    return _lack()

@@ -1,35 +1,43 @@
-"""Engine `torch`: the formulas written out in plain torch, with an explicit backward. Everywhere right, nowhere fast."""
+"""Engine `torch`: the formulas written out in plain torch, with an explicit backward. It is right everywhere and fast nowhere."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
 
 import torch
 
 from torch_unroll.engines import DTYPES
-from torch_unroll.engines.interface import MODULES
+from torch_unroll.engines.reference import conv2d, max_pool2d, rnn
 
 
 class ReferenceEngine:
-    """Every function of `engines.interface.Engine`, from this package's modules."""
+    """The functions of `engines.interface.Engine`, and `rnn_tangent`, which serves the calls of every engine."""
 
     name = "torch"
 
-    def __getattr__(self, function: str) -> Callable[..., Any]:
-        if function not in MODULES:
-            raise AttributeError(f"engine torch has no function {function!r}")
-        found: Callable[..., Any] = getattr(import_module(f"{__name__}.{MODULES[function]}"), function)
-        setattr(self, function, found)  # looked up once
-        return found
+    conv2d_fprop = staticmethod(conv2d.conv2d_fprop)
+    conv2d_dgrad = staticmethod(conv2d.conv2d_dgrad)
+    conv2d_wgrad = staticmethod(conv2d.conv2d_wgrad)
+    unfold = staticmethod(conv2d.unfold)
+    fold = staticmethod(conv2d.fold)
+    max_pool2d_forward = staticmethod(max_pool2d.max_pool2d_forward)
+    max_pool2d_backward = staticmethod(max_pool2d.max_pool2d_backward)
+    max_pool2d_gather = staticmethod(max_pool2d.max_pool2d_gather)
+    max_pool2d_indices = staticmethod(max_pool2d.max_pool2d_indices)
+    max_over_time_forward = staticmethod(max_pool2d.max_over_time_forward)
+    max_over_time_backward = staticmethod(max_pool2d.max_over_time_backward)
+    max_over_time_gather = staticmethod(max_pool2d.max_over_time_gather)
+    rnn_forward = staticmethod(rnn.rnn_forward)
+    rnn_backward = staticmethod(rnn.rnn_backward)
+    rnn_tangent = staticmethod(rnn.rnn_tangent)
+    rnn_cell_forward = staticmethod(rnn.rnn_cell_forward)
+    rnn_cell_backward = staticmethod(rnn.rnn_cell_backward)
 
     def warmup(self, op: str, dtype: torch.dtype, device: torch.device) -> None:
-        """Nothing of it is compiled."""
+        """Does nothing: torch's operators need no compilation."""
 
-    def refuses(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        """It takes the dtypes of the compiled kernels, wherever torch can compute with them."""
-        return None if dtype in DTYPES else f"has no formulas for {dtype}"
+
+def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Returns None for the dtypes of the compiled kernels, which engine `torch` takes on any device; else the reason."""
+    return None if dtype in DTYPES else f"has no formulas for {dtype}"
 
 
 ENGINE = ReferenceEngine()

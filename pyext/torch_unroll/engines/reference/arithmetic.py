@@ -1,4 +1,4 @@
-"""The products of engine `torch`: accumulated as the kernels accumulate, whatever torch's matmul switches say."""
+"""The products of engine `torch`: sum_dtype as the kernels accumulate, whatever torch's matmul switches say."""
 
 from __future__ import annotations
 

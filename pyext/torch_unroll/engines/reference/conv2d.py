@@ -10,28 +10,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torch_unroll.engines.interface import Padding, Pair
+from torch_unroll.engines.interface import Conv2dGeometry, Pair, Pool2dGeometry
 from torch_unroll.engines.reference.arithmetic import product
 from torch_unroll.engines.reference.windows import cells
-from torch_unroll.shapes import convolved, output_memory_format
+from torch_unroll.shapes import convolved_size, output_memory_format, unfolded_size
 
 __all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold"]
 
 
-def _im2col(x: Tensor, kernel_size: Pair, output_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Tensor:
+def _window(kernel_size: Pair, geometry: Conv2dGeometry) -> Pool2dGeometry:
+    """Returns the windows that a filter sees; only the padding above and to the left says where they lie."""
+    top, _, left, _ = geometry.padding
+    return Pool2dGeometry(kernel_size, geometry.stride, (top, left), geometry.dilation)
+
+
+def _im2col(x: Tensor, output_size: Pair, window: Pool2dGeometry) -> Tensor:
     """x (N, C, H, W) -> (N, C, R·S, P, Q)."""
-    (N, C, H, W), (R, S) = x.shape, kernel_size
+    (N, C, H, W), (R, S) = x.shape, window.kernel_size
     columns = x.new_zeros(N, C, R * S, *output_size)
-    for cell, outputs, pixels in cells((H, W), output_size, kernel_size, stride, (padding[0], padding[2]), dilation):
+    for cell, outputs, pixels in cells((H, W), output_size, window):
         columns[:, :, cell][outputs] = x[pixels]
     return columns
 
 
-def _col2im(columns: Tensor, x_size: Pair, kernel_size: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Tensor:
+def _col2im(columns: Tensor, x_size: Pair, window: Pool2dGeometry) -> Tensor:
     """columns (N, C, R·S, P, Q) -> (N, C, H, W), summing the cells that cover a pixel."""
     N, C, _, P, Q = columns.shape
     x = columns.new_zeros(N, C, *x_size)
-    for cell, outputs, pixels in cells(x_size, (P, Q), kernel_size, stride, (padding[0], padding[2]), dilation):
+    for cell, outputs, pixels in cells(x_size, (P, Q), window):
         x[pixels] += columns[:, :, cell][outputs]
     return x
 
@@ -40,17 +46,13 @@ def conv2d_fprop(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+    geometry: Conv2dGeometry,
     precision: str,
     layout: torch.memory_format | None = None,
 ) -> Tensor:
-    (N, _, H, W), (K, channels, R, S) = x.shape, w.shape
-    P = convolved(H, R, stride[0], padding[0] + padding[1], dilation[0])
-    Q = convolved(W, S, stride[1], padding[2] + padding[3], dilation[1])
-    columns = _im2col(x, (R, S), (P, Q), stride, padding, dilation).reshape(N, groups, channels * R * S, P * Q)
+    N, groups, (K, channels, R, S) = x.shape[0], geometry.groups, w.shape
+    P, Q = convolved_size(x.shape[2:], (R, S), geometry.stride, geometry.padding, geometry.dilation)
+    columns = _im2col(x, (P, Q), _window((R, S), geometry)).reshape(N, groups, channels * R * S, P * Q)
     y = product(w.reshape(groups, K // groups, channels * R * S), columns, precision).reshape(N, K, P, Q)
     if bias is not None:
         y = y + bias.to(y.dtype).view(1, K, 1, 1)
@@ -61,17 +63,14 @@ def conv2d_dgrad(
     dy: Tensor,
     w: Tensor,
     x_size: Pair,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+    geometry: Conv2dGeometry,
     precision: str,
     layout: torch.memory_format | None = None,
 ) -> Tensor:
-    (N, K, P, Q), (_, channels, R, S) = dy.shape, w.shape
+    (N, K, P, Q), (_, channels, R, S), groups = dy.shape, w.shape, geometry.groups
     weights = w.reshape(groups, K // groups, channels * R * S).transpose(1, 2)
     columns = product(weights, dy.reshape(N, groups, K // groups, P * Q), precision)
-    dx = _col2im(columns.reshape(N, groups * channels, R * S, P, Q), x_size, (R, S), stride, padding, dilation)
+    dx = _col2im(columns.reshape(N, groups * channels, R * S, P, Q), x_size, _window((R, S), geometry))
     return dx.to(dy.dtype).clone(memory_format=layout or output_memory_format(dy, w))
 
 
@@ -79,32 +78,24 @@ def conv2d_wgrad(
     dy: Tensor,
     x: Tensor,
     w_size: Pair,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
+    geometry: Conv2dGeometry,
     precision: str,
     dw_stride: Sequence[int] | None = None,
 ) -> Tensor:
-    (N, K, P, Q), C = dy.shape, x.shape[1]
+    (N, K, P, Q), C, groups = dy.shape, x.shape[1], geometry.groups
     rows = C // groups * w_size[0] * w_size[1]
-    columns = _im2col(x, w_size, (P, Q), stride, padding, dilation).reshape(N, groups, rows, P * Q)
+    columns = _im2col(x, (P, Q), _window(w_size, geometry)).reshape(N, groups, rows, P * Q)
     dw = product(dy.reshape(N, groups, K // groups, P * Q), columns.transpose(2, 3), precision).sum(0)
     dw = dw.reshape(K, C // groups, *w_size).to(x.dtype)
     return dw if dw_stride is None else dw.new_empty_strided(dw.shape, dw_stride).copy_(dw)
 
 
-def unfold(x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    (N, C, H, W), (R, S) = x.shape, kernel_size
-    P = convolved(H, R, stride[0], 2 * padding[0], dilation[0])
-    Q = convolved(W, S, stride[1], 2 * padding[1], dilation[1])
-    both = (padding[0], padding[0], padding[1], padding[1])
-    return _im2col(x, kernel_size, (P, Q), stride, both, dilation).reshape(N, C * R * S, P * Q)
+def unfold(x: Tensor, geometry: Pool2dGeometry) -> Tensor:
+    columns = _im2col(x, unfolded_size(x.shape[2:], *geometry), geometry)
+    return columns.flatten(3).flatten(1, 2)
 
 
-def fold(columns: Tensor, output_size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    (N, rows, _), (R, S) = columns.shape, kernel_size
-    P = convolved(output_size[0], R, stride[0], 2 * padding[0], dilation[0])
-    Q = convolved(output_size[1], S, stride[1], 2 * padding[1], dilation[1])
-    both = (padding[0], padding[0], padding[1], padding[1])
-    return _col2im(columns.reshape(N, rows // (R * S), R * S, P, Q), output_size, kernel_size, stride, both, dilation)
+def fold(columns: Tensor, output_size: Pair, geometry: Pool2dGeometry) -> Tensor:
+    (N, rows, _), cells_of_window = columns.shape, geometry.kernel_size[0] * geometry.kernel_size[1]
+    P, Q = unfolded_size(output_size, *geometry)
+    return _col2im(columns.reshape(N, rows // cells_of_window, cells_of_window, P, Q), output_size, geometry)

@@ -1,17 +1,17 @@
 """Windows over a plane, cell by cell: each cell (r, s) of all windows at once is a strided slice of the plane.
 
-Only what lies in the plane is named, so padding takes no memory, however wide it is.
+Slices name only pixels of the plane, so padding takes no memory, however wide it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch_unroll.engines.interface import Pair
+from torch_unroll.engines.interface import Pool2dGeometry
 
 
 def _overlap(extent: int, outputs: int, cell: int, stride: int, padding: int, dilation: int) -> tuple[slice, slice]:
-    """Along one axis: the windows whose `cell` lies in the plane, and the pixels it lies on."""
+    """Returns, along one axis, the windows whose `cell` lies in the plane, and the pixels that it lies on."""
     start = cell * dilation - padding
     first = max(0, -(start // stride))
     last = min(outputs, (extent - 1 - start) // stride + 1)
@@ -22,17 +22,21 @@ def _overlap(extent: int, outputs: int, cell: int, stride: int, padding: int, di
 
 
 def cells(
-    x_size: Pair, y_size: Sequence[int], kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
+    x_size: Sequence[int], y_size: Sequence[int], window: Pool2dGeometry
 ) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:
-    """For each cell of the window: its place in it, the outputs that have it, and the pixels they find there.
+    """Yields, for each cell of the window: its number r·S + s, the outputs for which that cell lies in the plane, and the pixels
+    on which it lies.
 
-    Sizes are (height, width), padding is that above and to the left; the slices are of tensors (N, C, height, width).
+    Sizes are (height, width), the padding counts above and to the left; the slices are of tensors (N, C, height, width).
     """
     whole = (slice(None), slice(None))
     rows, columns = (
-        [_overlap(x_size[i], y_size[i], cell, stride[i], padding[i], dilation[i]) for cell in range(kernel_size[i])]
+        [
+            _overlap(x_size[i], y_size[i], cell, window.stride[i], window.padding[i], window.dilation[i])
+            for cell in range(window.kernel_size[i])
+        ]
         for i in (0, 1)
     )
     for r, (outputs_h, pixels_h) in enumerate(rows):
         for s, (outputs_w, pixels_w) in enumerate(columns):
-            yield r * kernel_size[1] + s, (*whole, outputs_h, outputs_w), (*whole, pixels_h, pixels_w)
+            yield r * len(columns) + s, (*whole, outputs_h, outputs_w), (*whole, pixels_h, pixels_w)

@@ -1,0 +1,37 @@
+"""The engine made of this package's host functions; importing it imports numba."""
+
+from __future__ import annotations
+
+import torch
+
+from torch_unroll.engines.interface import Engine
+from torch_unroll.engines.numba import conv2d, max_pool2d, rnn
+
+
+class NumbaEngine:
+    """The functions of `engines.interface.Engine`."""
+
+    name = "numba"
+
+    conv2d_fprop = staticmethod(conv2d.conv2d_fprop)
+    conv2d_dgrad = staticmethod(conv2d.conv2d_dgrad)
+    conv2d_wgrad = staticmethod(conv2d.conv2d_wgrad)
+    unfold = staticmethod(conv2d.unfold)
+    fold = staticmethod(conv2d.fold)
+    max_pool2d_forward = staticmethod(max_pool2d.max_pool2d_forward)
+    max_pool2d_backward = staticmethod(max_pool2d.max_pool2d_backward)
+    max_pool2d_gather = staticmethod(max_pool2d.max_pool2d_gather)
+    max_pool2d_indices = staticmethod(max_pool2d.max_pool2d_indices)
+    max_over_time_forward = staticmethod(max_pool2d.max_over_time_forward)
+    max_over_time_backward = staticmethod(max_pool2d.max_over_time_backward)
+    max_over_time_gather = staticmethod(max_pool2d.max_over_time_gather)
+    rnn_forward = staticmethod(rnn.rnn_forward)
+    rnn_backward = staticmethod(rnn.rnn_backward)
+    rnn_cell_forward = staticmethod(rnn.rnn_cell_forward)
+    rnn_cell_backward = staticmethod(rnn.rnn_cell_backward)
+
+    def warmup(self, op: str, dtype: torch.dtype, device: torch.device) -> None:
+        {"conv2d": conv2d, "max_pool2d": max_pool2d, "rnn": rnn}[op].warmup(dtype, device)
+
+
+ENGINE: Engine = NumbaEngine()
