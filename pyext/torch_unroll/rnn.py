@@ -14,8 +14,9 @@ from torch_unroll.autocast import lowered
 from torch_unroll.checks import is_traced, require_shape, widened
 from torch_unroll.engines import DTYPES, claims, limits, resolve
 from torch_unroll.ops.linear import linear
-from torch_unroll.ops.rnn import check_batch_sizes, part, rnn_forward
+from torch_unroll.ops.rnn import rnn_forward
 from torch_unroll.ops.rnn_cell import rnn_cell_forward
+from torch_unroll.ops.rnn_layer import check_batch_sizes, one_direction
 from torch_unroll.ops.rnn_steps import Steps
 from torch_unroll.programs import in_onnx_export, is_transformed
 from torch_unroll.rnn_checks import (
@@ -53,7 +54,7 @@ class _Stack:
         recurrent = w_hh[0].unsqueeze(0) if len(w_hh) == 1 else torch.stack(w_hh)
         h = rnn_forward(z, recurrent, h0, steps.lengths, steps.batch_sizes, self.nonlinearity, "rnn", self.engine)
         H = h0.shape[-1]
-        h_n = [steps.last(part(h, d, H), h0[d].to(h.dtype), d) for d in range(len(weights))]
+        h_n = [steps.last(one_direction(h, d, H), h0[d].to(h.dtype), d) for d in range(len(weights))]
         return h.transpose(0, 1) if self.batch_first else h, torch.stack(h_n)
 
     def dropped(self, x: Tensor) -> Tensor:

@@ -16,34 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.reference.arithmetic import accumulator, product
-
-__all__ = ["apply", "curvature", "rnn_backward", "rnn_cell_backward", "rnn_cell_forward", "rnn_forward", "rnn_tangent", "slope"]
-
-
-def apply(nonlinearity: str, z: Tensor) -> Tensor:
-    """f(z)."""
-    if nonlinearity == "identity":
-        return z
-    function = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}[nonlinearity]
-    return function(z)
-
-
-def slope(nonlinearity: str, h: Tensor, gradient: Tensor) -> Tensor:
-    """f'(z) · gradient, from h = f(z)."""
-    if nonlinearity == "tanh":
-        return gradient * (1 - h * h)
-    if nonlinearity == "relu":
-        return torch.where(h <= 0, torch.zeros_like(gradient), gradient)
-    if nonlinearity == "sigmoid":
-        return gradient * (h * (1 - h))
-    return gradient
-
-
-def curvature(nonlinearity: str, h: Tensor) -> Tensor | None:
-    """The derivative of `slope` by h, over the gradient; None where it is 0."""
-    if nonlinearity == "tanh":
-        return -2 * h
-    return 1 - 2 * h if nonlinearity == "sigmoid" else None
+from torch_unroll.nonlinearity import apply, slope
 
 
 @dataclass
