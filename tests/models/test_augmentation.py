@@ -29,7 +29,7 @@ def test_prediction_averages_over_the_crops() -> None:
 def test_intensity_moves_images_along_the_principal_components() -> None:
     direction = torch.tensor([3.0, 2.0, 1.0]) / 14**0.5
     images = torch.randn(50, 1, 8, 8) * 5 * direction.view(1, 3, 1, 1) + torch.randn(50, 3, 8, 8) * 0.01
-    intensity = RgbIntensity.of(images)
+    intensity = RgbIntensity.from_images(images)
     shift = intensity(images) - images
     assert torch.equal(shift, shift[:, :, :1, :1].expand_as(shift)) or (shift - shift[:, :, :1, :1]).abs().max() < 1e-5
     shifts = shift[:, :, 0, 0]
@@ -42,7 +42,7 @@ def test_intensity_moves_images_along_the_principal_components() -> None:
     ("call", "message"),
     [
         (lambda: ten_crops(torch.ones(1, 3, 5, 6), 6), "size: expected at most 5"),
-        (lambda: RgbIntensity.of(torch.ones(4, 1, 5, 5)), r"images: expected \(N, 3, H, W\), got \(4, 1, 5, 5\)"),
+        (lambda: RgbIntensity.from_images(torch.ones(4, 1, 5, 5)), r"images: expected \(N, 3, H, W\), got \(4, 1, 5, 5\)"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:

@@ -266,9 +266,8 @@ class MaxPool2dIndices(Operator):
 
     @staticmethod
     def compute(offsets, x_size, kernel_size, stride, padding, dilation, engine):
-        chosen = select(
-            engine, "max_pool2d", offsets.device, torch.float32
-        )  # engines are chosen by the dtype of images, which offsets lack
+        # Engines refuse dtypes of images, and offsets do not say which dtype their images had: every engine accepts float32.
+        chosen = select(engine, "max_pool2d", offsets.device, torch.float32)
         return chosen.max_pool2d_indices(offsets, x_size, kernel_size, stride, padding, dilation)
 
     @staticmethod
