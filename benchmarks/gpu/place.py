@@ -13,7 +13,7 @@ from benchmarks.environment import clocks, describe
 from benchmarks.gpu.work import tell
 from torch_unroll.engines import NAMES, cuda, refusal
 from torch_unroll.tools import doctor
-from torch_unroll.tools.survey import Survey, survey
+from torch_unroll.tools.environment import Survey, examine_machine
 
 #: Memory that the largest cases take with torch's own results beside ours.
 _LEAST_FREE_BYTES = 12 << 30
@@ -24,7 +24,7 @@ def look(device_name: str) -> None:
     process of its own: the one that starts the jobs never touches CUDA."""
     device = torch.device(device_name)
     others = _processes() if device.type == "cuda" else []  # before this process is one of them
-    if device.type == "cuda" and (lack := lacking(survey())):
+    if device.type == "cuda" and (lack := lacking(examine_machine())):
         tell("result", lack=lack)
         return
     on_gpu = device.type == "cuda"
@@ -55,7 +55,7 @@ def lacking(seen: Survey) -> str | None:
     """Why torch can use no GPU here, or one that is too old, with what would mend it; None where it can."""
     if not seen.torch_sees_gpu:
         why = doctor.advice(seen)[0]
-        return f"{why.problem}: {why.remedy}; or rehearse on the emulator: python -m benchmarks gpu --device cpu"
+        return f"{why.finding}: {why.remedy}; or rehearse on the emulator: python -m benchmarks gpu --device cpu"
     if torch.cuda.get_device_capability() < (8, 0):
         major, minor = torch.cuda.get_device_capability()
         return f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}: the kernels need 8.0 or newer"

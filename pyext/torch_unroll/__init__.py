@@ -2,7 +2,8 @@
 
     import torch_unroll as tu
 
-Functions take what torch's functions of the same name take, and `engine=`; `tu.nn` has torch.nn's modules on these kernels.
+Functions accept the arguments of torch's functions of the same name, and `engine=`; `tu.nn` has torch.nn's modules on these
+kernels.
 """
 
 from torch_unroll import models, nn

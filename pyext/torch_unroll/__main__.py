@@ -1,4 +1,5 @@
-"""`python -m torch_unroll COMMAND ...`: each command is a module with a `main(arguments)`, imported only when it is asked for."""
+"""`python -m torch_unroll COMMAND ...`: a command is a module with a function `main(arguments)`, imported when the command is
+run."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-#: Command -> its module, and what it answers.
+#: Command -> its module, and its purpose.
 COMMANDS = {
     "compile": ("torch_unroll.tools.compile", "fills engine cupy's cache of compiled kernels ahead of time; needs no GPU"),
     "doctor": ("torch_unroll.tools.doctor", "what can run here, what would make the rest run, and why it is not faster"),
@@ -35,7 +36,7 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command; returns the exit status: 2 for a command line that means nothing."""
+    """Runs a command; returns its exit status, or 2 for an invalid command line."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2

@@ -1,7 +1,7 @@
-"""What every operator asks of its inputs before anything addresses memory by them, however the call came about.
+"""What every operator checks before anything addresses memory by its inputs, however the call came about.
 
-Front ends word the mistakes of a public call as torch does; graphs, traces and `torch.ops.torch_unroll` know no front end. A
-check reads shapes, dtypes, devices and layouts, never data, so its answer is kept: the same call a second time costs a look-up.
+The public functions report mistakes as torch does, but graphs, traces and `torch.ops.torch_unroll` bypass them. A check reads
+shapes, dtypes, devices and layouts, never data, so its result is cached: a repeated call costs one look-up.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _IsKind = Callable[..., bool]
 
 
 def _is_kind(tensors: tuple[Tensor | None, ...]) -> _IsKind | None:
-    """Tells whether other tensors are of the same kind as these, or is None where nothing can tell.
+    """A predicate that is true for tensors of the same kind as these; None if torch offers no reliable one.
 
-    A kind is what torch.compile guards a graph by: the tensors' types, dispatch keys, dtypes, devices and sizes, compared in C++.
-    Comparing the same facts as Python objects would take several times as long.
+    A kind is what torch.compile guards a graph by: the types, dispatch keys, dtypes, devices and sizes of the tensors, compared
+    in C++. Comparing the same facts as Python objects would take several times as long.
     """
     present = [tensor for tensor in tensors if tensor is not None]
     any_strides: Any = [[None] * tensor.dim() for tensor in present]
     guards = TensorGuards(*present, dynamic_dims_sizes=None, dynamic_dims_strides=any_strides)
-    if not guards.check(*present):  # they never take one tensor for two
+    if not guards.check(*present):  # guards always fail if one tensor is passed twice
         return None
     if len(present) == len(tensors):
         return guards.check
@@ -52,22 +52,22 @@ def _is_kind(tensors: tuple[Tensor | None, ...]) -> _IsKind | None:
 
 
 def hashable(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Inputs with tuples in place of lists, as which the dispatcher hands numbers on."""
+    """The inputs with tuples in place of lists; the dispatcher passes numbers as lists."""
     return tuple(tuple(value) if isinstance(value, list) else value for value in inputs)
 
 
 def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
-    """A check that is made once for each kind of call; the first `arity` inputs are tensors or None, the others hashable.
+    """A check that runs once for each kind of call. The first `arity` inputs are tensors or None; the others are hashable.
 
-    Where a shape is looked up, making it a Python object and hashing it is the larger part of the cost, so the kinds last seen
-    with the same numbers are tried first: one that does not fit fails at its first tensor.
+    Most of the cost of a look-up by shape goes into creating and hashing a Python object, so the kinds seen last with the same
+    numbers are tried first: a kind that does not match fails at its first tensor.
     """
     latest: dict[Any, list[_IsKind]] = {}
     kinds: dict[Any, list[_IsKind]] = {}
 
     def call(*inputs: Any) -> None:
         end = arity
-        while inputs[end - 1] is None:  # most often the optional tensors are left out from the last one on
+        while inputs[end - 1] is None:  # usually it is the last optional tensors that are None
             end -= 1
         tensors, numbers = inputs[:end], inputs[end:]
         try:
@@ -76,7 +76,7 @@ def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
                     return
         except KeyError:
             pass
-        except TypeError:  # a list, which has no hash
+        except TypeError:  # a list is not hashable
             call(*hashable(inputs))
             return
         first = inputs[0]
@@ -97,8 +97,8 @@ def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
 
 
 def is_symbolic(*extents: int) -> bool:
-    """Whether extents stand for those of later calls: asking how two of them compare would tie a graph to the answer, which
-    every later call is asked for itself."""
+    """Whether any extent is symbolic. Comparing two of those would tie a graph to the result, although every later call checks
+    its own extents."""
     for extent in extents:  # noqa: SIM110 (a generator costs twice as much)
         if type(extent) is not int and isinstance(extent, torch.SymInt):
             return True
@@ -106,17 +106,18 @@ def is_symbolic(*extents: int) -> bool:
 
 
 def is_strided(tensor: Tensor) -> bool:
-    """Whether memory, shape and strides say all of a tensor: no sparse or other layout, not nested, not quantized."""
+    """Whether memory, shape and strides describe a tensor completely: it is not sparse, nested or quantized."""
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
 
 
 def is_traced(*extents: int) -> bool:
-    """The same, in code that Dynamo reads too: its sizes look like numbers, and a message that holds one would tie the graph."""
+    """`is_symbolic` for code that Dynamo traces as well. To Dynamo, sizes look like numbers, and a message that contains one
+    would tie the graph to it."""
     return torch.compiler.is_dynamo_compiling() or is_symbolic(*extents)
 
 
 def require_strided(tensor: Tensor, name: str) -> None:
-    """No sparse layout, nor any other whose memory has no strides, nor several tensors in one, nor quantized numbers."""
+    """Raises RuntimeError for a tensor that is not strided: sparse, nested or quantized."""
     if is_strided(tensor):
         return
     kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else None
@@ -126,14 +127,14 @@ def require_strided(tensor: Tensor, name: str) -> None:
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """What torch.func's transforms have wrapped: a wrapper does not always tell its layout."""
+    """The tensor without the wrappers of torch.func's transforms, which do not always report its layout."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
 
 
 def require_alike(like: Tensor, like_name: str, **others: Tensor | None) -> None:
-    """One dtype and one device, and no layout but torch's strided one."""
+    """Requires one dtype, one device and the strided layout of all tensors."""
     require_strided(like, like_name)
     for name, tensor in others.items():
         if tensor is not None:
@@ -142,13 +143,13 @@ def require_alike(like: Tensor, like_name: str, **others: Tensor | None) -> None
 
 
 def require_place(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
-    """The device of another tensor, and a layout that can be addressed."""
+    """Requires the device of another tensor, and the strided layout."""
     require_strided(tensor, name)
     require(tensor.device == like.device, f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
 
 
 def require_shape(tensor: Tensor | None, name: str, *expected: int) -> None:
-    """Exactly these extents; None stands for a tensor left out."""
+    """Requires exactly these extents; a tensor that is None passes."""
     if tensor is None:
         return
     size = tensor.shape
@@ -156,19 +157,19 @@ def require_shape(tensor: Tensor | None, name: str, *expected: int) -> None:
         if size != expected:
             raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(size)}")
     elif tensor.dim() == len(expected):
-        for extent, wanted in zip(size, expected, strict=True):
-            torch._check(extent == wanted)  # asked when the graph runs, where it is not known before
+        for extent, expected_extent in zip(size, expected, strict=True):
+            torch._check(extent == expected_extent)  # the graph checks it when it runs, if it is not known before
     else:
         raise RuntimeError(f"{name}: expected {len(expected)} dimensions, got {tensor.dim()}")
 
 
 def require_rank(tensor: Tensor, name: str, letters: str) -> None:
-    """As many dimensions as there are letters."""
+    """Requires as many dimensions as there are letters."""
     require(tensor.dim() == len(letters), f"{name}: expected ({', '.join(letters)}), got shape {tuple(tensor.shape)}")
 
 
 def require_numbers(values: Sequence[int], name: str, count: int, least: int, most: int = MOST) -> None:
-    """So many numbers within a range; `most` is by default what an int64 holds."""
+    """Requires `count` numbers from `least` to `most`, which by default is the largest int64."""
     message = f"{name}: expected {count} numbers from {least} to {most}, got {tuple(values)}"
     require(len(values) == count, message)
     require_each((value >= least for value in values), message)
@@ -176,7 +177,7 @@ def require_numbers(values: Sequence[int], name: str, count: int, least: int, mo
 
 
 def require_one_of(value: str, name: str, known: Sequence[str]) -> None:
-    """A name that the kernels know."""
+    """Requires one of the known names."""
     if value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
@@ -196,8 +197,8 @@ def check_lengths(lengths: Tensor | None, N: int, like: Tensor, like_name: str) 
 
 
 def widened(lengths: Tensor | None) -> Tensor | None:
-    """As int64, which compares with every number of steps, and which kernels read."""
+    """The lengths as int64, the dtype that kernels read."""
     if lengths is None:
         return None
     wide = lengths.to(torch.int64)
-    return wide.masked_fill(wide < 0, MOST) if lengths.dtype == torch.uint64 else wide  # those that int64 does not hold wrap
+    return wide.masked_fill(wide < 0, MOST) if lengths.dtype == torch.uint64 else wide  # larger values wrapped around

@@ -1,4 +1,4 @@
-"""Two-dimensional convolution and its transpose, as torch.nn.functional has them."""
+"""Two-dimensional convolution and its transpose, with the signatures of torch.nn.functional."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from torch_unroll.autocast import lowered
-from torch_unroll.engines import claims, limits, resolve
+from torch_unroll.calls import serving_engine, with_batch, without_batch
+from torch_unroll.engines import limits
 from torch_unroll.engines.interface import Padding, Pair
 from torch_unroll.history import gradient_with_history
 from torch_unroll.ops.conv2d import conv2d_dgrad, conv2d_fprop
@@ -23,14 +24,12 @@ from torch_unroll.shapes import (
     remembered,
     require,
     require_each,
-    require_tensors,
-    without_batch,
 )
 from torch_unroll.torch_function import ask
 
 
 def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: Pair, groups: int) -> None:
-    """What convolution and its transpose ask alike. Tensors come as (shape, dtype, device)."""
+    """The checks that convolution and its transpose have in common. Tensors are passed as (shape, dtype, device)."""
     for name, value in (("stride", stride), ("dilation", dilation)):
         require_each((number > 0 for number in value), f"{name}: expected numbers above 0, got {value}")
     (x, *kind), (w, *kind_of_w) = input, weight
@@ -57,7 +56,7 @@ def _require_channels(x: Any, channels: int, bias: Any, outputs: int) -> None:
 
 
 def _four_sided(padding: Pair | str, w: Any, stride: Pair, dilation: Pair) -> Padding:
-    """torch's `padding` argument as top, bottom, left, right; "same" puts the odd cell below and to the right."""
+    """torch's `padding` argument as (top, bottom, left, right); "same" puts an odd cell below and to the right."""
     if padding == "valid":
         return (0, 0, 0, 0)
     if isinstance(padding, str):
@@ -73,18 +72,22 @@ def _four_sided(padding: Pair | str, w: Any, stride: Pair, dilation: Pair) -> Pa
 def _conv2d_sides(
     input: Any, weight: Any, bias: Any, stride: Pair, padding: Pair | str, dilation: Pair, groups: int
 ) -> tuple[Padding, str | None]:
-    """Checks a call of conv2d; its padding on each side, and why it is too large for compiled kernels."""
+    """Checks a call of conv2d.
+
+    Returns:
+        The padding of each side, and the reason why the call is too large for the compiled kernels, or None.
+    """
     _require_common(input, weight, bias, stride, dilation, groups)
     x, w = input[0], weight[0]
     sides = _four_sided(padding, w, stride, dilation)
     _require_channels(x, w[1] * groups, bias, w[0])
-    reach = (x[-2] + sides[0] + sides[1], x[-1] + sides[2] + sides[3])
-    needed = (dilation[0] * (w[2] - 1) + 1, dilation[1] * (w[3] - 1) + 1)
+    padded = (x[-2] + sides[0] + sides[1], x[-1] + sides[2] + sides[3])
+    spans = (dilation[0] * (w[2] - 1) + 1, dilation[1] * (w[3] - 1) + 1)
     require_each(
-        (reach[i] >= needed[i] for i in (0, 1)),
-        f"weight: expected a filter within the padded input of {reach}, got one that spans {needed}",
+        (padded[i] >= spans[i] for i in (0, 1)),
+        f"weight: expected a filter within the padded input of {padded}, got one that spans {spans}",
     )
-    size = [(reach[i] - needed[i]) // stride[i] + 1 for i in (0, 1)]
+    size = [(padded[i] - spans[i]) // stride[i] + 1 for i in (0, 1)]
     x_size, y_size = (1, *x[-3:]), (1, w[0], *size)
     return sides, limits.conv2d(x_size, w, y_size, stride, sides[::2], dilation, groups)
 
@@ -93,12 +96,16 @@ def _conv2d_sides(
 def _conv_transpose2d_sizes(
     input: Any, weight: Any, bias: Any, stride: Pair, padding: Pair, extra: Pair, dilation: Pair, groups: int
 ) -> tuple[Pair, Padding, str | None]:
-    """Checks a call of conv_transpose2d; its output's (H, W), the padding of the convolution it transposes, and why that is too
-    large for compiled kernels."""
+    """Checks a call of conv_transpose2d.
+
+    Returns:
+        The (H, W) of its output, the padding of the convolution that it transposes, and the reason why that convolution is too
+        large for the compiled kernels, or None.
+    """
     require_each((number >= 0 for number in padding), f"padding: expected numbers of 0 or more, got {padding}")
     require_each((number >= 0 for number in extra), f"output_padding: expected numbers of 0 or more, got {extra}")
-    for each, step, spread in zip(extra, stride, dilation, strict=True):
-        fits = step <= 0 or spread <= 0 or each < max(step, spread)
+    for i in (0, 1):
+        fits = stride[i] <= 0 or dilation[i] <= 0 or extra[i] < max(stride[i], dilation[i])
         require(fits, f"output_padding: expected less than stride {stride} or dilation {dilation}, got {extra}")
     _require_common(input, weight, bias, stride, dilation, groups)
     x, w = input[0], weight[0]
@@ -109,7 +116,7 @@ def _conv_transpose2d_sizes(
     message = f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}"
     require_each((extent >= 0 for extent in (H, W)), message)
     require_each((either(extent > 0, len(x) == 4 and x[0] == 0) for extent in (H, W)), message)
-    # The added rows are padding that the convolution back would not have had below: then it gives back exactly P rows.
+    # Each row of output_padding replaces a row of padding below, so that the convolution of the output has exactly P rows again.
     sides = (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
     x_size, y_size = (1, w[1] * groups, H, W), (1, *x[-3:])
     return (H, W), sides, limits.conv2d(x_size, w, y_size, stride, padding, dilation, groups)
@@ -127,44 +134,43 @@ def conv2d(
     engine: str | None = None,
     precision: str = "conv",
 ) -> Tensor:
-    """Convolution of an image batch; the same as `torch.nn.functional.conv2d`.
+    """Convolves a batch of images; equivalent to `torch.nn.functional.conv2d`.
 
-    Backward keeps `input` where `weight` requires a gradient, and `weight` where `input` does, as torch's does: no copies.
-    Engines `cuda` and `cupy` pack an NCHW image channels_last, as workspace, in each product that tensor cores compute.
+    As in torch, backward keeps `input` itself if `weight` requires a gradient, and `weight` if `input` does; no copy is kept. In
+    each product that tensor cores compute, engines `cuda` and `cupy` pack an NCHW image channels_last into workspace.
 
     Args:
-        input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, of any strides.
-        weight: (K, C/groups, R, S), of the same dtype.
-        bias: (K), or None.
+        input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, with any strides.
+        weight: (K, C/groups, R, S), with the dtype of input.
+        bias: (K) or None.
         stride, dilation: an int or a pair.
-        padding: an int, a pair, "valid" or "same" (stride 1 only).
-        groups: divides C and K.
-        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
-        precision: how fp32 products are computed: "conv" follows `torch.backends.cudnn.conv.fp32_precision`, "rnn" its recurrent
-            sibling; "tf32" or "ieee" say it outright.
+        padding: an int, a pair, "valid", or "same" (only with a stride of 1).
+        groups: a divisor of C and K.
+        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        precision: how fp32 products are computed: "tf32", "ieee", or "conv" to follow
+            `torch.backends.cudnn.conv.fp32_precision`.
 
     Returns:
-        (N, K, P, Q) with P = (H + padding − dilation·(R−1) − 1) // stride + 1; channels_last if input or weight is.
+        (N, K, P, Q) with P = (H + padding − dilation·(R − 1) − 1) // stride + 1, where padding is the sum of both sides;
+        channels_last if input or weight is.
 
     Raises:
-        RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
+        RuntimeError: sizes, dtypes or devices do not fit together, as in torch; or a named engine refuses the call.
     """
     if has_torch_function_variadic(input, weight, bias) and not torch.compiler.is_compiling():
         arguments = (input, weight, bias, stride, padding, dilation, groups)
         return ask(conv2d, arguments[:3], arguments, {"engine": engine, "precision": precision}, F.conv2d)
-    require_tensors(input=input, weight=weight, bias=bias)
-    resolved = resolve(engine)
-    if not claims(resolved, input, (weight, bias), ("weight", "bias")):
+    resolved = serving_engine(engine, input=input, weight=weight, bias=bias)
+    if resolved is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     stride, dilation, groups = pair(stride, "stride"), pair(dilation, "dilation"), index(groups, "groups")
     padding = padding if isinstance(padding, str) else pair(padding, "padding")
     sides, too_large = _conv2d_sides(facts(input), facts(weight), facts(bias), stride, padding, dilation, groups)
-    # Without channels there is nothing to compute; torch's own operator says what comes of it.
+    # A convolution without channels computes nothing; torch's own operator decides what it returns.
     if input.shape[-3] == 0 or (too_large is not None and not limits.serves(resolved, too_large)):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-    y = conv2d_fprop(batched, weight, bias, stride, sides, dilation, groups, precision, resolved, None)
-    return y if input.dim() == 4 else without_batch(y)
+    y = conv2d_fprop(with_batch(input), weight, bias, stride, sides, dilation, groups, precision, resolved, None)
+    return without_batch(y, input)
 
 
 def conv_transpose2d(
@@ -180,28 +186,27 @@ def conv_transpose2d(
     engine: str | None = None,
     precision: str = "conv",
 ) -> Tensor:
-    """Transposed convolution: the input gradient of `conv2d`, used as an op; the same as `torch.nn.functional.conv_transpose2d`.
+    """Transposed convolution, which is the input gradient of `conv2d`; equivalent to `torch.nn.functional.conv_transpose2d`.
 
     Args:
-        input: (N, K, P, Q), or (K, P, Q) without a batch: what would be the output of the convolution it transposes.
+        input: (N, K, P, Q), or (K, P, Q) without a batch: the shape of the output of the convolution that is transposed.
         weight: (K, C/groups, R, S), the weight of that convolution.
-        bias: (C), or None.
+        bias: (C) or None.
         stride, padding, dilation, groups: those of that convolution.
-        output_padding: rows and columns added below and to the right; less than stride or dilation.
+        output_padding: rows added below and columns added on the right; less than stride or dilation.
         engine, precision: as in `conv2d`.
 
     Returns:
         (N, C, H, W) with H = (P − 1)·stride − 2·padding + dilation·(R − 1) + output_padding + 1.
 
     Raises:
-        RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
+        RuntimeError: sizes, dtypes or devices do not fit together, as in torch; or a named engine refuses the call.
     """
     if has_torch_function_variadic(input, weight, bias) and not torch.compiler.is_compiling():
         arguments = (input, weight, bias, stride, padding, output_padding, groups, dilation)
         return ask(conv_transpose2d, arguments[:3], arguments, {"engine": engine, "precision": precision}, F.conv_transpose2d)
-    require_tensors(input=input, weight=weight, bias=bias)
-    resolved = resolve(engine)
-    if not claims(resolved, input, (weight, bias), ("weight", "bias")):
+    resolved = serving_engine(engine, input=input, weight=weight, bias=bias)
+    if resolved is None:
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     stride, dilation, groups = pair(stride, "stride"), pair(dilation, "dilation"), index(groups, "groups")
     padding, extra = pair(padding, "padding"), pair(output_padding, "output_padding")
@@ -210,8 +215,7 @@ def conv_transpose2d(
     )
     if too_large is not None and not limits.serves(resolved, too_large):
         return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-    x = conv2d_dgrad(batched, weight, size, stride, sides, dilation, groups, precision, resolved, None)
+    x = conv2d_dgrad(with_batch(input), weight, size, stride, sides, dilation, groups, precision, resolved, None)
     if bias is not None:
         x = x + lowered(gradient_with_history(bias, input, weight)).view(1, -1, 1, 1)
-    return x if input.dim() == 4 else without_batch(x)
+    return without_batch(x, input)

@@ -1,7 +1,9 @@
-"""Gradients that can be differentiated again wherever torch's can, even if nothing that they were computed from requires it.
+"""Gradients that can be differentiated again wherever torch's can, even if they were computed from nothing that requires a
+gradient.
 
-torch's backward operators take every input of their forward, so under `create_graph` their results require gradients: those by
-what they depend on formally are zeros, or nothing at all. Code that penalises gradients relies on both.
+torch's backward operators take every input of their forward, so their results require gradients under `create_graph`. The
+gradient with respect to an input on which they depend only formally is zero, or None. Code that penalises gradients relies on
+both.
 """
 
 from __future__ import annotations
@@ -18,16 +20,17 @@ _LEGACY_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 def in_batched_gradients() -> bool:
-    """Whether this runs in the vmap of `torch.autograd.grad(..., is_grads_batched=True)`, whose tensors look like any other."""
+    """Whether this runs inside the vmap of `torch.autograd.grad(..., is_grads_batched=True)`; its tensors show no sign of it."""
     return torch._C._dispatch_tls_is_dispatch_key_included(_LEGACY_VMAP)
 
 
-#: What gradients are tied to that formally depend on the inputs of a forward, with no derivative.
+#: The anchor of gradients that depend on the inputs of a forward only formally, with no derivative (None).
 _NOWHERE = torch.empty(0, device="cpu", requires_grad=True)
 
 
 class _WithHistory(Function):
-    """gradient, anchor (0) -> the gradient; its derivative by the anchor is zero, and none by `_NOWHERE`."""
+    """gradient, anchor (0) -> the gradient. Its gradient with respect to the anchor is zero, and None if the anchor is
+    `_NOWHERE`."""
 
     @staticmethod
     def forward(gradient: Tensor, anchor: Tensor) -> Tensor:
@@ -35,15 +38,15 @@ class _WithHistory(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.leads_on = inputs[1] is not _NOWHERE
+        ctx.has_anchor = inputs[1] is not _NOWHERE
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None]:
-        return outer, outer.new_zeros(0) if ctx.leads_on else None
+        return outer, outer.new_zeros(0) if ctx.has_anchor else None
 
     @staticmethod
-    def jvp(ctx: Any, moved: Tensor, _: Tensor | None) -> Tensor:
-        return moved
+    def jvp(ctx: Any, tangent: Tensor, _: Tensor | None) -> Tensor:
+        return tangent
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, anchor: Tensor) -> tuple[Tensor, int | None]:
@@ -51,17 +54,17 @@ class _WithHistory(Function):
 
 
 def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor | None:
-    """A gradient that can be differentiated again wherever torch's can: under `create_graph` it requires a gradient, even if
-    nothing it was computed from does. Its derivative by the anchor's history is zero; without an anchor it has none."""
+    """The gradient, made to require a gradient under `create_graph` even if nothing that it was computed from does. Its gradient
+    with respect to what the anchor was computed from is zero; without an anchor there is none."""
     if gradient is None or gradient.requires_grad or not torch.is_grad_enabled():
         return gradient
     if in_batched_gradients():
-        return gradient + anchor.sum()  # that vmap's tensors lose what a Function notes on them
+        return gradient + anchor.sum()  # that vmap drops the history that a Function records
     return apply_unseen(_WithHistory, gradient, anchor)
 
 
 class _GradientWithHistory(Function):
-    """A tensor as it is; its gradient goes through `with_history`."""
+    """The identity; the gradient passes through `with_history`."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -72,15 +75,15 @@ class _GradientWithHistory(Function):
         return with_history(gradient)
 
     @staticmethod
-    def jvp(ctx: Any, moved: Tensor) -> Tensor:
-        return moved
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent
 
 
-def gradient_with_history(tensor: Tensor, *beside: Tensor) -> Tensor:
-    """A tensor whose gradient goes through `with_history`, where one of the tensors beside it requires one; for what is computed
-    around an op, though torch's operator computes it within."""
+def gradient_with_history(tensor: Tensor, *others: Tensor) -> Tensor:
+    """The tensor, with a gradient that passes through `with_history` if one of the other tensors of the call requires a gradient.
+    It is for terms that are computed outside an op although torch's operator computes them inside."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return tensor
-    if tensor.requires_grad and torch.is_grad_enabled() and any(other.requires_grad for other in beside):
+    if tensor.requires_grad and torch.is_grad_enabled() and any(other.requires_grad for other in others):
         return apply_unseen(_GradientWithHistory, tensor)
     return tensor

@@ -1,4 +1,4 @@
-"""Max pooling over windows of an image, as torch.nn.functional has it, and over the steps of a sequence."""
+"""Max pooling over the windows of an image, with torch.nn.functional's signature, and over the steps of a sequence."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
+from torch_unroll.calls import serving_engine, with_batch, without_batch
 from torch_unroll.checks import MOST_INT32, require_shape
 from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.ops.max_over_time import max_over_time_forward
 from torch_unroll.ops.max_pool2d import max_pool2d_forward, max_pool2d_indices
 from torch_unroll.programs import in_onnx_export, is_recorded
-from torch_unroll.shapes import Pair, Size, pair, pooled, remembered, require, require_each, require_tensors, without_batch
+from torch_unroll.shapes import Pair, Size, pair, pooled, remembered, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
 
 _TORCHS: Any = F.max_pool2d
 
 
 def _wants_gradient(x: Tensor) -> bool:
-    """Whether a derivative of this call may be asked for: only then are its choices written down."""
+    """Whether a derivative of this call may be wanted: only then are its choices stored."""
     if torch._C._are_functorch_transforms_active() or is_recorded():
         return True
     return (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0
@@ -31,7 +32,7 @@ def _wants_gradient(x: Tensor) -> bool:
 
 @remembered
 def _output_size(x_size: Sequence[int], window: Pair, strides: Pair, pads: Pair, steps: Pair, ceil_mode: bool) -> Pair:
-    """Checks the sizes of a call, with a batch or without; P and Q."""
+    """Checks the sizes of a call, with or without a batch; returns P and Q."""
     named = {"kernel_size": (window, 1), "stride": (strides, 1), "padding": (pads, 0), "dilation": (steps, 1)}
     for name, (numbers, least) in named.items():
         message = f"{name}: expected numbers from {least} to {MOST_INT32}, got {numbers}"
@@ -63,15 +64,15 @@ def max_pool2d(
     *,
     engine: str | None = None,
 ) -> Any:
-    """Max pooling of an image batch; the same as `torch.nn.functional.max_pool2d`, to the last bit and index.
+    """Max pooling of a batch of images; equal to `torch.nn.functional.max_pool2d` in every bit and index.
 
-    The first of equal cells is chosen, and the last NaN. A window that holds no cell of the plane yields -inf and passes its
-    gradient to nobody.
+    The first of equal cells is chosen, and the last NaN. A window without any cell of the plane yields -inf, and its gradient is
+    dropped.
 
     Args:
-        input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, of any strides.
-        kernel_size: R and S, an int or a pair.
-        stride: an int or a pair; None is kernel_size.
+        input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, with any strides.
+        kernel_size: (R, S), an int or a pair.
+        stride: an int or a pair; None stands for kernel_size.
         padding: an int or a pair, at most half of kernel_size; padded cells are never chosen.
         dilation: an int or a pair.
         ceil_mode: rounds the output's extents up; every window still starts inside the input or its left padding.
@@ -91,55 +92,57 @@ def max_pool2d(
         twin = max_pool2d_with_indices if return_indices else max_pool2d
         named = {**numbers, "return_indices": return_indices}
         return ask(max_pool2d, (input,), (input, kernel_size), {"engine": engine}, torchs, twin, **named)
-    require_tensors(input=input)
-    resolved = resolve(engine)
-    if not claims(resolved, input):
+    resolved = serving_engine(engine, input=input)
+    if resolved is None:
         return _TORCHS(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if type(ceil_mode) is not bool:
         raise TypeError(f"ceil_mode: expected a bool, got {ceil_mode!r}")
     window = pair(kernel_size, "kernel_size")
-    overlapless = stride is None or (isinstance(stride, (tuple, list)) and not stride)
-    strides = window if overlapless else pair(stride, "stride")
+    default = stride is None or (isinstance(stride, (tuple, list)) and not stride)
+    strides = window if default else pair(stride, "stride")
     pads, steps = pair(padding, "padding"), pair(dilation, "dilation")
     size = _output_size(input.shape, window, strides, pads, steps, ceil_mode)
-    x = input if input.dim() == 4 else input.unsqueeze(0)
+    x = with_batch(input)
     if limits.is_large(x) and not limits.serves(resolved, limits.max_pool2d(x.shape, size)):
         return _TORCHS(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     with_offsets = bool(return_indices) or _wants_gradient(x)
     y, offsets = max_pool2d_forward(x, window, strides, pads, steps, ceil_mode, with_offsets, resolved)
     if not return_indices:
-        return y if input.dim() == 4 else without_batch(y)
+        return without_batch(y, input)
     indices = max_pool2d_indices(offsets, x.shape[2:], window, strides, pads, steps, resolved)
-    return (y, indices) if input.dim() == 4 else (without_batch(y), without_batch(indices))
+    return without_batch(y, input), without_batch(indices, input)
 
 
 def max_pool2d_with_indices(*args: Any, engine: str | None = None, **kwargs: Any) -> Any:
-    """`torch.nn.functional.max_pool2d_with_indices`: `max_pool2d` with `return_indices`, whatever is said of it."""
+    """`torch.nn.functional.max_pool2d_with_indices`: `max_pool2d` with `return_indices=True`, which overrides an argument of that
+    name."""
     return max_pool2d(*args[:6], **{**kwargs, "return_indices": True}, engine=engine)
 
 
 def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | None = None) -> Tensor:
-    """The largest value of each channel over the steps of a sequence: max pooling with one window over all of time.
+    """The largest value of each channel over the steps of a sequence: max pooling with one window that spans all of time.
 
-    As `torch.where(steps < lengths, x, -inf).amax(0)`, with pooling's gradient: all of it goes to the first of equals (or to the
-    last NaN). A sequence of length 0 yields -inf and passes its gradient to nobody.
+    Equivalent to `torch.where(steps < lengths, x, -inf).amax(0)`, but with the gradient of pooling: all of it goes to the first
+    of equal values, or to the last NaN. A sequence of length 0 yields -inf, and its gradient is dropped.
 
     Args:
-        x: (T, N, C), T > 0; fp16, bf16, fp32 or fp64, of any strides.
-        lengths: (N), of an integer dtype, on x's device: how many steps of each sequence count, clamped to [0, T]. Never read
-            by the host. None counts all.
-        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
+        x: (T, N, C) with T > 0; fp16, bf16, fp32 or fp64, with any strides.
+        lengths: (N), of any integer dtype, on x's device: how many steps of each sequence count, clamped to [0, T]. The host
+            never reads it. None stands for all steps.
+        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
 
     Returns:
         (N, C).
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit; or the named engine's reason for refusing.
+        RuntimeError: shapes, dtypes or devices do not fit together; or a named engine refuses the call.
     """
     if has_torch_function_variadic(x, lengths) and not torch.compiler.is_compiling():
         return ask(max_over_time, (x, lengths), (x, lengths), {"engine": engine})
     require_tensors(x=x, lengths=lengths)
-    claims("torch", x, (lengths,), ("lengths",), name="x")  # torch has no such operator for other layouts either
+    claims(
+        "torch", x, (lengths,), ("lengths",), name="x"
+    )  # raises for layouts without strides, since torch has no operator to fall back to
     message = f"x: expected (T, N, C) with T above 0, got shape {tuple(x.shape)}"
     require(x.dim() == 3, message)
     require(x.shape[0] > 0, message)
@@ -155,5 +158,5 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
         past = None if lengths is None else torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= lengths
         return (x if past is None else x.masked_fill(past.unsqueeze(2), -torch.inf)).amax(0)
     if not claims(resolved, x):
-        resolved = "torch"  # torch has no such operator
+        resolved = "torch"  # torch has no operator to fall back to
     return max_over_time_forward(x, lengths, _wants_gradient(x), resolved)[0]

@@ -1,4 +1,4 @@
-"""Sending the functions of unmodified code through torch_unroll."""
+"""Running the functions of unmodified code on torch_unroll."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _unchecked(function: Any) -> Callable[..., Any]:
-    """A copy of a Python function of torch's that asks no mode and no subclass; what it calls still does."""
+    """A copy of one of torch's Python functions that consults no mode and no subclass; the functions that it calls still do."""
     checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     namespace = {**function.__globals__, **dict.fromkeys(checks, lambda *_: False)}
     copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
@@ -32,12 +32,12 @@ def _unchecked(function: Any) -> Callable[..., Any]:
     return copy
 
 
-#: The functions of torch that call code of the user's (hooks, and the models that a checkpoint runs again) and that a mode sees.
+#: The functions of torch that a mode sees and that call user code: hooks, and models that a checkpoint runs again.
 _CALLS_USER_CODE = {f: _unchecked(f) for f in (Tensor.backward, torch.autograd.backward, torch.autograd.grad)}
 
 
 def _call_higher_order(operator: HigherOrderOperator, *args: Any, **kwargs: Any) -> Any:
-    """What `HigherOrderOperator.__call__` does once it has asked the modes."""
+    """Does what `HigherOrderOperator.__call__` does after it has consulted the modes."""
     keys = _compute_keyset(args, kwargs, operator.non_fallthrough_keys)
     return operator.dispatch(keys.highestPriorityTypeId(), *args, **kwargs)
 
@@ -60,16 +60,18 @@ _TABLE: dict[Any, Callable[..., Any]] = {
 
 
 class override(Redirect):  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Within `with tu.override():`, or a function that `@tu.override()` decorates, torch's convolutions, poolings, folds and
-    recurrences are torch_unroll's.
+    """Replaces torch's convolutions, poolings, folds and recurrences by torch_unroll's, within `with tu.override():` or a
+    function that `@tu.override()` decorates.
 
-    It sees calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `torch.rnn_tanh`, `torch.rnn_relu`
-    and their cells, by modules too, in this thread, under `torch.compile` as well; and in a backward pass within the block, by
-    hooks and by what `torch.utils.checkpoint` computes again. Arguments are passed as torch takes them, by position or by name.
+    It affects calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `torch.rnn_tanh`, `torch.rnn_relu`
+    and their cells on this thread, whether functions or modules make them, also under `torch.compile`. It also affects a backward
+    pass within the block: its hooks, and what `torch.utils.checkpoint` computes again. Arguments are passed as torch accepts
+    them, by position or by name.
 
-    It does not see other threads, scripted modules, the bodies of custom operators, what a compiled function runs in a checkpoint
-    or another higher-order operator, or a backward pass after the block has ended: a checkpoint then computes again with torch's
-    functions, and may report that other tensors were saved. For those, and for good, use `torch_unroll.replace`.
+    It does not affect other threads, scripted modules, the bodies of custom operators, what a compiled function runs inside a
+    checkpoint or another higher-order operator, or a backward pass after the block has ended: a checkpoint then computes again
+    with torch's functions, and may report that different tensors were saved. Use `torch_unroll.replace` for those cases, and to
+    replace modules permanently.
     """
 
     def __init__(self) -> None:
@@ -83,15 +85,16 @@ class override(Redirect):  # noqa: N801 (a context manager, named like torch.no_
         kwargs = kwargs or {}
         if ours := self.table.get(func):
             return ours(*args, **kwargs)
-        # A mode that torch.compile traces cannot be entered again inside a higher-order operator.
+        # torch.compile cannot trace a mode that is entered again inside a higher-order operator.
         if torch.compiler.is_compiling() or not (func in _CALLS_USER_CODE or isinstance(func, HigherOrderOperator)):
             return func(*args, **kwargs)
         return self._resume(func, types, args, kwargs)
 
     def _resume(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """Calls a function of torch's with this mode active inside it; torch takes a mode off the stack while it asks it."""
+        """Calls one of torch's functions with this mode active inside it; torch removes a mode from the stack while it consults
+        it."""
         with self:
-            for kind in types:  # a subclass is asked after the modes
+            for kind in types:  # subclasses are consulted after the modes
                 if kind not in (Tensor, torch.nn.Parameter):
                     result = kind.__torch_function__(func, types, args, kwargs)
                     if result is not NotImplemented:

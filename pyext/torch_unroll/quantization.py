@@ -1,9 +1,9 @@
-"""torch.ao's eager quantisation of torch_unroll's modules: it looks modules up by their exact class, and finds these by what is
-registered here.
+"""torch.ao's eager quantisation of torch_unroll's modules. It looks modules up by their exact class, and finds these once they
+are registered here.
 
-Observers, quantisation-aware training, fusion and conversion then do what they do to torch's modules. `quantize_dynamic` has to
-be given the class `torch_unroll.nn.RNNCell`, since its own list names torch's; the FX mode does not ask these tables at all:
-`torch_unroll.restore` comes before it.
+Observers, quantisation-aware training, fusion and conversion then treat them like torch's modules. `quantize_dynamic` has to be
+passed the class `torch_unroll.nn.RNNCell`, since its own list contains torch's. The FX mode does not use these tables; call
+`torch_unroll.restore` before it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Fuser = Callable[..., torch.nn.Module]
 
 
 @contextmanager
-def _as_torchs(module: torch.nn.Module) -> Iterator[None]:
-    """Makes the module one of torch's class for a while; torch.ao's functions accept no other."""
+def _with_torchs_class(module: torch.nn.Module) -> Iterator[None]:
+    """Gives the module torch's class for the duration of a block, since torch.ao's functions accept no other class."""
     kind = type(module)
     module.__class__ = TORCHS.get(kind, kind)
     try:
@@ -31,26 +31,26 @@ def _as_torchs(module: torch.nn.Module) -> Iterator[None]:
         module.__class__ = kind
 
 
-def _taking_ours(target: type[Any]) -> type[Any]:
-    """What a mapping of torch.ao's leads to: it makes a `target`, of a module of torch_unroll's."""
+def _accepting_ours(target: type[Any]) -> type[Any]:
+    """A subclass of `target`, the class to which torch.ao converts a module, that accepts torch_unroll's module."""
 
     @functools.wraps(target.from_float)
     def from_float(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _as_torchs(module):
+        with _with_torchs_class(module):
             return target.from_float(module, *args, **kwargs)
 
     return type(target.__name__, (target,), {"from_float": staticmethod(from_float)})
 
 
 def _fusing_ours(fuse: Fuser) -> Fuser:
-    """A function that fuses modules, of which the first is torch_unroll's: so is its convolution in what comes out."""
+    """A function that fuses modules the first of which is torch_unroll's; the convolution in the result is torch_unroll's too."""
 
     @functools.wraps(fuse)
     def fused(is_qat: bool, first: torch.nn.Module, *others: torch.nn.Module) -> torch.nn.Module:
-        with _as_torchs(first):
+        with _with_torchs_class(first):
             result = fuse(is_qat, first, *others)
         for module in result.modules():
-            if type(module) is TORCHS.get(type(first)):  # a copy that the folding of a normalisation made
+            if type(module) is TORCHS.get(type(first)):  # the copy that folding a normalisation made
                 module.__class__ = type(first)
         return result
 
@@ -59,9 +59,9 @@ def _fusing_ours(fuse: Fuser) -> Fuser:
 
 @functools.cache
 def register() -> None:
-    """Enters torch_unroll's modules into the tables of `torch.ao.quantization`, if this torch still has them.
+    """Adds torch_unroll's modules to the tables of `torch.ao.quantization`, if this version of torch has them.
 
-    `torch_unroll.replace` calls it, importing `torch_unroll` does not: importing `torch.ao.quantization` takes longer.
+    `torch_unroll.replace` calls this. Importing `torch_unroll` does not, because importing `torch.ao.quantization` takes longer.
     """
     try:
         from torch.ao.quantization import fuser_method_mappings, quantization_mappings
@@ -79,4 +79,4 @@ def register() -> None:
 def _extend(mapping: dict[Callable[..., Any], Any]) -> None:
     for torchs, ours in OURS.items():
         if torchs in mapping:
-            mapping[ours] = _taking_ours(mapping[torchs])
+            mapping[ours] = _accepting_ours(mapping[torchs])

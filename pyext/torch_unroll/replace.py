@@ -1,4 +1,4 @@
-"""Swapping the modules of an existing model for torch_unroll's, in place, and back."""
+"""Replacing the modules of an existing model by torch_unroll's in place, and restoring torch's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch_unroll import quantization
 from torch_unroll.nn.locally_connected import LocallyConnected2d
 from torch_unroll.nn.twins import OURS, TORCHS
 
-#: torch.nn's other convolutions, max poolings and recurrences, and the bases of those that users write.
+#: torch.nn's other convolutions, max poolings and recurrences, and the base classes of those that users write.
 _WITHOUT_KERNELS = (
     *(getattr(torch.nn, f"{kind}{dims}d") for kind in ("Conv", "ConvTranspose", "MaxPool") for dims in (1, 3)),
     *(getattr(torch.nn, f"{kind}{dims}d") for kind in ("AdaptiveMaxPool", "MaxUnpool") for dims in (1, 2, 3)),
@@ -27,7 +27,7 @@ _WITHOUT_KERNELS = (
 )
 _FAMILIES = re.compile("Conv|MaxPool|RNN|LSTM|GRU|Fold|Unfold")
 
-#: The functions that graphs call for what torch_unroll computes: those of torch.fx, and the operators of torch.export.
+#: The functions that torch_unroll has too, as graphs of torch.fx call them; `_ATEN` matches them in graphs of torch.export.
 _FUNCTIONS = {
     **{function: function.__name__ for function in (F.conv2d, F.conv_transpose2d, F.unfold, F.fold, torch.max_pool2d)},
     **{function: function.__name__ for function in (torch.rnn_tanh, torch.rnn_relu, torch.rnn_tanh_cell, torch.rnn_relu_cell)},
@@ -40,26 +40,26 @@ _NOTES = {
     torch.nn.RNN: "for isinstance a torch.nn.RNNBase, and no torch.nn.RNN any more",
     torch.nn.RNNCell: "quantize_dynamic takes it if it is given torch_unroll.nn.RNNCell",
 }
-#: A tool that wraps a module's forward keeps that of the class it found, which a change of class does not reach.
+#: A tool that wraps the forward of a module keeps the one of the original class, so changing the class would have no effect.
 _OWN_FORWARD = "this {} has a forward of its own"
 
 
 @dataclass
 class Report:
-    """What was swapped, and what was left and why; prints as a table."""
+    """Which modules were swapped, and which were left and why; prints as a table."""
 
-    swapped: dict[str, str] = field(default_factory=dict)  # module's path -> its class
-    left: dict[str, str] = field(default_factory=dict)  # module's path -> the reason
-    notes: dict[str, str] = field(default_factory=dict)  # path of a module that was swapped -> what differs from before
-    verb: str = "swapped"  # what the table calls that
+    swapped: dict[str, str] = field(default_factory=dict)  # path of a module -> its former class
+    left: dict[str, str] = field(default_factory=dict)  # path of a module -> the reason
+    notes: dict[str, str] = field(default_factory=dict)  # path of a swapped module -> what differs from before
+    verb: str = "swapped"  # the table's word for what happened
 
     def __str__(self) -> str:
         rows = [(name, self.verb, kind, self.notes.get(name)) for name, kind in self.swapped.items()]
         rows += [(name, "left", reason, None) for name, reason in self.left.items()]
         width = max((len(name or "(the model)") for name, *_ in rows), default=0)
         lines = [
-            f"{name or '(the model)':<{width}}  {what:<{len(self.verb)}}  {detail}{f' ({note})' if note else ''}"
-            for name, what, detail, note in rows
+            f"{name or '(the model)':<{width}}  {verb:<{len(self.verb)}}  {detail}{f' ({note})' if note else ''}"
+            for name, verb, detail, note in rows
         ]
         if self.swapped:
             counts = Counter(self.swapped.values())
@@ -68,7 +68,7 @@ class Report:
 
 
 def _calls_of_graph(module: GraphModule) -> list[str]:
-    """The functions that torch_unroll has too and that a graph calls by itself, without a module."""
+    """The functions that a graph calls directly, without a module, and that torch_unroll has too."""
     calls = []
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in _FUNCTIONS:
@@ -79,7 +79,7 @@ def _calls_of_graph(module: GraphModule) -> list[str]:
 
 
 def _reason(module: torch.nn.Module) -> str | None:
-    """Why a module stays torch's that computes what torch_unroll's compute, or something of their families; None for others."""
+    """Why a convolution, max pooling, fold or recurrence is not swapped; None for modules that are none of these."""
     kind = type(module)
     if isinstance(module, ScriptModule):
         name = str(getattr(module, "original_name", ""))
@@ -87,7 +87,7 @@ def _reason(module: torch.nn.Module) -> str | None:
     if isinstance(module, GraphModule):
         calls = ", ".join(f"{call} ({count})" for call, count in Counter(_calls_of_graph(module)).items())
         return f"its graph calls functions, which no module stands for: {calls}" if calls else None
-    if re.match(r"torch\.ao\.nn\.(?!intrinsic\.modules\.)", kind.__module__):  # there: containers of floating-point modules
+    if re.match(r"torch\.ao\.nn\.(?!intrinsic\.modules\.)", kind.__module__):  # intrinsic: fused floating-point modules
         return f"{kind.__name__} is quantised, or trained for it" if _FAMILIES.search(kind.__name__) else None
     if isinstance(module, tuple(TORCHS)):
         return None
@@ -112,23 +112,26 @@ def _require_module(model: object) -> None:
 
 
 def replace(model: torch.nn.Module) -> Report:
-    """Makes every Conv2d, ConvTranspose2d, Unfold, Fold, MaxPool2d, RNN and RNNCell of a model one of torch_unroll's; the numbers
-    stay, the kernels change.
+    """Turns every Conv2d, ConvTranspose2d, Unfold, Fold, MaxPool2d, RNN and RNNCell of a model into torch_unroll's module of that
+    name. Parameters keep their values; other kernels compute with them.
 
-    A module's class is changed where it stands: its identity, parameters, state_dict, hooks and ties survive. Only torch.nn's own
-    classes are touched: a subclass may compute something else, and a parametrized module is a subclass that torch makes; both are
-    reported instead, as is every other convolution, max pooling and recurrence: scripted, quantised, lazy, or of a kind that has
-    no kernels here. Functions that a forward calls, such as F.conv2d, are no modules: `torch_unroll.override` reaches them.
+    The class of a module is changed in place, so its identity, parameters, state_dict, hooks and ties are preserved. Only
+    torch.nn's
+    own classes are changed: a subclass may compute something else, and a parametrized module is a subclass that torch creates.
+    Both are reported instead, as is every other convolution, max pooling and recurrence that is scripted, quantised, lazy, or of
+    a kind without kernels here. Functions that a forward calls, such as F.conv2d, are not modules; `torch_unroll.override`
+    affects them.
 
-    Each of these classes is a subclass of torch's, but for RNN: torch.compile refuses every subclass of torch.nn.RNN, so that
-    `isinstance(module, torch.nn.RNN)` is False afterwards, and `isinstance(module, torch.nn.RNNBase)` True. Code that looks a
-    module's exact class up finds none of them: `restore` comes before it. The tables of torch.ao's eager quantisation know them.
+    Each new class is a subclass of torch's, except RNN, because torch.compile rejects every subclass of torch.nn.RNN: afterwards,
+    `isinstance(module, torch.nn.RNN)` is False and `isinstance(module, torch.nn.RNNBase)` is True. Code that looks up the exact
+    class of a module finds none of these; call `restore` before such code. The tables of torch.ao's eager quantisation contain
+    them.
 
     Args:
-        model: any module; itself swapped if it is one of these.
+        model: any module; it is swapped itself if it is one of these.
 
     Returns:
-        A `Report`: `swapped`, `left` and `notes`, by the modules' paths; a module that has several is named by the first.
+        A `Report` with `swapped`, `left` and `notes` by the paths of the modules; a module with several paths has the first one.
 
     Raises:
         TypeError: the model is no module.
@@ -153,8 +156,8 @@ def replace(model: torch.nn.Module) -> Report:
     return report
 
 
-def _lacking(module: torch.nn.Module) -> str | None:
-    """What torch's class of the same name cannot express of a module of torch_unroll's."""
+def _unsupported_by_torch(module: torch.nn.Module) -> str | None:
+    """Why torch's class of the same name cannot replace a module of torch_unroll's; None if it can."""
     nonlinearity = str(getattr(module, "mode", "") or getattr(module, "nonlinearity", "tanh")).removeprefix("RNN_").lower()
     return (
         None if nonlinearity in ("tanh", "relu") else f"torch has no {type(module).__name__} with nonlinearity {nonlinearity!r}"
@@ -162,28 +165,29 @@ def _lacking(module: torch.nn.Module) -> str | None:
 
 
 def _torchs_class(module: torch.nn.Module) -> type[torch.nn.Module] | None:
-    """The class of torch's that does what this module's class of torch_unroll's does; None if there is none."""
+    """torch's class that does what the module's class of torch_unroll does; None if there is none."""
     kind = type(module)
     if is_parametrized(module) and kind.__bases__[0] in TORCHS:
-        # parametrize makes a class for a module, which copies of it share: hence another, and not another base.
+        # parametrize creates a class for a module, and copies of the module share it: so a new class is made, instead of a new
+        # base.
         members = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
         return type(kind.__name__, (TORCHS[kind.__bases__[0]],), members)
     return TORCHS.get(kind)
 
 
 def restore(model: torch.nn.Module) -> Report:
-    """Undoes `replace`: every module of torch_unroll's in a model becomes one of torch's, where it stands, whether `replace` made
-    it or it was built as `torch_unroll.nn`'s, and in copies and unpickled models too.
+    """Undoes `replace`: turns every module of torch_unroll in a model into torch's module of that name, in place. It does not
+    matter whether `replace` made the module, it was constructed from `torch_unroll.nn`, or the model is a copy or was unpickled.
 
-    Identity, parameters, state_dict, hooks and ties survive. What torch cannot express is left and reported: a nonlinearity that
-    it lacks, a LocallyConnected2d, a subclass, a forward that a tool has wrapped. An `engine` that a module names is dropped, and
-    a note of the report says so.
+    Identity, parameters, state_dict, hooks and ties are preserved. Modules that torch cannot express are left and reported: those
+    with a nonlinearity that torch lacks, a LocallyConnected2d, subclasses, and modules whose forward a tool has wrapped. The
+    `engine` that a module names is dropped, and a note of the report says so.
 
     Args:
-        model: any module; itself restored if it is one of these.
+        model: any module; it is restored itself if it is one of these.
 
     Returns:
-        A `Report`: `swapped`, the modules that are torch's again, `left` and `notes`, by the modules' paths.
+        A `Report` with `swapped` (the modules that are torch's again), `left` and `notes` by the paths of the modules.
 
     Raises:
         TypeError: the model is no module.
@@ -199,8 +203,8 @@ def restore(model: torch.nn.Module) -> Report:
                 report.left[name] = f"{kind.__name__} is a subclass of torch_unroll.nn.{base.__name__}"
         elif "forward" in vars(module):
             report.left[name] = _OWN_FORWARD.format(kind.__name__)
-        elif lacking := _lacking(module):
-            report.left[name] = lacking
+        elif reason := _unsupported_by_torch(module):
+            report.left[name] = reason
         else:
             module.__class__ = torchs
             engine = vars(module).pop("engine", None)
@@ -208,5 +212,5 @@ def restore(model: torch.nn.Module) -> Report:
             if engine is not None:
                 report.notes[name] = f"without its engine {engine!r}"
             if isinstance(module, torch.nn.RNN):
-                module.flatten_parameters()  # cuDNN wants weights in one piece of memory, and torch_unroll's module does not
+                module.flatten_parameters()  # cuDNN needs all weights in one block of memory
     return report

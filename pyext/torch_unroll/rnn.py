@@ -14,8 +14,9 @@ from torch_unroll.autocast import lowered
 from torch_unroll.checks import is_traced, require_shape, widened
 from torch_unroll.engines import DTYPES, claims, limits, resolve
 from torch_unroll.ops.linear import linear
-from torch_unroll.ops.rnn import check_batch_sizes, part, rnn_forward
+from torch_unroll.ops.rnn import rnn_forward
 from torch_unroll.ops.rnn_cell import rnn_cell_forward
+from torch_unroll.ops.rnn_layer import check_batch_sizes, one_direction
 from torch_unroll.ops.rnn_steps import Steps
 from torch_unroll.programs import in_onnx_export, is_transformed
 from torch_unroll.rnn_checks import (
@@ -35,7 +36,7 @@ from torch_unroll.shapes import index, require, require_tensors
 
 @dataclass(frozen=True)
 class _Stack:
-    """The layers of one call and how they are run."""
+    """The layers of one call, and how they are run."""
 
     layers: Layers
     batch_first: bool
@@ -44,7 +45,7 @@ class _Stack:
     engine: str
 
     def layer(self, x: Tensor, h0: Tensor, weights: list[tuple[Tensor, ...]], steps: Steps) -> tuple[Tensor, Tensor]:
-        """One layer: x, in the caller's layout, and h0 (D, N, H) -> h laid out like x, and h_n (D, N, H)."""
+        """Runs one layer: x, in the layout of the input, and h0 (D, N, H) -> h, laid out like x, and h_n (D, N, H)."""
         w_ih, w_hh, *biases = zip(*weights, strict=True)
         w_ih, w_hh = tuple(map(lowered, w_ih)), tuple(map(lowered, w_hh))
         bias = _joined([lowered(b_ih + b_hh) for b_ih, b_hh in zip(*biases, strict=True)]) if biases else None
@@ -53,31 +54,33 @@ class _Stack:
         recurrent = w_hh[0].unsqueeze(0) if len(w_hh) == 1 else torch.stack(w_hh)
         h = rnn_forward(z, recurrent, h0, steps.lengths, steps.batch_sizes, self.nonlinearity, "rnn", self.engine)
         H = h0.shape[-1]
-        h_n = [steps.last(part(h, d, H), h0[d].to(h.dtype), d) for d in range(len(weights))]
+        h_n = [steps.last(one_direction(h, d, H), h0[d].to(h.dtype), d) for d in range(len(weights))]
         return h.transpose(0, 1) if self.batch_first else h, torch.stack(h_n)
 
     def dropped(self, x: Tensor) -> Tensor:
-        """x with dropout; torch draws the mask for (T, N, ·), also where the batch comes first."""
+        """Applies dropout to x. As in torch, the mask is drawn for (T, N, ·) even if the batch comes first."""
         if not self.batch_first:
             return torch.dropout(x, self.dropout, True)
         ones = torch.ones_like(x.transpose(0, 1), memory_format=torch.contiguous_format)
         return x * torch.dropout(ones, self.dropout, True).transpose(0, 1)
 
     def run(self, x: Tensor, h0: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
-        """Every layer, with dropout between them."""
-        last = []
+        """Runs every layer, with dropout between them; returns the output and h_n."""
+        last_states = []
         running = steps.running(x.transpose(0, 1) if self.batch_first else x)
-        if running is not None:  # 0 · NaN is NaN: what lies past a length would reach the weight's gradient, where dz is 0
+        if (
+            running is not None
+        ):  # a NaN past a length would reach the weight's gradient although dz is 0 there, since 0 · NaN is NaN
             x = x.masked_fill(~(running.transpose(0, 1) if self.batch_first else running), 0)
         for number, (weights, start) in enumerate(zip(self.layers, h0.split(len(self.layers[0])), strict=True)):
             if number > 0 and self.dropout:
                 x = self.dropped(x)
             x, h_n = self.layer(x, start, weights, steps)
-            last.append(h_n)
-        return x, _joined(last)
+            last_states.append(h_n)
+        return x, _joined(last_states)
 
-    def in_segments(self, x: Tensor, h0: Tensor, lengths: Tensor | None, segments: int) -> tuple[Tensor, Tensor]:
-        """`run`, keeping only the states between segments of the sequence; backward computes each segment again."""
+    def run_in_segments(self, x: Tensor, h0: Tensor, lengths: Tensor | None, segments: int) -> tuple[Tensor, Tensor]:
+        """`run`, but saves only the states between segments of the sequence; backward computes each segment again."""
         axis = 1 if self.batch_first else 0
         parts = x.split(-(-x.shape[axis] // segments), axis)
         outputs, state, begin = [], h0, 0
@@ -93,8 +96,8 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
-def _counts(engine: str, x: Tensor, axis: int, packed: bool) -> bool:
-    """Whether the engine counts a sequence's extents; False sends it to torch's operator."""
+def _fits_engine(engine: str, x: Tensor, axis: int, packed: bool) -> bool:
+    """Whether the kernels of the engine can count the extents of a sequence; if not, the call goes to torch's operator."""
     if not limits.is_large(x):
         return True
     lead = x.shape[:-1] if axis == 1 or packed else (x.shape[1], x.shape[0])
@@ -117,43 +120,45 @@ def rnn(
     recompute_segments: int | None = None,
     engine: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """An Elman RNN over sequences, as `torch.rnn_tanh` and `torch.rnn_relu`: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
+    """An Elman RNN over sequences, like `torch.rnn_tanh` and `torch.rnn_relu`: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
 
-    Each layer is one matrix product for all steps, then one recurrence over T, with BPTT for its backward (Werbos 1990).
-    D is 2 if bidirectional, else 1. fp32 products follow `torch.backends.cudnn.rnn.fp32_precision`.
+    Each layer computes one matrix product for all steps and then one recurrence over T, whose backward is BPTT (Werbos 1990,
+    "Backpropagation through time"). D is 2 if bidirectional, otherwise 1. fp32 products follow
+    `torch.backends.cudnn.rnn.fp32_precision`.
 
     Args:
         input: (T, N, I); (N, T, I) if batch_first; (T, I) without a batch; or the data (total, I) of a PackedSequence.
-            fp16, bf16, fp32 or fp64, of any strides.
-        h0: (num_layers·D, N, H), or (num_layers·D, H) without a batch; None for zeros. Where it has a batch and input (T, I) has
-            none, every sample reads the same sequence, as with torch's operators.
-        weights: in torch's order, per layer and direction: w_ih (H, I; above the first layer H, D·H), w_hh (H, H) and, for all
-            or none, b_ih (H), b_hh (H).
+            fp16, bf16, fp32 or fp64, with any strides.
+        h0: (num_layers·D, N, H), or (num_layers·D, H) without a batch; None stands for zeros. If it has a batch and the input
+            (T, I) has none, every sample reads the same sequence, as in torch.
+        weights: in torch's order, for each layer and direction: w_ih (H, I; above the first layer H, D·H), w_hh (H, H) and,
+            for all or none, b_ih (H) and b_hh (H).
         nonlinearity: "tanh", "relu", "sigmoid" or "identity".
-        num_layers, bidirectional: of the stack.
-        dropout, training: the probability with which, in training, a layer's outputs are zeroed on their way to the next; the
-            mask comes from torch's generator, on the CPU the same as torch's.
-        batch_first: whether input and output are (N, T, ·); the states never are.
-        batch_sizes: those of a PackedSequence: (T), int64, on the CPU.
-        lengths: (N), of any integer dtype, on input's device, never read by the host: how many steps of a padded sample count,
-            clamped to [0, T]. Outputs beyond are 0, and h_n is the state at the sample's last step (h0 for a sample of none).
-        recompute_segments: cuts the sequence into so many segments and keeps for the backward pass only the states between them,
-            computing the rest again (Chen et al. 2016, arXiv 1604.06174): about √T of them need the least memory. Worth it
-            where the output is not kept either. Not for bidirectional or packed input.
-        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
+        num_layers, bidirectional: the shape of the stack.
+        dropout, training: if training, the outputs of each layer but the last are zeroed with probability dropout. The mask
+            comes from torch's generator; on the CPU it equals torch's.
+        batch_first: whether input and output are (N, T, ·); states never are.
+        batch_sizes: that of a PackedSequence: (T), int64, on the CPU.
+        lengths: (N), of any integer dtype, on input's device: how many steps of each padded sample count, clamped to [0, T].
+            The host never reads it. Later outputs are 0, and h_n is the state after the last step that counts (h0 if none does).
+        recompute_segments: cuts the sequence into so many segments and saves only the states between them for backward, which
+            computes the rest again (Chen et al. 2016, arXiv 1604.06174). About √T segments need the least memory. This pays only
+            if the output is not kept either, and is not available for bidirectional or packed input.
+        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
 
     Returns:
-        output, like input with D·H features and laid out as it is, and h_n, like h0.
+        The output, which has D·H features and the layout of input, and h_n, which has the shape of h0.
 
     Raises:
-        RuntimeError: sizes, dtypes or devices that do not fit, as torch's; a sequence of no steps; or the named engine's reason.
-        ValueError: an unknown nonlinearity or engine; recompute_segments where it cannot serve.
+        RuntimeError: sizes, dtypes or devices do not fit together, as in torch; the sequence has no steps; or a named engine
+            refuses the call.
+        ValueError: an unknown nonlinearity or engine, or recompute_segments for a call that cannot be cut into segments.
     """
+    stack_options = {"num_layers": num_layers, "bidirectional": bidirectional, "dropout": dropout, "training": training}
     if has_torch_function((input, h0, batch_sizes, lengths, *weights)) and not torch.compiler.is_compiling():
         layout = {"batch_first": batch_first, "batch_sizes": batch_sizes, "lengths": lengths}
-        stacked = {"num_layers": num_layers, "bidirectional": bidirectional, "dropout": dropout, "training": training}
         options = {"nonlinearity": nonlinearity, "recompute_segments": recompute_segments, "engine": engine}
-        return ask_rnn(rnn, input, h0, weights, {**options, **stacked, **layout})
+        return ask_rnn(rnn, input, h0, weights, {**options, **stack_options, **layout})
     resolved = resolve(engine)
     check_nonlinearity(nonlinearity)
     num_layers = index(num_layers, "num_layers")
@@ -170,39 +175,49 @@ def rnn(
     axis = 0 if batch_first and not packed else 1
     beyond_torch = lengths is not None or recompute_segments is not None or nonlinearity not in TORCHS
     x, start, batched = (input, h0, True) if packed else _with_batch(input, h0, axis, beyond_torch)
-    claimed = claimed and _counts(resolved, x, axis, packed)
-    resolved = _engine_or_torch(resolved, claimed, input, beyond_torch)
+    claimed = claimed and _fits_engine(resolved, x, axis, packed)
+    serving = _engine_or_torch(resolved, claimed, input, beyond_torch)
     if beyond_torch and not claimed:
-        claims(resolved, input, others, names)
-    if resolved == "none":
-        states = num_layers * directions
+        claims(resolved if serving is None else serving, input, others, names)
+    if serving is None:
         if start is None:
-            start = zero_state(x, axis, batch_sizes, states, weights[1].shape[-1])
+            start = zero_state(x, axis, batch_sizes, num_layers * directions, weights[1].shape[-1])
         layout = {"batch_sizes": batch_sizes, "batch_first": batch_first}
-        stacked = {"num_layers": num_layers, "bidirectional": bidirectional, "dropout": dropout, "training": training}
-        output, h_n = TORCHS[nonlinearity](*torchs_arguments(x, start, weights, {**stacked, **layout}))
+        arguments = torchs_arguments(x, start, weights, {**stack_options, "num_layers": num_layers, **layout})
+        output, h_n = TORCHS[nonlinearity](*arguments)
     else:
         stack = _Stack(
-            by_layer(weights, num_layers, directions),
-            batch_first and not packed,
-            dropout if training else 0.0,
-            nonlinearity,
-            resolved,
+            layers=by_layer(weights, num_layers, directions),
+            batch_first=batch_first and not packed,
+            dropout=dropout if training else 0.0,
+            nonlinearity=nonlinearity,
+            engine=serving,
         )
-        if batch_sizes is not None and not bidirectional:
-            x = read_rows(x, batch_sizes)
-        start = lowered(checked_start(x, start, stack.layers, axis, batch_sizes, lengths))
-        x = lowered(x)
-        lengths = widened(lengths)
-        if recompute_segments is None:
-            output, h_n = stack.run(x, start, Steps(lengths, batch_sizes))
-        else:
-            output, h_n = stack.in_segments(x, start, lengths, recompute_segments)
+        output, h_n = _check_and_run(stack, x, start, axis, batch_sizes, lengths, recompute_segments)
     return (output, h_n) if batched else (output.squeeze(axis), h_n.squeeze(1))
 
 
+def _check_and_run(
+    stack: _Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    axis: int,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    recompute_segments: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Checks the tensors of a call that an engine serves, and runs its layers. `axis` is that of N in x."""
+    if batch_sizes is not None and len(stack.layers[0]) == 1:
+        x = read_rows(x, batch_sizes)
+    start = lowered(checked_start(x, h0, stack.layers, axis, batch_sizes, lengths))
+    x, lengths = lowered(x), widened(lengths)
+    if recompute_segments is None:
+        return stack.run(x, start, Steps(lengths, batch_sizes))
+    return stack.run_in_segments(x, start, lengths, recompute_segments)
+
+
 def _with_batch(input: Tensor, h0: Tensor | None, axis: int, beyond_torch: bool) -> tuple[Tensor, Tensor | None, bool]:
-    """input and h0 with a batch, and whether they came with one. `axis` is that of N in the input."""
+    """input and h0 with a batch, and whether the input came with one. `axis` is that of N in the input."""
     if input.dim() != 2:
         return input, h0, True
     if h0 is not None and h0.dim() == 3 and axis == 1 and not beyond_torch:
@@ -213,21 +228,28 @@ def _with_batch(input: Tensor, h0: Tensor | None, axis: int, beyond_torch: bool)
     return input.unsqueeze(axis), h0, False
 
 
-def _engine_or_torch(resolved: str, claimed: bool, input: Tensor, beyond_torch: bool) -> str:
-    """The engine of a call, which the engines claim or not; "none" for torch's own operator."""
+def _engine_or_torch(resolved: str, claimed: bool, input: Tensor, beyond_torch: bool) -> str | None:
+    """The engine that serves a call, or None for torch's own operator.
+
+    Args:
+        resolved: the engine that the call asks for.
+        claimed: whether that engine serves this input.
+        input: the input of the call.
+        beyond_torch: whether the call uses an option that torch's operator lacks.
+    """
     if in_onnx_export():
         require(
             resolved == "auto" and not beyond_torch,
             "ONNX has torch's recurrences alone: expected nonlinearity tanh or relu without lengths, recompute_segments or an"
             " engine's name",
         )
-        return "none"
+        return None
     if claimed:
         return resolved
     if beyond_torch:
         return "torch"
-    # Compilers would unroll the steps of torch's operator, and it has no batching rule.
-    return "torch" if input.dtype in DTYPES and input.layout == torch.strided and is_transformed() else "none"
+    # A compiler would unroll the steps of torch's operator, and torch.func has no batching rule for it.
+    return "torch" if input.dtype in DTYPES and input.layout == torch.strided and is_transformed() else None
 
 
 def rnn_cell(
@@ -241,21 +263,21 @@ def rnn_cell(
     nonlinearity: str = "tanh",
     engine: str | None = None,
 ) -> Tensor:
-    """One step of an Elman RNN, f(W_ih x + b_ih + W_hh h + b_hh); what `torch.rnn_tanh_cell` and `torch.rnn_relu_cell` do.
+    """One step of an Elman RNN, f(W_ih x + b_ih + W_hh h + b_hh), like `torch.rnn_tanh_cell` and `torch.rnn_relu_cell`.
 
     Args:
-        input: (N, I), or (I) without a batch.
-        h: (N, H), or (H): the state before the step.
+        input: x, (N, I), or (I) without a batch; fp16, bf16, fp32 or fp64, with any strides.
+        h: (N, H), or (H) without a batch: the state before the step.
         w_ih, w_hh: (H, I) and (H, H).
-        b_ih, b_hh: (H) each, or None.
+        b_ih, b_hh: (H), or None.
         nonlinearity: "tanh", "relu", "sigmoid" or "identity".
-        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
+        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
 
     Returns:
-        The state after the step, like h.
+        The state after the step, with the shape of h.
 
     Raises:
-        RuntimeError: sizes, dtypes or devices that do not fit, as torch's; or the named engine's reason for refusing.
+        RuntimeError: sizes, dtypes or devices do not fit together, as in torch; or a named engine refuses the call.
         ValueError: an unknown nonlinearity or engine.
     """
     if has_torch_function_variadic(input, h, w_ih, w_hh, b_ih, b_hh) and not torch.compiler.is_compiling():
@@ -267,15 +289,15 @@ def rnn_cell(
     claimed, beyond_torch = claims(resolved, input, others, names), nonlinearity not in TORCHS_CELL
     if claimed and limits.is_large(input, h):
         claimed = limits.serves(resolved, limits.rnn_cell(input.shape[:-1].numel(), input.shape[-1], h.shape[-1]))
-    resolved = _engine_or_torch(resolved, claimed, input, beyond_torch)
+    serving = _engine_or_torch(resolved, claimed, input, beyond_torch)
     if beyond_torch and not claimed:
-        claims(resolved, input, others, names)
-    if resolved == "none":
+        claims(resolved if serving is None else serving, input, others, names)
+    if serving is None:
         if input.dim() == 1 and h.dim() == 1:
             return TORCHS_CELL[nonlinearity](input.unsqueeze(0), h.unsqueeze(0), w_ih, w_hh, b_ih, b_hh).squeeze(0)
         return TORCHS_CELL[nonlinearity](input, h, w_ih, w_hh, b_ih, b_hh)
     require(input.dim() in (1, 2), f"input: expected 1 or 2 dimensions, got shape {shape(input)}")
-    if input.dim() < 2 and h.dim() != input.dim():  # the type that torch's operator raises here
+    if input.dim() < 2 and h.dim() != input.dim():  # the exception type that torch's operator raises here
         raise IndexError(f"h: expected {input.dim()} dimensions like input, got shape {shape(h)}")
     require(w_ih.dim() == 2, f"w_ih: expected 2 dimensions, got shape {shape(w_ih)}")
     require(w_hh.dim() == 2, f"w_hh: expected 2 dimensions, got shape {shape(w_hh)}")
@@ -285,12 +307,12 @@ def rnn_cell(
     require_shape(b_hh, "b_hh", w_hh.shape[1])
     check_alike(input, "hidden", {"h": h})
     check_alike(input, "parameter", {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh})
-    h_next = rnn_cell_forward(x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity, "rnn", resolved)
+    h_next = rnn_cell_forward(x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity, "rnn", serving)
     return h_next if input.dim() == 2 else h_next.squeeze(0)
 
 
 def _check_cell(x: Tensor, state: Tensor, w_ih: Tensor, w_hh: Tensor) -> None:
-    """Extents, in the words of torch's cells."""
+    """Checks the extents, with the error messages of torch's cells."""
     (rows, inputs), H = x.shape, w_hh.shape[1]
     if not is_traced(rows, inputs, H) and (state.shape, w_ih.shape, w_hh.shape) == ((rows, H), (H, inputs), (H, H)):
         return
@@ -300,7 +322,7 @@ def _check_cell(x: Tensor, state: Tensor, w_ih: Tensor, w_hh: Tensor) -> None:
         )
     require(inputs == w_ih.shape[1], f"input has inconsistent input_size: got {inputs} expected {w_ih.shape[1]}")
     require(state.dim() > 0, "h: expected 2 dimensions like input, got shape ()")
-    if not is_traced(rows, state.shape[0]):  # of a graph, the operator asks
+    if not is_traced(rows, state.shape[0]):  # in a graph, the operator compares them when it runs
         require(rows == state.shape[0], f"Input batch size {rows} doesn't match hidden0 batch size {state.shape[0]}")
     require(state.dim() > 1, f"h: expected 2 dimensions like input, got shape {shape(state)}")
     require(state.shape[1] == H, f"hidden0 has inconsistent hidden_size: got {state.shape[1]}, expected {H}")

@@ -1,4 +1,4 @@
-"""What a call of `rnn` is asked before it reaches the operators: errors of torch's types, worded by the public arguments."""
+"""The checks of a call of `rnn` before it reaches the operators: errors have torch's types and name the public arguments."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch_unroll.engines.interface import NONLINEARITIES
 from torch_unroll.programs import is_transformed
 from torch_unroll.shapes import require
 
-#: The weights of each layer, and within it of each direction: w_ih, w_hh and, if there are any, b_ih, b_hh.
+#: For each layer and each of its directions, the weights w_ih, w_hh and, if there are biases, b_ih, b_hh.
 Layers = list[list[tuple[Tensor, ...]]]
 
 
 def check_nonlinearity(nonlinearity: str) -> None:
-    """One of those that the kernels know."""
+    """Raises ValueError unless the kernels have this nonlinearity."""
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(f"nonlinearity: expected one of {', '.join(NONLINEARITIES)}, got {nonlinearity!r}")
 
 
 def check_alike(input: Tensor, kind: str, others: dict[str, Tensor | None]) -> None:
-    """One dtype that engines take, after autocast where it is enabled, and one device. `kind` is what torch calls the others."""
+    """Requires one device, and one dtype that engines accept, after autocast. `kind` is torch's word for the other tensors."""
     expected = lowered_dtype(input)
     require(expected in DTYPES, f"input: expected a floating-point dtype (fp16, bf16, fp32, fp64), got {expected}")
     for name, other in others.items():
@@ -42,12 +42,12 @@ def check_alike(input: Tensor, kind: str, others: dict[str, Tensor | None]) -> N
 
 
 def shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    """As messages print it."""
+    """The shape as error messages print it."""
     return None if tensor is None else tuple(tensor.shape)
 
 
 def by_layer(weights: Sequence[Tensor], num_layers: int, directions: int) -> Layers:
-    """torch's flat list of weights, cut up."""
+    """torch's flat list of weights, cut into layers and directions."""
     parts = num_layers * directions
     require(num_layers > 0, f"num_layers: expected a number above 0, got {num_layers}")
     require(
@@ -61,7 +61,7 @@ def by_layer(weights: Sequence[Tensor], num_layers: int, directions: int) -> Lay
 
 
 def _check_weights(layers: Layers, input: Tensor) -> int:
-    """H; raises if a weight does not fit the layer below it."""
+    """Raises if a weight does not fit the layer below it; returns H."""
     width, first = input.shape[-1], layers[0][0][1]
     require(first.dim() == 2, f"w_hh of layer 0: expected 2 dimensions, got shape {shape(first)}")
     H = first.shape[1]
@@ -77,7 +77,7 @@ def _check_weights(layers: Layers, input: Tensor) -> int:
 
 
 def check_segments(segments: int, cuttable: bool) -> None:
-    """How many pieces a sequence is cut into."""
+    """Checks `recompute_segments` of a call whose sequence can be cut into segments, or not."""
     if not isinstance(segments, int) or segments < 1:
         raise ValueError(f"recompute_segments: expected a number above 0, got {segments!r}")
     if not cuttable:
@@ -92,7 +92,8 @@ def _check_steps(T: int) -> None:
 
 
 def _first_size(batch_sizes: Tensor) -> int:
-    """N of packed data, which is that of each call where the call is recorded: a tensor of a trace, a symbol of a graph."""
+    """N of packed data. If the call is recorded, it is a tensor of the trace or a symbol of the graph, so that later calls may
+    have another N."""
     if torch.compiler.is_dynamo_compiling():
         return int(batch_sizes[0])
     first: Any = batch_sizes[0]
@@ -100,10 +101,11 @@ def _first_size(batch_sizes: Tensor) -> int:
 
 
 def read_rows(x: Tensor, batch_sizes: Tensor) -> Tensor:
-    """The rows of packed data that batch_sizes counts: those behind them are left unread, as by torch, in one direction.
+    """The rows of packed data that batch_sizes counts, for a single direction: like torch, it leaves further rows unread.
 
-    Compilers know no sum of batch_sizes: there the operator refuses further rows when it runs. Backwards, torch would begin at
-    the last row, with the rows of other steps.
+    A compiler does not know the sum of batch_sizes; there the operator rejects further rows when it runs. They are rejected for
+    two
+    directions as well: torch's backward direction would begin at the last row and mix up the steps.
     """
     if type(batch_sizes) is not Tensor or is_transformed():
         return x
@@ -115,14 +117,14 @@ def read_rows(x: Tensor, batch_sizes: Tensor) -> Tensor:
 
 
 def zero_state(x: Tensor, axis: int, batch_sizes: Tensor | None, states: int, H: int) -> Tensor:
-    """The state (D·layers, N, H) that a call without one starts from. `axis` is that of N in x."""
+    """The initial state (D·layers, N, H) of a call without h0. `axis` is that of N in x."""
     return x.new_zeros(states, x.shape[axis] if batch_sizes is None else _first_size(batch_sizes), H)
 
 
 def checked_start(
     x: Tensor, h0: Tensor | None, layers: Layers, axis: int, batch_sizes: Tensor | None, lengths: Tensor | None
 ) -> Tensor:
-    """h0, or zeros; raises if anything does not fit. `axis` is that of N in x."""
+    """Checks all tensors of a call; returns h0, or zeros in its place. `axis` is that of N in x."""
     rank = 3 if batch_sizes is None else 2
     require(x.dim() == rank, f"input: expected {rank} dimensions with its batch, got shape {shape(x)}")
     check_alike(x, "hidden", {"h0": h0})
@@ -131,7 +133,9 @@ def checked_start(
         _check_steps(x.shape[1 - axis])
     start = zero_state(x, axis, batch_sizes, states, H) if h0 is None else h0
     if batch_sizes is not None:
-        N = start.shape[1] if start.dim() == 3 else _first_size(batch_sizes)  # the operator compares it with batch_sizes
+        N = (
+            start.shape[1] if start.dim() == 3 else _first_size(batch_sizes)
+        )  # the operator compares it with batch_sizes when it runs
     else:
         N = x.shape[axis]
     if lengths is not None:

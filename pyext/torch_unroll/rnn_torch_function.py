@@ -1,4 +1,5 @@
-"""Calls of recurrence that a tensor subclass, a proxy of torch.fx or a mode is asked about, in the words of torch's functions."""
+"""`__torch_function__` for the recurrences: calls are offered to tensor subclasses, proxies and modes as calls of torch's
+functions."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ TORCHS_CELL: dict[str, Callable[..., Tensor]] = {"tanh": torch.rnn_tanh_cell, "r
 
 
 def torchs_arguments(x: Any, start: Any, weights: Sequence[Any], options: dict[str, Any]) -> tuple[Any, ...]:
-    """Those of `torch.rnn_tanh`, padded or packed, from those of `torch_unroll.rnn` with a batch and a start."""
+    """The arguments of `torch.rnn_tanh`, padded or packed, for a call of `torch_unroll.rnn` that has a batch and an initial
+    state."""
     batch_sizes, num_layers, bidirectional = options["batch_sizes"], options["num_layers"], options["bidirectional"]
     has_biases = len(weights) == 4 * num_layers * (2 if bidirectional else 1)
     settings = (list(weights), has_biases, num_layers, options["dropout"], options["training"], bidirectional)
@@ -26,8 +28,8 @@ def torchs_arguments(x: Any, start: Any, weights: Sequence[Any], options: dict[s
 
 
 def ask_rnn(rnn: Callable[..., Any], input: Any, h0: Any, weights: Sequence[Any], options: dict[str, Any]) -> Any:
-    """What they say to a call of `torch_unroll.rnn`, told as one of torch's where torch has it: with a batch, and a start, which
-    torch.nn.RNN makes itself."""
+    """Offers a call of `torch_unroll.rnn`, as a call of torch's function if torch has an equivalent one: it needs a batch, and an
+    initial state, which torch.nn.RNN creates before it calls the function."""
     theirs, batch_sizes = TORCHS.get(options["nonlinearity"]), options["batch_sizes"]
     tensors = (input, h0, batch_sizes, options["lengths"], *weights)
     beyond_torch = options["lengths"] is not None or options["recompute_segments"] is not None
@@ -44,7 +46,7 @@ def ask_rnn(rnn: Callable[..., Any], input: Any, h0: Any, weights: Sequence[Any]
 
 
 def ask_rnn_cell(rnn_cell: Callable[..., Any], arguments: tuple[Any, ...], nonlinearity: str, engine: str | None) -> Any:
-    """What they say to a call of `torch_unroll.rnn_cell`, of whose arguments all are tensors."""
+    """Offers a call of `torch_unroll.rnn_cell`; `arguments` are all its tensors."""
     options, theirs = {"nonlinearity": nonlinearity, "engine": engine}, TORCHS_CELL.get(nonlinearity)
     if theirs is None or any(isinstance(tensor, fx.Proxy) for tensor in arguments):
         return ask(rnn_cell, arguments, arguments, options)

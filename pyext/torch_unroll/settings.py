@@ -1,4 +1,4 @@
-"""Values of the process that `with` blocks change for as long as they are open."""
+"""Process-wide values that `with` blocks change while they are open."""
 
 from __future__ import annotations
 
@@ -13,58 +13,59 @@ Value = TypeVar("Value")
 
 @dataclass(eq=False)
 class _Entry(Generic[Value]):
-    """What an owner sets: on a thread, for as long as a block of its is open there; or, on none, for good."""
+    """A value that an owner has set: on a thread, until a block of the owner ends there, or, without a thread, permanently."""
 
     value: Value
     owner: weakref.ref[Any]
     thread: int | None
 
     def is_settled(self) -> bool:
-        """Whether it is for good and can no longer become a block's."""
+        """Whether the value is permanent and its owner can no longer enter a block."""
         return self.thread is None and self.owner() is None
 
 
 class Setting(Generic[Value]):
-    """A value that holds for every thread, and the blocks that set it: of those open, the one entered last holds.
+    """A value for all threads, and the blocks that set it: of the open blocks, the one that was entered last determines the
+    value.
 
-    Blocks need not end in the order in which they were entered (those of two threads, and of generators, do not): each takes back
-    what it set and nothing else, and when all have ended the value is as before. An owner may have any number of blocks open.
+    Blocks need not end in the reverse of the order in which they were entered (blocks of two threads, or of generators, do not):
+    each one undoes only its own setting, and once all have ended the value is as before. An owner may have several blocks open.
 
     Args:
-        read, write: of the value, which others may write as well: they set it for good.
+        read, write: functions that read and write the value. Other code may also write it; that sets it permanently.
     """
 
     def __init__(self, read: Callable[[], Value], write: Callable[[Value], object]):
         self._read, self._write = read, write
-        self._lock = threading.RLock()  # a generator that the garbage collector closes here leaves a block
+        self._lock = threading.RLock()  # re-entrant: the garbage collector may close a generator here, which leaves its block
         self._entries: list[_Entry[Value]] = []
         self._base = self._written = read()
 
     def set(self, owner: object, value: Value) -> None:
-        """Sets the value for good, unless the owner enters a block later: then for that block only."""
+        """Sets the value permanently, or, if the owner enters a block later, only within that block."""
         with self._lock:
-            self._heed_others()
+            self._adopt_outside_value()
             for entry, later in zip(self._entries[:-1], self._entries[1:], strict=True):
                 if entry.is_settled() and later.is_settled():
                     self._entries.remove(entry)
             self._append(owner, value, None)
 
     def unset(self, owner: object) -> None:
-        """Takes back what the owner set for good."""
+        """Undoes the permanent settings of the owner."""
         with self._lock:
-            self._heed_others()
+            self._adopt_outside_value()
             for entry in [entry for entry in self._entries if entry.thread is None and entry.owner() is owner]:
                 self._entries.remove(entry)
             self._apply()
 
     def enter(self, owner: object, value: Value) -> None:
-        """Begins a block."""
+        """Begins a block of the owner."""
         with self._lock:
             self.unset(owner)
             self._append(owner, value, threading.get_ident())
 
     def leave(self, owner: object) -> None:
-        """Ends a block of the owner's: the one that it entered last, on this thread if it has one here."""
+        """Ends the block that the owner entered last on this thread or, if it has none here, on any thread."""
         with self._lock:
             blocks = [entry for entry in self._entries if entry.thread is not None and entry.owner() is owner]
             if not blocks:
@@ -81,8 +82,8 @@ class Setting(Generic[Value]):
         self._written = self._entries[-1].value if self._entries else self._base
         self._write(self._written)
 
-    def _heed_others(self) -> None:
-        """A value that was not written here replaces all that was set for good."""
+    def _adopt_outside_value(self) -> None:
+        """A value that other code has written replaces all permanent settings."""
         value = self._read()
         if not self._entries or value != self._written:
             self._base = value

@@ -1,4 +1,5 @@
-"""Sizes, layouts and argument checks, shared by every op. Errors are of torch's types and name argument, expected and given."""
+"""Sizes, layouts and argument checks that all ops share. Errors have torch's types; they name the argument, the expected value
+and the actual one."""
 
 from __future__ import annotations
 
@@ -12,22 +13,26 @@ from torch import Tensor
 
 from torch_unroll.autocast import lowered_dtype
 from torch_unroll.kernels.offsets import offset_dtype
-from torch_unroll.programs import is_transformed
-from torch_unroll.tracing import followed, is_tracing
+from torch_unroll.tracing import is_tracing, traced_size
 
 Pair = tuple[int, int]
-#: A size argument of a function as it comes, an int or one or two of them: what torch's own stubs say.
+#: A size argument of a public function, as torch's stubs declare it: an int, or a sequence of one or two.
 Size = int | Sequence[int]
 
 
 def index(value: Any, name: str, overflow: type[Exception] = ValueError) -> int:
-    """A size as an int: whatever `operator.index` takes (numpy's integers, integer tensors of one element), but no bool, and, by
-    the exception `overflow`, none that 64 bits do not hold."""
+    """A size as an int. Accepts whatever `operator.index` accepts (integers of numpy, integer tensors of one element) except
+    bools.
+
+    Raises:
+        TypeError: not an integer.
+        overflow: the integer does not fit into 64 bits.
+    """
     if isinstance(value, torch.SymInt):
         return cast(int, value)
     if isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {value!r}")
-    recorded = followed(value)
+    recorded = traced_size(value)
     if recorded is not None:
         return cast(int, recorded)
     if type(value) is not int:
@@ -43,11 +48,11 @@ def index(value: Any, name: str, overflow: type[Exception] = ValueError) -> int:
 def pair(value: Any, name: str) -> Pair:
     """A torch-style size argument (an int, or one or two of them) as (height, width)."""
     if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int and max(value) < 2**63:
-        return value  # the usual case, quickly
+        return value  # a fast path for the usual case
     if not isinstance(value, (tuple, list)):
         both = index(value, name)
         return (both, both)
-    # torch takes no bool for the first of a sequence, and takes those behind it for ints.
+    # torch rejects a bool as the first number of a sequence, and accepts it as an int in the second place.
     sizes = [index(int(size) if i > 0 and isinstance(size, bool) else size, name, TypeError) for i, size in enumerate(value)]
     if len(sizes) not in (1, 2):
         raise RuntimeError(f"{name}: expected one int or two, got {len(sizes)}")
@@ -55,18 +60,19 @@ def pair(value: Any, name: str) -> Pair:
 
 
 def _unless_unknown(comparison: Any, otherwise: bool) -> bool:
-    """What a comparison of sizes says; `otherwise` where they depend on data, such as a mask, that a compiler does not see."""
+    """The result of a comparison of sizes; `otherwise` if the sizes depend on data, such as a mask, which a compiler does not
+    see."""
     if not torch.compiler.is_compiling() and not isinstance(comparison, torch.SymBool):
-        return bool(comparison)  # in a trace it is a tensor; torch.compile has symbols that say they are bools
+        return bool(comparison)  # in a trace it is a tensor; under torch.compile it may be a symbol whose type is bool
     from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
 
     return guard_or_true(comparison) if otherwise else guard_or_false(comparison)
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether torch takes a 4-D tensor for channels_last: by its strides, ambiguous ones counting as contiguous.
+    """Whether torch regards a 4-D tensor as channels_last, which its strides decide; ambiguous strides count as contiguous.
 
-    The same as c10's `is_channels_last_strides_2d`. Extents that a compiler does not know are taken for above 0.
+    The same rule as c10's `is_channels_last_strides_2d`. Extents that a compiler does not know are assumed to be above 0.
     """
     (N, C, H, W), (n, c, h, w) = tensor.shape, tensor.stride()
     if not tensor._has_symbolic_sizes_strides:
@@ -77,7 +83,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether these strides lay out every element once and leave no gap, in whatever order of dimensions."""
+    """Whether these strides place every element once and leave no gap, in any order of the dimensions."""
     expected = 1
     for extent, step in sorted(zip(size, stride, strict=True), key=lambda dimension: dimension[1]):
         if extent != 1:
@@ -87,34 +93,25 @@ def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def _holds(condition: bool) -> bool:
-    """Whether a comparison of sizes is true; false where only the data of a later call will tell."""
-    if isinstance(condition, torch.SymBool):
-        from torch.fx.experimental.symbolic_shapes import guard_or_false
-
-        return guard_or_false(condition)
-    return condition
-
-
 def output_memory_format(*tensors: Tensor) -> torch.memory_format:
-    """torch's rule for the layout of an output: channels_last if any of these is."""
+    """torch's rule for the layout of an output: channels_last if any of these tensors is."""
     return torch.channels_last if any(is_channels_last(tensor) for tensor in tensors) else torch.contiguous_format
 
 
 def convolved(extent: int, filter_extent: int, stride: int, padding: int, dilation: int) -> int:
-    """The output extent of a convolution; `padding` is both sides' together. 0 or less means the filter does not fit."""
+    """The output extent of a convolution; `padding` is the sum of both sides. 0 or less means that the filter does not fit."""
     return (extent + padding - dilation * (filter_extent - 1) - 1) // stride + 1
 
 
 def pooled(extent: int, window: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """The output extent of a pooling; `padding` is one side's. With ceil_mode the last window must start inside the input or
-    its left padding."""
+    """The output extent of a pooling; `padding` is that of one side. With ceil_mode, the last window must start inside the input
+    or its left padding."""
     reach = extent + 2 * padding - dilation * (window - 1) - 1
     if not ceil_mode:
         return reach // stride + 1
-    starts = (extent + padding - 1) // stride + 1  # of windows within the input or its left padding
-    smaller = torch.sym_min if isinstance(extent, torch.SymInt) else min  # of symbolic sizes, min would decide which
-    return smaller(-(-reach // stride) + 1, starts)
+    starts = (extent + padding - 1) // stride + 1  # windows that start inside the input or its left padding
+    minimum = torch.sym_min if isinstance(extent, torch.SymInt) else min  # min would tie a graph to which of the two is smaller
+    return minimum(-(-reach // stride) + 1, starts)
 
 
 def convolved_size(
@@ -153,8 +150,8 @@ def empty_rows_like(sequence: Tensor) -> Tensor:
 
 
 def require(condition: bool, message: str) -> None:
-    """torch's exception for a wrong shape. Of sizes that depend on data, which a compiler does not have, a graph asserts it
-    where it runs."""
+    """Raises torch's exception for a wrong shape if a condition is false. A compiler does not know sizes that depend on data; the
+    graph then asserts the condition when it runs."""
     if condition is True:
         return
     if isinstance(condition, torch.SymBool) or (torch.compiler.is_compiling() and condition is not False):
@@ -169,17 +166,18 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_each(conditions: Iterable[bool], message: str) -> None:
-    """The same for several conditions: joined by `and`, those on symbolic sizes would have to be decided one after the other."""
+    """`require` for several conditions. Joining them by `and` would force a compiler to decide those on symbolic sizes one by
+    one."""
     for condition in conditions:
         require(condition, message)
 
 
 def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
-    """A check of sizes, whose answers are kept: the same call a second time costs a look-up."""
+    """A check of sizes that caches its results, so that a repeated call costs one look-up."""
     cached = lru_cache(maxsize=4096)(check)
 
     def call(*facts: Any) -> Any:
-        if torch.compiler.is_compiling() or is_tracing():  # sizes of a trace are tensors
+        if torch.compiler.is_compiling() or is_tracing():  # in a trace, sizes are tensors
             return check(*facts)
         try:
             return cached(*facts)
@@ -190,36 +188,33 @@ def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def facts(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    """What a check asks of a tensor that autocast may lower: shape, the dtype it then has, device."""
+    """What a check needs to know of a tensor: its shape, its dtype after autocast, and its device."""
     return None if tensor is None else (tensor.shape, lowered_dtype(tensor), tensor.device)
 
 
 def either(*conditions: bool) -> bool:
-    """Whether one of the conditions holds; where they are on symbolic sizes, a condition that need not be decided at once."""
+    """Whether one of the conditions holds. For symbolic sizes this is a symbolic condition, which need not be decided yet."""
     if torch.compiler.is_compiling() or any(isinstance(condition, torch.SymBool) for condition in conditions):
         return reduce(operator.or_, conditions)
     return any(conditions)
 
 
-#: Arguments that may be left out.
+#: Arguments that may be None.
 _OPTIONAL = frozenset(("bias", "h0", "batch_sizes", "lengths", "b_ih", "b_hh"))
 
 
 def require_tensors(**arguments: Tensor | None) -> None:
-    """torch's exception for an argument that is no tensor."""
+    """Raises torch's exception for an argument that is no tensor."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor) and not (value is None and name in _OPTIONAL):
             raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
 
 
-def without_batch(batch_of_one: Tensor) -> Tensor:
-    """The result for an input without a batch; in place, since torch's results are no views of something else, but where the
-    call is recorded or transformed."""
-    if is_transformed() or is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
-        return batch_of_one.squeeze(0)
-    return batch_of_one.squeeze_(0)
-
-
 def pooling_offset_dtype(cells: int) -> torch.dtype:
-    """Returns the dtype in which the chosen cells of windows of that many cells are kept."""
+    """The dtype of an offset into a window of so many cells; its last value, 255 or -1, marks a window without a choice."""
     return cast(torch.dtype, getattr(torch, offset_dtype(cells)))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as the kernel table has it, such as "float32"."""
+    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Calls as torch's C++ functions take them: by position, by name or both, in any overload."""
+"""Functions with the signatures of torch's C++ functions, which accept arguments by position or by name, in several overloads."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-#: What torch's C++ functions also call their argument `input`, after numpy.
+#: The names that torch's C++ functions also accept for their argument `input`, for the sake of numpy.
 _ALSO_INPUT = ("x", "a", "x1")
 
 
 def _bind(parameters: tuple[str, ...], required: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """The arguments of a call by their names; None if it is no call of a function with these parameters."""
+    """The arguments of a call by name; None if a function with these parameters would not accept it."""
     arguments = dict(zip(parameters, args, strict=False))
     for name, value in kwargs.items():
         name = "input" if name in _ALSO_INPUT and "input" in parameters else name
@@ -24,7 +24,7 @@ def _bind(parameters: tuple[str, ...], required: int, args: tuple[Any, ...], kwa
 
 
 def like(theirs: Callable[..., Any], ours: Callable[..., Any], required: str, optional: str = "") -> Callable[..., Any]:
-    """Ours for the calls that a C++ function of torch's takes; what it does not take goes to it, for its error."""
+    """A function that sends the calls that torch's C++ function accepts to ours, and all others to torch's, for its error."""
     parameters, count = (*required.split(), *optional.split()), len(required.split())
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ def _bind_rnn(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] |
 
 
 def like_rnn(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch_unroll.rnn` for the calls that `torch.rnn_tanh` or `torch.rnn_relu` takes."""
+    """`torch_unroll.rnn` with the signature of `torch.rnn_tanh` and `torch.rnn_relu`."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         arguments = _bind_rnn(args, kwargs)
@@ -85,7 +85,7 @@ def like_rnn(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[.
 
 
 def like_rnn_cell(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch_unroll.rnn_cell` for the calls that `torch.rnn_tanh_cell` or `torch.rnn_relu_cell` takes."""
+    """`torch_unroll.rnn_cell` with the signature of `torch.rnn_tanh_cell` and `torch.rnn_relu_cell`."""
 
     def call(
         input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None

@@ -1,8 +1,8 @@
-"""`__torch_function__`: tensor subclasses, torch.fx's proxies and modes are asked before a function of this package computes.
+"""`__torch_function__`: a call is offered to tensor subclasses, torch.fx's proxies and modes before this package computes it.
 
-They were written for torch's functions, so they are told of the torch function of the same meaning, with its arguments. Whoever
-then calls that function, as `super().__torch_function__` does, arrives at this package again, with the engine that was asked for.
-A proxy is told of this package's own function: it is what the recorded program has to call.
+They are written for torch's functions, so they are passed the torch function with the same meaning and its arguments. If they
+call that function, as `super().__torch_function__` does, the call comes back to this package, with the engine that was asked for.
+A proxy is passed this package's own function, because that is what the recorded program has to call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._device import DeviceContext
 
 
 class Redirect(TorchFunctionMode):
-    """Sends calls of torch's functions to others, by a table."""
+    """Replaces calls of torch's functions by those of a table."""
 
     def __init__(self, table: Mapping[Any, Callable[..., Any]]):
         super().__init__()
@@ -37,42 +37,43 @@ def ask(
     twin: Callable[..., Any] | None = None,
     **named: Any,
 ) -> Any:
-    """What those say that `torch.overrides.has_torch_function` found among tensors, or in a mode, to a call of a function.
+    """Offers a call to the active mode and to the arguments that override it; returns the first answer.
 
     Args:
         ours: this package's function.
-        tensors: those of its arguments that are asked.
-        arguments: positional, as `theirs` takes them.
-        options: those that torch's function has not; None stands for one that was left out.
-        theirs: torch's function, where there is one that means the same.
-        twin: what computes a call of `theirs` here, if that is not `ours` itself.
-        named: further arguments, where torch's function tells of them by their names.
+        tensors: the arguments that may override the call.
+        arguments: the positional arguments, as `theirs` accepts them.
+        options: arguments that torch's function lacks; None marks one that was omitted.
+        theirs: torch's function with the same meaning, if there is one.
+        twin: the function that computes a call of `theirs` in this package, if that is not `ours` itself.
+        named: further arguments, which torch's function passes on by name.
 
     Raises:
-        TypeError: none of them knows an answer.
+        TypeError: no mode and no argument implements the call.
     """
     options = {name: value for name, value in options.items() if value is not None}
     compute = partial(twin or ours, **options)
-    asked = _get_overloaded_args(tensors)
-    types = tuple(map(type, asked))
+    overriding = _get_overloaded_args(tensors)
+    types = tuple(map(type, overriding))
     function = theirs or ours
     redirect = Redirect({function: compute})
-    told = named if theirs else {**named, **options}
+    keywords = named if theirs else {**named, **options}
     if torch._C._is_torch_function_mode_enabled():
         with _pop_mode_temporarily() as mode:
-            # The first would send the call here, without the options; the second has a say where tensors are made, no more.
+            # A Redirect would send the call here without the options, and a DeviceContext concerns only functions that create
+            # tensors.
             if isinstance(mode, (Redirect, DeviceContext)):
                 return compute(*arguments, **named)
             with redirect:
-                result = mode.__torch_function__(function, types, arguments, told)
+                result = mode.__torch_function__(function, types, arguments, keywords)
         if result is not NotImplemented:
             return result
-    for argument in asked:
+    for argument in overriding:
         if isinstance(argument, fx.Proxy):
             result = argument.__torch_function__(ours, types, arguments, {**named, **options})
         else:
             with redirect:
-                result = argument.__torch_function__(function, types, arguments, told)
+                result = argument.__torch_function__(function, types, arguments, keywords)
         if result is not NotImplemented:
             return result
     raise TypeError(f"torch_unroll.{ours.__name__}: no implementation for {', '.join(kind.__name__ for kind in types)}")

@@ -1,7 +1,7 @@
-"""What `torch.jit.trace` asks of a call: that it can be recorded, saved, and replayed with other sizes.
+"""What `torch.jit.trace` requires of a call: it must be recordable, and the recording must replay with other sizes.
 
-In a trace, the sizes of a tensor are tensors without dimensions, and so is what is computed of them. None of them may stand in a
-list of numbers that an operator takes: torch's own Python bindings alone can record such a list.
+In a trace, the sizes of a tensor are tensors without dimensions, and so is everything computed from them. An operator's list of
+numbers must not contain such a tensor: only torch's own Python bindings can record a list that does.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-_C: Any = torch._C  # of whose functions for tracing torch declares but one
+_C: Any = torch._C  # torch's stubs declare only one of its functions for tracing
 
 
 def is_tracing() -> bool:
-    """Whether `torch.jit.trace` records what happens."""
+    """Whether `torch.jit.trace` is recording."""
     return _C._get_tracing_state() is not None
 
 
 @contextmanager
 def _paused() -> Iterator[None]:
-    """Within it nothing is recorded, and sizes are numbers."""
+    """Pauses the recording; sizes are numbers meanwhile."""
     state = _C._get_tracing_state()
     _C._set_tracing_state(None)
     try:
@@ -34,7 +34,7 @@ def _paused() -> Iterator[None]:
 
 
 def unrecorded(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel of an operator, which is recorded as a whole: nothing within it belongs to the trace."""
+    """Wraps an operator's kernel so that nothing inside it is recorded: the trace contains the operator as a whole."""
 
     def run(*inputs: Any) -> Any:
         if not is_tracing():
@@ -46,8 +46,8 @@ def unrecorded(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def apply_unseen(function: type[Function], tensor: Tensor, *others: Tensor) -> Tensor:
-    """Applies a Function whose result holds the same numbers as its first tensor, for which a trace takes it: a trace that holds
-    a Function of Python's cannot be saved."""
+    """Applies a Function whose result has the values of its first tensor. A trace regards the result as that tensor, since a
+    trace that contains a Python Function cannot be saved."""
     if not is_tracing():
         return function.apply(tensor, *others)
     recorded = _C._get_value_trace(tensor)
@@ -57,29 +57,34 @@ def apply_unseen(function: type[Function], tensor: Tensor, *others: Tensor) -> T
     return result
 
 
-def followed(size: Any) -> Tensor | None:
-    """An integer that a trace can follow, as a tensor without dimensions; None for anything else."""
+def traced_size(size: Any) -> Tensor | None:
+    """A size that a trace records, as a tensor without dimensions; None for anything else."""
     if not isinstance(size, Tensor) or not is_tracing() or size.numel() != 1 or size.is_floating_point() or size.is_complex():
         return None
     return size.reshape(()).to("cpu", torch.int64)
 
 
 def holds_tensors(numbers: Any) -> bool:
-    """Whether any number of a tuple or list, or within those, is a tensor."""
+    """Whether a value, or any element of a nested tuple or list, is a tensor."""
     return isinstance(numbers, Tensor) or (isinstance(numbers, (tuple, list)) and any(map(holds_tensors, numbers)))
 
 
 def _stacked(numbers: Any) -> Any:
-    """Numbers as one tensor; strings and switches as they are."""
+    """Numbers as one tensor; strings, bools and None unchanged."""
     if isinstance(numbers, (tuple, list)):
         return torch.stack([_stacked(number) for number in numbers])
     return torch.tensor(numbers, dtype=torch.int64, device="cpu") if type(numbers) is int else numbers
 
 
 def recordable(library: torch.library.Library, schema: str, op: Any, arity: int) -> Callable[..., Any]:
-    """Registers the twin of an operator that takes a tensor for each number and each list of numbers; yields the function to call
-    with numbers that are tensors. The first `arity` arguments are the operator's tensors. An overload would not do: opcheck takes
-    no operator that has any."""
+    """Registers a twin of an operator that takes a tensor in place of each number and each list of numbers.
+
+    The twin is an operator of its own, because opcheck accepts no operator with overloads. The first `arity` arguments are the
+    operator's tensors.
+
+    Returns:
+        The function to call with numbers that are tensors.
+    """
     name, _, arguments = schema.partition("(")
     library.define(f"{name}_recorded({arguments.replace('SymInt[]', 'Tensor').replace('SymInt', 'Tensor')}")
 

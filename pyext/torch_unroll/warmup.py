@@ -1,4 +1,4 @@
-"""Everything a first call would compile or load, done before it."""
+"""Compiling and loading kernels ahead of the first call."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ def warmup(
     device: torch.device | str | None = None,
     engine: str | None = None,
 ) -> None:
-    """Makes kernels ready, so that no call waits for a compiler, and a process's first call may be inside a CUDA graph's capture.
+    """Compiles and loads kernels, so that no later call waits for it and the first call of a process may be captured in a CUDA
+    graph.
 
-    Engine `cuda` needs it only where a kernel object was never used in this process; `cupy` and `numba` compile kernels when
-    they are first launched, which a capture does not allow. `cupy` keeps what it compiled on disk
-    (`python -m torch_unroll compile` fills that ahead of time), `numba` does not.
+    Engine `cuda` only has to load its kernels; `cupy` and `numba` compile a kernel when it is first launched, which is not
+    possible during a capture. `cupy` caches compiled kernels on disk (`python -m torch_unroll compile` fills the cache ahead of
+    time); `numba` does not.
 
     Args:
-        op: "conv2d" (with unfold and fold), "max_pool2d" (with max_over_time) or "rnn" (with rnn_cell); None: all of them.
-        dtype: of the calls to come; None: every one that the kernels take.
+        op: "conv2d" (with unfold and fold), "max_pool2d" (with max_over_time) or "rnn" (with rnn_cell); None stands for all.
+        dtype: that of the calls to come; None stands for every dtype that the kernels support.
         device: by default the current GPU.
-        engine: as the ops take it; by default the one that would serve them.
+        engine: as in the public functions; by default the engine that would serve the calls.
 
     Raises:
-        ValueError: there is no such op or engine.
+        ValueError: an unknown op or engine.
         RuntimeError: the engine cannot run here; the message says what is missing.
     """
     if op is not None and op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
-    place = torch.device("cuda" if device is None else device)
-    for each in OPS if op is None else (op,):
-        for one in DTYPES if dtype is None else (dtype,):
-            select(resolve(engine), each, place, one).warmup(each, one, place)
+    chosen_device = torch.device("cuda" if device is None else device)
+    for chosen_op in OPS if op is None else (op,):
+        for chosen_dtype in DTYPES if dtype is None else (dtype,):
+            select(resolve(engine), chosen_op, chosen_device, chosen_dtype).warmup(chosen_op, chosen_dtype, chosen_device)

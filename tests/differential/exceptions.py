@@ -1,6 +1,6 @@
-"""The only place for differences from torch that stay: calls that raise where torch does not, or raise something else.
+"""The accepted differences from torch: calls that raise although torch does not, or that raise a different exception.
 
-Only an exception can be listed, with its reason. A wrong number, a wrong dtype or a crash cannot.
+Only exceptions can be listed here, with a reason; wrong numbers, wrong dtypes and crashes cannot.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tests.differential.harness import Case
 
 @dataclass(frozen=True)
 class Pattern:
-    """Cases, by shell patterns over their four names; alternatives stand between bars."""
+    """A set of cases, described by a shell pattern for each of their four names, with alternatives separated by bars."""
 
     subject: str
     way: str
@@ -30,7 +30,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Known:
-    """Cases that raise exactly this exception, and why."""
+    """Cases that raise exactly this exception, and the reason."""
 
     raises: type[Exception]
     reason: str
@@ -43,7 +43,7 @@ class Known:
 EXCEPTIONS = (
     Known(
         RuntimeError,
-        "a named engine never falls back to torch's operator, and has kernels for floating-point numbers alone",
+        "a named engine never falls back to torch's operator, and has kernels only for floating-point numbers",
         (
             Pattern("MaxPool2d-*|max_pool2d|conv2d|unfold|Unfold-*|fold|Fold-*|LocallyConnected2d", "*", "*integer_inputs", "*"),
             Pattern("MaxPool2d-*|max_pool2d|conv2d|unfold|Unfold-*|fold|Fold-*", "*", "complex_inputs", "*"),
@@ -53,7 +53,7 @@ EXCEPTIONS = (
     ),
     Known(
         RuntimeError,
-        "torch answers by shapes alone where one of the tensors has no data; ours names the two devices",
+        "torch computes only a shape if one of the tensors is on meta; ours reports that the devices differ",
         (
             Pattern("Conv2d-*|ConvTranspose2d-*|conv_transpose2d", "*", "weights_on_meta|inputs_on_meta", "*"),
             Pattern("conv2d", "*", "further_inputs_on_meta", "*"),
@@ -61,17 +61,17 @@ EXCEPTIONS = (
     ),
     Known(
         RuntimeError,
-        "backward starts from the states that were returned, as cuDNN's does; torch's CPU operator keeps a copy of each",
+        "like cuDNN's, backward reads the returned states themselves; torch's CPU operator keeps copies of them",
         (Pattern("RNN-*|rnn|rnn-*", "*", "output_changed_in_place", "*"),),
     ),
     Known(
         RuntimeError,
-        "the input is kept as it came, where torch's operator keeps a transposed copy",
+        "the input itself is saved for backward; torch's operator saves a transposed copy",
         (Pattern("RNN-batch_first", "*", "input_changed_in_place", "*"),),
     ),
 )
 
 
 def known(case: Case) -> Known | None:
-    """The entry that a case has among the exceptions, if any."""
+    """The entry of a case in `EXCEPTIONS`, or None."""
     return next((entry for entry in EXCEPTIONS if entry.matches(case)), None)

@@ -1,4 +1,4 @@
-"""A case of the harness: a subject under a transformation, by one way into torch_unroll, on one engine, held against torch."""
+"""A case of the harness: one subject under one transformation, by one way into torch_unroll and on one engine, against torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch_unroll as tu
 from tests.differential.subjects import BY_NAME, Subject
 from tests.differential.transformations import TRANSFORMATIONS, Results, Transformation
 
-#: Of the largest element of a tensor: how far apart two results of different summation orders may be.
+#: The largest difference between results with different summation orders, relative to the largest element.
 TOLERANCE = {torch.float16: 2.0**-8, torch.bfloat16: 2.0**-5, torch.float32: 2.0**-16, torch.float64: 2.0**-36}
 
 Outcome = Results | Exception
@@ -24,7 +24,7 @@ Outcome = Results | Exception
 
 @dataclass(frozen=True)
 class Case:
-    """Named in full by strings, so that it can be sent to another process."""
+    """A case; four strings determine it, so that it can be sent to another process."""
 
     subject: str
     way: str
@@ -59,7 +59,7 @@ def _direct(subject: Subject) -> tuple[nn.Module, AbstractContextManager[object]
     return model, nullcontext()
 
 
-#: How a model comes to be computed by torch_unroll.
+#: The ways in which a model comes to use torch_unroll.
 WAYS: dict[str, Callable[[Subject], tuple[nn.Module, AbstractContextManager[object]]]] = {
     "replace": _replaced,
     "override": _overridden,
@@ -68,12 +68,12 @@ WAYS: dict[str, Callable[[Subject], tuple[nn.Module, AbstractContextManager[obje
 
 
 def _detached(results: Results) -> Results:
-    """The results without what they hold on to; whether they require gradients is kept."""
+    """The results without their graphs; whether they require gradients is preserved."""
     return [None if tensor is None else tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in results]
 
 
 def outcome(run: Callable[[nn.Module, Subject], Results], model: nn.Module, subject: Subject) -> Outcome:
-    """The results of a transformation, or the exception that it raised."""
+    """The results of a transformation, or the exception that it raises."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -85,14 +85,14 @@ def outcome(run: Callable[[nn.Module, Subject], Results], model: nn.Module, subj
 
 @cache
 def torchs(subject: str, transformation: str, plainly: bool = False) -> Outcome:
-    """What torch does, computed once for every way and engine."""
+    """The outcome with torch, which is computed once for all ways and engines."""
     entry = TRANSFORMATIONS[transformation]
     run = entry.plainly if plainly and entry.plainly else entry.run
     return outcome(run, _torchs_model(BY_NAME[subject]), BY_NAME[subject])
 
 
 def ours(case: Case) -> Outcome:
-    """What torch_unroll does."""
+    """The outcome with torch_unroll."""
     subject = BY_NAME[case.subject]
     model, context = WAYS[case.way](subject)
     with tu.use_engine(case.engine), context:
@@ -135,7 +135,7 @@ def _tensors_differ(result: Tensor | None, expected: Tensor | None, precision: t
 
 
 def results_differ(result: Results, expected: Results, precision: torch.dtype | None = None) -> str | None:
-    """How two lists of results differ, or None; `precision` is the lowest that they have passed through."""
+    """A description of how two lists of results differ, or None. `precision` is the lowest precision that they passed through."""
     if len(result) != len(expected):
         return f"expected {len(expected)} results, got {len(result)}"
     for place, (tensor, wanted) in enumerate(zip(result, expected, strict=True)):
@@ -157,14 +157,15 @@ def _differ(result: Outcome, expected: Outcome, entry: Transformation) -> str | 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a case came out: what to print if it failed, or None; and the name of the exception that ours raised, if any."""
+    """The result of a case: the message if it failed, or None, and the name of the exception that torch_unroll raised, or
+    None."""
 
     difference: str | None
     raised: str | None
 
 
 def judge(case: Case) -> Verdict:
-    """Runs a case, in this process."""
+    """Runs a case in this process."""
     entry, result = TRANSFORMATIONS[case.transformation], ours(case)
     expected = torchs(case.subject, case.transformation)
     if isinstance(expected, Exception) and entry.plainly and not isinstance(result, Exception):

@@ -1,6 +1,6 @@
-"""Processes beside the tests' own, for cases that may end one: a crash is then a failure like any other.
+"""Separate processes for cases that may crash, so that a crash is a failure like any other.
 
-Runs as `python -m tests.differential.isolation`: a case a line on its input, a verdict a line on its output.
+`python -m tests.differential.isolation` reads one case from each line of its input, and writes one verdict per line.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tests.differential.harness import Case, Verdict, judge
 
 
 class Apart:
-    """A process that judges cases; started when it is first asked, and again after a crash."""
+    """A process that judges cases; it is started for the first case, and again after a crash."""
 
     def __init__(self, *modules: str):
-        """`modules` are imported there before the first case: they may plant faults."""
+        """The process imports `modules` before the first case; they may plant faults."""
         self.modules = modules
         self.process: subprocess.Popen[str] | None = None
 
     def _started(self) -> subprocess.Popen[str]:
-        """The process, started if there is none."""
+        """The process, which is started if it is not running."""
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__, *self.modules],
@@ -57,19 +57,19 @@ class Apart:
         )
 
     def end(self) -> None:
-        """Ends the process, if there is one."""
+        """Ends the process if it is running."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.process = None
 
 
-#: Runs a case in the process that all tests share.
+#: Runs a case in the separate process that all tests share.
 judge_apart = Apart().judge
 
 
 def main() -> None:
-    """Answers until the input ends. Whatever else is printed goes to standard error."""
+    """Judges cases until the input ends. All other output is redirected to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(1)

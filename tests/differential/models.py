@@ -1,6 +1,6 @@
-"""Small modules around functions: each calls torch's function, or torch_unroll's of the same meaning, with parameters of its own.
+"""Small modules around functions: each calls torch's function, or torch_unroll's with the same meaning, with its own parameters.
 
-Where torch has no such function, its side is a twin written out in plain torch.
+If torch lacks the function, its side is an equivalent that is written with torch's other functions.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ import torch_unroll as tu
 
 
 def _require_tensor(x: Any) -> None:
-    """torch's exception for an argument that is no tensor."""
+    """Raises torch's exception for an argument that is no tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a Tensor, got {type(x).__name__}")
 
 
 def _require(condition: bool, message: str) -> None:
-    """What a twin asks of its arguments, in place of torch."""
+    """Checks an argument of an equivalent function, as torch would."""
     if not condition:
         raise RuntimeError(message)
 
 
 class Call(nn.Module):
-    """A module that calls one function; `namespace` is that of the modules it stands beside: torch.nn or torch_unroll.nn."""
+    """A module that calls one function. `namespace` is torch.nn or torch_unroll.nn, and selects whose function it is."""
 
     def __init__(self, namespace: Any):
         super().__init__()
         self.unrolled = namespace is tu.nn
 
     def parameter(self, name: str, *shape: int) -> None:
-        """A parameter drawn from torch's generator."""
+        """A random parameter, drawn from torch's generator."""
         self.register_parameter(name, nn.Parameter(0.5 * torch.randn(shape)))
 
 
 class Convolution(Call):
-    """Weight and bias come as inputs."""
+    """A convolution whose weight and bias are inputs."""
 
     def forward(self, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         convolve: Any = tu.conv2d if self.unrolled else F.conv2d
@@ -61,7 +61,7 @@ class Transposed(Call):
 
 
 class Unfold(Call):
-    """An image's columns."""
+    """Unfolds an image into columns."""
 
     def forward(self, x: Tensor) -> Tensor:
         unfold: Any = tu.unfold if self.unrolled else F.unfold
@@ -69,7 +69,7 @@ class Unfold(Call):
 
 
 class Fold(Call):
-    """Columns back to an image."""
+    """Folds columns into an image."""
 
     def forward(self, columns: Tensor) -> Tensor:
         fold: Any = tu.fold if self.unrolled else F.fold
@@ -77,7 +77,7 @@ class Fold(Call):
 
 
 class Pool(Call):
-    """Overlapping windows, with the places of their maxima."""
+    """Max pooling with overlapping windows, which also returns the indices of the maxima."""
 
     def forward(self, x: Tensor) -> Any:
         pool: Any = tu.max_pool2d if self.unrolled else F.max_pool2d
@@ -85,7 +85,7 @@ class Pool(Call):
 
 
 class Recurrence(Call):
-    """An Elman recurrence; its start comes as an input."""
+    """An Elman recurrence whose initial state is an input."""
 
     def __init__(self, namespace: Any):
         super().__init__(namespace)
@@ -93,7 +93,7 @@ class Recurrence(Call):
             self.parameter(name, *shape)
 
     def weights(self) -> list[Tensor]:
-        """In torch's order."""
+        """The weights in torch's order."""
         return [self.w_ih, self.w_hh, self.b_ih, self.b_hh]
 
     def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class Recurrence(Call):
 
 
 class PaddedRecurrence(Recurrence):
-    """Samples of their own lengths, each of one step or more."""
+    """A recurrence over samples with individual lengths of at least one step."""
 
     def forward(self, x: Tensor, h0: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if self.unrolled:
@@ -117,7 +117,7 @@ class PaddedRecurrence(Recurrence):
 
 
 class SigmoidRecurrence(Recurrence):
-    """A nonlinearity that torch's recurrences lack."""
+    """A recurrence with a nonlinearity that torch's recurrences lack."""
 
     def forward(self, x: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
         if self.unrolled:
@@ -133,14 +133,14 @@ class SigmoidRecurrence(Recurrence):
 
 
 class Cell(Recurrence):
-    """One step."""
+    """A single recurrent step."""
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return tu.rnn_cell(x, h, *self.weights()) if self.unrolled else torch.rnn_tanh_cell(x, h, *self.weights())
 
 
 class MaxOverTime(Call):
-    """The largest of each channel over the steps of a sequence, of all or of `lengths`."""
+    """The maximum of each channel over all steps of a sequence, or over the first `lengths` steps."""
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         if self.unrolled:
@@ -155,7 +155,7 @@ class MaxOverTime(Call):
 
 
 class LocallyConnected(nn.Module):
-    """torch_unroll.nn.LocallyConnected2d(2, 3, (4, 5), (2, 3)) in plain torch, under the same parameters' names."""
+    """torch_unroll.nn.LocallyConnected2d(2, 3, (4, 5), (2, 3)), written with torch's functions, with the same parameter names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,12 +171,12 @@ class LocallyConnected(nn.Module):
 
 
 def locally_connected(namespace: Any) -> nn.Module:
-    """The module, or its twin."""
+    """The module of torch_unroll.nn, or its equivalent for torch.nn."""
     return tu.nn.LocallyConnected2d(2, 3, (4, 5), (2, 3)) if namespace is tu.nn else LocallyConnected()
 
 
 class Packed(nn.Module):
-    """An RNN between the tensors that a PackedSequence is made of."""
+    """An RNN whose input and output are the tensors of a PackedSequence."""
 
     def __init__(self, namespace: Any):
         super().__init__()
@@ -188,7 +188,7 @@ class Packed(nn.Module):
 
 
 class Network(nn.Module):
-    """Conv - ReLU - Conv - MaxPool - Linear."""
+    """Convolution, ReLU, convolution, max pooling and a linear layer."""
 
     def __init__(self, namespace: Any):
         super().__init__()
@@ -200,7 +200,7 @@ class Network(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A recurrence, and the maximum of its output over time."""
+    """A recurrence and the maximum of its output over time."""
 
     def __init__(self, namespace: Any):
         super().__init__()
@@ -211,7 +211,7 @@ class Classifier(nn.Module):
 
 
 class Segments(nn.Module):
-    """Back-propagation through time cut in two: the losses of both segments."""
+    """Truncated BPTT over two segments; returns the losses of both."""
 
     def __init__(self, namespace: Any):
         super().__init__()
@@ -222,7 +222,7 @@ class Segments(nn.Module):
 
 
 def remembering(namespace: Any) -> nn.Module:
-    """An RNN of rectified units that starts from the identity."""
+    """A ReLU RNN that is initialised as the identity."""
     rnn = namespace.RNN(3, 4, nonlinearity="relu")
     tu.models.identity_initialise(rnn)
     return rnn

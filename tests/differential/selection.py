@@ -1,4 +1,4 @@
-"""Which cases there are, and which of them the quick suite has."""
+"""Which cases exist, and which of them belong to the quick suite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.differential.subjects import BY_NAME, SUBJECTS
 from tests.differential.transformations import TRANSFORMATIONS
 from torch_unroll.testing import targets
 
-#: Those that take CPU tensors here.
+#: The engines that accept CPU tensors here.
 ENGINES = tuple(target.engine for target in targets("conv2d") if target.device.type == "cpu")
 
 CASES = tuple(
@@ -18,10 +18,10 @@ CASES = tuple(
     for engine in ENGINES
 )
 
-#: One of each family of ops, for what is dear.
+#: One subject of each family of ops, for expensive transformations.
 _FIRST = ("Conv2d-plain", "MaxPool2d-plain", "RNN-plain")
 
-#: Those that go through every transformation: one of each op, and what makes its calls unlike the others'.
+#: The subjects that go through every transformation: one of each op, and those whose calls differ from all others.
 _THOROUGH = (
     *_FIRST,
     "Conv2d-grouped",
@@ -35,10 +35,10 @@ _THOROUGH = (
     "network",
 )
 
-#: Transformations in which the way in matters: they call the model from elsewhere, or carry it there.
+#: Transformations whose outcome may depend on the way: they call the model in another context, or move it there.
 _BY_WAY = ("plain", "checkpointed", "checkpointed_reentrantly", "deepcopied", "pickled", "functional_gradient")
 
-#: Transformations in which the engine and the op's options matter: they reach kernels with other numbers, extents or layouts.
+#: Transformations whose outcome may depend on the engine and on options: kernels get other dtypes, extents or layouts.
 _TELLING = (
     "plain",
     "autocast_bfloat16",
@@ -56,7 +56,7 @@ _TELLING = (
 
 
 def is_slow(case: Case) -> bool:
-    """Whether a case is left to the long suite."""
+    """Whether a case belongs only to the long suite."""
     subject, transformation = BY_NAME[case.subject], TRANSFORMATIONS[case.transformation]
     first_way = case.way == subject.ways[-1]
     if subject.large:

@@ -1,4 +1,4 @@
-"""What is held against torch: each model as torch has it and as torch_unroll has it, and its inputs for a batch of any size."""
+"""The models that are compared, each with torch's modules and with torch_unroll's, and their inputs for a batch of any size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ N = "N"
 
 
 def shaped(*shapes: tuple[int | str, ...]) -> Callable[[int], tuple[Tensor, ...]]:
-    """Normal numbers of these shapes, in which "N" stands for the size of the batch; the same numbers every time."""
+    """A function that returns normal random tensors of these shapes, with the same values in every call; "N" is the batch
+    size."""
 
     def draw(batch: int) -> tuple[Tensor, ...]:
         return tuple(
@@ -28,7 +29,7 @@ def shaped(*shapes: tuple[int | str, ...]) -> Callable[[int], tuple[Tensor, ...]
 
 
 def _with_lengths(draw: Callable[[int], tuple[Tensor, ...]]) -> Callable[[int], tuple[Tensor, ...]]:
-    """The same, and how many of four steps of each sample count."""
+    """Like `shaped`, followed by the length of each sample, of at most four steps."""
     return lambda batch: (*draw(batch), torch.arange(batch) * 2 % 4 + 1)
 
 
@@ -40,21 +41,21 @@ def _packed(batch: int) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test. `make` builds it from a namespace of modules: torch.nn, or torch_unroll.nn for the way "direct"."""
+    """A model under test. `make` builds it from a namespace: torch.nn, or torch_unroll.nn for the way "direct"."""
 
     name: str
     make: Callable[[Any], nn.Module]
     draw: Callable[[int], tuple[Tensor, ...]]
-    #: Where each input has a dimension that grows with the batch, for calls with a batch of another size.
+    #: The dimension of each input that is the batch, for calls with another batch size.
     dims: tuple[int | None, ...] = (0,)
     ways: tuple[str, ...] = ("replace", "override", "direct")
-    #: The names of torch_unroll's interface that it stands for.
+    #: The public names of torch_unroll that this subject covers.
     covers: tuple[str, ...] = ()
-    #: A network: it goes through the transformations that are cheap, and through the others in the long suite.
+    #: Whether the subject is a network, to which the quick suite applies only cheap transformations.
     large: bool = False
 
     def inputs(self, batch: int = 2) -> tuple[Tensor, ...]:
-        """Fresh leaves that require gradients, where they can."""
+        """New leaves; the floating-point ones require gradients."""
         return tuple(tensor.requires_grad_(tensor.is_floating_point()) for tensor in self.draw(batch))
 
 

@@ -1,4 +1,4 @@
-"""Faults of three kinds, planted into the package one at a time: the harness must find each, and nothing without them."""
+"""The harness detects three kinds of fault that are planted into the package one at a time, and reports nothing without them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_an_op_that_does_not_lower_its_inputs_under_autocast(monkeypatch: pytest
 
 
 def test_a_number_frozen_into_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batch of the example, read as a number of Python's, in place of the one that the program is run on."""
+    """The trace contains the batch size of the example as a Python number, in place of that of its input."""
     function = pooling.max_pool2d
 
     def frozen(input: torch.Tensor, *arguments: Any, **options: Any) -> Any:
@@ -43,7 +43,8 @@ def test_a_number_frozen_into_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_op_that_does_not_look_at_an_extent() -> None:
-    """The trace of a recurrence gets a start for three samples beside an input of five: the kernel reads past its end."""
+    """The trace of a recurrence gets h0 for three samples and an input for five, so the unchecked kernel reads past the end of
+    h0."""
     apart = Apart("tests.differential.plants.unchecked_recurrence")
     try:
         difference = apart.judge(EXTENT).difference

@@ -1,4 +1,4 @@
-"""Every subject, by every way into torch_unroll, under every transformation, on every engine: as torch, or the same exception."""
+"""Every subject, by every way into torch_unroll, under every transformation and on every engine, behaves like torch's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.differential.transformations import TRANSFORMATIONS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Makes no slow cases where the run deselects them: eighteen thousand take ten seconds to make."""
+    """Does not generate the slow cases if the run deselects them, since generating eighteen thousand takes ten seconds."""
     if "case" in metafunc.fixturenames:
         marks = metafunc.config.option.markexpr
         cases = [case for case in CASES if not is_slow(case)] if "not slow" in marks or marks == "compile" else CASES
@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_same_as_torch(case: Case) -> None:
     known = exceptions.known(case)
-    verdict = judge(case) if case.engine == "torch" else judge_apart(case)  # compiled code may end the process
+    verdict = judge(case) if case.engine == "torch" else judge_apart(case)  # compiled code may crash the process
     if known is not None:
         assert verdict.difference, f"{case} is as torch's: remove its entry from EXCEPTIONS in tests/differential/exceptions.py"
         assert verdict.raised == known.raises.__name__, f"expected {known.raises.__name__}: {known.reason}\n{verdict.difference}"
@@ -40,7 +40,7 @@ def test_every_pattern_speaks_of_a_case() -> None:
     assert not idle, f"these patterns match no case, remove them: {idle}"
 
 
-#: What torch_unroll offers that computes nothing that torch does.
+#: The public names of torch_unroll without an equivalent computation in torch.
 NOT_COMPUTING = {
     "available_engines": "a list",
     "conv2d_workspace": "a setting",
@@ -81,6 +81,6 @@ def test_subjects_draw_the_same_numbers_every_time() -> None:
 
 @pytest.mark.parametrize("name", [name for name, entry in TRANSFORMATIONS.items() if entry.wraps])
 def test_torch_itself_supports_what_wraps_exceptions(name: str) -> None:
-    """Where any two exceptions count as equal, a transformation that always raises would compare nothing."""
+    """If any two exceptions count as equal, a transformation that always raised would compare nothing."""
     result = torchs("Conv2d-plain", name)
     assert isinstance(result, list), repr(result)

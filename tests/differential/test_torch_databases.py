@@ -1,7 +1,7 @@
-"""torch's own sample and error inputs (op_db, module_db), through its functions and modules: within `override`, after `replace`,
-and with `torch_unroll.nn` in place of torch.nn. Values, gradients and exception types are those of torch alone.
+"""torch's own sample and error inputs (op_db, module_db) for its functions and modules: inside `override`, after `replace`, and
+with `torch_unroll.nn` in place of torch.nn. Values, gradients and exception types equal those of torch.
 
-The databases have no entries for fold, nn.Fold and nn.Unfold; the samples of unfold stand in for them.
+The databases have no entries for fold, nn.Fold and nn.Unfold; the samples of unfold are used for them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CONVOLUTION = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
 _COLUMNS = ("im2col", "col2im")
 _POOLING = ("max_pool2d_forward", "max_pool2d_backward", "max_pool2d_indices")
 
-#: torch's functions, and parts of the names of the kernels that their samples launch, forward and backward.
+#: torch's functions, and parts of the names of the kernels that their samples launch in forward and backward.
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "conv2d": (F.conv2d, _CONVOLUTION),
     "conv_transpose2d": (F.conv_transpose2d, _CONVOLUTION),
@@ -41,26 +41,26 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "fold": (F.fold, _COLUMNS),
     "max_pool2d": (F.max_pool2d, _POOLING),
 }
-#: torch's modules, and likewise.
+#: torch's modules, and the parts of kernel names for them.
 MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Conv2d": (nn.Conv2d, _CONVOLUTION),
     "ConvTranspose2d": (nn.ConvTranspose2d, _CONVOLUTION),
     "MaxPool2d": (nn.MaxPool2d, _POOLING),
-    "RNN": (nn.RNN, ("rnn", "conv2d_wgrad")),  # the weights' gradients are a convolution's
+    "RNN": (nn.RNN, ("rnn", "conv2d_wgrad")),  # a convolution computes the gradients of the weights
     "RNNCell": (nn.RNNCell, ("rnn_cell_forward", "rnn_cell_backward")),
     "Unfold": (nn.Unfold, _COLUMNS),
     "Fold": (nn.Fold, _COLUMNS),
 }
-#: Each module with the ways in which it comes to be computed by torch_unroll.
+#: Each module with each way in which it comes to use torch_unroll.
 WAYS = [
     (name, way) for name in MODULES for way in ("override", "replace", "direct") if way == "override" or name in tu.nn.__all__
 ]
-#: Where there are many samples, the quick suite takes one in so many; none of these divides a period of their options.
+#: If there are many samples, the quick suite uses one in so many; the steps share no factor with the period of an option.
 STEPS = {"max_pool2d": 11, "unfold": 5, "fold": 5, "RNN": 7, "Unfold": 11, "Fold": 11}
 
 
 def _places() -> list[Any]:
-    """Engines and dtypes: the formulas of `torch` in float64; kernels in float32, and in the long suite in float64 as well."""
+    """Engines and dtypes: the formulas of `torch` in float64, and kernels in float32 and, in the long suite, in float64."""
     places = []
     for target in targets("conv2d"):
         for dtype in (torch.float64, torch.float32):
@@ -72,7 +72,7 @@ def _places() -> list[Any]:
 
 
 def _parts(cases: Iterable[tuple[str, ...]]) -> list[Any]:
-    """Each case with the step from one of its samples to the next; the long suite takes all of them."""
+    """Each case with the step from one of its samples to the next; the long suite uses all samples."""
     parts = []
     for case in cases:
         name, step = "-".join(case), STEPS.get(case[0], 1)
@@ -84,7 +84,7 @@ def _parts(cases: Iterable[tuple[str, ...]]) -> list[Any]:
 
 def _op_samples(name: str, device: torch.device, dtype: torch.dtype) -> list[SampleInput]:
     if name != "fold":
-        # Seeding anew for each of a thousand samples would take longer than the comparison.
+        # Seeding the generator for each of a thousand samples would take longer than the comparison.
         return list(OP_INFOS[name].sample_inputs(device, dtype, requires_grad=True, set_seed=False))
     return [
         SampleInput(
@@ -115,7 +115,7 @@ def _torchs_model(name: str, constructor: FunctionInput) -> nn.Module:
 
 
 def _our_model(name: str, way: str, constructor: FunctionInput) -> nn.Module:
-    """A module that torch_unroll computes, once `_way_in` is entered."""
+    """A module that uses torch_unroll inside `_way_in`."""
     if way == "direct":
         return getattr(tu.nn, name)(*constructor.args, **constructor.kwargs)
     model = _torchs_model(name, constructor)
@@ -145,7 +145,7 @@ def _launched(
     dtype: torch.dtype,
     what: str,
 ) -> set[str]:
-    """The kernels that ours launches on a sample, having held its results against torch's."""
+    """Compares the results of a sample with torch's; returns the names of the kernels that were launched."""
     with _way_in(way), tu.use_engine(target.engine), recording() as recorded:
         results = _results(ours, sample, dtype)
     torchs = _results(theirs, sample, dtype)
@@ -212,7 +212,7 @@ def test_error_inputs_of_functions(name: str, target: Target) -> None:
 def test_error_inputs_of_modules(name: str, way: str, target: Target, dtype: torch.dtype) -> None:
     info = MODULE_INFOS[name]
     errors = info.module_error_inputs_func(info, device=target.device, dtype=dtype, requires_grad=True, training=True)
-    if way == "replace":  # a constructor that raises leaves nothing to replace
+    if way == "replace":  # if the constructor raises, there is no module to replace
         errors = [error for error in errors if error.error_on is ModuleErrorEnum.FORWARD_ERROR]
     assert errors
     for error in errors:

@@ -1,4 +1,4 @@
-"""Ten crops and the intensity of RGB by principal components."""
+"""Ten crops, and the shift of RGB intensities along principal components."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def test_prediction_averages_over_the_crops() -> None:
 def test_intensity_moves_images_along_the_principal_components() -> None:
     direction = torch.tensor([3.0, 2.0, 1.0]) / 14**0.5
     images = torch.randn(50, 1, 8, 8) * 5 * direction.view(1, 3, 1, 1) + torch.randn(50, 3, 8, 8) * 0.01
-    intensity = RgbIntensity.of(images)
+    intensity = RgbIntensity.from_images(images)
     shift = intensity(images) - images
     assert torch.equal(shift, shift[:, :, :1, :1].expand_as(shift)) or (shift - shift[:, :, :1, :1]).abs().max() < 1e-5
     shifts = shift[:, :, 0, 0]
     along = shifts @ direction
     assert (shifts - along[:, None] * direction).norm() < 0.01 * shifts.norm()
-    assert 0.3 < along.std() < 0.7  # a tenth of the deviation of 5
+    assert 0.3 < along.std() < 0.7  # a tenth of the deviation, which is 5
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: ten_crops(torch.ones(1, 3, 5, 6), 6), "size: expected at most 5"),
-        (lambda: RgbIntensity.of(torch.ones(4, 1, 5, 5)), r"images: expected \(N, 3, H, W\), got \(4, 1, 5, 5\)"),
+        (lambda: RgbIntensity.from_images(torch.ones(4, 1, 5, 5)), r"images: expected \(N, 3, H, W\), got \(4, 1, 5, 5\)"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:

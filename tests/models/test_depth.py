@@ -1,4 +1,4 @@
-"""Residual-20 learns where plain-56 lags."""
+"""Residual-20 learns faster than plain-56."""
 
 from __future__ import annotations
 

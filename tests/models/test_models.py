@@ -1,4 +1,4 @@
-"""The lecture's networks: parameter counts as published, torchvision's names, and the same numbers on either namespace."""
+"""The lecture's networks have the published numbers of parameters, torchvision's names, and equal results on both namespaces."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_published_counts(name: str) -> None:
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (56, 0.85)])
 def test_cifar_counts(depth: int, millions: float) -> None:
-    residual, plain = (models.cifar_resnet(depth, residual=each) for each in (True, False))
+    residual, plain = (models.cifar_resnet(depth, residual=residual) for residual in (True, False))
     assert round(_count(residual) / 1e6, 2) == millions
-    assert _count(residual) == _count(plain)  # the shortcuts have none
+    assert _count(residual) == _count(plain)  # shortcuts have no parameters
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_ablations_remove_what_the_lecture_says(without: tuple[str, ...], millio
     assert abs(removed / 1e6 - millions) < 1
 
 
-# Keys and shapes of torchvision's published weights, by their first and last entries and a digest of all names.
+# The first and the last key and shape of torchvision's published weights, and a digest of all names.
 TORCHVISION = {
     "alexnet": (models.alexnet, 16, "features.0.weight", (64, 3, 11, 11), "classifier.6.bias", (1000,)),
     "googlenet": (lambda: models.googlenet(aux_logits=True), 364, "conv1.conv.weight", (64, 3, 7, 7), "fc.bias", (1000,)),
@@ -137,13 +137,13 @@ def test_outputs_and_gradients_agree(name: str, target: Target) -> None:
         return [y, *torch.autograd.grad(y.square().sum(), [leaf, *model.parameters()]), *model.buffers()]
 
     with tu.use_engine(target.engine):
-        found = results(ours)
-    for mine, torchs in zip(found, results(theirs), strict=True):
+        our_results = results(ours)
+    for mine, torchs in zip(our_results, results(theirs), strict=True):
         torch.testing.assert_close(mine, torchs, rtol=1e-6, atol=1e-9)
 
 
 class TestTorchvisionsInterface:
-    """Programs written for torchvision.models: its keywords, outputs and state_dicts."""
+    """Programs for torchvision.models work: its keywords, outputs and state_dicts are accepted."""
 
     @pytest.mark.parametrize(
         ("name", "keywords"),
@@ -222,7 +222,7 @@ class TestTorchvisionsInterface:
 
 
 class TestDenseBlock:
-    """The buffered form against the concatenating one."""
+    """The buffered form is equivalent to the concatenating form."""
 
     @staticmethod
     def _block(depth: int, buffered: bool) -> models.densenet.DenseBlock:
@@ -248,7 +248,7 @@ class TestDenseBlock:
         assert block.denselayer2.conv1.weight.grad is not None
 
     def test_what_is_saved_grows_linearly_with_depth(self) -> None:
-        """Bytes that autograd keeps between forward and backward, counted once per storage."""
+        """Counts the bytes that autograd keeps between forward and backward, once for each storage."""
 
         def saved(depth: int, buffered: bool) -> int:
             storages: dict[int, int] = {}

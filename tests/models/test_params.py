@@ -1,4 +1,4 @@
-"""The lecture's parameter counts, computed."""
+"""The computed numbers of parameters agree with the lecture's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrent nets of the lecture: streaming, truncated BPTT, both namespaces, and tasks that tell one net from another."""
+"""The lecture's recurrent networks: streaming, truncated BPTT, both namespaces, and tasks that distinguish the networks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _train(net: nn.Module, batches, rate: float) -> None:
 
 
 def test_the_bidirectional_net_sees_what_is_still_to_come() -> None:
-    """The answer at step t is the input at step t + 1: one direction can do no better than guess."""
+    """The answer at step t is the input at step t + 1, so a single direction can only guess."""
 
     def loss(net: RecurrentNet) -> Tensor:
         x = torch.randint(2, (11, 32))
@@ -97,7 +97,7 @@ def test_the_bidirectional_net_sees_what_is_still_to_come() -> None:
 
 
 class TestHiddenMarkovModel:
-    """The exact filter, and a recurrent net that learns it."""
+    """The exact filter, and a recurrent network that learns it."""
 
     model = HiddenMarkovModel(
         initial=torch.tensor([0.5, 0.3, 0.2]),
@@ -120,7 +120,7 @@ class TestHiddenMarkovModel:
         net = RecurrentNet(5, 32, 4)
 
         def log_loss(x: Tensor) -> Tensor:
-            before = torch.cat([torch.full_like(x[:1], 4), x[:-1]])  # a fifth symbol stands before the first
+            before = torch.cat([torch.full_like(x[:1], 4), x[:-1]])  # a fifth symbol marks the start
             return F.cross_entropy(net(F.one_hot(before, 5).float())[0].flatten(0, 1), x.flatten())
 
         generator = torch.Generator().manual_seed(2)

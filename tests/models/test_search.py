@@ -1,4 +1,5 @@
-"""Architecture search: strategies, a store that is continued, DARTS on these kernels, the neural tangent kernel."""
+"""Architecture search: its strategies, a study that is continued from a file, DARTS on these kernels, the neural tangent
+kernel."""
 
 from __future__ import annotations
 
@@ -50,9 +51,9 @@ def test_a_grid_ends_when_it_is_exhausted(monkeypatch: pytest.MonkeyPatch, digit
     small = {name: choices[:1] for name, choices in CHOICES.items()} | {"width": (4, 8)}
     monkeypatch.setattr(study, "CHOICES", small)
     few = Digits(digits.images[:64], digits.digits[:64], digits.held_out_images, digits.held_out_digits)
-    found = study.open_study("grid", None, epochs=1)
-    study.run(found, "grid", few, trials=50, epochs=1)
-    assert sorted(trial.params["width"] for trial in found.trials) == [4, 8]
+    trials = study.open_study("grid", None, epochs=1)
+    study.run(trials, "grid", few, trials=50, epochs=1)
+    assert sorted(trial.params["width"] for trial in trials.trials) == [4, 8]
 
 
 def test_an_unknown_strategy() -> None:
@@ -99,7 +100,7 @@ class TestDarts:
 
 
 class TestNeuralTangentKernel:
-    """torch.func over these ops."""
+    """torch.func's transforms of these ops."""
 
     @pytest.mark.parametrize("target", targets("conv2d"), ids=str)
     def test_it_is_the_gram_matrix_of_the_gradients(self, target: Target) -> None:

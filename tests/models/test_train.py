@@ -1,4 +1,5 @@
-"""The training command: resumes to the same bits after kill -9, shares batches between processes, and refuses in one sentence."""
+"""The training command resumes with bitwise equal results after kill -9, shares batches between processes, and explains
+errors."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ PACKAGE = Path(__file__).parents[2] / "pyext"
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Three classes of twelve noisy grey squares."""
+    """A folder with three classes of twelve noisy grey squares."""
     generator = torch.Generator().manual_seed(0)
     for number, name in enumerate(("dark", "grey", "light")):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -111,7 +112,7 @@ def _refused(capsys: pytest.CaptureFixture[str], data: Path, path: Path, *more: 
 
 
 class TestRefusals:
-    """One sentence each, and the checkpoint that was there is there still."""
+    """Each error is one sentence, and an existing checkpoint is preserved."""
 
     def test_missing_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "which is not there" in _refused(capsys, tmp_path / "nowhere", tmp_path / "run.pt")

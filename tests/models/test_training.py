@@ -1,4 +1,4 @@
-"""Two networks learn real digits, and the kernels make them learn exactly as the reference does."""
+"""Two networks learn handwritten digits, and learn equally on the kernels and on the reference engine."""
 
 from __future__ import annotations
 

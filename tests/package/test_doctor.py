@@ -11,9 +11,9 @@ import pytest
 from torch_unroll import __main__ as command_line
 from torch_unroll.engines import NAMES
 from torch_unroll.kernels.table import kernels
-from torch_unroll.tools import doctor, survey
+from torch_unroll.tools import doctor, environment
 from torch_unroll.tools.doctor import advice, text
-from torch_unroll.tools.survey import EngineReport, Gpu, KernelObject, Survey, Tool
+from torch_unroll.tools.environment import EngineReport, Gpu, KernelObject, Survey, Tool
 
 NVCC = Tool("nvcc", "/usr/local/cuda/bin/nvcc", "13.0")
 NO_NVCC = Tool("nvcc", lack="nvcc is not found on PATH: install the CUDA toolkit 12.0 or newer")
@@ -88,9 +88,9 @@ def test_nothing_to_say_about_a_machine_where_all_is_well() -> None:
 )
 def test_each_trouble_is_named_with_its_remedy(found: Survey, problem: str, remedy: str) -> None:
     (only,) = advice(found)
-    assert problem in only.problem
+    assert problem in only.finding
     assert remedy in only.remedy
-    assert only.problem in text(found)
+    assert only.finding in text(found)
     assert only.remedy in text(found)
 
 
@@ -102,7 +102,7 @@ def test_a_variable_that_asks_for_nothing_is_no_trouble(variable: str, value: st
 def test_nvidia_smi_is_read_as_it_writes() -> None:
     lines = "NVIDIA H200, 9.0, 580.65.06, 143771, 0, Disabled\nNVIDIA GeForce RTX 3060, 8.6, 550.54, 12288, [N/A], [N/A]\n"
     second = Gpu("NVIDIA GeForce RTX 3060", "8.6", "550.54", 12288, None, False)
-    assert survey.parse_smi(f"{lines}\nno devices were found\n") == [H200, second]
+    assert environment.parse_smi(f"{lines}\nno devices were found\n") == [H200, second]
 
 
 def test_the_survey_of_this_machine_is_complete_and_serialisable(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,14 +113,14 @@ def test_the_survey_of_this_machine_is_complete_and_serialisable(capsys: pytest.
         assert report["serves"] or report["reasons"], f"{report['name']} on {report['device']} neither serves nor says why not"
     for tool in found["tools"]:
         assert bool(tool["path"]) != bool(tool["lack"])
-    assert found["kernel_digest"] in text(survey.survey())
+    assert found["kernel_digest"] in text(environment.examine_machine())
 
 
 def test_an_object_that_is_no_library_is_told_not_raised(tmp_path, monkeypatch) -> None:
     broken = tmp_path / "libtorch_unroll_emulated.so"
     broken.write_text("not a shared object")
     monkeypatch.setenv("TORCH_UNROLL_EMULATED", str(broken))
-    found = survey.survey().emulated_object
+    found = environment.examine_machine().emulated_object
     assert found.built
     assert found.error
 
@@ -142,9 +142,9 @@ class StandInObject:
 
 @pytest.mark.parametrize("architecture", [None, "sm_80", "sm_90a"])
 def test_an_object_is_asked_for_what_this_gpu_runs(architecture: str | None, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(survey.cuda, "KernelObject", StandInObject)
-    monkeypatch.setattr(survey.cuda, "library_path", lambda _: tmp_path)
-    found = survey._kernel_object("cuda", architecture)
+    monkeypatch.setattr(environment.cuda, "KernelObject", StandInObject)
+    monkeypatch.setattr(environment.cuda, "library_path", lambda _: tmp_path)
+    found = environment.examine_object("cuda", architecture)
     newer = {row.expression for row in kernels() if row.architecture != "80"}
     assert set(found.stale) == (newer if architecture == "sm_90a" else set())
     assert len(found.unloadable) == (0 if architecture is None else 1)
@@ -154,7 +154,7 @@ def test_an_object_is_asked_for_what_this_gpu_runs(architecture: str | None, tmp
 def test_missing_tools_are_told_with_their_remedy(monkeypatch) -> None:
     monkeypatch.setenv("CUDA_HOME", "/nowhere")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    tools = {tool.name: tool for tool in survey.survey().tools}
+    tools = {tool.name: tool for tool in environment.examine_machine().tools}
     assert "install the CUDA toolkit" in tools["nvcc"].lack
     assert "apt install g++" in tools["g++"].lack
 

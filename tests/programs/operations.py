@@ -1,5 +1,5 @@
-"""Every op as a function of the tensors that it has derivatives by, beside torch's own or a loop of torch's: one table for the
-tests of what programs do to calls."""
+"""Every op as a function of its differentiable tensors, with torch's own function or a loop of torch's functions: one table for
+all tests of what programs do to calls."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import torch_unroll as tu
 
 @dataclass(frozen=True)
 class Operation:
-    """`ours` and `torchs` take the tensors, of these shapes, and yield one tensor; `ours` also takes the engine."""
+    """`ours` and `torchs` accept tensors of these shapes and return one tensor; `ours` also accepts the engine."""
 
     ours: Callable[..., Tensor]
     torchs: Callable[..., Tensor]
     shapes: tuple[tuple[int, ...], ...]
 
     def tensors(self, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> list[Tensor]:
-        """The same numbers every time."""
+        """Inputs with the same values in every call."""
         generator = torch.Generator().manual_seed(0)
         return [torch.randn(shape, dtype=torch.float64, generator=generator).to(device, dtype) * 0.5 for shape in self.shapes]
 
     def on(self, engine: str) -> Callable[..., Tensor]:
-        """`ours` on an engine."""
+        """`ours` bound to an engine."""
         return lambda *tensors: self.ours(*tensors, engine=engine)
 
 
@@ -62,7 +62,7 @@ def _recurrent(*shapes: tuple[int, ...], **options: Any) -> Operation:
 
 
 def _padded(x: Tensor, h0: Tensor, *weights: Tensor) -> Tensor:
-    """Each sample by itself, as long as its length."""
+    """torch's recurrence, run on each sample separately with its own length."""
     samples = [
         torch.rnn_tanh(x[:length, n : n + 1], h0[:, n : n + 1], list(weights), True, 1, 0.0, False, False, False)
         for n, length in enumerate(_LENGTHS.tolist())

@@ -1,4 +1,4 @@
-"""Under torch.autocast: every op, module and network computes in the dtype that torch's does, or raises what torch's raises."""
+"""Under torch.autocast, every op, module and network computes in the dtype of torch's, or raises what torch's raises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 WEIGHTS = [(5, 4), (5, 5), (5,), (5,)]
 RNN = (True, 1, 0.0, False, False, False)  # biases, layers, dropout, training, bidirectional, batch_first
 
-#: Calls of the tensors whose shapes stand behind them, through torch or torch_unroll.
+#: Calls through torch or torch_unroll, and the shapes of their tensors.
 CALLS: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, ...]]]] = {
     "conv2d": (lambda *t: F.conv2d(*t, padding=1), lambda *t: tu.conv2d(*t, padding=1), [(2, 4, 6, 6), (4, 4, 3, 3), (4,)]),
     "conv2d groups": (
@@ -57,12 +57,12 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, .
 
 
 def _tensors(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype]) -> list[Tensor]:
-    drawn = [(torch.randn(shape) / 2).bfloat16() for shape in shapes]  # the same numbers in every dtype
-    return [tensor.to(dtypes[i % len(dtypes)]).requires_grad_() for i, tensor in enumerate(drawn)]
+    values = [(torch.randn(shape) / 2).bfloat16() for shape in shapes]  # every dtype represents the values of bf16
+    return [tensor.to(dtypes[i % len(dtypes)]).requires_grad_() for i, tensor in enumerate(values)]
 
 
 def _outcome(call: Callable[..., Tensor], tensors: list[Tensor], dtype: torch.dtype, within: bool = False) -> list[Tensor] | type:
-    """Output and gradients; with `within`, backward runs under autocast too."""
+    """The output and the gradients; with `within`, backward also runs under autocast."""
     try:
         with torch.autocast("cpu", dtype):
             y = call(*tensors)
@@ -74,7 +74,7 @@ def _outcome(call: Callable[..., Tensor], tensors: list[Tensor], dtype: torch.dt
 
 
 def _assert_same(ours: list[Tensor] | type, theirs: list[Tensor] | type, *dtypes: torch.dtype) -> None:
-    """Equal as far as the coarsest of the dtypes that they went through."""
+    """Asserts equality up to the precision of the coarsest dtype that the results passed through."""
     if isinstance(theirs, type) or isinstance(ours, type):
         assert ours is theirs
         return
@@ -103,8 +103,8 @@ KINDS = {
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_calls(target: Target, name: str, kind: str, dtype: torch.dtype) -> None:
-    """fp64 is left alone, and goes with nothing else: a recurrence in two dtypes, of which torch's CPU operators make one by
-    promotion, is refused."""
+    """autocast does not change fp64, and fp64 cannot be combined with other dtypes: we refuse a recurrence in two dtypes, which
+    torch's CPU operators promote to one."""
     torchs, ours, shapes = CALLS[name]
     tensors = _tensors(shapes, KINDS[kind])
     expected = _outcome(torchs, tensors, dtype)
@@ -120,7 +120,7 @@ def test_calls(target: Target, name: str, kind: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d", "rnn", "rnn cell"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_an_fp64_tensor_among_others(target: Target, name: str) -> None:
-    """Whichever it is, nothing is computed from it."""
+    """No fp64 tensor is combined with tensors of other dtypes, whichever argument it is."""
     _, ours, shapes = CALLS[name]
     for odd in range(len(shapes)):
         tensors = _tensors(shapes, [torch.float32])
@@ -162,7 +162,7 @@ class _Steps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = None
         for step in x:
-            h = self.cell(step, h)  # fp32 zeros, then what autocast made
+            h = self.cell(step, h)  # zeros in fp32, then a result in autocast's dtype
         assert h is not None
         return h
 
@@ -217,7 +217,7 @@ def test_compiled_and_mapped(target: Target) -> None:
 
 
 def test_a_module_checks_dtypes_as_torchs_does() -> None:
-    """nn.RNN waives its own check under any autocast; the operator then refuses."""
+    """nn.RNN skips its own check under any autocast; the operator then refuses the call."""
     x = torch.randn(3, 2, 4, dtype=torch.float64)
     for module in (nn.RNN(4, 5), tu.nn.RNN(4, 5, engine="torch")):
         with pytest.raises(ValueError, match="does not match weight dtype"):

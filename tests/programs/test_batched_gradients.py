@@ -1,4 +1,4 @@
-"""Many gradients at once: `is_grads_batched`, and torch.autograd.functional with `vectorize`, as one after the other."""
+"""Batched gradients, by `is_grads_batched` or torch.autograd.functional with `vectorize`, equal those computed one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.programs.operations import OPERATIONS
 from torch_unroll.testing import Target, targets
 
 TARGETS = targets("conv2d")
-#: What is batched is not the engine's matter, so one engine does for the quick suite where a test is dear.
+#: Batching does not depend on the engine, so the quick suite runs expensive tests on one engine only.
 DEAR = [pytest.param(target, id=str(target), marks=[] if target.engine == "torch" else pytest.mark.slow) for target in TARGETS]
 
 
@@ -46,7 +46,7 @@ def test_first_order(target: Target, name: str) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("target", DEAR)
 def test_second_order(target: Target, name: str) -> None:
-    """By the gradient's own leaves, of a batch that was computed with a graph, and batched again."""
+    """A batch of gradients that was computed with a graph is differentiated again, in a batch, with respect to its leaves."""
     leaves, others = _leaves(name, target), _leaves(name, target)
     y, expected = OPERATIONS[name].on(target.engine)(*leaves).sin(), OPERATIONS[name].torchs(*others).sin()
     first = torch.autograd.grad(y, leaves, _seeds(y), is_grads_batched=True, create_graph=True)

@@ -1,7 +1,7 @@
 """`use_engine`, `override` and `conv2d_workspace` as blocks and decorators.
 
-The one entered last holds while it is open, and when all have ended, in whatever order and on whatever threads, the process is as
-before.
+Of the open blocks, the one that was entered last determines the setting. Once all have ended, in any order and on any threads,
+the process is as before.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def _as_before() -> Iterator[None]:
 
 
 def new_blocks() -> list[tuple[Any, Callable[[], Any], Any]]:
-    """Objects of both settings with how to read what they set, and what that is."""
+    """Objects of both settings, each with a function that reads the setting and the value that the object sets."""
     engines = [(tu.use_engine(name), lambda: resolve(None), name) for name in NAMES]
     return [*engines, *((tu.conv2d_workspace(value), limit, value) for value in LIMITS)]
 
 
-#: On which of three threads which object is entered or, if it has a block open there or elsewhere, perhaps left.
+#: Steps (thread, index of an object, whether to enter it); an object that is not entered is left if it has an open block.
 STEPS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7), st.booleans()), max_size=24)
 
 
@@ -59,14 +59,17 @@ def test_any_interleaving(steps: list[tuple[int, int, bool]]) -> None:
     blocks = new_blocks()
     assert limit() == LIMITS[-1]
     for block, _, _ in blocks[len(NAMES) :]:
-        with block:  # what a construction sets is the block's from here on
+        with block:  # from here on, the value that the constructor set belongs to the block
             pass
     reads = (lambda: resolve(None), limit)
     assert (reads[0](), reads[1]()) == start
-    open_: list[list[tuple[int, int]]] = [[], []]  # of each kind: thread and object, in the order of entering
+    open_blocks: list[list[tuple[int, int]]] = [
+        [],
+        [],
+    ]  # for each setting, the (thread, object) of each open block, in the order of entering
 
     def leave(thread: int, index: int) -> None:
-        kind = open_[index // 4]
+        kind = open_blocks[index // 4]
         here = [entry for entry in kind if entry == (thread, index)] or [entry for entry in kind if entry[1] == index]
         pools[thread].submit(blocks[index][0].__exit__, None, None, None).result()
         kind.reverse()
@@ -78,14 +81,14 @@ def test_any_interleaving(steps: list[tuple[int, int, bool]]) -> None:
         for thread, index, enters in steps:
             if enters:
                 pools[thread].submit(blocks[index][0].__enter__).result()
-                open_[index // 4].append((thread, index))
-            elif any(entry[1] == index for entry in open_[index // 4]):
+                open_blocks[index // 4].append((thread, index))
+            elif any(entry[1] == index for entry in open_blocks[index // 4]):
                 leave(thread, index)
             for kind in (0, 1):
-                expected = blocks[open_[kind][-1][1]][2] if open_[kind] else start[kind]
+                expected = blocks[open_blocks[kind][-1][1]][2] if open_blocks[kind] else start[kind]
                 assert reads[kind]() == expected
         for kind in (0, 1):
-            for thread, index in list(open_[kind]):  # those entered first end first
+            for thread, index in list(open_blocks[kind]):  # blocks end in the order in which they were entered
                 leave(thread, index)
         assert (reads[0](), reads[1]()) == start
     finally:
@@ -161,7 +164,7 @@ class TestEveryKind:
 
         @make()
         def function() -> tuple[str, int, int]:
-            """What holds inside."""
+            """The setting inside the block."""
             return _state()
 
         @make()
@@ -201,7 +204,7 @@ def test_what_was_not_entered_is_not_left(name: str) -> None:
 
 
 class TestLimits:
-    """`conv2d_workspace` holds for good unless it is entered."""
+    """`conv2d_workspace` is permanent unless it is entered as a block."""
 
     @pytest.fixture(autouse=True)
     def _restored(self) -> Iterator[None]:
@@ -271,11 +274,11 @@ def test_recordings_of_two_threads_are_whole() -> None:
 
 
 class TestCompiled:
-    """Blocks within a function that torch.compile traces."""
+    """Blocks inside a function that torch.compile traces."""
 
     @staticmethod
     def _engines(function: Callable[..., Tensor], fullgraph: bool = True) -> list[str]:
-        """The engines that a compiled function's convolutions were traced with, in order."""
+        """The engines with which the convolutions of a compiled function were traced, in order."""
         torch._dynamo.reset()
         backend = torch._dynamo.testing.EagerAndRecordGraphs()
         x, w = torch.randn(1, 1, 6, 6), torch.randn(1, 1, 2, 2)

@@ -1,4 +1,4 @@
-"""The bounds of `torch_unroll.testing.bounds` bite: a kernel that leaves out a part of a sum would be found."""
+"""The bounds of `torch_unroll.testing.bounds` are tight enough to detect a kernel that omits a part of a sum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch_unroll.testing import assert_within
 from torch_unroll.testing.bounds import COPIED_TF32, ROUNDED_TF32
 from torch_unroll.testing.recurrence import assert_backward_steps, assert_cell, assert_cell_backward, assert_forward_steps
 
-#: By what multiplies: the type, and the relative error of operands that are rounded on their way.
+#: Arithmetic -> the dtype, and the relative error of operands that are rounded before they are multiplied.
 ARITHMETIC = {
     "float16": (torch.float16, 0.0),
     "bfloat16": (torch.bfloat16, 0.0),
@@ -27,12 +27,12 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # x, w, bias, dy
 
 
 def too_far_off(name: str) -> pytest.RaisesExc[AssertionError]:
-    """What of a result is found."""
+    """Expects the failure that reports elements of a result outside their bounds."""
     return pytest.raises(AssertionError, match=f"^{name}: [0-9]+ of [0-9]+ elements are too far off")
 
 
 def without(number: int, *place: int | slice) -> Callable[[Inputs], Inputs]:
-    """Leaves out some elements of one of the inputs."""
+    """A function that sets some elements of one of the inputs to zero."""
 
     def leave_out(inputs: Inputs) -> Inputs:
         less = [tensor.clone() for tensor in inputs]
@@ -43,7 +43,7 @@ def without(number: int, *place: int | slice) -> Callable[[Inputs], Inputs]:
 
 
 ALL = slice(None)
-#: What a kernel might leave out, by the direction in which it is a part of the sum.
+#: The parts of a sum that a kernel might omit, by the operator that computes the sum.
 PARTS = [
     pytest.param(direction, leave_out, id=f"{direction}-{name}")
     for name, leave_out, directions in (
@@ -91,7 +91,7 @@ LENGTHS = [4, 2, 3]
 
 
 def steps(z: Tensor, w: Tensor, h0: Tensor, dtype: torch.dtype) -> Tensor:
-    """h, each step in float64 from the step before as it was stored."""
+    """h, where each step is computed in float64 from the stored result of the step before."""
     h = torch.zeros(T, N, D, H, dtype=dtype)
     for d in range(D):
         for n, length in enumerate(LENGTHS):
@@ -103,7 +103,7 @@ def steps(z: Tensor, w: Tensor, h0: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def steps_back(dh: Tensor, h: Tensor, w: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """dz and dh0 in the same way."""
+    """dz and dh0, computed step by step in the same way."""
     dz, dh0 = torch.zeros(T, N, D, H, dtype=dtype), torch.zeros(D, N, H, dtype=dtype)
     dh, h = dh.double().unflatten(2, (D, H)), h.double().unflatten(2, (D, H))
     for d in range(D):
@@ -165,7 +165,7 @@ def test_what_a_cell_leaves_out_is_found(arithmetic: str, left_out: str) -> None
     h_next = forward(drawn)
     assert_cell(h_next, x, h, w_ih, w_hh, biases, "tanh", precision)
     less = drawn | {left_out: drawn[left_out].clone()}
-    less[left_out][..., 8:16] = 0  # a step of depth, or some units' bias
+    less[left_out][..., 8:16] = 0  # one step along the depth, or the bias of some units
     with too_far_off("h_next"):
         assert_cell(forward(less), x, h, w_ih, w_hh, biases, "tanh", precision)
 

@@ -1,4 +1,4 @@
-"""Sizes that only data tell, within one compiled graph: the number of images, rows or columns that a mask keeps."""
+"""Sizes that depend on data, within one compiled graph: the number of images, rows or columns that a mask selects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _weight(x: Tensor, *shape: int) -> Tensor:
     return torch.linspace(-1, 1, torch.Size(shape).numel(), device=x.device).sin().view(shape).to(x.dtype)
 
 
-#: Each op of a namespace, torch's or ours, as a function of images (N, 2, H, W).
+#: Each op of a namespace (torch's or ours) as a function of images (N, 2, H, W).
 CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "conv2d": lambda ops, x: ops.conv2d(x, _weight(x, 3, 2, 3, 2), _weight(x, 3), 2, 1),
     "same": lambda ops, x: ops.conv2d(x, _weight(x, 3, 2, 3, 2), padding="same"),
@@ -35,7 +35,7 @@ CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "max_over_time": lambda ops, x: ops.max_over_time(x[:, :, 0].permute(1, 0, 2)),
 }
 
-#: What a mask chooses from: images, rows, columns.
+#: The dimension that a mask selects from: images, rows or columns.
 CHOICES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "N": lambda x, mask: x[mask],
     "H": lambda x, mask: x[:, :, mask],
@@ -44,7 +44,7 @@ CHOICES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class _Torchs:
-    """torch's functions, and what torch lacks."""
+    """torch's functions, and replacements of those that torch lacks."""
 
     conv2d, conv_transpose2d = staticmethod(F.conv2d), staticmethod(F.conv_transpose2d)
     max_pool2d, unfold, fold = staticmethod(F.max_pool2d), staticmethod(F.unfold), staticmethod(F.fold)

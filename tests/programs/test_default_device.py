@@ -1,4 +1,4 @@
-"""A default device and a default dtype other than the inputs' change nothing: new tensors are made where the inputs are."""
+"""A default device or dtype that differs from the inputs' has no effect: new tensors are created where the inputs are."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SIZES = torch.tensor([3, 2, 2, 1])
 LENGTHS = torch.tensor([2, 0, 9])
 _WEIGHTS = [(4, 5), (4, 4), (4,), (4,)] * 2
 
-#: The shapes of a function's tensors, and the function of them and the engine.
+#: The shapes of a function's tensors, and the function, which accepts them and the engine.
 FUNCTIONS: dict[str, tuple[list[tuple[int, ...]], Callable[..., Any]]] = {
     "conv2d": ([(2, 4, 6, 6), (6, 2, 3, 3), (6,)], lambda *xs, **engine: tu.conv2d(*xs, 2, 1, groups=2, **engine)),
     "conv_transpose2d": ([(2, 4, 3, 3), (4, 3, 3, 3), (3,)], lambda *xs, **engine: tu.conv_transpose2d(*xs, 2, 1, **engine)),
@@ -87,7 +87,7 @@ MODULES: dict[str, tuple[Callable[..., torch.nn.Module], tuple[int, ...]]] = {
 
 
 def _results(function: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
-    """The outputs, the gradients, and the gradients of these."""
+    """The outputs, the gradients, and the gradients of the gradients."""
     outputs = [leaf for leaf in torch.utils._pytree.tree_leaves(function(*inputs)) if isinstance(leaf, Tensor)]
     floating = [output.where(output.isfinite(), 0) for output in outputs if output.is_floating_point()]
     loss = sum(output.square().sum() for output in floating)
@@ -126,7 +126,7 @@ def test_modules(target: Target, name: str, setting: str) -> None:
 
 
 def _factory_calls(source: str) -> list[tuple[int, bool]]:
-    """The line of every call that makes a tensor on the default device unless told another, and whether it is told one."""
+    """The line of every call that creates a tensor, by default on the default device, and whether the call names a device."""
     names = {constructor.__name__ for constructor in _device_constructors()}
     return [
         (node.lineno, any(keyword.arg in ("device", None) for keyword in node.keywords))
@@ -146,6 +146,6 @@ def test_every_new_tensor_is_told_its_device() -> None:
         *(PACKAGE / "nn").rglob("*.py"),
         *(PACKAGE / "models").rglob("*.py"),
     ]
-    calls = [(f"{path.name}:{line}", told) for path in files for line, told in _factory_calls(path.read_text())]
+    calls = [(f"{path.name}:{line}", has_device) for path in files for line, has_device in _factory_calls(path.read_text())]
     assert len(calls) > 20
-    assert [place for place, told in calls if not told] == []
+    assert [place for place, has_device in calls if not has_device] == []

@@ -1,4 +1,4 @@
-"""Unmodified models under `override` and after `replace`: same results and gradients; what `explain` and its siblings say."""
+"""Unmodified models have the same results and gradients under `override` and after `replace`; the output of `explain`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TARGETS = targets("conv2d")
 
 
 class Everything(nn.Module):
-    """A model with every op that torch_unroll has, by module and by function; two layers tied."""
+    """A model that uses every op of torch_unroll as a module and as a function, with two tied layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Everything(nn.Module):
         x = F.max_pool2d(self.up(x), 2, stride=1, padding=1, return_indices=True)[0]
         x = F.fold(F.unfold(x, 2, stride=2), (6, 6), 2, stride=2, padding=1) if x.shape[-1] % 2 == 0 else x
         x = F.adaptive_avg_pool2d(x, (4, 4))
-        sequence = x.permute(1, 0, 2, 3).flatten(2)  # (C, N, 16): the channels as steps
+        sequence = x.permute(1, 0, 2, 3).flatten(2)  # (C, N, 16), where the channels become steps
         output, h = self.rnn(sequence)
         return self.cell(output[-1]) + h.sum()
 
@@ -128,7 +128,7 @@ def test_use_engine_restores_what_was() -> None:
 
 
 class TestExplain:
-    """`explain` names the kernels that ran, and gives reasons."""
+    """`explain` names the kernels that ran, and the reasons why others did not."""
 
     @pytest.mark.skipif("cuda-emulated" not in map(str, TARGETS), reason="the emulated kernels are not built")
     def test_names_the_kernels(self) -> None:

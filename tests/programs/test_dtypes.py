@@ -1,4 +1,4 @@
-"""Dtypes that no kernel was made for: a named engine refuses them, the default hands them to torch's own operator."""
+"""Dtypes without kernels: a named engine refuses them, and by default they go to torch's own operator."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_complex_gradients_by_default(name: str) -> None:
 
 
 def test_what_torch_lacks_has_no_such_default() -> None:
-    """max_over_time is no operator of torch's."""
+    """torch has no operator that corresponds to max_over_time."""
     for dtype in OTHERS:
         with pytest.raises(RuntimeError, match=r"x: expected a floating-point dtype|no engine takes"):
             tu.max_over_time(torch.empty(2, 2, 2, dtype=dtype))

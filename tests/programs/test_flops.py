@@ -1,4 +1,4 @@
-"""What `torch.utils.flop_counter` counts of our operators is what it counts of torch's."""
+"""`torch.utils.flop_counter` counts the same number of FLOPs for our operators as for torch's."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _derivatives(function: Any, case: Case, order: int, **engine: Any) -> Callab
     return run
 
 
-#: torch counts groups in two ways: one in a backward, another in the backward of that.
+#: torch counts groups differently in a backward pass and in the backward pass of a backward pass.
 ORDERS = [
     *((name, order) for name in GROUPED for order in (0, 1)),
     *(pytest.param(name, 2, marks=pytest.mark.slow if name != "strided" else ()) for name in CONVOLUTIONS),
@@ -139,12 +139,13 @@ def test_models(way: str) -> None:
         tu.replace(model)
     with tu.use_engine("torch"), tu.override():
         ours = count(train)
-    # The state before the first step requires no gradient: torch leaves out the one product for it.
+    # The initial state requires no gradient, so torch omits the product for it.
     assert ours - expected == 2 * 4 * 5 * 5
 
 
 def test_a_counter_that_is_imported_later_and_open_already() -> None:
-    """In a process of its own, in which nothing is registered yet; importing this package imports no counter."""
+    """Runs in a separate process, in which nothing is registered yet, because importing this package does not import the
+    counter."""
     script = """
 import sys, torch, torch_unroll as tu
 assert "torch.utils.flop_counter" not in sys.modules and "torch.distributed.tensor" not in sys.modules

@@ -1,6 +1,6 @@
-"""Tensors whose memory has no strides, nested and quantized ones: a named engine says which argument is one.
+"""Tensors without strides, nested tensors and quantized tensors: the error of a named engine names the argument.
 
-Where none was named, torch's own operator gets the call as it is.
+If no engine is named, torch's own operator gets the call unchanged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def rnn(input: Tensor, h0: Tensor, weights: tuple[Tensor, ...], lengths: Tensor 
 SEQUENCE, STATE = torch.randn(4, 2, 3), torch.randn(1, 2, 5)
 WEIGHTS = (torch.randn(5, 3), torch.randn(5, 5), torch.randn(5), torch.randn(5))
 IMAGE = torch.randn(2, 3, 5, 5)
-#: A function and its tensors by their names.
+#: A function, and its tensors by name.
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Tensor]]] = {
     "conv2d": (tu.conv2d, {"input": IMAGE, "weight": torch.randn(4, 3, 2, 2), "bias": torch.randn(4)}),
     "conv_transpose2d": (tu.conv_transpose2d, {"input": IMAGE, "weight": torch.randn(3, 4, 2, 2), "bias": torch.randn(4)}),
@@ -98,11 +98,13 @@ TORCHS: dict[str, Callable[..., Any]] = {
 
 
 def outcome(function: Callable[..., Any], **tensors: Tensor) -> Any:
-    """A result as plain numbers, or the error's type and words."""
+    """A result as plain numbers, or the type and message of an error."""
     try:
         result = function(**tensors)
     except Exception as error:
-        return type(error), re.sub(r"\bj\d+\b", "j", str(error))  # jagged extents are numbered
+        return type(error), re.sub(
+            r"\bj\d+\b", "j", str(error)
+        )  # jagged extents have running numbers, which differ between calls
     if result.is_nested:
         return result.values()
     return result.dequantize() if result.is_quantized else result.to_dense() if result.layout != torch.strided else result
@@ -146,7 +148,7 @@ def test_within_transforms(kind: str) -> None:
         ],
         "input": [lambda: torch.func.functionalize(call)(odd["input"])],
     }
-    if kind != "quantized":  # which torch.func does not differentiate
+    if kind != "quantized":  # torch.func does not differentiate them
         transformed["input"].append(lambda: torch.func.grad(lambda x: call(x).sum())(odd["input"]))
         batch = of_kind(kind, torch.stack((IMAGE, IMAGE)))
         transformed["input"].append(lambda: torch.func.vmap(call)(batch))
@@ -160,7 +162,7 @@ def test_within_transforms(kind: str) -> None:
 def test_operators_that_are_called_directly(target: Target) -> None:
     weight = torch.randn(4, 3, 2, 2)
     geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee", target.engine, False)
-    for kind in set(KINDS) - {"nested", "jagged"}:  # which the dispatcher itself refuses
+    for kind in set(KINDS) - {"nested", "jagged"}:  # the dispatcher itself rejects them
         with pytest.raises(RuntimeError, match="x: expected a strided tensor"):
             torch.ops.torch_unroll.conv2d_fprop(of_kind(kind, IMAGE), weight, None, *geometry)
         with pytest.raises(RuntimeError, match="w: expected a strided tensor"):

@@ -1,4 +1,4 @@
-"""The modules of torch_unroll.nn without recurrence: torch's own module_db cases, constructors, state_dict, repr, pickling."""
+"""The modules of torch_unroll.nn except the recurrent ones: torch's module_db, constructors, state_dict, repr and pickling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASES = [(name, target) for name, op in MODULES.items() for target in targets(op
 
 
 def _pair(name: str, arguments: Any, target: Target, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Ours and torch's with the same parameters."""
+    """Our module and torch's with the same parameters."""
     kwargs = {**arguments.kwargs, "device": target.device, "dtype": dtype} if name == "Conv2d" else arguments.kwargs
     ours = getattr(tu.nn, name)(*arguments.args, **kwargs, engine=target.engine)
     theirs = getattr(torch.nn, name)(*arguments.args, **kwargs)
@@ -36,8 +36,8 @@ def test_module_db(name: str, target: Target, dtype: torch.dtype) -> None:
         ours, theirs = _pair(name, sample.constructor_input, target, dtype)
         exact = copy.deepcopy(theirs).double()
         results = []
-        for module, of in ((ours, dtype), (theirs, dtype), (exact, torch.float64)):
-            x = sample.forward_input.args[0].detach().to(of).requires_grad_()
+        for module, module_dtype in ((ours, dtype), (theirs, dtype), (exact, torch.float64)):
+            x = sample.forward_input.args[0].detach().to(module_dtype).requires_grad_()
             y, *indices = module(x) if getattr(module, "return_indices", False) else (module(x),)
             results.append([y.detach(), *torch.autograd.grad(y.sin().sum(), [x, *module.parameters()]), *indices])
         for result, torchs, truth in zip(*results, strict=True):
@@ -50,7 +50,7 @@ def test_module_db(name: str, target: Target, dtype: torch.dtype) -> None:
 def test_module_db_errors() -> None:
     infos = module_infos()
     name, *others = (name for name in MODULES if infos[name].module_error_inputs_func is not None)
-    assert not others, "torch has errors for more of these modules: they are to be tried too"
+    assert not others, "torch has error inputs for more of these modules, which this test has to cover"
     info = infos[name]
     for case in info.module_error_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=False, training=True):
         constructor, forward = case.module_error_input.constructor_input, case.module_error_input.forward_input
@@ -104,7 +104,7 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 
 
 class TestLocallyConnected2d:
-    """Unshared filters: a convolution whose weights differ at every output pixel."""
+    """A convolution whose filters differ at every output pixel."""
 
     @pytest.mark.parametrize("target", targets("unfold"), ids=str)
     def test_equal_filters_are_a_convolution(self, target: Target) -> None:

@@ -1,4 +1,4 @@
-"""Every operator trusts nobody: called directly, through a trace or through a graph, it refuses tensors that do not fit."""
+"""Every operator rejects tensors that do not fit together, whether it is called directly, from a trace or from a graph."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LENGTHS = (3, 0, 2)
 
 @dataclass(frozen=True)
 class Call:
-    """A call that fits: the tensors' shapes, with the dimensions that nothing else is tied to; the arguments behind them,
-    around the engine's name."""
+    """A valid call: the shape of each tensor with the set of its dimensions on which no other argument depends, and the
+    arguments before and after the name of the engine."""
 
     shapes: dict[str, tuple[tuple[int, ...], set[int]]]
     before: tuple[Any, ...]
     after: tuple[Any, ...] = ()
-    made: dict[str, Callable[[], Tensor]] | None = None  # tensors that are no random float32
+    made: dict[str, Callable[[], Tensor]] | None = None  # tensors that are not random float32
 
     def tensors(self) -> dict[str, Tensor]:
         drawn = {name: torch.randn(shape) for name, (shape, _) in self.shapes.items()}
@@ -103,7 +103,7 @@ PACKED = {
 
 
 def _wrong(tensors: dict[str, Tensor], call: Call) -> dict[str, dict[str, Tensor]]:
-    """Calls of which one tensor does not fit, by what is wrong with it."""
+    """Calls in which one tensor does not fit, by a description of the mistake."""
     calls = {}
     numbers = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
     for name, tensor in tensors.items():
@@ -170,7 +170,7 @@ def test_tensors_that_do_not_fit(target: Target, name: str, call: Call, route: s
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_no_tensor_at_all(target: Target, name: str) -> None:
-    """None stands for an optional tensor, and for no other."""
+    """None is accepted for an optional tensor only."""
     call, op = CALLS[name], getattr(torch.ops.torch_unroll, name)
     optional = {argument.name for argument in op.default._schema.arguments if "Optional" in str(argument.type)}
     for missing in call.tensors().keys() - optional:
@@ -223,7 +223,7 @@ def test_numbers_that_do_not_fit(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_hooks_that_hand_back_another_tensor(target: Target) -> None:
-    """What backward reads need not be what forward kept."""
+    """Hooks on saved tensors may give backward other tensors than forward saved."""
     x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     rnn = tu.nn.RNN(8, 5, engine=target.engine)
     calls = {
@@ -246,7 +246,8 @@ def test_hooks_that_hand_back_another_tensor(target: Target) -> None:
 
 
 def test_what_is_remembered_is_what_the_check_says() -> None:
-    """In any order of calls, with optional tensors left out anywhere and the numbers as tuples or as lists."""
+    """The cached check agrees with the check in any order of calls, with any optional tensors None, and numbers in tuples or
+    lists."""
     from torch_unroll.checks import remembering
     from torch_unroll.ops.conv2d import Conv2dFprop
     from torch_unroll.ops.rnn import RnnForward
@@ -286,7 +287,7 @@ def test_what_is_remembered_is_what_the_check_says() -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_known_call_is_checked_quickly(target: Target) -> None:
-    """By a look-up: many times faster than the check itself, whatever else the machine does."""
+    """The look-up is many times faster than the check itself, even on a busy machine."""
     from torch_unroll.checks import remembering
     from torch_unroll.ops.conv2d import Conv2dFprop
 

@@ -1,4 +1,4 @@
-"""`override` within functions of torch that run code of the user's: backward passes, checkpoints, hooks, torch.func, cond."""
+"""`override` inside those functions of torch that run user code: backward passes, checkpoints, hooks, torch.func and cond."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif("cuda-emulated" not in map(str, TARGETS), reason
 
 
 class Block(nn.Module):
-    """Convolution, pooling and recurrence, by module: (N, 2, 4, 4) -> the same shape."""
+    """A convolution, a pooling and a recurrence as modules: (N, 2, 4, 4) -> (N, 2, 4, 4)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ PASSES: dict[str, Callable[[Tensor, list[Tensor]], list[Tensor]]] = {
 
 
 def _kernels(recorded: Any) -> dict[str, int]:
-    """How often the forward pass of each op was launched."""
+    """The number of launches of the forward pass of each op."""
     names = [plan.kernel.name for _, plan in recorded.launches]
     return {
         op: sum(name.startswith(op) and "backward" not in name for name in names)
@@ -85,7 +85,7 @@ def _kernels(recorded: Any) -> dict[str, int]:
 
 
 def _torchs_calls(profiled: Any) -> list[str]:
-    """torch's own convolutions, poolings and recurrences among what ran."""
+    """The calls of torch's own convolutions, poolings and recurrences."""
     names = {event.key for event in profiled.key_averages()}
     return sorted(name for name in names if name.startswith(("aten::convolution", "aten::max_pool2d", "aten::rnn")))
 
@@ -118,12 +118,12 @@ def test_what_a_checkpoint_computes_again_is_ours(recomputation: str, use_reentr
 
 
 def _convolve(x: Tensor) -> Tensor:
-    """Code of a user's."""
+    """Stands for user code."""
     return F.conv2d(x, torch.full((2, 2, 3, 3), 0.1, dtype=x.dtype), padding=1)
 
 
 class Own(torch.autograd.Function):
-    """A user's Function, whose every method convolves."""
+    """A user's Function, each of whose methods convolves."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class Own(torch.autograd.Function):
 
 
 class Wrapped(Tensor):
-    """A subclass with torch's own `__torch_function__`."""
+    """A subclass that inherits torch's `__torch_function__`."""
 
 
 def _hook(x: Tensor) -> Any:
@@ -215,7 +215,7 @@ def test_what_torch_calls_is_ours(runner: str) -> None:
     expected = run(x)
     torch._dynamo.reset()
     with tu.override(), tu.use_engine("cuda"):
-        run(x)  # what is compiled, before what runs is looked at
+        run(x)  # compiles, before the calls are recorded
         with recording() as recorded, profile(activities=[ProfilerActivity.CPU]) as profiled:
             results = run(x)
     torch.testing.assert_close(results, expected)
@@ -224,7 +224,7 @@ def test_what_torch_calls_is_ours(runner: str) -> None:
 
 
 class UsersError(Exception):
-    """What a hook raises."""
+    """The error that a hook raises."""
 
 
 def _fail(_: Any) -> Tensor:
@@ -252,7 +252,7 @@ def test_the_modes_are_as_they_were_after_an_error_in_a_backward_pass(blocks: in
 
 
 def test_another_thread_is_left_alone() -> None:
-    """Two threads in backward passes at the same time, one of them within the block."""
+    """Two threads run backward passes at the same time, and only one of them is inside the block."""
     barrier, seen = threading.Barrier(2), {}
 
     def work(name: str, block: Any) -> None:

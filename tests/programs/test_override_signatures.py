@@ -1,4 +1,5 @@
-"""Within `override`, torch's functions take their arguments as outside, by position and by name, and refuse what they refuse."""
+"""Inside `override`, torch's functions accept the same arguments as outside, by position and by name, and reject the same
+calls."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ WINDOW = {"stride": 2, "padding": 1, "dilation": (1, 2), "ceil_mode": True}
 CONV = {"bias": torch.randn(4), "stride": (2, 1), "padding": 1, "dilation": 2, "groups": 2}
 CONV_TRANSPOSE = {"bias": torch.randn(3), "stride": 2, "padding": 1, "output_padding": (1, 0), "groups": 1, "dilation": 2}
 
-#: A function, all of its arguments in their order, and how many it needs.
+#: A function, all its arguments in order, and how many of them are required.
 Signature = tuple[Callable[..., Any], dict[str, Any], int]
 
 SIGNATURES: dict[str, Signature] = {
@@ -73,7 +74,7 @@ SIGNATURES: dict[str, Signature] = {
 
 
 class _Seen(TorchDispatchMode):
-    """The operators that were called."""
+    """Records the operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +86,8 @@ class _Seen(TorchDispatchMode):
 
 
 def _spellings(arguments: dict[str, Any], least: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
-    """Every number of arguments by position, the others by name and backwards; with and without those that may be left out."""
+    """Every split of the arguments into positional ones and named ones, the latter in reverse order; with and without the
+    optional arguments."""
     names = list(arguments)
     for count in range(least, len(names) + 1):
         for positional in range(count + 1):
@@ -102,7 +104,7 @@ def test_every_spelling_is_served_by_us(name: str) -> None:
     for args, kwargs in _spellings(arguments, least):
         try:
             expected = function(*args, **kwargs)
-        except RuntimeError:  # without all of its arguments this geometry does not fit
+        except RuntimeError:  # this geometry is invalid unless all arguments are passed
             expected = None
         with tu.use_engine("torch"), tu.override(), _Seen() as seen:
             if expected is None:

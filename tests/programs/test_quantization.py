@@ -1,4 +1,4 @@
-"""torch.ao's eager quantisation of models on torch_unroll's modules: what it makes of them is what it makes of torch's."""
+"""torch.ao's eager quantisation gives the same result for models of torch_unroll's modules as for models of torch's."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from torch_unroll.nn.twins import OURS, TORCHS
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 FUSED = [["conv1", "bn1", "relu1"], ["conv2", "bn2"], ["conv3", "relu3"], ["up", "bn4"]]
-TRAINED = FUSED[:3]  # torch fuses no transposed convolution for training
+TRAINED = FUSED[:3]  # torch cannot fuse a transposed convolution for training
 
 
 class Network(nn.Module):
-    """What torch fuses, with and without groups, a pooling and a transposed convolution."""
+    """The sequences of modules that torch fuses, with and without groups, a pooling and a transposed convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Network(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """What `quantize_dynamic` takes."""
+    """The recurrent modules that `quantize_dynamic` accepts."""
 
     def __init__(self, nonlinearity: str = "tanh") -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def _classes(model: nn.Module) -> dict[str, type]:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_replaced_model_is_quantised_as_torchs(way: str) -> None:
     theirs, x = Network(), torch.randn(4, 3, 8, 8)
-    if way == "in training, and converted":  # the layers that are not trained for it take no integers
+    if way == "in training, and converted":  # layers without quantisation-aware training accept no integers
         theirs.up, theirs.bn4 = nn.Identity(), nn.Identity()
     ours = copy.deepcopy(theirs)
     tu.replace(ours)
@@ -103,7 +103,7 @@ def test_a_replaced_model_is_quantised_as_torchs(way: str) -> None:
     assert _classes(quantised) == _classes(expected)
     for (key, tensor), torchs in zip(quantised.state_dict().items(), expected.state_dict().values(), strict=True):
         assert not isinstance(tensor, Tensor) or torch.equal(tensor, torchs), key
-    if "reference" not in way:  # those compute in graphs alone
+    if "reference" not in way:  # these modules compute only inside graphs
         torch.testing.assert_close(quantised(x), expected(x), rtol=0, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""`replace` on the modules that programs have: wrapped, compiled, traced, lazy, quantised, of other kinds; and its report."""
+"""`replace` on the modules of real programs: wrapped, compiled, traced, lazy, quantised and of other kinds; and its report."""
 
 from __future__ import annotations
 
@@ -14,28 +14,17 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import torch_unroll as tu
+from tests.programs.swappable import MODULES
 from torch_unroll.replace import Report
 
-#: One of each class, made of a namespace of modules, and what it is called with.
-SWAPPED: dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...]]] = {
-    "Conv2d": (lambda nn: nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), (2, 2, 5, 4)),
-    "ConvTranspose2d": (lambda nn: nn.ConvTranspose2d(2, 4, 3, 2, output_padding=1), (2, 2, 5, 4)),
-    "Unfold": (lambda nn: nn.Unfold((2, 3), stride=2), (2, 2, 5, 4)),
-    "Fold": (lambda nn: nn.Fold((4, 5), 2), (2, 8, 12)),
-    "MaxPool2d": (lambda nn: nn.MaxPool2d(3, 2, 1, ceil_mode=True), (2, 2, 5, 4)),
-    "RNN": (lambda nn: nn.RNN(2, 3, 2, nonlinearity="relu", bidirectional=True), (4, 2, 2)),
-    "RNNCell": (lambda nn: nn.RNNCell(2, 3, nonlinearity="relu"), (2, 2)),
-}
-
-
-CLASSES = tuple(getattr(tu.nn, name) for name in SWAPPED)
+CLASSES = tuple(getattr(tu.nn, name) for name in MODULES)
 
 
 BEFORE = "replace comes before tracing, and scripting takes torch's modules alone"
 
 
 class Convolutional(nn.Module):
-    """Everything in modules."""
+    """A model that consists of modules only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +42,7 @@ def _first(output: Any) -> Tensor:
 
 
 class Functional(nn.Module):
-    """Calls torch's functions itself, beside a module."""
+    """A model that calls torch's functions directly, in addition to a module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,11 +53,11 @@ class Functional(nn.Module):
 
 
 class TestReplace:
-    """What it makes of a module that it knows."""
+    """The effect of `replace` on the modules that it swaps."""
 
     @pytest.mark.parametrize("name", ["ConvTranspose2d", "Unfold", "Fold"])
     def test_identity_and_state_survive(self, name: str) -> None:
-        make, shape = SWAPPED[name]
+        make, shape = MODULES[name]
         module, x = make(nn), torch.randn(shape)
         expected, attributes = _first(module(x)), vars(module).copy()
         parameters = [id(parameter) for parameter in module.parameters()]
@@ -89,7 +78,7 @@ class TestReplace:
                 call(model)
 
     def test_isinstance(self) -> None:
-        for name, (make, _) in SWAPPED.items():
+        for name, (make, _) in MODULES.items():
             module = make(nn)
             report = tu.replace(module)
             assert isinstance(module, getattr(nn, name)) == (name != "RNN")
@@ -100,16 +89,16 @@ class TestReplace:
 
 
 class Recurrence(nn.RNNBase):
-    """A recurrence of a user's."""
+    """A user's subclass of a recurrence."""
 
 
 class Spread(nn.modules.conv._ConvNd):
-    """A convolution of a user's."""
+    """A user's subclass of a convolution."""
 
 
 def _with_own_forward() -> nn.Module:
     pool = nn.MaxPool2d(2)
-    pool.forward = pool.forward  # as tools do that wrap it
+    pool.forward = pool.forward  # as tools do that wrap a forward
     return pool
 
 
@@ -160,7 +149,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 class TestReport:
-    """It names everything of these families that is not swapped, and nothing else."""
+    """The report names every module of these families that is not swapped, and no other module."""
 
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize("name", LEFT)
@@ -218,7 +207,7 @@ class TestReport:
 
 
 class TestWrapped:
-    """What other tools have wrapped is swapped inside."""
+    """Modules inside the wrappers of other tools are swapped."""
 
     @pytest.mark.parametrize("in_place", [False, True])
     def test_compiled(self, in_place: bool) -> None:

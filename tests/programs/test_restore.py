@@ -1,4 +1,4 @@
-"""`restore` undoes `replace`, and makes torch's modules of those that were built as torch_unroll's."""
+"""`restore` undoes `replace`, and also turns modules that were constructed from torch_unroll.nn into torch's."""
 
 from __future__ import annotations
 
@@ -15,18 +15,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 import torch_unroll as tu
+from tests.programs.swappable import MODULES
 from torch_unroll.replace import Report
-
-#: One of each class, made of a namespace of modules, and what it is called with.
-MODULES: dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...]]] = {
-    "Conv2d": (lambda nn: nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), (2, 2, 5, 4)),
-    "ConvTranspose2d": (lambda nn: nn.ConvTranspose2d(2, 4, 3, 2, output_padding=1), (2, 2, 5, 4)),
-    "Unfold": (lambda nn: nn.Unfold((2, 3), stride=2), (2, 2, 5, 4)),
-    "Fold": (lambda nn: nn.Fold((4, 5), 2), (2, 8, 12)),
-    "MaxPool2d": (lambda nn: nn.MaxPool2d(3, 2, 1, ceil_mode=True), (2, 2, 5, 4)),
-    "RNN": (lambda nn: nn.RNN(2, 3, 2, nonlinearity="relu", bidirectional=True), (4, 2, 2)),
-    "RNNCell": (lambda nn: nn.RNNCell(2, 3, nonlinearity="relu"), (2, 2)),
-}
 
 
 def _first(output: Any) -> Tensor:
@@ -83,7 +73,7 @@ def test_what_torch_cannot_express_is_reported() -> None:
         pass
 
     wrapped = tu.nn.MaxPool2d(2)
-    wrapped.forward = wrapped.forward  # as tools do that wrap it
+    wrapped.forward = wrapped.forward  # as tools do that wrap a forward
     model = nn.Sequential(
         tu.nn.RNN(3, 4, nonlinearity="sigmoid"),
         tu.nn.RNNCell(3, 4, nonlinearity="identity"),
@@ -132,9 +122,9 @@ def test_parametrized_modules(name: str) -> None:
     torch.testing.assert_close(model(x), expected)
 
 
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"RNN"}))  # torch.nn.RNN takes *args and **kwargs
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"RNN"}))  # torch.nn.RNN declares *args and **kwargs
 def test_the_constructors_are_torchs_and_an_engine(name: str) -> None:
-    """In their order and with their defaults, so that inspect, torch.nn.utils.skip_init and type checkers see them."""
+    """The parameters have torch's order and defaults, so that inspect, torch.nn.utils.skip_init and type checkers see them."""
     *ours, engine = inspect.signature(getattr(tu.nn, name)).parameters.values()
     theirs = inspect.signature(getattr(nn, name)).parameters.values()
     assert [(argument.name, argument.kind, argument.default) for argument in ours] == [

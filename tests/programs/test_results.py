@@ -1,4 +1,4 @@
-"""Arguments are tensors, and results are tensors of their own: no views of something internal, which may be changed in place."""
+"""Arguments must be tensors, and results are not views of internal tensors, so that callers may change them in place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch_unroll.testing.targets import Target
 W, B = torch.randn(4, 3, 3, 3), torch.randn(4)
 CELL = (torch.randn(5, 3), torch.randn(5, 5))
 
-#: Calls of one tensor, and its shape.
+#: Calls with one tensor, and its shape.
 CALLS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "conv2d": (lambda x, **options: tu.conv2d(x, W, B, **options), (2, 3, 6, 5)),
     "conv2d, unbatched": (lambda x, **options: tu.conv2d(x, W, None, 2, **options), (3, 6, 5)),
@@ -64,14 +64,14 @@ def test_results_may_be_changed_in_place_before_backward(name: str, target: Targ
     torch.manual_seed(0)
     x, (result, *_) = _results(name, target, True)
     if name == "rnn_cell":
-        result = result.clone()  # tanh's slope is made of what was returned, as torch's cells keep it
+        result = result.clone()  # the slope of tanh is computed from the returned tensor, which torch's cells save as well
     result[..., 0] = result[..., 0].clone()
     result.mul_(3).relu_()
     torch.testing.assert_close(torch.autograd.grad(result.sum(), x)[0], expected_gradient)
 
 
 _X, _SEQUENCE = torch.randn(2, 3, 6, 5), torch.randn(4, 2, 3)
-#: Calls that lack a tensor, or have something else in its place.
+#: Calls in which a tensor is missing or replaced by another object.
 LACKING: dict[str, Callable[..., Any]] = {
     "conv2d, input": lambda value, **options: tu.conv2d(value, W, **options),
     "conv2d, weight": lambda value, **options: tu.conv2d(_X, value, **options),
@@ -97,7 +97,7 @@ def test_what_is_no_tensor_is_refused_by_name(name: str, value: Any, engine: str
 @pytest.mark.parametrize("tracing_mode", ["real", "symbolic"])
 @pytest.mark.parametrize("name", [name for name in CALLS if "unbatched" in name or "indices" in name])
 def test_unbatched_calls_are_recorded(name: str, tracing_mode: str) -> None:
-    """With their gradients, which a graph takes through no change of shape in place."""
+    """Graphs of unbatched calls include the gradients, for which no tensor may change its shape in place."""
     call, shape = CALLS[name]
 
     def gradient(x: Tensor) -> Tensor:

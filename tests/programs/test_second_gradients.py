@@ -1,4 +1,4 @@
-"""Gradients can be differentiated again exactly where torch's can: to the same numbers, zeros, nothing, or the same exception."""
+"""Gradients can be differentiated again exactly if torch's can, with the same result: numbers, zeros, None or an exception."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TARGETS = targets("conv2d")
 
 
 def _second(call: Callable[..., Tensor], leaves: dict[str, Tensor]) -> dict[str, Any]:
-    """Of a linear loss: whether each first gradient requires one, and what its own derivative by each leaf is."""
+    """For a linear loss: whether each first gradient requires a gradient, and its own gradient with respect to each leaf."""
     wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     first = torch.autograd.grad(call(**leaves).sum(), list(wanted.values()), create_graph=True)
     outcomes: dict[str, Any] = {}
@@ -92,7 +92,8 @@ def test_recurrence(target: Target, nonlinearity: str, wanted: str) -> None:
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradient_penalty(target: Target, frozen: bool) -> None:
-    """Wasserstein critics train on the norm of a gradient; with a piecewise linear critic its second derivatives are zeros."""
+    """Wasserstein critics are trained on the norm of a gradient; the second derivatives of a piecewise linear critic are
+    zeros."""
     critic = nn.Sequential(
         nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(3, 1, 2), nn.Flatten(), nn.Linear(4, 1)
     ).double()
@@ -114,7 +115,7 @@ def test_gradient_penalty(target: Target, frozen: bool) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_gradient_is_an_ordinary_tensor(target: Target) -> None:
-    """In-place operations on it, hooks, and accumulation work as on any other."""
+    """In-place operations, hooks and accumulation work on a gradient as on any other tensor."""
     x = torch.randn(1, 2, 6, 6, requires_grad=True)
     for call in (
         lambda: tu.max_pool2d(x, 2, engine=target.engine),

@@ -1,4 +1,5 @@
-"""Our functions and modules on DTensors: what one process computes, forward and backward, cut by samples and not gathered."""
+"""Functions and modules on DTensors, sharded by samples: results and gradients equal those of one process, and nothing is
+gathered."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 H = 5
 WEIGHTS = {"w_ih": (H, 3), "w_hh": (H, H), "b_ih": (H,), "b_hh": (H,)}
 REVERSE = {f"{name}_reverse": size for name, size in WEIGHTS.items()}
-#: A function, its tensors' sizes with the dimension that is cut (None: the same everywhere), and the one of the result.
+#: A function, the size and the sharded dimension of each tensor (None: replicated), and the sharded dimension of the result.
 Call = tuple[Callable[..., Any], dict[str, tuple[tuple[int, ...], int | None]], int]
 
 
@@ -121,7 +122,7 @@ def _assert_close(result: Tensor, expected: Tensor, what: str) -> None:
 
 
 def _remembered_answers(mesh: Any) -> None:
-    """Of calls that differ in numbers alone."""
+    """Calls that differ only in their numbers do not share an entry of DTensor's cache."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     x, w = torch.randn(4, 2, 9, 9), torch.randn(3, 2, 3, 3)

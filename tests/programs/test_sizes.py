@@ -1,4 +1,4 @@
-"""Sizes as torch takes them: whatever `operator.index` takes is a number, a bool is none; and extents of zero."""
+"""Sizes are accepted as torch accepts them: whatever `operator.index` accepts, but no bools; and extents of zero."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TARGETS = targets("conv2d")
 X, W = torch.randn(1, 4, 8, 8), torch.randn(4, 2, 3, 3)
 COLUMNS = torch.randn(1, 4, 16)
 
-#: A call by the argument under test, through torch and through torch_unroll.
+#: A call through torch and through torch_unroll, as functions of the argument under test.
 CALLS: dict[str, Callable[[Any, Any, dict[str, Any]], Tensor]] = {
     "conv2d stride": lambda f, size, engine: f.conv2d(X, W, stride=size, groups=2, **engine),
     "conv2d padding": lambda f, size, engine: f.conv2d(X, W, padding=size, groups=2, **engine),
@@ -158,7 +158,7 @@ def test_empty_extents(target: Target, name: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_operators_on_no_channels(target: Target) -> None:
-    """A sum of no products is zero, and then the bias is added."""
+    """A sum of no products is zero, to which the bias is added."""
     geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee", target.engine)
     ops, x, w, dy = torch.ops.torch_unroll, torch.ones(2, 0, 5, 5), torch.ones(3, 0, 3, 3), torch.ones(2, 3, 3, 3)
     bias = torch.tensor([1.0, 2.0, 3.0])

@@ -1,4 +1,5 @@
-"""`__torch_function__`: what handles torch's functions handles this package's, and whoever calls torch's function gets ours."""
+"""`__torch_function__`: handlers of torch's functions also handle this package's, and their calls of torch's function reach
+ours."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def _drawn(*shape: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """A function of ours, torch's of the same meaning, and the arguments of both, of which the first is a tensor."""
+    """Our function, torch's function with the same meaning, and the arguments of both, the first of which is a tensor."""
 
     ours: Callable[..., Any]
     torchs: Callable[..., Any]
@@ -71,11 +72,11 @@ def _assert_equal(result: Any, expected: Any) -> None:
 
 
 class Silent(Tensor):
-    """A subclass that handles nothing itself."""
+    """A subclass without a handler of its own."""
 
 
 class Handler(Tensor):
-    """A subclass that notes what it is asked, and lets torch compute."""
+    """A subclass that records the calls that it is offered, and lets torch compute them."""
 
     asked: list[Any] = []  # noqa: RUF012
 
@@ -98,7 +99,7 @@ def test_a_subclass_that_handles_nothing(name: str, place: int) -> None:
 
 @AT_EACH_PLACE
 def test_a_subclass_is_asked_as_torch_asks_it(name: str, place: int) -> None:
-    """Once, first, about torch's function, and with arguments that it can be called with."""
+    """A subclass is offered torch's function once, before anything is computed, with valid arguments of that function."""
     call = CALLS[name]
     arguments = _replaced(call, place, call.arguments[place].as_subclass(Handler))
     Handler.asked = []
@@ -114,7 +115,7 @@ def test_a_subclass_is_asked_as_torch_asks_it(name: str, place: int) -> None:
 
 
 class Doubled:
-    """No tensor at all: twice the tensor that it holds."""
+    """An object that is not a tensor, but stands for twice the tensor that it contains."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
@@ -126,7 +127,7 @@ class Doubled:
 
 @AT_EACH_PLACE
 def test_an_object_that_is_no_tensor(name: str, place: int) -> None:
-    """What unwraps itself and calls the function again gets the engine that was asked for."""
+    """An object that unwraps itself and calls the function again reaches the engine that was asked for."""
     call = CALLS[name]
     with recording() as record:
         result = call.ours(*_replaced(call, place, Doubled(call.arguments[place])), engine="cuda")
@@ -135,7 +136,7 @@ def test_an_object_that_is_no_tensor(name: str, place: int) -> None:
 
 
 class Ignorant:
-    """Knows of no function."""
+    """Implements no function."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -150,7 +151,7 @@ def test_an_object_that_knows_no_answer(name: str, place: int) -> None:
 
 
 class Noting(TorchFunctionMode):
-    """Notes the functions that it is asked about, and may answer one of them itself."""
+    """Records the functions that it is offered, and may answer one of them itself."""
 
     def __init__(self, answered: Any = None):
         super().__init__()
@@ -180,7 +181,7 @@ def test_a_mode_may_answer(name: str) -> None:
 
 
 def test_an_engine_holds_for_the_call_that_named_it_alone() -> None:
-    """What a handler computes before and after with torch's other functions, or on its own account later, is torch's."""
+    """torch computes what a handler computes with other functions before and after the call, or later by itself."""
 
     class Twice(Tensor):
         @classmethod
@@ -198,7 +199,7 @@ def test_an_engine_holds_for_the_call_that_named_it_alone() -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_traced_by_fx(name: str) -> None:
-    """The program that torch.fx records calls ours, with the engine, on inputs of any extent."""
+    """The program that torch.fx records calls our function with the engine, and accepts inputs of any extent."""
     call = CALLS[name]
     traced = fx.symbolic_trace(lambda x: call.ours(x, *call.arguments[1:], engine="cuda"))
     assert call.ours in {node.target for node in traced.graph.nodes}
@@ -230,7 +231,7 @@ BEYOND_TORCH = {
 @pytest.mark.parametrize("name", [*BY_TORCH, *BEYOND_TORCH])
 @pytest.mark.parametrize("place", ["input", "weight"])
 def test_recurrence_is_asked_about(name: str, place: str) -> None:
-    """As torch's function, where torch has it."""
+    """A recurrence is offered as torch's function if torch has an equivalent one."""
     (x, start, weights), options = (BY_TORCH | BEYOND_TORCH)[name]
     expected = tu.rnn(x, start, weights, engine="cuda", **options)
     if place == "input":
@@ -259,7 +260,7 @@ def test_recurrence_traced_by_fx(name: str) -> None:
 
 
 class Nets(nn.Module):
-    """Every module of a namespace, one after the other: (2, 3, 8, 8) -> (8, 3)."""
+    """Every module of a namespace in sequence: (2, 3, 8, 8) -> (8, 3)."""
 
     def __init__(self, namespace: Any) -> None:
         super().__init__()
@@ -300,7 +301,7 @@ def test_modules_are_leaves_of_traced_programs() -> None:
 
 
 def test_a_module_with_hooks_is_traced_once() -> None:
-    """Hooks are recorded around a leaf; they must not run inside it again."""
+    """Hooks are recorded around a leaf and must not run again inside it."""
     model = nn.Sequential(tu.nn.Conv2d(3, 4, 3), tu.nn.MaxPool2d(2))
     model[0].register_forward_hook(lambda module, inputs, output: 3 * output)
     model[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
@@ -331,7 +332,7 @@ def test_a_program_traced_within_override_is_ours_for_good() -> None:
 
 
 def test_fused_with_batch_norm() -> None:
-    """torch's fusion looks modules up by their exact class: it leaves ours as they are, and right."""
+    """torch's fusion looks modules up by their exact class, so it leaves ours unchanged, and the result stays right."""
     ours, torchs = _replaced_nets()
     x = _drawn(2, 3, 8, 8)
     _assert_equal(fuse(ours)(x), torchs(x))

@@ -1,4 +1,4 @@
-"""torch's own sample and error inputs (op_db) through torch_unroll: values, gradients and exception types."""
+"""torch's own sample and error inputs (op_db) with torch_unroll: values, gradients and exception types."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_samples(name: str, target: Target, dtype: torch.dtype) -> None:
             assert_as_accurate(result, torchs, truth, f"{name}{tuple(sample.input.shape)} {sample.args} {sample.kwargs}")
 
 
-#: What a variant's units do not multiply.
-UNTAKEN = dict.fromkeys(("hopper", "tensor"), ((torch.float32, "ieee"), (torch.float64, "ieee")))
-#: dtype, and the precision of its products
+#: Arithmetic that a variant's units do not support.
+UNSUPPORTED = dict.fromkeys(("hopper", "tensor"), ((torch.float32, "ieee"), (torch.float64, "ieee")))
+#: The dtypes, and the precision of their products.
 MATHS = [
     (torch.float16, "ieee"),
     (torch.bfloat16, "ieee"),
@@ -53,20 +53,20 @@ MATHS = [
 
 @pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 @pytest.mark.parametrize(("dtype", "precision"), MATHS, ids=str)
-@pytest.mark.parametrize("variant", [each.name for each in choice.VARIANTS["fprop"]])
+@pytest.mark.parametrize("variant", [candidate.name for candidate in choice.VARIANTS["fprop"]])
 @pytest.mark.parametrize("name", ["nn.functional.conv2d", "nn.functional.conv_transpose2d"])
 def test_samples_through_each_variant(
     name: str, variant: str, dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a variant takes a direction it computes it; the others are left to whatever is chosen."""
-    taken = 0
+    """Each variant computes the directions that it accepts; the default choice computes the others."""
+    accepted = 0
 
     def preferred(direction: str, problem: Any, device: Any, forced: Any) -> choice.Chosen:
-        nonlocal taken
-        (of,) = (each for each in choice.VARIANTS[direction] if each.name == variant)
-        takes = of.refuses(direction, problem, device) is None
-        taken += takes
-        return choice.choose(direction, problem, device, variant if takes else None)
+        nonlocal accepted
+        (candidate,) = (candidate for candidate in choice.VARIANTS[direction] if candidate.name == variant)
+        accepts = candidate.refuses(direction, problem, device) is None
+        accepted += accepts
+        return choice.choose(direction, problem, device, variant if accepts else None)
 
     monkeypatch.setattr(compiled_conv2d, "choose", preferred)
     ours, theirs = OPS[name]
@@ -76,7 +76,7 @@ def test_samples_through_each_variant(
         results = sample_results(ours, sample, coarse=coarse, engine="cuda", precision=precision)
         for result, torchs, truth in zip(results, sample_results(theirs, sample, coarse=coarse), exact, strict=True):
             assert_as_accurate(result, torchs, truth, f"{name}{tuple(sample.input.shape)} {sample.args} {sample.kwargs}")
-    assert bool(taken) == ((dtype, precision) not in UNTAKEN.get(variant, ()))
+    assert bool(accepted) == ((dtype, precision) not in UNSUPPORTED.get(variant, ()))
 
 
 @pytest.mark.parametrize("target", targets("conv2d"), ids=str)

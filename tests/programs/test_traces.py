@@ -1,4 +1,5 @@
-"""What torch.jit.trace makes of ops whose numbers depend on the sizes of their inputs: recorded, saved, replayed with others."""
+"""torch.jit.trace records ops whose arguments depend on the sizes of their inputs; the trace can be saved and replayed with
+others."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from torch_unroll.testing import Target, targets
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
 TARGETS = targets("conv2d")
-#: What is recorded is not the engine's matter, so one engine does for the quick suite where a test is dear.
+#: Recording does not depend on the engine, so the quick suite runs expensive tests on one engine only.
 DEAR = [pytest.param(target, id=str(target), marks=[] if target.engine == "torch" else pytest.mark.slow) for target in TARGETS]
 _W, _TRANSPOSED, _BIAS = (torch.randn(shape, dtype=torch.float64) for shape in ((3, 2, 3, 3), (2, 3, 3, 3), (3,)))
 
-#: Each op of a namespace, torch's or ours, as a function of an image, with or without a batch.
+#: Each op of a namespace (torch's or ours) as a function of an image, with or without a batch.
 CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     "conv_transpose2d": lambda ops, x: ops.conv_transpose2d(x, _TRANSPOSED, _BIAS, 2, 1, (1, 0)),
     "same": lambda ops, x: ops.conv2d(x, _W, padding="same", dilation=(2, 1)),
@@ -38,7 +39,7 @@ CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 class _Ours:
-    """Our functions on an engine, under the names of torch's."""
+    """Our functions on an engine, under the names of torch's functions."""
 
     def __init__(self, engine: str):
         for name in ("conv2d", "conv_transpose2d", "max_pool2d", "unfold", "fold"):
@@ -74,7 +75,7 @@ def test_other_sizes(target: Target, name: str) -> None:
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_numbers_that_do_not_fit(target: Target, name: str) -> None:
-    """A trace has no checks of Python's: the operator has its own."""
+    """A trace contains no checks written in Python, so the operator has to check its arguments."""
     call, ours = CALLS[name], _Ours(target.engine)
     program = torch.jit.trace(lambda x: call(ours, x), _image(2, 2, 7, 6))
     for wrong in (_image(7, 6), _image(2, 2, 7, 6, 1), _image(2, 2, 7, 6).to_sparse()):
@@ -97,7 +98,7 @@ class _Trainable(nn.Module):
 @pytest.mark.parametrize("gradients", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_can_be_trained(target: Target, gradients: bool, lowered: bool) -> None:
-    """Whether it was recorded for training or not; autocast's dtypes are part of the record."""
+    """A trace can be trained, whether or not it was recorded for training; it contains the dtypes of autocast."""
     model, x = _Trainable(_Ours(target.engine)), torch.randn(2, 2, 5, 6)
     with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=lowered, cache_enabled=False):
         program = _stored(torch.jit.trace(model, x))
@@ -114,7 +115,7 @@ def test_can_be_trained(target: Target, gradients: bool, lowered: bool) -> None:
 
 
 def _gradient(function: Callable[[Tensor], Any], order: int, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The gradient of a function's first result, or the gradient of that; torch records neither for convolution."""
+    """The gradient of a function's first result, or the gradient of that gradient; torch records neither for a convolution."""
 
     def run(x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -139,7 +140,7 @@ def test_gradients_within_a_trace(target: Target, name: str, order: int) -> None
 @pytest.mark.parametrize("name", ["indices", "ceil", "window of a size"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_gradient_with_a_history_within_a_trace(target: Target, name: str) -> None:
-    """The gradient of a sum depends on the input formally alone: its own gradient is zero."""
+    """The gradient of a sum depends on the input only formally, so its own gradient is zero."""
     call, ours, x = CALLS[name], _Ours(target.engine), _image(2, 2, 4, 5)
     program = torch.jit.trace(_gradient(lambda x: call(ours, x), 2, Tensor.sum), x)
     assert not _stored(program)(x).any()

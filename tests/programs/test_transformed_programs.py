@@ -1,4 +1,4 @@
-"""torch.func around ops in programs: compiled by torch.compile, called as operators, exported and traced."""
+"""torch.func's transforms of ops that are compiled by torch.compile, called as operators, exported or traced."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _twice(function: Function, tensors: list[Tensor]) -> Function:
     return grad(_loss(grad(_loss(function))), _every(tensors))
 
 
-#: A transform of a function, and what it is called with.
+#: A transform of a function, and the arguments of the result.
 WAYS: dict[str, tuple[Callable[[Function, list[Tensor]], Function], Callable[[list[Tensor]], list[Tensor]]]] = {
     "grad": (lambda function, tensors: grad(_loss(function), _every(tensors)), list),
     "vmap": (lambda function, tensors: vmap(function), _batch),
@@ -83,7 +83,7 @@ _QUICK = {
 }
 
 
-#: Those of them that are trained in the quick suite; of the others it has the results alone.
+#: The transforms that the quick suite trains; it checks only the results of the others.
 _TRAINED = ("conv2d", "rnn")
 
 
@@ -99,7 +99,7 @@ def _cases() -> list[Any]:
 
 
 def _trained(function: Function, tensors: list[Tensor]) -> list[Tensor | None]:
-    """The results of a transform, and the gradients of their squares."""
+    """The results of a transform, and the gradients of the sum of their squares."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     results = tree_leaves(function(*leaves))
     loss = torch.stack([result.square().sum() for result in results if result.requires_grad]).sum()
@@ -114,7 +114,7 @@ def _compiled_as_eager(function: Function, tensors: list[Tensor], backend: str, 
         return
     results, expected = _trained(compiled, tensors), _trained(function, tensors)
     for result, wanted in zip(results, expected, strict=True):
-        if wanted is None:  # a graph may have zeros where a gradient does not exist
+        if wanted is None:  # a graph may return zeros in place of a gradient that is None
             assert result is None or not result.any()
         else:
             torch.testing.assert_close(result, wanted)
@@ -138,7 +138,7 @@ def test_compiled_by_other_backends(target: Target, name: str, backend: str) -> 
 
 
 class _Network(nn.Module):
-    """A convolution, a pooling and a recurrence over the rows."""
+    """A convolution, a pooling, and a recurrence over the rows."""
 
     def __init__(self, engine: str):
         super().__init__()
@@ -185,7 +185,7 @@ class _Convolution(nn.Module):
         return tu.conv2d(x, w, padding=1, engine="torch")
 
 
-#: A convolution in forms that hold the operator, not the function that calls it.
+#: A convolution in forms that contain the operator instead of the function that calls it.
 FORMS: dict[str, Callable[[Tensor, Tensor], Function]] = {
     "operator": lambda *tensors: _operator,
     "trace": lambda *tensors: torch.jit.trace(_Convolution(), tensors),
@@ -207,7 +207,7 @@ def test_transforms_of_programs(form: str, way: str) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_pullback_may_run_after_its_transform(name: str, target: Target, by: int) -> None:
-    """When what it has kept are wrappers of a level that has ended."""
+    """A pullback may run after its transform, when its saved tensors are wrappers of a level that has ended."""
     operation = OPERATIONS[name]
     tensors = operation.tensors(device=target.device)
     if by >= len(tensors):

@@ -1,5 +1,5 @@
-"""torch's own databases of samples. They need expecttest: where that is missing, the test that asks for them, or the module of
-tests if it is its top level that asks, is skipped."""
+"""torch's own databases of samples, which need expecttest. If it is missing, the test that loads a database is skipped, or the
+whole module if its top level does."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 
 def load(name: str) -> ModuleType:
-    """A module of torch.testing._internal."""
+    """Imports a module of torch.testing._internal."""
     pytest.importorskip("expecttest", reason="torch's own samples need expecttest: pip install expecttest")
     return import_module(f"torch.testing._internal.{name}")
 
 
 def op_infos() -> dict[str, Any]:
-    """The entries of op_db by name; of an op with variants, the plain one."""
+    """The entries of op_db by name; for an op with variants, the one without a variant name."""
     return {info.name: info for info in reversed(load("common_methods_invocations").op_db)}
 
 

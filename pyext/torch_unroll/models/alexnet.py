@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky, Sutskever & Hinton 2012) and its ablations (Fergus's CIFAR 2016 tutorial, in the lecture)."""
+"""AlexNet (Krizhevsky, Sutskever & Hinton 2012) and its ablations (Fergus's CIFAR tutorial of 2016)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch_unroll.models.published import loaded
 
 REMOVABLE = ("conv3", "conv4", "fc6", "fc7")
 
-# name in the paper -> (name in the Sequential, which is torchvision's index, K, R, stride, padding, groups, pooled after)
+# name in the paper -> (name in the Sequential, which is torchvision's index; K; R; stride; padding; groups; whether pooling
+# follows)
 _FORMS = {
     "torchvision": {
         "conv1": ("0", 64, 11, 4, 2, 1, True),
@@ -37,11 +38,11 @@ class AlexNet(torch.nn.Module):
     """(N, 3, 224, 224) -> (N, classes).
 
     Args:
-        num_classes: of the output.
-        form: "grouped" is the paper's: two groups, local response normalisation (60,965,224 parameters); "torchvision" is the
-            one-GPU form of Krizhevsky 2014, whose weights torchvision publishes (61,100,840).
-        without: layers to leave out, of conv3, conv4, fc6, fc7: the lecture's ablations.
-        dropout: probability, before each hidden fully connected layer.
+        num_classes: the number of classes.
+        form: "grouped" is the form of the paper, with two groups and local response normalisation (60,965,224 parameters);
+            "torchvision" is the one-GPU form of Krizhevsky 2014, whose weights torchvision publishes (61,100,840 parameters).
+        without: the layers to omit, out of conv3, conv4, fc6 and fc7.
+        dropout: the probability of dropout before each hidden fully connected layer.
         nn: the namespace of the modules.
     """
 
@@ -55,17 +56,17 @@ class AlexNet(torch.nn.Module):
         nn: Any = unrolled,
     ):
         super().__init__()
-        left_out = set(without)
+        omitted = set(without)
         if form not in _FORMS:
             raise ValueError(f"form: expected one of {', '.join(_FORMS)}, got {form!r}")
-        if not left_out <= set(REMOVABLE):
-            raise ValueError(f"without: expected layers of {', '.join(REMOVABLE)}, got {', '.join(sorted(left_out))}")
-        self.features = self._features(form, left_out, nn)
+        if not omitted <= set(REMOVABLE):
+            raise ValueError(f"without: expected layers of {', '.join(REMOVABLE)}, got {', '.join(sorted(omitted))}")
+        self.features = self._features(form, omitted, nn)
         self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
         layers: OrderedDict[str, torch.nn.Module] = OrderedDict()
         width = 256 * 6 * 6
-        for name, index in (("fc6", 1), ("fc7", 4)):  # torchvision's indices, whether or not a layer is left out
-            if name not in left_out:
+        for name, index in (("fc6", 1), ("fc7", 4)):  # torchvision's indices, which do not depend on omitted layers
+            if name not in omitted:
                 layers[str(index - 1)] = nn.Dropout(dropout)
                 layers[str(index)] = nn.Linear(width, 4096)
                 layers[str(index + 1)] = nn.ReLU(inplace=True)
@@ -74,18 +75,18 @@ class AlexNet(torch.nn.Module):
         self.classifier = nn.Sequential(layers)
 
     @staticmethod
-    def _features(form: str, left_out: set[str], nn: Any) -> torch.nn.Sequential:
+    def _features(form: str, omitted: set[str], nn: Any) -> torch.nn.Sequential:
         layers: OrderedDict[str, torch.nn.Module] = OrderedDict()
         channels = 3
         for name, (index, filters, extent, stride, padding, groups, pooled) in _FORMS[form].items():
-            if name in left_out:
+            if name in omitted:
                 continue
             layers[index] = nn.Conv2d(channels, filters, extent, stride, padding, groups=groups)
             layers[str(int(index) + 1)] = nn.ReLU(inplace=True)
             if form == "grouped" and name in ("conv1", "conv2"):
                 layers[f"{index}_norm"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0)
             if pooled:
-                layers[str(int(index) + 2)] = nn.MaxPool2d(3, stride=2)  # overlapping
+                layers[str(int(index) + 2)] = nn.MaxPool2d(3, stride=2)  # windows overlap
             channels = filters
         return nn.Sequential(layers)
 
@@ -102,5 +103,5 @@ def alexnet(
     weights: Mapping[str, Any] | None = None,
     nn: Any = unrolled,
 ) -> AlexNet:
-    """AlexNet for 224×224 images; `without` leaves layers out. `weights` is a state_dict to load, such as torchvision's."""
+    """AlexNet for 224×224 images; the layers `without` are omitted. `weights` is a state_dict to load, such as torchvision's."""
     return loaded(AlexNet(num_classes, form, without, dropout, nn=nn), weights)

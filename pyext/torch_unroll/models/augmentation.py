@@ -1,5 +1,5 @@
-"""AlexNet's augmentation (Krizhevsky, Sutskever & Hinton 2012, §4.1): ten crops averaged, and the intensity of RGB by principal
-components."""
+"""AlexNet's augmentation (Krizhevsky, Sutskever & Hinton 2012, §4.1): averaging over ten crops, and shifting RGB intensities
+along their principal components."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def ten_crops(images: Tensor, size: int) -> Tensor:
-    """(N, C, H, W) -> (10, N, C, size, size): the corners and the centre, and their mirror images.
+    """(N, C, H, W) -> (10, N, C, size, size): crops at the corners and the centre, and their mirror images.
 
     Raises:
         ValueError: the images are smaller than `size`.
@@ -19,9 +19,9 @@ def ten_crops(images: Tensor, size: int) -> Tensor:
     H, W = images.shape[-2:]
     if min(H, W) < size:
         raise ValueError(f"size: expected at most {min(H, W)}, the images' smaller side, got {size}")
-    middle = ((H - size) // 2, (W - size) // 2)
-    corners = [(0, 0), (0, W - size), (H - size, 0), (H - size, W - size), middle]
-    crops = torch.stack([images[..., top : top + size, left : left + size] for top, left in corners])
+    centre = ((H - size) // 2, (W - size) // 2)
+    origins = [(0, 0), (0, W - size), (H - size, 0), (H - size, W - size), centre]
+    crops = torch.stack([images[..., top : top + size, left : left + size] for top, left in origins])
     return torch.cat([crops, crops.flip(-1)])
 
 
@@ -33,9 +33,10 @@ def ten_crop_prediction(model: Callable[[Tensor], Tensor], images: Tensor, size:
 
 @dataclass
 class RgbIntensity:
-    """Adds to each image a multiple of the principal components of RGB, in proportion to their eigenvalues.
+    """Adds random multiples of the principal components of RGB to each image, in proportion to the roots of their eigenvalues.
 
-    components (3, 3), a column each, and deviations (3,), the roots of the eigenvalues, are those of the training set's pixels.
+    `components` (3, 3) has the components of the training set's pixels as columns, and `deviations` (3) the roots of the
+    eigenvalues.
     """
 
     components: Tensor
@@ -43,8 +44,8 @@ class RgbIntensity:
     strength: float = 0.1
 
     @classmethod
-    def of(cls, images: Tensor, strength: float = 0.1) -> RgbIntensity:
-        """From training images (N, 3, H, W)."""
+    def from_images(cls, images: Tensor, strength: float = 0.1) -> RgbIntensity:
+        """Computes the components of training images (N, 3, H, W)."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected (N, 3, H, W), got {tuple(images.shape)}")
         pixels = images.transpose(0, 1).flatten(1).double()
@@ -52,7 +53,7 @@ class RgbIntensity:
         return cls(components.to(images.dtype), values.clamp(min=0).sqrt().to(images.dtype), strength)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(N, 3, H, W) -> the same, with one draw of three normal numbers for each image."""
+        """(N, 3, H, W) -> the shifted images; draws three normal numbers for each image."""
         draws = (
             torch.randn(len(images), 3, generator=generator, dtype=images.dtype, device="cpu").to(images.device) * self.strength
         )

@@ -1,9 +1,9 @@
-"""Densely connected networks (Huang, Liu, van der Maaten & Weinberger 2016): each layer sees the outputs of all before it.
+"""Densely connected networks (Huang, Liu, van der Maaten & Weinberger 2016): each layer sees the outputs of all layers before it.
 
-A dense block comes in two forms that give the same numbers. The concatenating one builds each layer's input anew: memory
-quadratic in depth. The buffered one owns one buffer that every layer appends to, and recomputes a layer's inside in backward:
-memory linear in depth (the idea of Pleiss et al. 2017, here as one autograd Function for the whole block, so that nothing that
-autograd saved is overwritten behind its back).
+A dense block has two forms with equal results. The concatenating form builds the input of each layer from scratch, and its memory
+is quadratic in depth. The buffered form has one buffer to which every layer appends, and computes the inside of each layer again
+in backward; its memory is linear in depth. This is the idea of Pleiss et al. 2017, implemented as one autograd Function for the
+whole block, so that no tensor that autograd has saved is overwritten.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch_unroll.models.published import loaded
 
 
 def _normalise(norm: torch.nn.BatchNorm2d, x: Tensor, again: bool) -> Tensor:
-    """Batch normalisation; a second time for the same batch, without counting it in the running statistics twice."""
+    """Batch normalisation. `again` marks the second run for a batch, which must not update the running statistics."""
     if again and norm.training:
         return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
     return norm(x)
@@ -43,7 +43,7 @@ class DenseLayer(torch.nn.Module):
 
 
 class _BufferedBlock(torch.autograd.Function):
-    """A dense block as one Function. Saved: the buffer alone. Backward runs each layer again, from the last to the first."""
+    """A dense block as one Function that saves only the buffer. Backward runs each layer again, from the last to the first."""
 
     @staticmethod
     def forward(ctx: Any, layers: list[DenseLayer], x: Tensor, *parameters: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class _BufferedBlock(torch.autograd.Function):
             end = width + growth * index
             buffer[:, end : end + growth] = layer(buffer[:, :end])
         ctx.layers, ctx.width, ctx.growth = layers, width, growth
-        kind = x.device.type  # the second run has to round as the first did
+        kind = x.device.type  # the second run has to round like the first one
         ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
         ctx.save_for_backward(buffer)
         return buffer
@@ -63,19 +63,19 @@ class _BufferedBlock(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dbuffer: Tensor) -> Any:
         (buffer,) = ctx.saved_tensors
-        dbuffer = dbuffer.clone()  # accumulated into below; the caller's gradient is not ours to change
+        dbuffer = dbuffer.clone()  # gradients are accumulated into it below, and the caller's tensor must not change
         gradients: list[Tensor | None] = []
         for index in reversed(range(len(ctx.layers))):
             layer, end = ctx.layers[index], ctx.width + ctx.growth * index
-            seen = buffer[:, :end].detach().requires_grad_()
+            x = buffer[:, :end].detach().requires_grad_()
             parameters = [p for p in layer.parameters() if p.requires_grad]
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                grown = layer(seen, again=True)
-            dgrown = dbuffer[:, end : end + ctx.growth].to(grown.dtype)
-            dseen, *dparameters = torch.autograd.grad(grown, [seen, *parameters], dgrown)
-            dbuffer[:, :end] += dseen
-            found = iter(dparameters)
-            gradients[:0] = [next(found) if p.requires_grad else None for p in layer.parameters()]
+                y = layer(x, again=True)
+            dy = dbuffer[:, end : end + ctx.growth].to(y.dtype)
+            dx, *dparameters = torch.autograd.grad(y, [x, *parameters], dy)
+            dbuffer[:, :end] += dx
+            remaining = iter(dparameters)
+            gradients[:0] = [next(remaining) if p.requires_grad else None for p in layer.parameters()]
         return None, dbuffer[:, : ctx.width], *gradients
 
 
@@ -83,7 +83,7 @@ class DenseBlock(torch.nn.Module):
     """(N, C, H, W) -> (N, C + layers·growth, H, W).
 
     Args:
-        buffered: which form; the buffered one cannot be differentiated twice.
+        buffered: whether the block has the buffered form, which cannot be differentiated twice.
     """
 
     def __init__(self, depth: int, channels: int, growth: int, bottleneck: int, buffered: bool, *, nn: Any):
@@ -102,7 +102,7 @@ class DenseBlock(torch.nn.Module):
 
 
 class Transition(torch.nn.Module):
-    """BN-ReLU-1×1, then pooling to half the height and width: (N, C, H, W) -> (N, filters, H/2, W/2)."""
+    """BN-ReLU-1×1, then pooling that halves height and width: (N, C, H, W) -> (N, filters, H/2, W/2)."""
 
     def __init__(self, channels: int, filters: int, *, nn: Any):
         super().__init__()
@@ -118,12 +118,15 @@ class DenseNet(torch.nn.Module):
     """(N, 3, H, W) -> (N, classes).
 
     Args:
-        growth: channels that each layer adds.
-        depths: layers in each block.
-        stem: filters of the first convolution.
-        imagenet: 7×7/2 and pooling first (224×224 images), or a 3×3 convolution (32×32 images).
-        buffered: the form of the dense blocks.
-        bottleneck, compression: filters of a layer's 1×1 in units of growth; what a transition keeps of the channels.
+        growth: the number of channels that each layer adds.
+        depths: the number of layers of each block.
+        stem: the number of filters of the first convolution.
+        num_classes: the number of classes.
+        imagenet: whether the network begins with a 7×7 convolution of stride 2 and pooling, for 224×224 images, or with a 3×3
+            convolution, for 32×32 images.
+        buffered: whether dense blocks have the buffered form.
+        bottleneck: the number of filters of a layer's 1×1 convolution, in units of growth.
+        compression: the share of the channels that a transition keeps.
         nn: the namespace of the modules.
     """
 
@@ -172,11 +175,11 @@ def densenet121(
 ) -> DenseNet:
     """121 layers, growth 32, for 224×224 images; 7,978,856 parameters.
 
-    `weights` is a state_dict to load, such as torchvision's; what it calls `memory_efficient` is `buffered` here.
+    `weights` is a state_dict to load, such as torchvision's. torchvision's name for `buffered` is `memory_efficient`.
     """
     return loaded(DenseNet(32, (6, 12, 24, 16), 64, num_classes, True, buffered, nn=nn), weights)
 
 
 def densenet_bc_100_12(num_classes: int = 10, buffered: bool = True, *, nn: Any = unrolled) -> DenseNet:
-    """BC, 100 layers, growth 12, for 32×32 images; 769,162 parameters."""
+    """DenseNet-BC with 100 layers and growth 12, for 32×32 images; 769,162 parameters."""
     return DenseNet(12, (16, 16, 16), 24, num_classes, False, buffered, nn=nn)

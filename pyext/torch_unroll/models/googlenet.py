@@ -1,6 +1,7 @@
-"""GoogLeNet (Szegedy et al. 2014): Inception modules, several filter sizes at each layer; with batch normalisation.
+"""GoogLeNet (Szegedy et al. 2014), whose Inception modules have several filter sizes in each layer; with batch normalisation.
 
-Names and shapes are torchvision's, so its weights load; so are the keywords and outputs, and the 3×3 filters of the "5×5" branch.
+Names and shapes are torchvision's, so that its weights can be loaded; so are the keywords, the outputs, and the 3×3 filters of
+the "5×5" branch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class BasicConv2d(torch.nn.Module):
 
 
 class Inception(torch.nn.Module):
-    """(N, C, H, W) -> (N, one + three + five + pool, H, W): 1×1, 3×3, "5×5" and pooled branches, 1×1 reductions before each."""
+    """(N, C, H, W) -> (N, one + three + five + pool, H, W): branches of 1×1, 3×3 and "5×5" convolutions and of pooling, each with
+    a 1×1 convolution of its own."""
 
     def __init__(
         self, channels: int, one: int, reduce_three: int, three: int, reduce_five: int, five: int, pool: int, *, nn: Any
@@ -52,7 +54,7 @@ class Inception(torch.nn.Module):
 
 
 class AuxiliaryHead(torch.nn.Module):
-    """A classifier half way up, whose loss reaches the lower layers sooner."""
+    """An auxiliary classifier in the middle of the network, whose loss reaches the lower layers on a shorter path."""
 
     def __init__(self, channels: int, num_classes: int, dropout: float, *, nn: Any):
         super().__init__()
@@ -66,7 +68,7 @@ class AuxiliaryHead(torch.nn.Module):
         return self.fc2(self.dropout(torch.relu(self.fc1(x.flatten(1)))))
 
 
-# channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5, pool projection
+# name -> channels of the input, and of 1×1, 3×3 reduction, 3×3, 5×5 reduction, 5×5, pool projection
 _INCEPTIONS = {
     "inception3a": (192, 64, 96, 128, 16, 32, 32),
     "inception3b": (256, 128, 128, 192, 32, 96, 64),
@@ -80,12 +82,12 @@ _INCEPTIONS = {
 }
 
 
-#: The mean and deviation of red, green and blue.
+#: The mean and standard deviation of red, green and blue on ImageNet.
 _IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 
 
 class GoogLeNetOutputs(NamedTuple):
-    """What GoogLeNet returns in training with auxiliary heads: three times (N, classes)."""
+    """The outputs of GoogLeNet in training with auxiliary heads, each (N, classes)."""
 
     logits: Tensor
     aux_logits2: Tensor
@@ -96,13 +98,13 @@ class GoogLeNet(torch.nn.Module):
     """(N, 3, 224, 224) -> (N, classes), or `GoogLeNetOutputs` in training with heads; 6,624,904 parameters without them.
 
     Args:
-        num_classes: of the output.
-        aux_logits: whether it has the two auxiliary classifiers; torchvision's class has them unless told otherwise.
-        transform_input: whether images come normalised by ImageNet's means and deviations, and are brought to [-1, 1], which
-            torchvision's weights were trained on.
-        init_weights: whether convolutions and linear layers start from a normal distribution of deviation 0.01, cut at ±2, in
-            place of torch's.
-        dropout, dropout_aux: probabilities, before the classifier and in the heads.
+        num_classes: the number of classes.
+        aux_logits: whether the network has the two auxiliary classifiers; in torchvision's class this is the default.
+        transform_input: whether images that are normalised by ImageNet's means and deviations are rescaled to [-1, 1], on which
+            torchvision's weights were trained.
+        init_weights: whether the weights of convolutions and linear layers are drawn from a normal distribution with deviation
+            0.01, truncated at ±2, instead of torch's distribution.
+        dropout, dropout_aux: the probabilities of dropout before the classifier and in the auxiliary heads.
         nn: the namespace of the modules.
     """
 
@@ -137,8 +139,8 @@ class GoogLeNet(torch.nn.Module):
                 if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
                     torch.nn.init.trunc_normal_(module.weight, std=0.01)
 
-    def _inceptions(self, which: str, x: Tensor) -> Tensor:
-        for suffix in which.split():
+    def _inceptions(self, suffixes: str, x: Tensor) -> Tensor:
+        for suffix in suffixes.split():
             x = self.get_submodule(f"inception{suffix}")(x)
         return x
 
@@ -169,8 +171,8 @@ def googlenet(
 ) -> GoogLeNet:
     """GoogLeNet for 224×224 images.
 
-    Args beyond the class's: `weights`, a state_dict to load, such as torchvision's; without `aux_logits` its auxiliary heads are
-    left out, which `load_state_dict` refuses.
+    Args beyond those of the class: `weights`, a state_dict to load, such as torchvision's. Without `aux_logits`, its entries of
+    the auxiliary heads are ignored, which `load_state_dict` would reject.
     """
     network = GoogLeNet(num_classes, aux_logits, transform_input, init_weights, dropout, dropout_aux, nn=nn)
     return loaded(network, weights, "" if aux_logits else "aux")

@@ -1,4 +1,4 @@
-"""A hidden Markov model, the state-space model whose exact filter a recurrent net has to learn."""
+"""A hidden Markov model: a state-space model whose exact filter a recurrent network has to learn."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass
 class HiddenMarkovModel:
-    """h_{t} ~ transition[h_{t−1}], x_t ~ emission[h_t].
+    """h_t ~ transition[h_{t−1}], x_t ~ emission[h_t].
 
-    transition (S, S) and emission (S, X) have rows that sum to 1; initial (S,) is the distribution of the first state.
+    The rows of transition (S, S) and emission (S, X) sum to 1; initial (S) is the distribution of the first state.
     """
 
     initial: Tensor
@@ -20,7 +20,7 @@ class HiddenMarkovModel:
     emission: Tensor
 
     def sample(self, steps: int, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Observations (T, N), int64."""
+        """Draws observations (T, N), int64."""
         state = torch.multinomial(self.initial.expand(batch, -1), 1, generator=generator)[:, 0]
         observations = []
         for _ in range(steps):
@@ -29,7 +29,7 @@ class HiddenMarkovModel:
         return torch.stack(observations)
 
     def predict(self, x: Tensor) -> Tensor:
-        """The forward algorithm: (T, N) -> (T, N, X), the probabilities of x_t given x_0 … x_{t−1} (Rabiner 1989, §III.A)."""
+        """The forward algorithm (Rabiner 1989, §III.A): (T, N) -> (T, N, X), the probabilities of x_t given x_0 … x_{t−1}."""
         belief = self.initial.expand(x.shape[1], -1)
         predictions = []
         for observed in x:
@@ -39,5 +39,5 @@ class HiddenMarkovModel:
         return torch.stack(predictions)
 
     def log_loss(self, x: Tensor) -> Tensor:
-        """The mean of −log p(x_t | x_0 … x_{t−1}), in nats: no predictor does better on average."""
+        """The mean of −log p(x_t | x_0 … x_{t−1}) in nats; on average, no predictor has a lower loss."""
         return -self.predict(x).gather(2, x[..., None]).log().mean()

@@ -1,4 +1,5 @@
-"""LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998) as taught today: every map connected, max pooling, a linear last layer."""
+"""LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998) in its usual modern form: fully connected maps, max pooling, a linear last
+layer."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ class LeNet5(torch.nn.Module):
     """(N, 1, 32, 32) -> (N, classes); 61,706 parameters with ten classes.
 
     Args:
-        num_classes: of the output.
-        nn: the namespace of the modules: `torch_unroll.nn`, or `torch.nn` for the peer.
+        num_classes: the number of classes.
+        nn: the namespace of the modules: `torch_unroll.nn` or `torch.nn`.
     """
 
     def __init__(self, num_classes: int = 10, *, nn: Any = unrolled):
@@ -37,5 +38,5 @@ class LeNet5(torch.nn.Module):
 
 
 def lenet5(num_classes: int = 10, *, nn: Any = unrolled) -> LeNet5:
-    """LeNet-5 for 32×32 images of one channel."""
+    """LeNet-5 for 32×32 images with one channel."""
     return LeNet5(num_classes, nn=nn)

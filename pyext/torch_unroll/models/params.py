@@ -1,4 +1,4 @@
-"""`python -m torch_unroll params`: how many parameters the lecture's layers and networks have."""
+"""`python -m torch_unroll params`: the number of parameters of the lecture's layers and networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "DenseNet-121": models.densenet121,
     "DenseNet-BC-100-12": models.densenet_bc_100_12,
 }
-#: What is left out of AlexNet -> the lecture's figure, in millions.
+#: The layers omitted from AlexNet -> the number of parameters that this removes, in millions, according to the lecture.
 ABLATIONS = {
     ("fc7",): "≈ 16",
     ("fc6", "fc7"): "≈ 50",
@@ -34,20 +34,23 @@ ABLATIONS = {
 
 
 def count(make: Callable[[], nn.Module]) -> int:
-    """The parameters of a module, which is made without memory."""
+    """The number of parameters of a module, which is created on the meta device and so without memory."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in make().parameters())
 
 
 def connections(extent: int = 200, units: int = 400_000, field: int = 10) -> dict[str, int]:
-    """Weights, without biases, from an extent×extent image to hidden units, each of which sees all of it, or a field×field part.
+    """The number of weights, without biases, between an extent×extent image and hidden units that each see the whole image or a
+    field×field part of it.
 
-    Convolution has as many filters as the units make maps: one weight set shared by all positions of a map.
+    The convolution has one filter for each map of extent×extent units, which all positions of the map share.
     """
     maps = units // (extent * extent)
 
     def local(filters: int) -> nn.Module:
-        return LocallyConnected2d(1, filters, extent + field - 1, field, bias=False)  # padded, so that every pixel has its units
+        return LocallyConnected2d(
+            1, filters, extent + field - 1, field, bias=False
+        )  # the image is padded, so that every pixel has units
 
     return {
         "fully connected": count(lambda: nn.Linear(extent * extent, units, bias=False)),
@@ -66,16 +69,16 @@ def _table(title: str, rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the three tables."""
+    """Runs the command, which prints three tables."""
     parser = argparse.ArgumentParser(prog="python -m torch_unroll params", description=__doc__)
     parser.add_argument("--extent", type=int, default=200, help="height and width of the image (default: 200)")
     parser.add_argument("--units", type=int, default=400_000, help="hidden units (default: 400,000)")
     parser.add_argument("--field", type=int, default=10, help="height and width of a unit's field (default: 10)")
-    given = parser.parse_args(arguments)
-    if min(given.extent, given.units, given.field) < 1 or given.units < given.extent**2:
+    options = parser.parse_args(arguments)
+    if min(options.extent, options.units, options.field) < 1 or options.units < options.extent**2:
         parser.error("expected numbers of 1 or more, and at least one unit for each pixel")
-    sizes = connections(given.extent, given.units, given.field)
-    title = f"{given.extent}×{given.extent} image, {given.units:,} hidden units: weights"
+    sizes = connections(options.extent, options.units, options.field)
+    title = f"{options.extent}×{options.extent} image, {options.units:,} hidden units: weights"
     print(_table(title, [(name, f"{number:,}") for name, number in sizes.items()]), end="\n\n")
     print(_table("Networks: parameters", [(name, f"{count(make):,}") for name, make in NETWORKS.items()]), end="\n\n")
     whole = count(NETWORKS["AlexNet, two groups"])

@@ -1,4 +1,4 @@
-"""Loading weights that torchvision publishes, or any others, into networks with its names."""
+"""Loading weights, such as those that torchvision publishes, into networks with torchvision's names."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
-#: A name in the published file of DenseNet-121, which is older than torchvision's own module: norm.1 for norm1.
+#: Names such as norm.1 for norm1, in the published file of DenseNet-121, which is older than torchvision's module.
 _OLD_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
 def loaded(network: Network, weights: Mapping[str, Any] | None, dropped: str = "") -> Network:
-    """The network, with a state_dict if there is one, of which names that begin with one of `dropped` are left out.
+    """Loads a state_dict, if it is not None, into the network and returns the network. Entries whose names begin with `dropped`
+    are ignored.
 
     Raises:
-        RuntimeError: names or shapes that are not the network's.
-        TypeError: weights that are no state_dict, such as a member of torchvision's enumerations: nothing is downloaded.
+        RuntimeError: names or shapes that are not those of the network.
+        TypeError: weights that are not a state_dict, such as a member of torchvision's enumerations, since nothing is downloaded.
     """
     if weights is not None:
         if not isinstance(weights, Mapping):

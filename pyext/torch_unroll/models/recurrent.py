@@ -1,5 +1,5 @@
-"""Recurrent nets of the lecture: hidden and output layers with their own nonlinearities, stacked and bidirectional, for a label
-per step or per sequence; truncated BPTT, and streaming with carried state.
+"""The recurrent networks of the lecture: hidden and output layers with separate nonlinearities, stacked and bidirectional, with a
+label for each step or each sequence; truncated BPTT, and streaming with a state that is carried over.
 
     h_t = σ₁(W⁽¹⁾ x_t + W⁽¹¹⁾ h_{t−1} + b⁽¹⁾),   y_t = σ₂(W⁽²⁾ h_t + b⁽²⁾)
 """
@@ -28,9 +28,10 @@ class RecurrentNet(torch.nn.Module):
 
     Args:
         input_size, hidden_size, output_size: I, H, O.
-        num_layers: K, the depth of the stack.
-        bidirectional: whether a second recurrence walks from the end; y_t then sees h_t of both.
-        nonlinearity, output_nonlinearity: σ₁ and σ₂; σ₁ of torch.nn.RNN's, or with torch_unroll.nn also "sigmoid" and "identity".
+        num_layers: the depth of the stack.
+        bidirectional: whether a second recurrence walks from the last step to the first; y_t then depends on h_t of both.
+        nonlinearity: σ₁, "tanh" or "relu", and with torch_unroll.nn also "sigmoid" or "identity".
+        output_nonlinearity: σ₂, "identity", "tanh", "relu" or "sigmoid".
         nn: the namespace of the modules.
     """
 
@@ -54,16 +55,16 @@ class RecurrentNet(torch.nn.Module):
         self.output_nonlinearity = output_nonlinearity
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One call over T steps from state h; calling on pieces with the state carried over is streaming."""
+        """Computes T steps from state h. To stream a sequence, pass its pieces one by one with the state of the previous
+        piece."""
         hidden, h = self.rnn(x, h)
         return _OUTPUTS[self.output_nonlinearity](self.output(hidden)), h
 
 
 class SequenceClassifier(torch.nn.Module):
-    """x (T, N, I) -> scores (N, classes): the maximum over time of each class's score, for cross-entropy.
+    """x (T, N, I) -> scores (N, classes): the maximum over time of the score of each class, for cross-entropy.
 
-    Args:
-        as RecurrentNet's, with the number of classes as its output size.
+    The arguments are those of `RecurrentNet`, with `num_classes` in place of `output_size`.
     """
 
     def __init__(
@@ -83,21 +84,21 @@ class SequenceClassifier(torch.nn.Module):
         self.net = RecurrentNet(input_size, hidden_size, num_classes, *options, nn=nn)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """`lengths` (N,): the steps of each sequence that count; the rest is padding."""
+        """`lengths` (N) is the number of steps of each sequence that count; the rest is padding."""
         return max_over_time(self.net(x)[0], lengths)
 
 
 def per_step_loss(y: Tensor, d: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """L = Σ_t ℓ(y_t, d_t): y (T, N, O), d (T, N) or (T, N, O), ℓ a mean over its rows."""
+    """L = Σ_t ℓ(y_t, d_t) for y (T, N, O) and d (T, N) or (T, N, O), where ℓ is a mean over its rows."""
     return loss(y.flatten(0, 1), d.flatten(0, 1)) * len(y)
 
 
 def truncated_bptt(
     net: RecurrentNet, x: Tensor, d: Tensor, segment: int, loss: Callable[[Tensor, Tensor], Tensor], h: Tensor | None = None
 ) -> Iterator[Tensor]:
-    """Back-propagation through at most `segment` steps (Williams & Peng 1990): yields the loss of each segment in turn.
+    """Back-propagation through at most `segment` steps (Williams & Peng 1990); yields the loss of each segment in turn.
 
-    The state is carried from segment to segment, its gradient is not. Call `backward` on each loss before asking for the next.
+    The state is carried from segment to segment, but not its gradient. Call `backward` on each loss before you take the next.
     """
     for start in range(0, len(x), segment):
         y, h = net(x[start : start + segment], None if h is None else h.detach())
@@ -105,7 +106,8 @@ def truncated_bptt(
 
 
 def identity_initialise(rnn: torch.nn.Module) -> None:
-    """Makes a ReLU recurrence begin by remembering: W_hh the identity, biases zero, small W_ih (Le, Jaitly & Hinton 2015)."""
+    """Initialises a ReLU recurrence so that it keeps its state (Le, Jaitly & Hinton 2015): W_hh is the identity, W_ih is small,
+    and biases are zero."""
     for name, parameter in rnn.named_parameters():
         if name.startswith("weight_hh"):
             torch.nn.init.eye_(parameter)

@@ -1,7 +1,8 @@
-"""Residual networks (He, Zhang, Ren & Sun 2015): blocks that add their input to their output, and the plain ones that do not.
+"""Residual networks (He, Zhang, Ren & Sun 2015), whose blocks add their input to their output, and plain networks without
+shortcuts.
 
-The ImageNet form has torchvision's names and shapes; the CIFAR form is the paper's §4.2: three stages of 16, 32 and 64 filters,
-and shortcuts without parameters.
+The ImageNet form has torchvision's names and shapes. The CIFAR form is that of the paper's §4.2: three stages of 16, 32 and 64
+filters, and shortcuts without parameters.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class BasicBlock(torch.nn.Module):
 
 
 class Bottleneck(torch.nn.Module):
-    """1×1, 3×3, 1×1 convolutions; (N, C, H, W) -> (N, 4·filters, H/stride, W/stride). The 3×3 has the stride, and the groups."""
+    """1×1, 3×3 and 1×1 convolutions, of which the 3×3 has the stride and the groups; (N, C, H, W) -> (N, 4·filters, H/stride,
+    W/stride)."""
 
     expansion = 4
 
@@ -82,7 +84,7 @@ class Bottleneck(torch.nn.Module):
 
 
 def _initialise(model: torch.nn.Module) -> None:
-    """He et al. 2015: normal, with the variance that keeps a ReLU network's activations in scale."""
+    """Draws the filters from a normal distribution whose variance preserves the scale of activations (He et al. 2015)."""
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -93,11 +95,12 @@ class ResNet(torch.nn.Module):
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
-        depths: blocks in each of the four stages.
-        num_classes: of the output.
-        zero_init_residual: whether the last normalisation of each block starts at 0, so that the block starts as the identity.
-        groups, width_per_group: of the 3×3 convolutions of bottlenecks: 32 and 4 give ResNeXt-50 32×4d, 1 and 128 Wide
-            ResNet-50-2.
+        depths: the number of blocks in each of the four stages.
+        num_classes: the number of classes.
+        zero_init_residual: whether the scale of the last normalisation of each block starts at 0, so that the block starts as the
+            identity.
+        groups, width_per_group: those of the 3×3 convolutions of bottlenecks: 32 and 4 yield ResNeXt-50 32×4d, 1 and 128 yield
+            Wide ResNet-50-2.
         nn: the namespace of the modules.
     """
 
@@ -144,7 +147,7 @@ class ResNet(torch.nn.Module):
 
 
 class CifarBlock(torch.nn.Module):
-    """Two 3×3 convolutions; the shortcut, if any, is the input subsampled and padded with zero channels (option A)."""
+    """Two 3×3 convolutions. The shortcut, if there is one, subsamples the input and pads it with channels of zeros (option A)."""
 
     def __init__(self, channels: int, filters: int, stride: int, residual: bool, *, nn: Any):
         super().__init__()
@@ -152,22 +155,25 @@ class CifarBlock(torch.nn.Module):
         self.bn1 = nn.BatchNorm2d(filters)
         self.conv2 = nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(filters)
-        self.stride, self.more, self.residual = stride, filters - channels, residual
+        self.stride, self.added_channels, self.residual = stride, filters - channels, residual
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
         if self.residual:
-            y = y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
+            before = self.added_channels // 2
+            shortcut = x[:, :, :: self.stride, :: self.stride]
+            y = y + F.pad(shortcut, (0, 0, 0, 0, before, self.added_channels - before))
         return torch.relu(y)
 
 
 class CifarResNet(torch.nn.Module):
-    """(N, 3, 32, 32) -> (N, classes), with 6n + 2 layers, of which 6n are in blocks.
+    """(N, channels, 32, 32) -> (N, classes), with 6n + 2 layers, of which 6n are in blocks.
 
     Args:
-        depth: 20, 32, 44, 56, 110, ...: 6n + 2.
-        residual: whether blocks add their input; the plain network is the same without.
-        num_classes, channels: of the output and of the input.
+        depth: 6n + 2, such as 20, 32, 44, 56 or 110.
+        residual: whether blocks add their input to their output; plain networks differ in nothing else.
+        num_classes: the number of classes.
+        channels: the number of channels of the images.
         nn: the namespace of the modules.
     """
 
@@ -201,7 +207,8 @@ def resnet18(
     weights: Mapping[str, Any] | None = None,
     nn: Any = unrolled,
 ) -> ResNet:
-    """18 layers, basic blocks; 11,689,512 parameters. `weights` is a state_dict to load, such as torchvision's."""
+    """ResNet-18 with basic blocks for 224×224 images; 11,689,512 parameters. `weights` is a state_dict to load, such as
+    torchvision's."""
     return loaded(ResNet(BasicBlock, (2, 2, 2, 2), num_classes, zero_init_residual, groups, width_per_group, nn=nn), weights)
 
 
@@ -214,7 +221,8 @@ def resnet34(
     weights: Mapping[str, Any] | None = None,
     nn: Any = unrolled,
 ) -> ResNet:
-    """34 layers, basic blocks; 21,797,672 parameters. `weights` is a state_dict to load, such as torchvision's."""
+    """ResNet-34 with basic blocks for 224×224 images; 21,797,672 parameters. `weights` is a state_dict to load, such as
+    torchvision's."""
     return loaded(ResNet(BasicBlock, (3, 4, 6, 3), num_classes, zero_init_residual, groups, width_per_group, nn=nn), weights)
 
 
@@ -227,12 +235,13 @@ def resnet50(
     weights: Mapping[str, Any] | None = None,
     nn: Any = unrolled,
 ) -> ResNet:
-    """50 layers, bottlenecks; 25,557,032 parameters. `weights` is a state_dict to load, such as torchvision's."""
+    """ResNet-50 with bottlenecks for 224×224 images; 25,557,032 parameters. `weights` is a state_dict to load, such as
+    torchvision's."""
     return loaded(ResNet(Bottleneck, (3, 4, 6, 3), num_classes, zero_init_residual, groups, width_per_group, nn=nn), weights)
 
 
 def cifar_resnet(
     depth: int, residual: bool = True, num_classes: int = 10, channels: int = 3, *, nn: Any = unrolled
 ) -> CifarResNet:
-    """The CIFAR pair: residual-20/56 and, with `residual=False`, plain-20/56."""
+    """The networks of the paper for CIFAR: residual-20 or residual-56 and, with `residual=False`, plain-20 or plain-56."""
     return CifarResNet(depth, residual, num_classes, channels, nn=nn)

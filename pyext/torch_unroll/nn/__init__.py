@@ -1,6 +1,8 @@
-"""torch.nn's modules on these ops, and the rest of torch.nn unchanged, so that `import torch_unroll.nn as nn` drops in.
+"""torch.nn's modules on these ops, and the rest of torch.nn unchanged, so that `import torch_unroll.nn as nn` is a drop-in
+replacement.
 
-Here: Conv2d, ConvTranspose2d, Unfold, Fold, MaxPool2d, RNN, RNNCell, LocallyConnected2d. Every other name is torch.nn's own.
+Defined here: Conv2d, ConvTranspose2d, Unfold, Fold, MaxPool2d, RNN, RNNCell, LocallyConnected2d. Every other name is torch.nn's
+own.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from torch_unroll.nn.unfolding import Fold, Unfold
 
 __all__ = ["RNN", "Conv2d", "ConvTranspose2d", "Fold", "LocallyConnected2d", "MaxPool2d", "RNNCell", "Unfold"]
 
-if TYPE_CHECKING:  # so that type checkers know torch.nn's other names, and refuse those that it lacks
-    from torch.nn import *  # type: ignore[assignment]  # noqa: F403 (what is imported above stays)
+if TYPE_CHECKING:  # type checkers then know torch.nn's other names, and report those that it lacks
+    from torch.nn import *  # type: ignore[assignment]  # noqa: F403 (the names imported above keep their meaning)
     from torch.nn import functional as functional
     from torch.nn import init as init
     from torch.nn import utils as utils

@@ -1,4 +1,4 @@
-"""Convolution modules: torch.nn's, computed by torch_unroll."""
+"""Convolution modules of torch.nn, computed by torch_unroll."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d` computed by `torch_unroll.conv2d`: same constructor, parameters, state_dict and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None takes the first that can.
+    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
     """
 
-    engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`
+    engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Conv2d(torch.nn.Conv2d):
 class ConvTranspose2d(torch.nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` computed by `torch_unroll.conv_transpose2d`: same constructor, parameters, state_dict and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None takes the first that can.
+    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
     """
 
     engine: str | None = None
@@ -99,12 +99,12 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
         self.engine = engine
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """As `torch.nn.ConvTranspose2d`: `output_size`, (H, W) or all extents, settles which of the possible sizes comes out."""
+        """As in `torch.nn.ConvTranspose2d`, `output_size`, (H, W) or all extents, selects one of the possible output sizes."""
         if is_recorded(self, input, output_size):
             return record(self, input, output_size)
         if self.padding_mode != "zeros":
             raise ValueError(f"padding_mode: expected 'zeros', got {self.padding_mode!r}")
-        padding = cast(Pair, self.padding)  # torch.nn.ConvTranspose2d takes no string
+        padding = cast(Pair, self.padding)  # torch.nn.ConvTranspose2d accepts no string
         stride, window, dilation = list(self.stride), list(self.kernel_size), list(self.dilation)
         extra = self._output_padding(input, output_size, stride, list(padding), window, 2, dilation)
         return conv_transpose2d(

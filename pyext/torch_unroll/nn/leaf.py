@@ -1,4 +1,4 @@
-"""Modules as leaves of the graphs that torch.fx records, as torch.nn's are, which tracers know by the name of their package."""
+"""Modules as leaves of torch.fx's graphs. Tracers recognise torch.nn's modules by the name of their package, but not these."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import fx
 
 
 def is_recorded(module: torch.nn.Module, *inputs: Any) -> bool:
-    """Whether a call of a module is recorded by torch.fx as one of a program's steps. The program itself is none."""
+    """Whether torch.fx records this call of a module as a step of a program; it does not if the module is the program itself."""
     for value in inputs:
         if isinstance(value, fx.Proxy):
             return module is not getattr(value.tracer, "root", None)
@@ -17,12 +17,12 @@ def is_recorded(module: torch.nn.Module, *inputs: Any) -> bool:
 
 
 def call_forward(module: torch.nn.Module, *inputs: Any) -> Any:
-    """A module without its hooks, whose work is recorded around it."""
+    """Calls a module without its hooks, whose work is recorded separately."""
     return module.forward(*inputs)
 
 
 def record(module: torch.nn.Module, *inputs: Any) -> Any:
-    """A proxy for what a module returns. The step of the program has the module's inputs up to the last that is not None.
+    """Records a call of a module with its inputs up to the last one that is not None; returns a proxy for the result.
 
     Raises:
         NameError: the tracer's root does not contain the module.
@@ -31,6 +31,6 @@ def record(module: torch.nn.Module, *inputs: Any) -> Any:
     path = tracer.path_of_module(module)
     while inputs[-1] is None:
         inputs = inputs[:-1]
-    if module._forward_hooks or module._forward_pre_hooks:  # forward runs between them: they are being recorded
+    if module._forward_hooks or module._forward_pre_hooks:  # the hooks are being recorded around this forward
         return tracer.create_proxy("call_function", call_forward, (tracer.create_proxy("get_attr", path, (), {}), *inputs), {})
     return tracer.create_proxy("call_module", path, inputs, {})

@@ -1,4 +1,4 @@
-"""A convolution whose filters are not shared: every output pixel has its own."""
+"""A convolution whose filters are not shared: every output pixel has its own filters."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class LocallyConnected2d(torch.nn.Module):
 
     Args:
         in_channels, out_channels: C and K.
-        input_size: (H, W) of the images, which fixes the number of filters; an int or a pair.
-        kernel_size, stride, padding, dilation: an int or a pair each, as in Conv2d.
-        bias: whether each output unit has one.
-        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
+        input_size: the (H, W) of the images, which determines the number of filters; an int or a pair.
+        kernel_size, stride, padding, dilation: an int or a pair, as in Conv2d.
+        bias: whether each output unit has a bias.
+        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
 
     Shapes:
         input (N, C, H, W) or (C, H, W); weight (P·Q, K, C·R·S); bias (K, P, Q); output (N, K, P, Q).
@@ -63,7 +63,7 @@ class LocallyConnected2d(torch.nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform within ±1/√(C·R·S), as torch.nn's convolutions."""
+        """Initialises weight and bias uniformly within ±1/√(C·R·S), as torch.nn's convolutions do."""
         bound = 1 / math.sqrt(max(1, self.weight.shape[2]))
         torch.nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:

@@ -1,4 +1,4 @@
-"""Pooling modules: torch.nn's, computed by torch_unroll."""
+"""Pooling modules of torch.nn, computed by torch_unroll."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch_unroll.nn.leaf import is_recorded, record
 class MaxPool2d(torch.nn.MaxPool2d):
     """`torch.nn.MaxPool2d` computed by `torch_unroll.max_pool2d`: same constructor and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None takes the first that can.
+    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
     """
 
-    engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`
+    engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Recurrent modules: torch.nn's, computed by torch_unroll."""
+"""Recurrent modules of torch.nn, computed by torch_unroll."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch_unroll.nn.leaf import is_recorded, record
 from torch_unroll.programs import is_transformed
 from torch_unroll.rnn import rnn, rnn_cell
 
-#: What torch's modules note of their nonlinearity, and compute by.
+#: torch's modules store their nonlinearity under these names, in `mode`.
 _MODES = {f"RNN_{nonlinearity.upper()}": nonlinearity for nonlinearity in NONLINEARITIES}
 
 
 class RNN(RNNBase):
     """`torch.nn.RNN` computed by `torch_unroll.rnn`: same constructor, parameters, state_dict, repr and pickling.
 
-    It derives from nn.RNN's base class: torch.compile refuses every subclass of nn.RNN itself. As there, `mode` says what is
-    computed; `nonlinearity` is only what the constructor was given.
+    It is derived from nn.RNN's base class, because torch.compile rejects every subclass of nn.RNN itself. As in nn.RNN, `mode`
+    determines what is computed; `nonlinearity` only records the constructor's argument.
 
-    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.available_engines()`, None for
-    the first that can.
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.available_engines()`, where None
+    selects the first that accepts the call.
     """
 
-    engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`
+    engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class RNN(RNNBase):
         self.engine = engine
 
     def flatten_parameters(self) -> None:
-        """Nothing: it moves weights to where cuDNN likes them."""
+        """Does nothing: torch's module moves its weights into one block of memory for cuDNN here."""
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """As torch's, but for the weights that forward reads (functional_call and parametrizations replace them)."""
+        """Like torch's check, but of the weights that forward reads, since functional_call and parametrizations replace them."""
         dtype = getattr(self, self._flat_weights_names[0]).dtype
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
@@ -94,14 +94,14 @@ class RNN(RNNBase):
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(self, input: Any, hx: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Any, Tensor]:
-        """As `torch.nn.RNN`; `lengths` (N), on input's device, says how many steps of each padded sample count."""
+        """As in `torch.nn.RNN`; `lengths` (N), on input's device, is the number of steps of each padded sample that count."""
         if is_recorded(self, input, hx, lengths):
             return record(self, input, hx, lengths)
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
             self.check_input(data, batch_sizes)
-            if hx is not None and not is_transformed():  # else the operator compares the numbers when it runs
+            if hx is not None and not is_transformed():  # otherwise the operator compares the sizes when it runs
                 self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
             output, h_n = self._run(data, hx, batch_sizes=batch_sizes, lengths=lengths)
             packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -140,8 +140,8 @@ class RNN(RNNBase):
 class RNNCell(torch.nn.RNNCell):
     """`torch.nn.RNNCell` computed by `torch_unroll.rnn_cell`: same constructor, parameters, state_dict, repr and pickling.
 
-    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.available_engines()`, None for
-    the first that can.
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.available_engines()`, where None
+    selects the first that accepts the call.
     """
 
     engine: str | None = None

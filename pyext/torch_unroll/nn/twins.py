@@ -1,4 +1,4 @@
-"""Which module of torch's has one here that computes the same."""
+"""The classes of torch.nn that have a counterpart in torch_unroll.nn."""
 
 from __future__ import annotations
 

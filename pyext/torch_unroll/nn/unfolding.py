@@ -1,4 +1,4 @@
-"""Unfolding (im2col) and folding (col2im) modules: torch.nn's, computed by torch_unroll."""
+"""Unfolding (im2col) and folding (col2im) modules of torch.nn, computed by torch_unroll."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch_unroll.unfold import fold, unfold
 class Unfold(torch.nn.Unfold):
     """`torch.nn.Unfold` computed by `torch_unroll.unfold`: same constructor and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None takes the first that can.
+    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
     """
 
-    engine: str | None = None  # on the class, for modules that became one by `torch_unroll.replace`
+    engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Unfold(torch.nn.Unfold):
 class Fold(torch.nn.Fold):
     """`torch.nn.Fold` computed by `torch_unroll.fold`: same constructor and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None takes the first that can.
+    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
     """
 
     engine: str | None = None

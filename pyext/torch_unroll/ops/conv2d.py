@@ -1,15 +1,16 @@
-"""The operators of two-dimensional convolution: fprop, dgrad (gradient of the input), wgrad (of the weight).
+"""The operators of two-dimensional convolution: fprop, dgrad (the gradient of the input) and wgrad (that of the weight).
 
-Convolution is bilinear, so the derivative of each of the three is again one of the three: the ops below name each other, which
-gives gradients of every order. Of its two factors a call keeps only what a wanted gradient takes, as it was handed in.
+Convolution is bilinear, so the derivative of each of the three operators is again one of the three: they call each other, which
+yields gradients of every order. A call saves only those of its two factors that a wanted gradient needs, and saves them as they
+came.
 
-Images are laid out as torch's convolution lays them out: channels_last where an image or the filter is. An operator that is a
-call of its own, told None, asks its own tensors; the gradients of that call, of every order, are told its answer. The gradient of
-a filter has the filter's strides, so that it is accumulated and reduced without a copy.
+Images take the layout that torch's convolution gives them: channels_last if an image or the filter is channels_last. An operator
+that is called on its own (`channels_last` None) examines its own tensors; the gradients of that call, of every order, are passed
+its answer. The gradient of a filter has the filter's strides, so that it can be accumulated and reduced without a copy.
 
-What tensor cores take packed, channels innermost, engines pack within each call: a training step on an NCHW image packs x in
-fprop and in wgrad, dy in dgrad and in wgrad. Packing each of them once for both would save two launches of the four, and keep a
-copy of x until the backward, beside the x that a ReLU before the convolution keeps anyway.
+Tensor cores need channels packed innermost, and engines pack within each call: a training step on an NCHW image packs x in fprop
+and in wgrad, and dy in dgrad and in wgrad. Packing each of them once would save two of these four launches, but would keep a copy
+of x until backward, in addition to the x that, for example, a preceding ReLU keeps anyway.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from torch import Tensor
 from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_one_of, require_rank, require_shape
 from torch_unroll.engines import resolve_precision, select
 from torch_unroll.engines.interface import PRECISIONS, Conv2dGeometry
-from torch_unroll.ops.registration import Operator, move_batch, operator
+from torch_unroll.ops.batching import fold_batch, move_batch
+from torch_unroll.ops.registration import Operator, operator
 from torch_unroll.ops.saving import save_needed
+from torch_unroll.ops.sums import add
 from torch_unroll.shapes import convolved, convolved_size, either, is_channels_last, is_dense, require, require_each
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine, bool? channels_last"
@@ -33,25 +36,25 @@ _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups
 # ---- layouts ----------------------------------------------------------------------------------------------------------------
 
 
-def _lays_channels_last(told: bool | None, *tensors: Tensor) -> bool:
-    """Whether the images that a call makes are channels_last: as it is told, or by torch's rule."""
-    return any(is_channels_last(tensor) for tensor in tensors) if told is None else told
+def _is_channels_last(channels_last: bool | None, *tensors: Tensor) -> bool:
+    """Whether the images that a call computes are channels_last; None stands for torch's rule, applied to these tensors."""
+    return any(is_channels_last(tensor) for tensor in tensors) if channels_last is None else channels_last
 
 
-def _memory_format(told: bool | None, *tensors: Tensor) -> torch.memory_format:
-    return torch.channels_last if _lays_channels_last(told, *tensors) else torch.contiguous_format
+def _memory_format(channels_last: bool | None, *tensors: Tensor) -> torch.memory_format:
+    return torch.channels_last if _is_channels_last(channels_last, *tensors) else torch.contiguous_format
 
 
 def _filter_stride(size: Sequence[int], w_stride: Sequence[int] | None) -> Sequence[int] | None:
-    """The strides of dw: those of w, if w is dense; None: contiguous."""
+    """The strides of dw: those of w if w is dense, otherwise None for a contiguous dw."""
     return w_stride if w_stride is not None and is_dense(size, w_stride) else None
 
 
-# ---- what is kept -----------------------------------------------------------------------------------------------------------
+# ---- saved tensors ----------------------------------------------------------------------------------------------------------
 
 
-def _keep_factors(ctx: Any, first: Tensor, second: Tensor) -> None:
-    """Keeps each of the two factors of a call where the gradient of the other is wanted, which is made of it."""
+def _save_factors(ctx: Any, first: Tensor, second: Tensor) -> None:
+    """Saves each of the two factors of a call if the gradient of the other factor is wanted, which is computed from it."""
     need_first, need_second = ctx.needs_input_grad[:2]
     save_needed(ctx, (first, need_second), (second, need_first))
 
@@ -59,18 +62,8 @@ def _keep_factors(ctx: Any, first: Tensor, second: Tensor) -> None:
 # ---- batches of torch.func.vmap ---------------------------------------------------------------------------------------------
 
 
-def _fold_batch(x: Tensor, dim: int) -> Tensor:
-    """(B, N, ...) -> (B·N, ...): the batch of a vmap joins the batch of the op."""
-    return x.movedim(dim, 0).flatten(0, 1)
-
-
-def _into_channels(x: Tensor, dim: int) -> Tensor:
-    """(B, N, C, ...) -> (N, B·C, ...): the batch of a vmap becomes groups."""
-    return x.movedim(dim, 1).flatten(1, 2)
-
-
 def _into_groups(tensor: Tensor, dim: int, axis: int, groups: int) -> Tensor:
-    """(B, ..., groups · c, ...) -> (..., groups · B · c, ...): the batch of a vmap widens each group of channels."""
+    """(B, ..., groups · c, ...) -> (..., groups · B · c, ...): the batch widens each group of channels."""
     return tensor.movedim(dim, axis).unflatten(axis + 1, (groups, -1)).movedim(axis, axis + 1).flatten(axis, axis + 2)
 
 
@@ -79,17 +72,12 @@ def _out_of_groups(tensor: Tensor, size: int, axis: int, groups: int) -> Tensor:
     return tensor.unflatten(axis, (groups, size, -1)).movedim(axis + 1, 0).flatten(axis + 1, axis + 2)
 
 
-def _sum(*terms: Tensor | None) -> Tensor | None:
-    present = [term for term in terms if term is not None]
-    return sum(present[1:], present[0]) if present else None
-
-
 # ---- checks -----------------------------------------------------------------------------------------------------------------
 
 
 def _check_geometry(stride, padding, dilation, groups, precision):
     require_numbers(stride, "stride", 2, 1)
-    require_numbers(padding, "padding", 4, -MOST)  # below and to the right, a transposed convolution may take rows away
+    require_numbers(padding, "padding", 4, -MOST)  # a transposed convolution may remove rows below and columns on the right
     message = f"padding: expected 0 or more above and to the left, got {tuple(padding)}"
     require_each((number >= 0 for number in (padding[0], padding[2])), message)
     require_numbers(dilation, "dilation", 2, 1)
@@ -98,18 +86,16 @@ def _check_geometry(stride, padding, dilation, groups, precision):
 
 
 def _check_channels(channels, w_channels, outputs, groups):
-    """Those of the image and of the filter; by tensors or by what they would be."""
+    """Checks the numbers of channels of an image, a filter and an output."""
     require(outputs % groups == 0, f"groups: expected a divisor of {outputs} output channels, got {groups}")
     require(channels == w_channels * groups, f"x: expected {w_channels} channels for {groups} groups each, got {channels}")
 
 
 def _check_output(size, x_size, w_size, stride, padding, dilation):
-    """That a convolution of these extents yields these."""
+    """Checks that dy has the `size` that a convolution of these extents yields."""
     require_numbers(w_size, "w", 2, 1)
-    for extent, x_extent, w_extent, step, before, after, spread in zip(
-        size, x_size, w_size, stride, padding[::2], padding[1::2], dilation, strict=True
-    ):
-        expected = convolved(x_extent, w_extent, step, before + after, spread)
+    for i, extent in enumerate(size):
+        expected = convolved(x_size[i], w_size[i], stride[i], padding[2 * i] + padding[2 * i + 1], dilation[i])
         fits = is_symbolic(extent, expected) or extent == expected
         require(fits, f"dy: expected extents that the convolution yields, {expected}, got {extent}")
 
@@ -118,7 +104,7 @@ def _check_output(size, x_size, w_size, stride, padding, dilation):
 
 
 class Conv2dFprop(Operator):
-    """x (N, C, H, W), w (K, C/groups, R, S), bias (K) -> y (N, K, P, Q). `padding` is top, bottom, left, right."""
+    """x (N, C, H, W), w (K, C/groups, R, S), bias (K) -> y (N, K, P, Q). `padding` is (top, bottom, left, right)."""
 
     autocast = True
     has_history = True
@@ -159,8 +145,8 @@ class Conv2dFprop(Operator):
     def setup_context(ctx, inputs, output):
         x, w, _, *geometry, channels_last = inputs
         ctx.x_size, ctx.w_size, ctx.w_stride = x.shape[2:], w.shape[2:], w.stride()
-        ctx.geometry = (*geometry, _lays_channels_last(channels_last, x, w))
-        _keep_factors(ctx, x, w)
+        ctx.geometry = (*geometry, _is_channels_last(channels_last, x, w))
+        _save_factors(ctx, x, w)
 
     @staticmethod
     def backward(ctx, dy):
@@ -173,7 +159,7 @@ class Conv2dFprop(Operator):
     @staticmethod
     def jvp(ctx, dx, dw, dbias, *_):
         x, w = ctx.saved_tensors
-        return _sum(
+        return add(
             None if dx is None else conv2d_fprop(dx, w, None, *ctx.geometry),
             None if dw is None else conv2d_fprop(x, dw, None, *ctx.geometry),
             None if dbias is None else dbias.view(1, -1, 1, 1),
@@ -184,16 +170,16 @@ class Conv2dFprop(Operator):
         B, (x_dim, w_dim, bias_dim, *_), geometry = info.batch_size, in_dims, (stride, padding, dilation)
         if w_dim is None:
             y = conv2d_fprop(
-                x if x_dim is None else _fold_batch(x, x_dim), w, bias if bias_dim is None else None, *geometry, groups, *rest
+                x if x_dim is None else fold_batch(x, x_dim, B), w, bias if bias_dim is None else None, *geometry, groups, *rest
             )
             y = y if x_dim is None else y.unflatten(0, (B, -1))
             return (y if bias_dim is None else y + bias.movedim(bias_dim, 0)[:, None, :, None, None]), 0
-        biases = move_batch(bias, bias_dim, B)
+        biases = None if bias is None else move_batch(bias, bias_dim, B)
         if x_dim is None:
             bias = None if biases is None else _into_groups(biases, 0, 0, groups)
             y = conv2d_fprop(x, _into_groups(w, w_dim, 0, groups), bias, *geometry, groups, *rest)
             return _out_of_groups(y, B, 1, groups), 0
-        x, w, bias = _into_channels(x, x_dim), _fold_batch(w, w_dim), None if biases is None else biases.flatten()
+        x, w, bias = fold_batch(x, x_dim, B, into=1), fold_batch(w, w_dim, B), None if biases is None else biases.flatten()
         return conv2d_fprop(x, w, bias, *geometry, B * groups, *rest).unflatten(1, (B, -1)), 1
 
 
@@ -230,8 +216,8 @@ class Conv2dDgrad(Operator):
     def setup_context(ctx, inputs, output):
         dy, w, ctx.x_size, *geometry, channels_last = inputs
         ctx.w_size, ctx.w_stride = w.shape[2:], w.stride()
-        ctx.geometry = (*geometry, _lays_channels_last(channels_last, dy, w))
-        _keep_factors(ctx, dy, w)
+        ctx.geometry = (*geometry, _is_channels_last(channels_last, dy, w))
+        _save_factors(ctx, dy, w)
 
     @staticmethod
     def backward(ctx, ddx):
@@ -244,7 +230,7 @@ class Conv2dDgrad(Operator):
     @staticmethod
     def jvp(ctx, ddy, dw, *_):
         dy, w = ctx.saved_tensors
-        return _sum(
+        return add(
             None if ddy is None else conv2d_dgrad(ddy, w, ctx.x_size, *ctx.geometry),
             None if dw is None else conv2d_dgrad(dy, dw, ctx.x_size, *ctx.geometry),
         )
@@ -253,17 +239,17 @@ class Conv2dDgrad(Operator):
     def vmap(info, in_dims, dy, w, x_size, stride, padding, dilation, groups, *rest):
         B, (dy_dim, w_dim, *_), geometry = info.batch_size, in_dims, (x_size, stride, padding, dilation)
         if w_dim is None:
-            return conv2d_dgrad(_fold_batch(dy, dy_dim), w, *geometry, groups, *rest).unflatten(0, (B, -1)), 0
+            return conv2d_dgrad(fold_batch(dy, dy_dim, B), w, *geometry, groups, *rest).unflatten(0, (B, -1)), 0
         if dy_dim is None:
-            dx = conv2d_dgrad(dy, _into_channels(w, w_dim), *geometry, groups, *rest)
+            dx = conv2d_dgrad(dy, fold_batch(w, w_dim, B, into=1), *geometry, groups, *rest)
             return _out_of_groups(dx, B, 1, groups), 0
-        dy, w = _into_channels(dy, dy_dim), _fold_batch(w, w_dim)
+        dy, w = fold_batch(dy, dy_dim, B, into=1), fold_batch(w, w_dim, B)
         return conv2d_dgrad(dy, w, *geometry, B * groups, *rest).unflatten(1, (B, -1)), 1
 
 
 class Conv2dWgrad(Operator):
-    """dy (N, K, P, Q), x (N, C, H, W) -> dw (K, C/groups, R, S); `w_size` is (R, S), `w_stride` the strides of w, which dw takes
-    if they are dense; else, and without them, it is contiguous."""
+    """dy (N, K, P, Q), x (N, C, H, W) -> dw (K, C/groups, R, S). `w_size` is (R, S), and `w_stride` the strides of w or None; dw
+    takes them if they are dense, and is contiguous otherwise."""
 
     autocast = True
     has_history = True
@@ -299,8 +285,8 @@ class Conv2dWgrad(Operator):
     def setup_context(ctx, inputs, output):
         dy, x, ctx.w_size, ctx.w_stride, *geometry, channels_last = inputs
         ctx.x_size = x.shape[2:]
-        ctx.geometry = (*geometry, _lays_channels_last(channels_last, dy, x))
-        _keep_factors(ctx, dy, x)
+        ctx.geometry = (*geometry, _is_channels_last(channels_last, dy, x))
+        _save_factors(ctx, dy, x)
 
     @staticmethod
     def backward(ctx, ddw):
@@ -313,7 +299,7 @@ class Conv2dWgrad(Operator):
     @staticmethod
     def jvp(ctx, ddy, dx, *_):
         dy, x = ctx.saved_tensors
-        return _sum(
+        return add(
             None if ddy is None else conv2d_wgrad(ddy, x, ctx.w_size, ctx.w_stride, *ctx.geometry),
             None if dx is None else conv2d_wgrad(dy, dx, ctx.w_size, ctx.w_stride, *ctx.geometry),
         )
@@ -326,7 +312,7 @@ class Conv2dWgrad(Operator):
             return _out_of_groups(dw, B, 0, groups), 0
         if dy_dim is None:
             return conv2d_wgrad(dy, _into_groups(x, x_dim, 1, groups), *geometry, groups, *rest).unflatten(1, (B, -1)), 1
-        dy, x = _into_channels(dy, dy_dim), _into_channels(x, x_dim)
+        dy, x = fold_batch(dy, dy_dim, B, into=1), fold_batch(x, x_dim, B, into=1)
         return conv2d_wgrad(dy, x, *geometry, B * groups, *rest).unflatten(0, (B, -1)), 0
 
 

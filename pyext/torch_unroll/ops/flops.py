@@ -1,4 +1,4 @@
-"""What `torch.utils.flop_counter` counts for each operator: two for a product and its addition, as torch counts its own."""
+"""The FLOPs of each operator for `torch.utils.flop_counter`: a product and its addition count as two, as in torch's formulas."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def _dgrad(dy: Shape, w: Shape, *_: Any, out_shape: Shape) -> int:
 
 
 def _wgrad(dy: Shape, x: Shape, w_size: Shape, *_: Any, out_shape: Shape) -> int:
-    """torch counts groups as if each multiplied all channels."""
+    """Like torch's formula, this counts every group as if it multiplied all channels."""
     return 2 * prod(dy) * x[1] * prod(w_size)
 
 
 def _steps(rows: Shape, w_hh: Shape) -> int:
-    """Each step of a direction multiplies its state by W_hh: rows (..., D·H), w_hh (D, H, H)."""
+    """rows (..., D·H), w_hh (D, H, H): each step of each direction multiplies its state by W_hh."""
     return 2 * prod(rows) * w_hh[-1]
 
 
@@ -53,13 +53,14 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 
 @cache
 def register() -> None:
-    """Makes the formulas known to the counters that are open and to those to come."""
+    """Registers the formulas with the counters that are active and with later ones."""
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
     for name, formula in _FORMULAS.items():
         register_flop_formula(getattr(torch.ops.torch_unroll, name))(formula)
     for mode in _get_current_dispatch_mode_stack():
-        known: dict[Any, Any] = getattr(getattr(mode, "counter", None), "flop_registry", {})  # a copy of the registry
+        # An active counter has a copy of the registry.
+        registry: dict[Any, Any] = getattr(getattr(mode, "counter", None), "flop_registry", {})
         for name in _FORMULAS:
             packet = getattr(torch.ops.torch_unroll, name)
-            known.setdefault(packet, flop_registry[packet])
+            registry.setdefault(packet, flop_registry[packet])

@@ -1,6 +1,6 @@
-"""Matrix products of recurrence as 1×1 convolutions: this project's own GEMM, differentiable to any order, of a told precision.
+"""Matrix products of the recurrence as 1×1 convolutions: the project's own GEMM, differentiable to any order.
 
-A tensor (..., I) of two or three dimensions is seen as one channels_last image of I channels, without a copy.
+A tensor (..., I) of two or three dimensions is viewed as one channels_last image with I channels, without a copy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch_unroll.ops.conv2d import conv2d_fprop, conv2d_wgrad
 _GEOMETRY = ((1, 1), (0, 0, 0, 0), (1, 1), 1)  # stride, padding, dilation, groups
 
 
-def _image(x: Tensor) -> Tensor:
+def _as_image(x: Tensor) -> Tensor:
     """(A, B, I) -> (1, I, A, B); (A, I) -> (1, I, 1, A)."""
     return (x.unsqueeze(0) if x.dim() == 3 else x.unsqueeze(0).unsqueeze(0)).permute(0, 3, 1, 2)
 
@@ -20,16 +20,10 @@ def _image(x: Tensor) -> Tensor:
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, precision: str, engine: str) -> Tensor:
     """x (..., I), w (H, I), bias (H) -> x wᵀ + bias (..., H)."""
     filters = w.unsqueeze(1).unsqueeze(1).permute(0, 3, 1, 2)
-    y = conv2d_fprop(_image(x), filters, bias, *_GEOMETRY, precision, engine, None).permute(0, 2, 3, 1).squeeze(0)
+    y = conv2d_fprop(_as_image(x), filters, bias, *_GEOMETRY, precision, engine, None).permute(0, 2, 3, 1).squeeze(0)
     return y if x.dim() == 3 else y.squeeze(0)
 
 
 def outer(dy: Tensor, x: Tensor, precision: str, engine: str) -> Tensor:
-    """dy (..., H), x (..., I) -> Σ dyᵀ x (H, I), summed over all other dimensions: the gradient of `linear` by w."""
-    return conv2d_wgrad(_image(dy), _image(x), (1, 1), None, *_GEOMETRY, precision, engine, None).squeeze(3).squeeze(2)
-
-
-def add(*terms: Tensor | None) -> Tensor | None:
-    """The sum of the terms that are there; None if none is."""
-    present = [term for term in terms if term is not None]
-    return sum(present[1:], present[0]) if present else None
+    """dy (..., H), x (..., I) -> Σ dyᵀ x (H, I), summed over all other dimensions: the gradient of `linear` with respect to w."""
+    return conv2d_wgrad(_as_image(dy), _as_image(x), (1, 1), None, *_GEOMETRY, precision, engine, None).squeeze(3).squeeze(2)

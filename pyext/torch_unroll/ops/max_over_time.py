@@ -1,4 +1,5 @@
-"""The operators of max pooling over the steps of a sequence: one window over all of time, with the offsets of max pooling."""
+"""The operators of max pooling over the steps of a sequence: one window spans all of time, and offsets are those of max
+pooling."""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ from torch_unroll.checks import (
     widened,
 )
 from torch_unroll.engines import limits
-from torch_unroll.ops.max_pool2d import check_offsets, fold_batch, pooling_engine, save_choice, saved_choice, split_batch
-from torch_unroll.ops.registration import Operator, operator, save
+from torch_unroll.ops.batching import fold_batch
+from torch_unroll.ops.max_pool2d import check_offsets, pooling_engine, save_choice, saved_choice, split_batch
+from torch_unroll.ops.registration import Operator, operator
+from torch_unroll.ops.saving import save
 from torch_unroll.shapes import pooling_offset_dtype, require
 
 
@@ -25,7 +28,8 @@ def _check_steps(x: Tensor, engine: str) -> None:
 
 
 class MaxOverTimeForward(Operator):
-    """x (T, N, C), lengths (N) or none -> y (N, C) over the first `lengths` steps, and the step of each, as in pooling."""
+    """x (T, N, C), lengths (N) or None -> y (N, C), the maximum over the first `lengths` steps, and the step that holds it, as an
+    offset of pooling."""
 
     @staticmethod
     def check(x, lengths, with_offsets, engine):
@@ -65,7 +69,7 @@ class MaxOverTimeForward(Operator):
 
 
 class MaxOverTimeBackward(Operator):
-    """dy (N, C) -> dx (T, N, C): the gradient at the step that was chosen, 0 elsewhere. `steps` is T."""
+    """dy (N, C) -> dx (T, N, C): dy at the steps that were chosen, 0 elsewhere. `steps` is T."""
 
     @staticmethod
     def check(dy, offsets, steps, engine):
@@ -102,12 +106,12 @@ class MaxOverTimeBackward(Operator):
 
     @staticmethod
     def vmap(info, in_dims, dy, offsets, steps, engine):
-        dy, offsets = (fold_batch(each, dim, info.batch_size) for each, dim in zip((dy, offsets), in_dims[:2], strict=True))
+        dy, offsets = (fold_batch(tensor, dim, info.batch_size) for tensor, dim in zip((dy, offsets), in_dims[:2], strict=True))
         return max_over_time_backward(dy, offsets, steps, engine).unflatten(1, (info.batch_size, -1)), 1
 
 
 class MaxOverTimeGather(Operator):
-    """x (T, N, C) -> (N, C): x at the step that another forward chose; 0 where it had none."""
+    """x (T, N, C) -> (N, C): x at the steps that another forward chose; 0 where it chose none."""
 
     @staticmethod
     def check(x, offsets, engine):

@@ -1,7 +1,7 @@
-"""The operators of max pooling: forward, backward (scatter by the choices) and gather (by the same choices).
+"""The operators of max pooling: forward, backward (a scatter to the chosen cells) and gather (a read of the chosen cells).
 
-A pooling's Jacobian is the choice it made, kept as one small offset a window. Scatter and gather are each other's transpose, so
-the ops below name each other, which gives gradients of every order.
+The Jacobian of a pooling is the choice that it made, stored as one small offset for each window. Scatter and gather are each
+other's transpose, so the operators below call each other, which yields gradients of every order.
 """
 
 from __future__ import annotations
@@ -25,26 +25,21 @@ from torch_unroll.checks import (
 from torch_unroll.engines import limits, select
 from torch_unroll.engines.interface import Engine, Pool2dGeometry
 from torch_unroll.history import with_history
-from torch_unroll.ops.registration import Operator, move_batch, operator, save
+from torch_unroll.ops.batching import fold_batch
+from torch_unroll.ops.registration import Operator, operator
+from torch_unroll.ops.saving import save
 from torch_unroll.shapes import output_memory_format, pooled, pooled_size, pooling_offset_dtype, require, require_each
 
 _GEOMETRY = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 
 
 def pooling_engine(name: str, tensor: Tensor) -> Engine:
-    """The engine that pools a tensor."""
+    """The engine that serves a pooling of this tensor."""
     return select(name, "max_pool2d", tensor.device, tensor.dtype)
 
 
-def fold_batch(tensor: Tensor, dim: int | None, size: int, into: int = 0) -> Tensor:
-    """The batch of a vmap joins dimension `into`."""
-    moved = move_batch(tensor, dim, size, into)
-    assert moved is not None
-    return moved.flatten(into, into + 1)
-
-
 def split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offsets: bool) -> tuple[tuple[Tensor, Tensor], tuple]:
-    """Undoes `fold_batch` for a forward's results."""
+    """The batching rule's answer for a forward: its results with the batch split off dimension `dim`, and where the batch is."""
     y, offsets = results
     if not with_offsets:
         return (y.unflatten(dim, (size, -1)), offsets), (dim, None)
@@ -52,7 +47,7 @@ def split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offset
 
 
 def save_choice(ctx: Any, output: tuple[Tensor, ...]) -> None:
-    """Keeps the offsets among a forward's outputs, and the anchor behind them."""
+    """Saves a forward's offsets and, if the Function is anchored, the anchor that follows them."""
     offsets = output[1]
     ctx.mark_non_differentiable(offsets)
     ctx.set_materialize_grads(False)
@@ -60,7 +55,8 @@ def save_choice(ctx: Any, output: tuple[Tensor, ...]) -> None:
 
 
 def saved_choice(ctx: Any) -> tuple[Tensor, list[Tensor]]:
-    """The offsets that `save_choice` kept, and the anchor if there is one: read together, since a checkpoint yields them once."""
+    """The offsets that `save_choice` saved, and the anchor if there is one. They are read together, because a checkpoint allows
+    only one read."""
     offsets, *anchor = ctx.saved_tensors
     if offsets.dim() == 1:
         raise RuntimeError("with_offsets: expected True for a forward whose derivative is wanted, got False")
@@ -68,7 +64,7 @@ def saved_choice(ctx: Any) -> tuple[Tensor, list[Tensor]]:
 
 
 def _check_geometry(kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
-    """That of a window."""
+    """Checks the geometry of a window."""
     for name, numbers, least in (
         ("kernel_size", kernel_size, 1),
         ("stride", stride, 1),
@@ -85,7 +81,7 @@ def _check_geometry(kernel_size: Sequence[int], stride: Sequence[int], padding: 
 
 
 def _check_planes(extents: Sequence[int], name: str) -> None:
-    """That every plane has pixels; only the batch may be empty."""
+    """Checks that every plane has pixels; only the batch may be empty."""
     require_each((extent > 0 for extent in extents), f"{name}: expected extents above 0, got {tuple(extents)}")
 
 
@@ -98,7 +94,8 @@ def _check_windows(
     dilation: Sequence[int],
     engine: str,
 ) -> None:
-    """That offsets are those of a pooling of this geometry, rounded down or up, and of an extent that the engine counts."""
+    """Checks that offsets can come from a pooling with this geometry, in either rounding mode, and that the engine's kernels can
+    count their extents."""
     _check_geometry(kernel_size, stride, padding, dilation)
     require_rank(offsets, "offsets", "NCPQ")
     check_offsets(offsets, kernel_size[0] * kernel_size[1])
@@ -112,13 +109,13 @@ def _check_windows(
 
 
 def check_offsets(offsets: Tensor, cells: int) -> None:
-    """The dtype in which the cells of a window are counted."""
+    """Checks the dtype of offsets into a window of so many cells."""
     dtype = pooling_offset_dtype(cells)
     require(offsets.dtype == dtype, f"offsets: expected {dtype} for windows of {cells} cells, got {offsets.dtype}")
 
 
 class MaxPool2dForward(Operator):
-    """x (N, C, H, W) -> y (N, C, P, Q), and the choice of each window, laid out like y; empty without `with_offsets`."""
+    """x (N, C, H, W) -> y (N, C, P, Q), and the offset of each window's choice, laid out like y; empty without `with_offsets`."""
 
     anchored = True
 
@@ -157,7 +154,7 @@ class MaxPool2dForward(Operator):
     @staticmethod
     def backward(ctx, dy, _, danchor=None):
         offsets, anchor = saved_choice(ctx)
-        if dy is None:  # reached through the anchor alone, whose derivative is zero
+        if dy is None:  # only the anchor has a gradient, and its derivative is zero
             dx = None if danchor is None else danchor.new_zeros(*offsets.shape[:2], *ctx.x_size)
         else:
             dx = max_pool2d_backward(dy, offsets, ctx.x_size, *ctx.geometry, ctx.engine)
@@ -176,7 +173,7 @@ class MaxPool2dForward(Operator):
 
 
 class MaxPool2dBackward(Operator):
-    """dy (N, C, P, Q) -> dx (N, C, H, W): each pixel is the sum of the windows that chose it. `x_size` is (H, W)."""
+    """dy (N, C, P, Q) -> dx (N, C, H, W): each pixel sums dy over the windows that chose it. `x_size` is (H, W)."""
 
     @staticmethod
     def check(dy, offsets, x_size, kernel_size, stride, padding, dilation, engine):
@@ -212,12 +209,13 @@ class MaxPool2dBackward(Operator):
 
     @staticmethod
     def vmap(info, in_dims, dy, offsets, *geometry):
-        dy, offsets = (fold_batch(each, dim, info.batch_size) for each, dim in zip((dy, offsets), in_dims[:2], strict=True))
+        dy, offsets = (fold_batch(tensor, dim, info.batch_size) for tensor, dim in zip((dy, offsets), in_dims[:2], strict=True))
         return max_pool2d_backward(dy, offsets, *geometry).unflatten(0, (info.batch_size, -1)), 0
 
 
 class MaxPool2dGather(Operator):
-    """x (N, C, H, W) -> (N, C, P, Q): the cell that each window of another forward chose; 0 where it chose none."""
+    """x (N, C, H, W) -> (N, C, P, Q): x at the cells that the windows of another forward chose; 0 for a window that chose
+    none."""
 
     @staticmethod
     def check(x, offsets, kernel_size, stride, padding, dilation, engine):
@@ -257,12 +255,12 @@ class MaxPool2dGather(Operator):
 
     @staticmethod
     def vmap(info, in_dims, x, offsets, *geometry):
-        x, offsets = (fold_batch(each, dim, info.batch_size) for each, dim in zip((x, offsets), in_dims[:2], strict=True))
+        x, offsets = (fold_batch(tensor, dim, info.batch_size) for tensor, dim in zip((x, offsets), in_dims[:2], strict=True))
         return max_pool2d_gather(x, offsets, *geometry).unflatten(0, (info.batch_size, -1)), 0
 
 
 class MaxPool2dIndices(Operator):
-    """offsets (N, C, P, Q) -> torch's int64 indices row · W + column into the plane. No derivative."""
+    """offsets (N, C, P, Q) -> torch's int64 indices row · W + column into the plane. They have no derivative."""
 
     @staticmethod
     def check(offsets, x_size, kernel_size, stride, padding, dilation, engine):
@@ -271,7 +269,8 @@ class MaxPool2dIndices(Operator):
 
     @staticmethod
     def compute(offsets, x_size, kernel_size, stride, padding, dilation, engine):
-        chosen = select(engine, "max_pool2d", offsets.device, torch.float32)  # offsets are of no dtype that engines choose by
+        # Engines refuse dtypes of images, and offsets do not say which dtype their images had: every engine accepts float32.
+        chosen = select(engine, "max_pool2d", offsets.device, torch.float32)
         return chosen.max_pool2d_indices(offsets, x_size, Pool2dGeometry(kernel_size, stride, padding, dilation))
 
     @staticmethod

@@ -1,12 +1,16 @@
 """How an op becomes a torch operator that is differentiable to any order, compilable, and known to torch.func.
 
-An op is described once, by a class of static methods (see `Operator`). From it come
+An op is described once, by a class of static methods (see `Operator`), from which `operator` registers
 
-* the operator `torch.ops.torch_unroll.<name>`, defined in Python: as fast as a C++ definition, and there without a compiler;
-* an autograd Function at the operator's Autograd key. A Function merely around an operator fails `opcheck`;
-* a second Function in the style torch.func wants (`setup_context` and `vmap`), at the key that torch.func's transforms dispatch
-  by before any other: a Function at the Autograd key does not work within them. To torch.compile, which takes no Function with a
-  `jvp`, a call is the operator either way.
+* the operator `torch.ops.torch_unroll.<name>`. It is defined in Python: no slower than a definition in C++, and it needs no
+  compiler;
+* an autograd Function at the operator's Autograd key. `opcheck` rejects a Function that is only wrapped around an operator;
+* a second Function in the style of torch.func (`setup_context` and `vmap`), at the key by which torch.func's transforms dispatch
+  before any other: a Function at the Autograd key does not work inside them.
+
+`torch.compile` accepts no Function with a `jvp`, so it always sees the operator. A call in eager mode that no mode, tensor
+subclass, transform or autocast could observe skips the dispatcher: it runs the kernel, inside a third Function if a derivative
+may be wanted.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,29 +39,29 @@ LIBRARY = torch.library.Library("torch_unroll", "DEF")
 
 
 class Operator:
-    """What describes an op. Arguments are the schema's, positionally; `vmap` and `jvp` follow `torch.autograd.Function`."""
+    """The description of an op. Arguments are those of the schema, by position; `setup_context`, `backward`, `jvp` and `vmap`
+    have the contracts of `torch.autograd.Function`."""
 
     #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operator of the same name.
     autocast: bool = False
-    #: Whether gradients go through `with_history` where one of the first two inputs requires one, which torch's backward takes.
+    #: Whether gradients pass through `with_history` if one of the first two inputs, which torch's backward reads, requires one.
     has_history: bool = False
-    #: Whether the Function has one more output, an empty tensor, for `with_history`.
+    #: Whether the Function returns an additional empty tensor, the anchor for `with_history`.
     anchored: bool = False
 
     @staticmethod
     def check(*inputs: Any) -> None:
-        """Raises unless the inputs fit each other, without reading data. Runs before `compute` and `fake`, however those are
-        reached."""
+        """Raises if the inputs do not fit together; reads no data. Runs before every `compute` and `fake`."""
         raise NotImplementedError
 
     @staticmethod
     def compute(*inputs: Any) -> Any:
-        """The result, on real tensors that were checked; autograd is off here."""
+        """The result, computed from real tensors that have passed `check`, with autograd off."""
         raise NotImplementedError
 
     @staticmethod
     def fake(*inputs: Any) -> Any:
-        """Empty results of the right shape, dtype, strides and device."""
+        """Empty results with the shape, dtype, strides and device that `compute` returns."""
         raise NotImplementedError
 
     @staticmethod
@@ -67,7 +71,7 @@ class Operator:
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradient of every input, made of ops that are themselves differentiable."""
+        """The gradient of every input, composed of ops that are differentiable themselves."""
         raise NotImplementedError
 
     @staticmethod
@@ -77,18 +81,135 @@ class Operator:
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
-        """The result for a batch of inputs, and where its batch dimension is."""
+        """The result for a batch of inputs, and the position of its batch dimension."""
         raise NotImplementedError
 
 
-def save(ctx: Any, *tensors: Tensor | None) -> None:
-    """Keeps tensors for both directions of differentiation."""
-    ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+class _Signature(NamedTuple):
+    """What registration needs of a schema; the tensors are its first arguments."""
+
+    name: str
+    arity: int  # the number of tensors
+    optional: tuple[bool, ...]  # for each tensor, whether it may be None
+    engine: int  # the position of the argument `engine`
+
+    @classmethod
+    def from_schema(cls, schema: str) -> _Signature:
+        name, _, arguments = schema.partition("(")
+        declared = [argument.partition(")")[0] for argument in arguments.split(", ")]
+        tensors = list(takewhile(lambda argument: argument.startswith("Tensor"), declared))
+        optional = tuple(argument.startswith("Tensor?") for argument in tensors)
+        return cls(name=name, arity=len(tensors), optional=optional, engine=declared.index("str engine"))
 
 
-def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether someone will ask for a derivative of this call: only then is a Function worth its cost."""
+def _without_views(result: Any) -> Any:
+    """The results, detached where they are views: a view that is made inside a Function may not be changed in place."""
+    if isinstance(result, Tensor):
+        return result.detach() if result._is_view() else result
+    return tuple(tensor.detach() if tensor._is_view() else tensor for tensor in result)
+
+
+class _Kernel:
+    """The implementation behind an operator: a definition's `compute` and `fake`, each preceded by its `check`."""
+
+    def __init__(self, definition: type[Operator], signature: _Signature):
+        self.definition, self.signature = definition, signature
+        self._check_remembered = remembering(self._check, signature.arity)
+
+    def _check(self, *inputs: Any) -> None:
+        name, optional = self.signature.name, self.signature.optional
+        for number, (tensor, may_be_none) in enumerate(zip(inputs, optional, strict=False)):
+            require(may_be_none or tensor is not None, f"{name}: expected a tensor as argument {number}, got None")
+        self.definition.check(*inputs)
+
+    def _for_any_size(self, inputs: tuple[Any, ...], error: SizeError) -> tuple[Any, ...]:
+        """The inputs with engine `torch` in place of "auto", since it serves sizes that are too large for the compiled kernels. A
+        named engine raises instead."""
+        at = self.signature.engine
+        if inputs[at] != "auto":
+            raise error
+        note_too_large(str(error), "torch")
+        return *inputs[:at], "torch", *inputs[at + 1 :]
+
+    def compute(self, *inputs: Any) -> Any:
+        """The result on real tensors; numbers that are not tensors are hashable."""
+        try:
+            self._check_remembered(*inputs)
+            return _without_views(self.definition.compute(*inputs))
+        except SizeError as error:
+            inputs = self._for_any_size(inputs, error)
+        return self.compute(*inputs)
+
+    def compute_dispatched(self, *inputs: Any) -> Any:
+        """`compute` for inputs that come from the dispatcher, which passes lists."""
+        return self.compute(*hashable(inputs))
+
+    def fake(self, *inputs: Any) -> Any:
+        """The result on fake tensors."""
+        try:
+            self._check(*inputs)
+        except SizeError as error:
+            self._check(*self._for_any_size(inputs, error))
+        return self.definition.fake(*inputs)
+
+
+class _Functions(NamedTuple):
+    """An op as an autograd Function, once for each route by which a call that needs a derivative arrives."""
+
+    dispatched: type[Function]
+    direct: type[Function]
+    transformed: type[Function]
+
+
+def _functions(definition: type[Operator], kernel: _Kernel, op: Any) -> _Functions:
+    def save_and_anchor(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+        if definition.anchored:
+            output = (*output, inputs[0].new_empty(0))
+        definition.setup_context(ctx, inputs, output)
+        return output
+
+    def forward_dispatched(ctx: Any, *inputs: Any) -> Any:
+        # Modes, fake tensors and graphs lie below autograd and have to see the operator.
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*inputs)
+        return save_and_anchor(ctx, inputs, output)
+
+    def forward_direct(ctx: Any, *inputs: Any) -> Any:
+        # Nothing below autograd would see the operator, so the call does not pay for the dispatcher.
+        return save_and_anchor(ctx, inputs, kernel.compute(*inputs))
+
+    def forward_transformed(*inputs: Any) -> Any:
+        # Without ctx: torch.func calls `setup_context` itself, and forward dispatches to the next transform.
+        return op(*inputs)
+
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        results = definition.backward(ctx, *gradients)
+        return tuple(map(with_history, results)) if definition.has_history and any(ctx.needs_input_grad[:2]) else results
+
+    def jvp_with_anchor(ctx: Any, *tangents: Any) -> Any:
+        results = definition.jvp(ctx, *tangents)
+        return *results, results[0].new_zeros(0)
+
+    def function(**methods: Callable[..., Any]) -> type[Function]:
+        return type(definition.__name__, (Function,), {name: staticmethod(method) for name, method in methods.items()})
+
+    jvp = jvp_with_anchor if definition.anchored else definition.jvp
+    return _Functions(
+        dispatched=function(forward=forward_dispatched, backward=backward, jvp=jvp),
+        direct=function(forward=forward_direct, backward=backward, jvp=jvp),
+        # The definition's own backward: torch.func never asks whether a gradient requires a gradient.
+        transformed=function(
+            forward=forward_transformed,
+            setup_context=definition.setup_context,
+            backward=definition.backward,
+            jvp=definition.jvp,
+            vmap=definition.vmap,
+        ),
+    )
+
+
+def _needs_derivative(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a derivative of this call may be wanted: only then is a Function worth its cost."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
@@ -99,8 +220,8 @@ def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether nothing but autograd would see this call in the dispatcher, so that it can be left out."""
+def _may_skip_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether nothing but autograd would observe this call in the dispatcher."""
     for tensor in tensors:
         if tensor is not None and (
             type(tensor) not in _PLAIN or tensor.is_neg() or tensor.is_meta or is_functorch_wrapped_tensor(tensor)
@@ -115,9 +236,9 @@ def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-def _introduce() -> None:
-    """Tells torch's counters of FLOPs and DTensor about the operators, once either is imported: importing them here would cost
-    those who use neither."""
+def _register_rules_of_imported_modules() -> None:
+    """Registers the operators with torch's FLOP counter and with DTensor once either module is imported. Importing them here
+    would cost every program that uses neither."""
     if "torch.utils.flop_counter" in sys.modules:
         import_module("torch_unroll.ops.flops").register()
     if "torch.distributed.tensor" in sys.modules:
@@ -136,139 +257,57 @@ def _register_autocast(name: str, op: Any, device_type: str) -> None:
     LIBRARY.impl(name, autocast, key)
 
 
-def _own(result: Any) -> Any:
-    """Results as tensors of their own, which may be changed in place: a view made inside a Function may not."""
-    if isinstance(result, Tensor):
-        return result.detach() if result._is_view() else result
-    return tuple(tensor.detach() if tensor._is_view() else tensor for tensor in result)
+def _lowered_for_autocast(definition: type[Operator], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    device_type = inputs[0].device.type
+    enabled = definition.autocast and device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type)
+    return lower(inputs, device_type) if enabled else inputs
 
 
 def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
-    """Registers an op under its schema; yields the function to call, the same in eager mode, under `torch.compile` and under
-    torch.func's transforms."""
-    name, _, arguments = schema.partition("(")
-    arity = len(list(takewhile(lambda argument: argument.startswith("Tensor"), arguments.split(", "))))  # tensors come first
-    optional = [argument.startswith("Tensor?") for argument in arguments.split(", ")[:arity]]
-    engine_at = [argument.partition(")")[0] for argument in arguments.split(", ")].index("str engine")
+    """Registers an op under its schema.
 
-    def without_limits(inputs: tuple[Any, ...], error: SizeError) -> tuple[Any, ...]:
-        """With engine "auto", engine `torch` serves what is too large for the others; a named engine has said why it does not."""
-        if inputs[engine_at] != "auto":
-            raise error
-        note_too_large(str(error), "torch")
-        return *inputs[:engine_at], "torch", *inputs[engine_at + 1 :]
-
-    def check_once(*inputs: Any) -> None:
-        for number, (tensor, may_be_none) in enumerate(zip(inputs, optional, strict=False)):
-            require(may_be_none or tensor is not None, f"{name}: expected a tensor as argument {number}, got None")
-        definition.check(*inputs)
-
-    check = remembering(check_once, arity)
-
-    def compute(*inputs: Any) -> Any:
-        try:
-            check(*inputs)
-            return _own(definition.compute(*inputs))
-        except SizeError as error:
-            inputs = without_limits(inputs, error)
-        return compute(*inputs)
-
-    def compute_dispatched(*inputs: Any) -> Any:
-        return compute(*hashable(inputs))
-
-    def fake(*inputs: Any) -> Any:
-        try:
-            check_once(*inputs)
-        except SizeError as error:
-            check_once(*without_limits(inputs, error))
-        return definition.fake(*inputs)
-
+    Returns:
+        The function to call, the same in eager mode, under `torch.compile` and inside torch.func's transforms.
+    """
+    signature = _Signature.from_schema(schema)
+    name, arity = signature.name, signature.arity
+    kernel = _Kernel(definition, signature)
     LIBRARY.define(schema)
-    LIBRARY.impl(name, unrecorded(compute_dispatched), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"torch_unroll::{name}", fake, lib=LIBRARY)
+    LIBRARY.impl(name, unrecorded(kernel.compute_dispatched), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"torch_unroll::{name}", kernel.fake, lib=LIBRARY)
     op = getattr(torch.ops.torch_unroll, name).default
-
-    def save_and_anchor(ctx: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-        if definition.anchored:
-            output = (*output, inputs[0].new_empty(0))
-        definition.setup_context(ctx, inputs, output)
-        return output
-
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = op(*inputs)
-        return save_and_anchor(ctx, inputs, output)
-
-    def forward_plain(ctx: Any, *inputs: Any) -> Any:
-        return save_and_anchor(ctx, inputs, compute(*inputs))
-
-    def forward_transformed(*inputs: Any) -> Any:
-        return op(*inputs)
-
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        results = definition.backward(ctx, *gradients)
-        return tuple(map(with_history, results)) if definition.has_history and any(ctx.needs_input_grad[:2]) else results
-
-    def jvp_anchored(ctx: Any, *tangents: Any) -> Any:
-        moved = definition.jvp(ctx, *tangents)
-        return *moved, moved[0].new_zeros(0)
-
-    def function(forward: Callable[..., Any], **methods: Callable[..., Any]) -> type[Function]:
-        methods = {"forward": forward, "backward": backward, "jvp": definition.jvp, **methods}
-        return type(definition.__name__, (Function,), {key: staticmethod(method) for key, method in methods.items()})
-
-    anchored = {"jvp": jvp_anchored} if definition.anchored else {}
-    dispatched, plain = function(forward, **anchored), function(forward_plain, **anchored)
-    # torch.func asks of no gradient whether it requires one: its flavour has the definition's own backward.
-    transformed = function(
-        forward_transformed, setup_context=definition.setup_context, vmap=definition.vmap, backward=definition.backward
-    )
+    op_recorded = recordable(LIBRARY, schema, op, arity) if "SymInt" in schema else op
+    functions = _functions(definition, kernel, op)
 
     def apply(function: type[Function], inputs: tuple[Any, ...]) -> Any:
         outputs = function.apply(*inputs)
         return outputs[:-1] if definition.anchored else outputs
 
-    def autograd(*inputs: Any) -> Any:
-        if _differentiates(inputs[:arity]):
-            return apply(dispatched, hashable(inputs))
+    def dispatch_autograd(*inputs: Any) -> Any:
+        if _needs_derivative(inputs[:arity]):
+            return apply(functions.dispatched, hashable(inputs))
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 
-    LIBRARY.impl(name, unrecorded(autograd), "Autograd")
-    op_recorded = recordable(LIBRARY, schema, op, arity) if "SymInt" in schema else op
+    def dispatch_transform(*inputs: Any) -> Any:
+        return functions.transformed.apply(*_lowered_for_autocast(definition, hashable(inputs)))
+
+    LIBRARY.impl(name, unrecorded(dispatch_autograd), "Autograd")
+    LIBRARY.impl(name, dispatch_transform, "FuncTorchDynamicLayerFrontMode")
     for device_type in DEVICE_TYPES if definition.autocast else ():
         _register_autocast(name, op, device_type)
 
-    def lower_for_autocast(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        device_type = inputs[0].device.type
-        enabled = definition.autocast and device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type)
-        return lower(inputs, device_type) if enabled else inputs
-
-    def transform(*inputs: Any) -> Any:
-        return transformed.apply(*lower_for_autocast(hashable(inputs)))
-
-    LIBRARY.impl(name, transform, "FuncTorchDynamicLayerFrontMode")
-
     def call(*inputs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            if _is_plain(tensors := inputs[:arity]):
-                return apply(plain, inputs) if _differentiates(tensors) else compute(*inputs)
-            _introduce()
-            if not torch._C._are_functorch_transforms_active():  # a pullback that runs when its transform has ended
+            if _may_skip_dispatcher(tensors := inputs[:arity]):
+                return apply(functions.direct, inputs) if _needs_derivative(tensors) else kernel.compute(*inputs)
+            _register_rules_of_imported_modules()
+            if not torch._C._are_functorch_transforms_active():  # a pullback may run after its transform has ended
                 inputs = unwrap_dead_wrappers(inputs)
         if is_tracing() and holds_tensors(inputs[arity:]):
-            return op_recorded(*lower_for_autocast(inputs))
+            return op_recorded(*_lowered_for_autocast(definition, inputs))
         return op(*inputs)
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = definition.__doc__
     return call
-
-
-def move_batch(tensor: Tensor | None, dim: int | None, size: int, to: int = 0) -> Tensor | None:
-    """A vmapped input with its batch dimension at `to`; an input without one is expanded."""
-    if tensor is None:
-        return None
-    if dim is None:
-        return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])
-    return tensor.movedim(dim, to)

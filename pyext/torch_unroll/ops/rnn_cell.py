@@ -1,43 +1,19 @@
-"""The operators of one step of recurrence on its own: forward and backward, whose derivatives are matrix products around them."""
+"""The operators of a single recurrent step: forward and backward, whose derivatives are composed of matrix products."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from torch_unroll.checks import require_alike, require_one_of, require_rank, require_shape
 from torch_unroll.engines import limits, resolve_precision, select
 from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS
-from torch_unroll.engines.reference.rnn import curvature, slope
-from torch_unroll.ops.linear import add, linear, outer
-from torch_unroll.ops.registration import Operator, move_batch, operator
+from torch_unroll.nonlinearity import curvature, slope
+from torch_unroll.ops.batching import batch_cell
+from torch_unroll.ops.linear import linear, outer
+from torch_unroll.ops.registration import Operator, operator
+from torch_unroll.ops.rnn_derivatives import Options
 from torch_unroll.ops.saving import save_needed, stand_in
-
-
-def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    moved = move_batch(tensor, dim, size)
-    assert moved is not None
-    return moved.flatten(0, 1)
-
-
-def _vmap(function: Any, weights: int, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
-    """The batch joins N where the `weights` tensors behind the first two are common to it; else one call per entry."""
-    B, tensors = info.batch_size, inputs[: 2 + weights]
-    if any(dim is not None for dim in in_dims[2 : 2 + weights]):
-        calls = [
-            function(*(tensor if dim is None else tensor.select(dim, i) for tensor, dim in zip(inputs, in_dims, strict=True)))
-            for i in range(B)
-        ]
-        if isinstance(calls[0], Tensor):
-            return torch.stack(calls), 0
-        return tuple(torch.stack(parts) for parts in zip(*calls, strict=True)), (0,) * len(calls[0])
-    rows = [_fold(tensor, dim, B) for tensor, dim in zip(tensors[:2], in_dims, strict=False)]
-    outputs = function(*rows, *inputs[2:])
-    if isinstance(outputs, Tensor):
-        return outputs.unflatten(0, (B, outputs.shape[0] // B)), 0
-    return tuple(each.unflatten(0, (B, each.shape[0] // B)) for each in outputs), (0,) * len(outputs)
+from torch_unroll.ops.sums import add
 
 
 def _check_weights(I: int, H: int, w_ih: Tensor, w_hh: Tensor, nonlinearity: str, precision: str) -> None:  # noqa: E741
@@ -74,11 +50,11 @@ class RnnCellForward(Operator):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, h, w_ih, w_hh, _, _, *ctx.options = inputs
+        x, h, w_ih, w_hh, _, _, *options = inputs
+        ctx.options = Options(*options)
         ctx.shapes = w_ih.shape, w_hh.shape
         need_x, need_h, need_w_ih, need_w_hh = ctx.needs_input_grad[:4]
-        is_curved = ctx.options[0] != "identity"
-        save_needed(ctx, (x, need_w_ih), (h, need_w_hh), (w_ih, need_x), (w_hh, need_h), (output, is_curved))
+        save_needed(ctx, (x, need_w_ih), (h, need_w_hh), (w_ih, need_x), (w_hh, need_h), (output, ctx.options.slope_depends_on_h))
 
     @staticmethod
     def backward(ctx, dh_next):
@@ -87,8 +63,8 @@ class RnnCellForward(Operator):
         h_next = stand_in(h_next, dh_next, dh_next.shape)
         need_w_ih, need_w_hh, need_b_ih, need_b_hh = ctx.needs_input_grad[2:6]
         dz, dx, dh = rnn_cell_backward(dh_next, h_next, w_ih, w_hh, *ctx.options)
-        dw_ih = outer(dz, x, *ctx.options[1:]) if need_w_ih else None
-        dw_hh = outer(dz, h, *ctx.options[1:]) if need_w_hh else None
+        dw_ih = outer(dz, x, ctx.options.precision, ctx.options.engine) if need_w_ih else None
+        dw_hh = outer(dz, h, ctx.options.precision, ctx.options.engine) if need_w_hh else None
         db = dz.sum(0) if need_b_ih or need_b_hh else None
         dx, dh = (gradient if needed else None for gradient, needed in zip((dx, dh), ctx.needs_input_grad, strict=False))
         return dx, dh, dw_ih, dw_hh, db if need_b_ih else None, db if need_b_hh else None, None, None, None
@@ -96,21 +72,21 @@ class RnnCellForward(Operator):
     @staticmethod
     def jvp(ctx, dx, dh, dw_ih, dw_hh, db_ih, db_hh, *_):
         x, h, w_ih, w_hh, h_next = ctx.saved_tensors
-        nonlinearity, *told = ctx.options
-        moved = add(
-            None if dx is None else linear(dx, w_ih, None, *told),
-            None if dh is None else linear(dh, w_hh, None, *told),
-            None if dw_ih is None else linear(x, dw_ih, None, *told),
-            None if dw_hh is None else linear(h, dw_hh, None, *told),
+        nonlinearity, precision, engine = ctx.options
+        dz = add(
+            None if dx is None else linear(dx, w_ih, None, precision, engine),
+            None if dh is None else linear(dh, w_hh, None, precision, engine),
+            None if dw_ih is None else linear(x, dw_ih, None, precision, engine),
+            None if dw_hh is None else linear(h, dw_hh, None, precision, engine),
             db_ih,
             db_hh,
         )
-        assert moved is not None
-        return slope(nonlinearity, h_next, moved.expand_as(h_next))
+        assert dz is not None
+        return slope(nonlinearity, h_next, dz.expand_as(h_next))
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        return _vmap(rnn_cell_forward, 4, info, in_dims, inputs)
+        return batch_cell(rnn_cell_forward, 4, info, in_dims, inputs)
 
 
 class RnnCellBackward(Operator):
@@ -138,60 +114,60 @@ class RnnCellBackward(Operator):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        dh_next, h_next, w_ih, w_hh, *ctx.options = inputs
+        dh_next, h_next, w_ih, w_hh, *options = inputs
+        ctx.options = Options(*options)
         _, need_h_next, need_w_ih, need_w_hh = ctx.needs_input_grad[:4]
-        nonlinearity = ctx.options[0]
-        bends = need_h_next and nonlinearity in ("tanh", "sigmoid")
         save_needed(
             ctx,
-            (dh_next, bends),
-            (h_next, nonlinearity != "identity"),
+            (dh_next, need_h_next and ctx.options.has_curvature),
+            (h_next, ctx.options.slope_depends_on_h),
             (w_ih, True),
             (w_hh, True),
             (output[0], need_w_ih or need_w_hh),
         )
 
     @staticmethod
-    def backward(ctx, moved_dz, moved_dx, moved_dh):
+    def backward(ctx, grad_dz, grad_dx, grad_dh):
         dh_next, h_next, w_ih, w_hh, dz = ctx.saved_tensors
-        h_next = stand_in(h_next, w_hh, moved_dz.shape)
+        h_next = stand_in(h_next, w_hh, grad_dz.shape)
         _, need_h_next, need_w_ih, need_w_hh = ctx.needs_input_grad[:4]
-        nonlinearity, *told = ctx.options
-        s = moved_dz + linear(moved_dx, w_ih, None, *told) + linear(moved_dh, w_hh, None, *told)
-        bend = curvature(nonlinearity, h_next) if need_h_next else None
+        nonlinearity, precision, engine = ctx.options
+        # dx = dz w_ih and dh = dz w_hh pass their gradients on to dz.
+        grad_dz = grad_dz + linear(grad_dx, w_ih, None, precision, engine) + linear(grad_dh, w_hh, None, precision, engine)
+        second = curvature(nonlinearity, h_next) if need_h_next else None
         return (
-            slope(nonlinearity, h_next, s),
-            None if bend is None else bend * dh_next * s,
-            outer(dz, moved_dx, *told) if need_w_ih else None,
-            outer(dz, moved_dh, *told) if need_w_hh else None,
+            slope(nonlinearity, h_next, grad_dz),
+            None if second is None else second * dh_next * grad_dz,
+            outer(dz, grad_dx, precision, engine) if need_w_ih else None,
+            outer(dz, grad_dh, precision, engine) if need_w_hh else None,
             None,
             None,
             None,
         )
 
     @staticmethod
-    def jvp(ctx, moved_dh_next, moved_h_next, dw_ih, dw_hh, *_):
+    def jvp(ctx, tangent_dh_next, tangent_h_next, tangent_w_ih, tangent_w_hh, *_):
         dh_next, h_next, w_ih, w_hh, dz = ctx.saved_tensors
-        nonlinearity, *told = ctx.options
-        bend = None if moved_h_next is None else curvature(nonlinearity, h_next)
-        moved = add(
-            None if moved_dh_next is None else slope(nonlinearity, h_next, moved_dh_next),
-            None if bend is None else bend * dh_next * moved_h_next,
+        nonlinearity, precision, engine = ctx.options
+        second = None if tangent_h_next is None else curvature(nonlinearity, h_next)
+        tangent_dz = add(
+            None if tangent_dh_next is None else slope(nonlinearity, h_next, tangent_dh_next),
+            None if second is None else second * dh_next * tangent_h_next,
         )
 
-        def back(w: Tensor, dw: Tensor | None) -> Tensor | None:
+        def tangent_of_product(w: Tensor, tangent_w: Tensor | None) -> Tensor | None:  # of dz w
             return add(
-                None if moved is None else linear(moved, w.mT, None, *told),
-                None if dw is None else linear(dz, dw.mT, None, *told),
+                None if tangent_dz is None else linear(tangent_dz, w.mT, None, precision, engine),
+                None if tangent_w is None else linear(dz, tangent_w.mT, None, precision, engine),
             )
 
-        results = (moved, back(w_ih, dw_ih), back(w_hh, dw_hh))
-        empty = (dz.shape, (dz.shape[0], w_ih.shape[1]), dz.shape)
-        return tuple(dz.new_zeros(shape) if each is None else each for each, shape in zip(results, empty, strict=True))
+        tangents = (tangent_dz, tangent_of_product(w_ih, tangent_w_ih), tangent_of_product(w_hh, tangent_w_hh))
+        shapes = (dz.shape, (dz.shape[0], w_ih.shape[1]), dz.shape)
+        return tuple(dz.new_zeros(shape) if tangent is None else tangent for tangent, shape in zip(tangents, shapes, strict=True))
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        return _vmap(rnn_cell_backward, 2, info, in_dims, inputs)
+        return batch_cell(rnn_cell_backward, 2, info, in_dims, inputs)
 
 
 rnn_cell_forward = operator(

@@ -1,8 +1,9 @@
-"""Where a recurrence's steps lie in a tensor, and their neighbours: differentiable indexing for padded and packed sequences.
+"""How the steps of a recurrence lie in a tensor: differentiable access to neighbouring steps of padded and packed sequences.
 
-A sequence is (T, N, ·), of which sample n's first `lengths[n]` steps count (None: all), or packed (total, ·): the rows of step t
-are those of its `batch_sizes[t]` samples, one step after the other. A direction d is 0 (first to last) or 1 (last to first).
-`batch_sizes` stays on the CPU and `lengths` on the device; neither is read by the host.
+A sequence is (T, N, ·), where the first `lengths[n]` steps of sample n count (None: all of them), or packed (total, ·), where the
+rows of step t belong to its `batch_sizes[t]` samples and the steps follow each other. Direction 0 walks from the first step to
+the last, direction 1 from the last to the first. `batch_sizes` stays on the CPU and `lengths` on the device; the host reads
+neither.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Steps:
-    """How the steps of one call are laid out."""
+    """The layout of the steps of one call."""
 
     lengths: Tensor | None  # (N)
     batch_sizes: Tensor | None  # (T), on the CPU
 
     def running(self, sequence: Tensor) -> Tensor | None:
-        """(T, N, 1): whether a step lies within its sample's length; None if every one does."""
+        """(T, N, 1): whether each step lies within the length of its sample; None if all do."""
         if self.lengths is None:
             return None
         t = torch.arange(sequence.shape[0], device=sequence.device)
         return (t.unsqueeze(1) < self.lengths).unsqueeze(2)
 
     def previous(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
-        """For each step what the step walked before it holds; `start` (N, ·) where there is none, 0 for samples of no steps."""
+        """For each step the rows of the step walked before it; `start` (N, ·) at the first one, 0 for samples without steps."""
         if self.batch_sizes is not None:
             index = self._packed_neighbours(sequence.shape[0], start.shape[0], direction).to(sequence.device)
             return torch.cat((start, sequence)).index_select(0, index)
@@ -44,11 +45,11 @@ class Steps:
         return torch.where((t + 1 < self.lengths).unsqueeze(2), shifted, start)
 
     def following(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
-        """For each step what the step walked after it holds; 0 where there is none. Of `start` only the shape counts."""
+        """For each step the rows of the step walked after it; 0 at the last one. Of `start` only the shape matters."""
         return self.previous(sequence, torch.zeros_like(start), 1 - direction)
 
     def last(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
-        """(N, ·): what each sample's step that is walked last holds; `start` for samples of no steps."""
+        """(N, ·): for each sample the row of the step walked last; `start` for samples without steps."""
         if direction == 1:
             first = sequence[: start.shape[0]] if self.batch_sizes is not None else sequence[0]
             return first if self.lengths is None else torch.where((self.lengths > 0).unsqueeze(1), first, start)
@@ -57,15 +58,16 @@ class Steps:
         if self.lengths is None:
             return sequence[-1]
         step = self.lengths.to(torch.int64).clamp(1, sequence.shape[0]) - 1
-        found = sequence.gather(0, step.view(1, -1, 1).expand(1, -1, sequence.shape[2])).squeeze(0)
-        return torch.where((self.lengths > 0).unsqueeze(1), found, start)
+        last = sequence.gather(0, step.view(1, -1, 1).expand(1, -1, sequence.shape[2])).squeeze(0)
+        return torch.where((self.lengths > 0).unsqueeze(1), last, start)
 
     def first(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
-        """(N, ·): what each sample's step that is walked first holds; 0 for samples of no steps."""
+        """(N, ·): for each sample the row of the step walked first; 0 for samples without steps. Of `start` only the shape
+        matters."""
         return self.last(sequence, torch.zeros_like(start), 1 - direction)
 
     def _packed_neighbours(self, total: int, N: int, direction: int) -> Tensor:
-        """For each packed row the row of `cat(start, sequence)` that its sample held before it."""
+        """For each packed row the index in `cat(start, sequence)` of its sample's row at the step walked before."""
         sizes = self.batch_sizes
         assert sizes is not None
         ends = sizes.cumsum(0)
@@ -74,11 +76,11 @@ class Steps:
         sample = row - (ends - sizes)[step]
         if direction == 0:
             return torch.where(step == 0, sample, N + row - sizes[(step - 1).clamp(min=0)])
-        there = torch.cat((sizes[1:], sizes.new_zeros(1)))[step]  # how many samples the next step still has
-        return torch.where(sample < there, N + row + sizes[step], sample)
+        next_size = torch.cat((sizes[1:], sizes.new_zeros(1)))[step]
+        return torch.where(sample < next_size, N + row + sizes[step], sample)
 
     def _packed_ends(self, N: int) -> Tensor:
-        """The row of each packed sample's last step."""
+        """For each packed sample the index of the row of its last step."""
         sizes = self.batch_sizes
         assert sizes is not None
         sample = torch.arange(N, device=sizes.device)

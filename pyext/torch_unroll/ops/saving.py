@@ -1,4 +1,4 @@
-"""What an operator keeps for its derivatives: what backward needs of it, and no more."""
+"""What an operator saves for its derivatives."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from torch_unroll.ops.registration import save
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Saves tensors for both directions of differentiation."""
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
 
 
 def save_needed(ctx: Any, *tensors: tuple[Tensor | None, bool]) -> None:
-    """Keeps each tensor that backward needs, and None in place of the others.
+    """Saves each tensor that backward needs, and None in place of the others.
 
-    All are kept where a tangent may be asked for, or where torch.func does not tell what needs a gradient.
+    Everything is saved if a tangent may be wanted, or inside a transform of torch.func, which does not say which inputs need a
+    gradient.
     """
     everything = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     save(ctx, *(tensor if everything or needed else None for tensor, needed in tensors))
 
 
 def stand_in(saved: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A saved tensor or, if it was not kept, zeros of its shape in the memory of one."""
+    """The saved tensor or, if it was not saved, zeros of its shape, which take the memory of one element."""
     return like.new_zeros(()).expand(shape) if saved is None else saved

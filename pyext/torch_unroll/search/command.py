@@ -1,6 +1,6 @@
-"""`python -m torch_unroll search`: finds a small network for the digits, and shows what was tried.
+"""`python -m torch_unroll search`: searches for a small network that classifies the digits, and shows the candidates.
 
-python -m torch_unroll search --strategy hyperband --trials 30 --store out/search.log    # run it again and it goes on
+python -m torch_unroll search --strategy hyperband --trials 30 --store out/search.log    # a second run continues
 python -m torch_unroll search --strategy darts
 python -m torch_unroll search --strategy ntk --trials 20
 """
@@ -35,44 +35,46 @@ def _plot(points: Sequence[tuple[float, float]], labels: tuple[str, str], path: 
     print(f"plot: {path}")
 
 
-def _with_optuna(given: argparse.Namespace, digits: Digits) -> None:
+def _with_optuna(options: argparse.Namespace, digits: Digits) -> None:
     from tqdm import tqdm
 
-    found = study.open_study(given.strategy, given.store, given.epochs)
-    done = sum(trial.state.is_finished() for trial in found.trials)
-    with tqdm(total=given.trials, initial=min(done, given.trials), desc=given.strategy) as bar:
-        study.run(found, given.strategy, digits, given.trials, given.epochs, bar.update)
-    print(study.table(found))
-    _plot([(trial.number, trial.value) for trial in found.trials if trial.value is not None], ("trial", "accuracy"), given.plot)
+    trials = study.open_study(options.strategy, options.store, options.epochs)
+    done = sum(trial.state.is_finished() for trial in trials.trials)
+    with tqdm(total=options.trials, initial=min(done, options.trials), desc=options.strategy) as bar:
+        study.run(trials, options.strategy, digits, options.trials, options.epochs, bar.update)
+    print(study.table(trials))
+    _plot(
+        [(trial.number, trial.value) for trial in trials.trials if trial.value is not None], ("trial", "accuracy"), options.plot
+    )
 
 
-def _with_darts(given: argparse.Namespace, digits: Digits) -> None:
+def _with_darts(options: argparse.Namespace, digits: Digits) -> None:
     from tqdm import tqdm
 
-    found = list(tqdm(darts.search(digits, given.epochs), "darts", given.epochs))
-    losses = [loss for loss, _ in found]
-    for node, edges in enumerate(found[-1][1].genotype(), 1):
+    epochs = list(tqdm(darts.search(digits, options.epochs), "darts", options.epochs))
+    losses = [loss for loss, _ in epochs]
+    for node, edges in enumerate(epochs[-1][1].genotype(), 1):
         print(f"node {node}: " + " + ".join(f"{name}(state {source})" for source, name in edges))
-    _plot(list(enumerate(losses, 1)), ("epoch", "loss on the architecture's half"), given.plot)
+    _plot(list(enumerate(losses, 1)), ("epoch", "loss on the architecture's half"), options.plot)
 
 
-def _with_ntk(given: argparse.Namespace, digits: Digits) -> None:
+def _with_ntk(options: argparse.Namespace, digits: Digits) -> None:
     from tqdm import tqdm
 
     names = [name for name in CHOICES if name != "rate"]
     grid = [Candidate(**dict(zip(names, values, strict=True))) for values in product(*(CHOICES[name] for name in names))]
     torch.manual_seed(0)
     scored = []
-    for index in tqdm(torch.randperm(len(grid))[: given.trials].tolist(), "ntk"):
+    for index in tqdm(torch.randperm(len(grid))[: options.trials].tolist(), "ntk"):
         scored.append((ntk.condition_number(build(grid[index]), digits.images[:16].unsqueeze(1)), grid[index]))
     scored.sort(key=lambda pair: pair[0])
     for score, candidate in scored[:10]:
         print(f"{score:12.3g}  " + ", ".join(f"{name} {getattr(candidate, name)}" for name in names))
-    _plot([(rank, score) for rank, (score, _) in enumerate(scored)], ("rank", "condition number of the kernel"), given.plot)
+    _plot([(rank, score) for rank, (score, _) in enumerate(scored)], ("rank", "condition number of the kernel"), options.plot)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Searches; returns 2 with one sentence where something is missing."""
+    """Runs the command; returns 2 after a one-line message if something is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m torch_unroll search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,12 +83,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--epochs", type=int, default=6, help="the most a network is trained (default: 6)")
     parser.add_argument("--store", type=Path, help="a file that keeps the trials; a search that was ended goes on from there")
     parser.add_argument("--plot", type=Path, default=Path("out/search.png"), help="where the plot goes (default: out/search.png)")
-    given = parser.parse_args(arguments)
-    if min(given.trials, given.epochs) < 1:
+    options = parser.parse_args(arguments)
+    if min(options.trials, options.epochs) < 1:
         parser.error("expected at least one trial and one epoch")
     try:
-        kind = {"darts": _with_darts, "ntk": _with_ntk}.get(given.strategy, _with_optuna)
-        kind(given, load())
+        search = {"darts": _with_darts, "ntk": _with_ntk}.get(options.strategy, _with_optuna)
+        search(options, load())
     except (ImportError, OSError) as error:
         print(f"search: {error}", file=sys.stderr)
         return 2

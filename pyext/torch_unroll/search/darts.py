@@ -1,7 +1,8 @@
-"""DARTS (Liu, Simonyan & Yang 2019), first order: a cell whose every edge mixes all operations, and the discrete cell it gives.
+"""First-order DARTS (Liu, Simonyan & Yang 2019): a cell each of whose edges mixes all operations, and the discrete cell it
+yields.
 
-An edge computes Σ softmax(α)_o · o(x); weights learn on one half of the data, α on the other, in turn. The discrete cell keeps,
-of each edge, the operation with the largest α, and of each node the two strongest edges.
+An edge computes Σ softmax(α)_o · o(x). Steps that train the weights on one half of the data alternate with steps that train α on
+the other half. The discrete cell keeps the operation with the largest α on each edge, and the two strongest edges into each node.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ OPERATIONS: dict[str, Callable[[int, Any], torch.nn.Module]] = {
     "conv_3x3": lambda channels, nn: _convolution(channels, 3, nn),
     "conv_5x5": lambda channels, nn: _convolution(channels, 5, nn),
 }
-Genotype = tuple[tuple[tuple[int, str], ...], ...]  # for each node, its edges: where from, which operation
+Genotype = tuple[tuple[tuple[int, str], ...], ...]  # for each node, its edges as (source, operation)
 
 
 def _convolution(channels: int, extent: int, nn: Any) -> torch.nn.Module:
@@ -31,7 +32,7 @@ def _convolution(channels: int, extent: int, nn: Any) -> torch.nn.Module:
 
 
 class MixedOp(torch.nn.Module):
-    """Every operation on one input, weighted: (N, C, H, W) -> the same shape."""
+    """The weighted sum of every operation on one input: (N, C, H, W) -> (N, C, H, W)."""
 
     def __init__(self, channels: int, *, nn: Any = unrolled):
         super().__init__()
@@ -43,7 +44,8 @@ class MixedOp(torch.nn.Module):
 
 
 class Cell(torch.nn.Module):
-    """Nodes that each sum edges from all before them; the output is the mean of the nodes. `alpha` (edges, operations)."""
+    """A cell whose nodes each sum edges from all earlier states; the output is the mean of the nodes. `alpha` is (edges,
+    operations)."""
 
     def __init__(self, channels: int, nodes: int = 3, *, nn: Any = unrolled):
         super().__init__()
@@ -63,19 +65,19 @@ class Cell(torch.nn.Module):
         return torch.stack(states[1:]).mean(0)
 
     def genotype(self) -> Genotype:
-        """The discrete cell: of each edge its best operation, of each node its two best edges."""
-        found, edge, alpha = [], 0, self.alpha.detach().softmax(1)
+        """The discrete cell: the best operation of each edge, and the two best edges into each node."""
+        chosen, edge, alpha = [], 0, self.alpha.detach().softmax(1)
         names = list(OPERATIONS)
         for node in range(self.nodes):
             strengths = {source: alpha[edge + source] for source in range(node + 1)}
             kept = sorted(strengths, key=lambda source: -float(strengths[source].max()))[:2]
-            found.append(tuple((source, names[int(strengths[source].argmax())]) for source in sorted(kept)))
+            chosen.append(tuple((source, names[int(strengths[source].argmax())]) for source in sorted(kept)))
             edge += node + 1
-        return tuple(found)
+        return tuple(chosen)
 
 
 class DiscreteCell(torch.nn.Module):
-    """The cell of a genotype."""
+    """The discrete cell that a genotype describes."""
 
     def __init__(self, channels: int, genotype: Genotype, *, nn: Any = unrolled):
         super().__init__()
@@ -93,13 +95,13 @@ class DiscreteCell(torch.nn.Module):
 
 
 def network(cell: torch.nn.Module, channels: int, *, nn: Any = unrolled) -> torch.nn.Sequential:
-    """A stem, the cell, pooling and a classifier: (N, 1, 8, 8) -> (N, 10)."""
+    """A network of a stem, the cell, pooling and a classifier: (N, 1, 8, 8) -> (N, 10)."""
     stem = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
     return nn.Sequential(stem, cell, nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
 def search(digits: Digits, epochs: int = 5, channels: int = 8, nodes: int = 3, seed: int = 0) -> Iterator[tuple[float, Cell]]:
-    """Alternates between weights and α; yields, each epoch, the loss on α's half, and the cell."""
+    """Trains weights and α alternately; yields, after each epoch, the loss on the half of the data for α, and the cell."""
     torch.manual_seed(seed)
     cell = Cell(channels, nodes)
     whole = network(cell, channels)
@@ -119,8 +121,8 @@ def search(digits: Digits, epochs: int = 5, channels: int = 8, nodes: int = 3, s
             cell.alpha.grad = gradient
             architect.step()
             gradients = torch.autograd.grad(loss(for_weights), weights)
-            for parameter, found in zip(weights, gradients, strict=True):
-                parameter.grad = found
+            for parameter, gradient in zip(weights, gradients, strict=True):
+                parameter.grad = gradient
             learner.step()
             total += float(value.detach())
         yield total / len(batches), cell

@@ -1,7 +1,8 @@
 """The neural tangent kernel (Jacot, Gabriel & Hongler 2018) of a finite network, as a score that needs no training.
 
-Θ(x, x') = Σ_θ ∂f(x)/∂θ · ∂f(x')/∂θ. Gradient descent on a wide network learns along Θ's eigenvectors at rates its eigenvalues
-give, so a small condition number promises that all of them are learned (Chen, Gong & Wang 2021, TE-NAS, use it so).
+Θ(x, x') = Σ_θ ∂f(x)/∂θ · ∂f(x')/∂θ. Gradient descent on a wide network learns along the eigenvectors of Θ at rates given by its
+eigenvalues, so a small condition number indicates that all of them are learned; TE-NAS (Chen, Gong & Wang 2021) uses it as a
+score.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from torch.func import functional_call, jacrev, vmap
 
 
 def neural_tangent_kernel(network: torch.nn.Module, x: Tensor) -> Tensor:
-    """Θ (N, N) of a network's summed outputs at x (N, ...), divided by the number of outputs.
+    """Θ (N, N) at x (N, ...), averaged over the outputs of a network.
 
-    The network is evaluated one input at a time, so its normalisation must be in eval mode.
+    The network is evaluated on one input at a time, so its normalisation must be in eval mode.
     """
     parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
     buffers = {name: buffer.detach() for name, buffer in network.named_buffers()}
 
     def output(parameters: dict[str, Tensor], one: Tensor) -> Tensor:
-        found: Tensor = functional_call(network, (parameters, buffers), (one.unsqueeze(0),)).squeeze(0)
-        return found
+        y: Tensor = functional_call(network, (parameters, buffers), (one.unsqueeze(0),)).squeeze(0)
+        return y
 
     jacobians = vmap(jacrev(output), (None, 0))(parameters, x)  # name -> (N, outputs, ...)
     flat = torch.cat([jacobian.flatten(2) for jacobian in jacobians.values()], 2)
@@ -29,7 +30,8 @@ def neural_tangent_kernel(network: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 def condition_number(network: torch.nn.Module, x: Tensor) -> float:
-    """The largest eigenvalue of Θ over its smallest; infinite if Θ is singular in the arithmetic of x."""
+    """The largest eigenvalue of Θ divided by the smallest; infinite if Θ is singular to working precision. Puts the network into
+    eval mode."""
     network.eval()
     values = torch.linalg.eigvalsh(neural_tangent_kernel(network, x).double())
     return float(values[-1] / values[0]) if values[0] > 0 else float("inf")

@@ -1,4 +1,4 @@
-"""What is searched: small convolutional networks for the 8×8 digits."""
+"""The search space: small convolutional networks for the 8×8 digits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 import torch_unroll.nn as unrolled
 from torch_unroll.training.digits import Digits
 
-#: Each choice and its values; a grid takes all of them, `rate` included.
+#: The values of each choice; a grid search tries all of them, including those of `rate`.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "depth": (1, 2, 3),
     "width": (8, 16, 32),
@@ -26,7 +26,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point of the space: `depth` stages that double the channels and halve the picture, and the learning rate."""
+    """A point of the space: the network's `depth` stages, each of which doubles the channels and halves the picture, and its
+    learning rate."""
 
     depth: int = 2
     width: int = 16
@@ -53,16 +54,16 @@ def build(candidate: Candidate, *, nn: Any = unrolled) -> torch.nn.Sequential:
 
 
 def accuracy(network: torch.nn.Module, images: Tensor, digits: Tensor) -> float:
-    """The share of pictures (N, 8, 8) whose digit has the largest score."""
+    """The share of the pictures (N, 8, 8) whose digit has the largest score."""
     network.eval()
     with torch.no_grad():
         return float((network(images.unsqueeze(1)).argmax(1) == digits).float().mean())
 
 
 def train(candidate: Candidate, digits: Digits, epochs: int, seed: int = 0) -> Iterator[float]:
-    """Trains a candidate on three quarters of the digits to learn from; yields, each epoch, its accuracy on the last quarter.
+    """Trains a candidate on three quarters of the training digits; yields its accuracy on the last quarter after each epoch.
 
-    The held-out digits stay untouched: a search that looked at them would be choosing by them.
+    The held-out digits are not used, since a search that used them would select candidates by them.
     """
     torch.manual_seed(seed)
     network = build(candidate)

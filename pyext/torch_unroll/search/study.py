@@ -1,4 +1,4 @@
-"""Grid, random (Bergstra & Bengio 2012) and Hyperband (Li et al. 2016) search through Optuna, with a store to go on from."""
+"""Grid, random (Bergstra & Bengio 2012) and Hyperband (Li et al. 2016) search with Optuna, which can be continued from a file."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def _candidate(trial: Any, strategy: str) -> Candidate:
 
 
 def open_study(strategy: str, store: Path | None, epochs: int, seed: int = 0) -> Any:
-    """The study of a strategy, continued from its store if that holds one.
+    """Opens the study of a strategy, and continues the one in its store if there is one.
 
     Raises:
-        ValueError: there is no such strategy.
+        ValueError: an unknown strategy.
         ImportError: Optuna is missing.
     """
     if strategy not in STRATEGIES:
@@ -46,7 +46,7 @@ def open_study(strategy: str, store: Path | None, epochs: int, seed: int = 0) ->
     if store is not None:
         store.parent.mkdir(parents=True, exist_ok=True)
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(store)))
-    # The number of finished trials moves the seed: a continued random search draws new candidates, not the old ones again.
+    # The number of trials is added to the seed, so that a continued random search does not draw the same candidates again.
     done = 0
     if storage is not None:
         names = {summary.study_name: summary for summary in optuna.study.get_all_study_summaries(storage)}
@@ -67,26 +67,26 @@ def open_study(strategy: str, store: Path | None, epochs: int, seed: int = 0) ->
 def run(
     study: Any, strategy: str, digits: Digits, trials: int, epochs: int, report: Callable[[], None] = lambda: None, seed: int = 0
 ) -> None:
-    """Makes trials until the study has `trials` finished ones, calling `report` after each; a grid ends when it is exhausted."""
+    """Runs trials until `trials` are finished, or the grid is exhausted; calls `report` after each."""
     optuna = _optuna()
 
     def objective(trial: Any) -> float:
         candidate, best = _candidate(trial, strategy), 0.0
-        for epoch, found in enumerate(train(candidate, digits, epochs, seed)):
-            best = max(best, found)
-            trial.report(found, epoch)
+        for epoch, accuracy in enumerate(train(candidate, digits, epochs, seed)):
+            best = max(best, accuracy)
+            trial.report(accuracy, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
         return best
 
-    wanted = min(trials, prod(len(choices) for choices in CHOICES.values())) if strategy == "grid" else trials
-    missing = wanted - sum(trial.state.is_finished() for trial in study.trials)
+    total = min(trials, prod(len(choices) for choices in CHOICES.values())) if strategy == "grid" else trials
+    missing = total - sum(trial.state.is_finished() for trial in study.trials)
     if missing > 0:
         study.optimize(objective, n_trials=missing, callbacks=[lambda *_: report()])
 
 
 def table(study: Any, most: int = 10) -> str:
-    """The best trials, aligned."""
+    """A table of the best trials."""
     names = [field.name for field in fields(Candidate)]
     finished = [trial for trial in study.trials if trial.value is not None]
     finished.sort(key=lambda trial: -trial.value)

@@ -1,4 +1,5 @@
-"""What tests and benchmarks share: where an engine can be tried here, inputs, and when two results count as equal."""
+"""What tests and benchmarks share: the engines that can run here, sample inputs, and criteria for when two results count as
+equal."""
 
 from torch_unroll.testing.bounds import assert_within, sum_bound
 from torch_unroll.testing.compare import assert_as_accurate, assert_exact

@@ -1,6 +1,6 @@
 """When two results count as equal.
 
-A result is judged beside torch's own in the same dtype, both against float64: it may be twice as far off, plus a few
+A result is compared with torch's own result in the same dtype, both against float64: its error may be twice as large, plus a few
 roundings for the different order of the sums.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Half the distance between 1 and the next number: the relative error of one rounding.
+#: Half the distance between 1 and the next number, which is the largest relative error of one rounding.
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
 def _distance(result: Tensor, exact: Tensor) -> tuple[float, float]:
-    """‖result − exact‖ / ‖exact‖, and the largest element of the difference relative to the largest of exact."""
+    """‖result − exact‖ / ‖exact‖, and the largest element of the difference relative to the largest element of exact."""
     difference = (result.double() - exact).abs()
     return (
         float(difference.norm() / exact.norm().clamp(min=1e-300)),
@@ -23,7 +23,8 @@ def _distance(result: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def assert_as_accurate(result: Tensor, torchs: Tensor, exact: Tensor, what: str = "result") -> None:
-    """`result` is at most twice as far from `exact` (float64) as torch's own result in the same dtype, plus a few roundings."""
+    """Asserts that `result` is at most twice as far from `exact` (float64) as torch's own result in the same dtype, plus a few
+    roundings."""
     assert result.shape == exact.shape, f"{what}: expected shape {tuple(exact.shape)}, got {tuple(result.shape)}"
     assert result.dtype == torchs.dtype, f"{what}: expected {torchs.dtype}, got {result.dtype}"
     if exact.numel() == 0:
@@ -33,12 +34,12 @@ def assert_as_accurate(result: Tensor, torchs: Tensor, exact: Tensor, what: str 
         return
     result, torchs, exact = result.cpu(), torchs.cpu(), exact.cpu()
     assert bool(torch.isfinite(result).all()) == bool(torch.isfinite(exact).all()), f"{what}: not finite where it should be"
-    # In float64 torch's result is the reference itself, so the roundings of both sides' sums are ours to allow for.
+    # In float64, torch's result is the reference itself, so the slack has to cover the roundings of both sums.
     slack = (64 if result.dtype == torch.float64 else 4) * ROUNDING[result.dtype]
     for kind, ours, theirs in zip(("norm", "elementwise"), _distance(result, exact), _distance(torchs, exact), strict=True):
         assert ours <= 2 * theirs + slack, f"{what}: {kind} error {ours:.3g}, torch's own {theirs:.3g}"
 
 
 def assert_exact(result: Tensor, expected: Tensor, what: str = "result") -> None:
-    """Bitwise equality, for data whose sums have no rounding, and for two runs of the same call."""
+    """Asserts equality of all values, for data whose sums do not round, and for two runs of the same call."""
     torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{what}: {text}")

@@ -1,6 +1,6 @@
-"""Whether each step of a recurrence follows from the step before as it was stored, within the bounds of its arithmetic.
+"""Whether each step of a recurrence follows from the stored result of the step before it, within the bounds of its arithmetic.
 
-Judged step by step, errors need not be followed through the recurrence: a result in which every step is right is right.
+Since each step is judged on its own, errors need not be tracked through the recurrence: a result is right if every step is right.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SLOPES = {
     "sigmoid": lambda h: h * (1 - h),
     "identity": torch.ones_like,
 }
-#: The steepest slope of each.
+#: The largest slope of each nonlinearity.
 _STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
-#: Of tanh, and of the exponential function, its sum with one and their quotient: at most 4 units in the last place.
+#: Roundings of tanh, and of the exponential function, its sum with one and the quotient: at most 4 units in the last place.
 _FUNCTION_ROUNDINGS = 8
-#: Of a slope, at most 1 before its last rounding, and of the product with it.
+#: Roundings of a slope, whose terms are at most 1, and of the product with it.
 _SLOPE_ROUNDINGS = 4
 
 
@@ -37,14 +37,14 @@ def _operand(precision: str) -> float:
 
 
 def _assert_activation(h: Tensor, sum: Tensor, error: Tensor, nonlinearity: str, what: str) -> None:
-    """`sum` is exact, and off by `error` at most where the activation was applied."""
+    """Checks an activation; `sum` is its exact argument, which the kernel had with an error of at most `error`."""
     exact = ACTIVATIONS[nonlinearity](sum)
     rounding = _FUNCTION_ROUNDINGS * _accumulator(h.dtype)
     assert_within(h, exact, narrowing_bound(exact, _STEEPEST[nonlinearity] * error + rounding * exact.abs(), h.dtype), what)
 
 
 def _assert_derivative(dz: Tensor, dh: Tensor, error: Tensor, h: Tensor, nonlinearity: str, what: str) -> None:
-    """`dh` is exact, and off by `error` at most where it was multiplied by the slope."""
+    """Checks a product with a slope; `dh` is the exact factor, which the kernel had with an error of at most `error`."""
     slope = SLOPES[nonlinearity](h.double())
     exact = dh * slope
     rounding = _SLOPE_ROUNDINGS * _accumulator(h.dtype)
@@ -52,7 +52,7 @@ def _assert_derivative(dz: Tensor, dh: Tensor, error: Tensor, h: Tensor, nonline
 
 
 def _product(state: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Of states (T, N, D·H) and matrices (D, H, H), each direction's own; and of their magnitudes."""
+    """The product of states (T, N, D·H) with the matrix (D, H, H) of each direction, and the product of their magnitudes."""
 
     def multiply(a: Tensor, b: Tensor) -> Tensor:
         return torch.einsum("tndk,dhk->tndh", a.unflatten(2, (len(w), -1)), b).flatten(2)
@@ -61,7 +61,8 @@ def _product(state: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _before(steps: Tensor, first: Tensor, lengths: Sequence[int], *, up: bool) -> Tensor:
-    """For one direction (T, N, H), what each step follows: the step before in time, or after; `first` (N, H) at the start."""
+    """For one direction (T, N, H), the state that each step starts from: that of the step before it (`up`) or after it in time;
+    `first` (N, H) at the start."""
     before = torch.zeros_like(steps)
     for n, length in enumerate(lengths):
         order = range(length) if up else range(length - 1, -1, -1)
@@ -80,7 +81,7 @@ def _active(steps: Tensor, lengths: Sequence[int]) -> Tensor:
 def assert_forward_steps(
     h: Tensor, z: Tensor, w: Tensor, h0: Tensor, lengths: Sequence[int], nonlinearity: str, precision: str
 ) -> None:
-    """h (T, N, D·H), padded, of z (the same), w (D, H, H) and h0 (D, N, H); each sample has its `lengths`."""
+    """Checks a forward pass: h and z (T, N, D·H), padded, w (D, H, H), h0 (D, N, H), and the lengths of the samples."""
     assert h.dtype == z.dtype
     before = torch.cat(
         [_before(part, h0[d], lengths, up=d == 0) for d, part in enumerate(h.unflatten(2, (len(w), -1)).unbind(2))], 2
@@ -103,7 +104,7 @@ def assert_backward_steps(
     nonlinearity: str,
     precision: str,
 ) -> None:
-    """dz (T, N, D·H), padded, and dh0 (D, N, H), of dh and of the h that a forward pass left behind."""
+    """Checks a backward pass: dz (T, N, D·H), padded, and dh0 (D, N, H), from dh and the h of a forward pass."""
     assert dz.dtype == dh0.dtype == h.dtype
     directions = dz.unflatten(2, (len(w), -1)).unbind(2)
     nothing = torch.zeros_like(dh0[0])
@@ -134,7 +135,7 @@ def assert_cell(
     nonlinearity: str,
     precision: str,
 ) -> None:
-    """h_next (N, H) of one step on its own, `nn.RNNCell`."""
+    """Checks h_next (N, H), the result of a single step, as of `nn.RNNCell`."""
     assert h_next.dtype == x.dtype
     pairs = ((x.double(), w_ih.double()), (h.double(), w_hh.double()))
     sum = torch.stack([a @ b.T for a, b in pairs]).sum(0)
@@ -156,9 +157,10 @@ def assert_cell_backward(
     nonlinearity: str,
     precision: str,
 ) -> None:
-    """`results` are dz, and dx and dh, which follow from dz as it was stored."""
+    """Checks the backward pass of a single step: `results` are dz, dx and dh, of which dx and dh are computed from the stored
+    dz."""
     dz, *gradients = results
-    assert {each.dtype for each in results} == {h_next.dtype}
+    assert {result.dtype for result in results} == {h_next.dtype}
     _assert_derivative(dz, dh_next.double(), torch.zeros_like(dz, dtype=torch.float64), h_next, nonlinearity, "dz")
     for name, gradient, w in zip(("dx", "dh"), gradients, (w_ih, w_hh), strict=True):
         exact, products = dz.double() @ w.double(), dz.double().abs() @ w.double().abs()

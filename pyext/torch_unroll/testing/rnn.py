@@ -1,4 +1,4 @@
-"""Calls of the recurrences, small and uneven, and torch's answer to each."""
+"""Small, uneven calls of `rnn`, and torch's result for each of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TORCHS = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 
 @dataclass(frozen=True)
 class Case:
-    """One call of `rnn`: its extents and options; `run` makes it."""
+    """The extents and options of one call of `rnn`; `run` makes the call."""
 
     name: str
     T: int = 3
@@ -36,11 +36,11 @@ class Case:
 
     @property
     def states(self) -> int:
-        """How many states h0 and h_n hold: one per layer and direction."""
+        """The number of states in h0 and h_n: one for each layer and direction."""
         return self.num_layers * (2 if self.bidirectional else 1)
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of input, h0 and the weights."""
+        """The shapes of input, h0 and the weights."""
         if self.batch_sizes is not None:
             input: tuple[int, ...] = (sum(self.batch_sizes), self.inputs)
         else:
@@ -55,8 +55,8 @@ class Case:
 
     def tensors(self, device: torch.device, dtype: torch.dtype = torch.float64, grad: bool = True) -> list[Tensor]:
         """Input, h0 and weights: random, in a range where no nonlinearity saturates."""
-        drawn = (torch.rand(shape, dtype=torch.float64) - 0.5 for shape in self.shapes())
-        return [each.to(device, dtype).requires_grad_(grad) for each in drawn]
+        tensors = (torch.rand(shape, dtype=torch.float64) - 0.5 for shape in self.shapes())
+        return [tensor.to(device, dtype).requires_grad_(grad) for tensor in tensors]
 
     def _layout(self, device: torch.device) -> dict[str, Any]:
         sizes = None if self.batch_sizes is None else torch.tensor(self.batch_sizes)
@@ -64,7 +64,7 @@ class Case:
         return {"batch_sizes": sizes, "lengths": lengths}
 
     def run(self, input: Tensor, h0: Tensor, *weights: Tensor, engine: str | None = None) -> tuple[Tensor, Tensor]:
-        """The call through torch_unroll."""
+        """Makes the call with torch_unroll."""
         return rnn(
             input,
             h0,
@@ -79,8 +79,8 @@ class Case:
         )
 
     def torchs(self, input: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The call through torch's own operator; sample by sample where there are `lengths`, and for packed input under
-        torch.func, which torch's operator does not know."""
+        """Makes the call with torch's own operator, sample by sample if it has `lengths`, or packed input under torch.func,
+        neither of which torch's operator supports."""
         settings = (list(weights), self.bias, self.num_layers, 0.0, False, self.bidirectional)
         function = _TORCHS[self.nonlinearity]
         if self.batch_sizes is not None:
@@ -101,14 +101,14 @@ class Case:
         return output.transpose(0, 1) if self.batch_first else output, torch.cat(states, 1)
 
     def _packed_one_by_one(self, input: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The packed call as one with `lengths`: rows are spread over (T, N), and gathered again."""
+        """Makes a packed call as one with `lengths`: rows are scattered into (T, N), and the outputs gathered again."""
         sizes = self.batch_sizes or ()
         T, N = len(sizes), sizes[0]
-        where = torch.tensor([t * N + n for t, size in enumerate(sizes) for n in range(size)], device=input.device)
-        padded = input.new_zeros(T * N, input.shape[1]).index_copy(0, where, input).unflatten(0, (T, N))
+        rows = torch.tensor([t * N + n for t, size in enumerate(sizes) for n in range(size)], device=input.device)
+        padded = input.new_zeros(T * N, input.shape[1]).index_copy(0, rows, input).unflatten(0, (T, N))
         lengths = tuple(sum(size > n for size in sizes) for n in range(N))
         output, h_n = replace(self, T=T, batch_sizes=None, lengths=lengths).torchs(padded, h0, *weights)
-        return output.flatten(0, 1).index_select(0, where), h_n
+        return output.flatten(0, 1).index_select(0, rows), h_n
 
 
 CASES = (

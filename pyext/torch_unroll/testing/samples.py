@@ -1,4 +1,4 @@
-"""What a call computes or raises on one of the sample inputs that torch tests its own operators with."""
+"""The results of a call on one of the sample inputs with which torch tests its own operators."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 def _coarse(value: Tensor) -> Tensor:
-    """In eight bits, which TF32 has as well: products of such numbers are the same in both."""
+    """The tensor rounded to eight bits. TF32 has those bits as well, so products of such numbers are equal in fp32 and TF32."""
     return value.detach().bfloat16().to(value.dtype)
 
 
 def _leaves(arguments: Any, dtype: torch.dtype | None, coarse: bool) -> tuple[Any, list[Tensor]]:
-    """The arguments with fresh leaves (in another dtype) for their floating-point tensors, and those that want a gradient."""
+    """The arguments with new leaves, optionally in another dtype, for their floating-point tensors; and the leaves that require a
+    gradient."""
 
     def renew(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -29,7 +30,7 @@ def _leaves(arguments: Any, dtype: torch.dtype | None, coarse: bool) -> tuple[An
 
 
 def _weighting(output: Tensor, coarse: bool) -> Tensor:
-    """Fixed and uneven."""
+    """Fixed, uneven weights for the elements of an output."""
     weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=output.device).view(output.shape)
     return (_coarse(weights) if coarse else weights).to(output.dtype)
 
@@ -46,11 +47,11 @@ def sample_results(
     """The outputs of a call, and the gradients of its inputs under a fixed weighting of the outputs.
 
     Args:
-        function: what to call.
-        sample: torch's `SampleInput`: input, args and kwargs.
-        dtype: that of the floating-point inputs, if it is not the sample's own.
-        coarse: whether inputs and weighting are rounded to numbers that TF32 has.
-        parameters: further tensors to differentiate by.
+        function: the function to call.
+        sample: torch's `SampleInput`, with input, args and kwargs.
+        dtype: the dtype of the floating-point inputs, if it is not that of the sample.
+        coarse: whether inputs and weighting are rounded to numbers that TF32 can represent.
+        parameters: further tensors with respect to which gradients are computed.
         options: further keyword arguments.
     """
     (input, args, kwargs), leaves = _leaves((sample.input, sample.args, sample.kwargs), dtype, coarse)
@@ -65,7 +66,7 @@ def sample_results(
 
 
 def raised(call: Callable[[], Any]) -> Exception | None:
-    """The exception that a call ends in, if it does."""
+    """The exception that a call raises, or None."""
     try:
         call()
     except Exception as error:

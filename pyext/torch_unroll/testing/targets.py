@@ -1,4 +1,4 @@
-"""The pairs of engine and device that can be tried on this machine."""
+"""The pairs of engine and device that can run on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Target:
 
 
 def targets(op: str, dtype: torch.dtype = torch.float32) -> list[Target]:
-    """Every engine that takes an op here: engine `torch` on the CPU, `cuda` through the emulator where that is built, `numba`
-    where its simulator was asked for, and all of them on a GPU."""
+    """Every pair that accepts an op here: on the CPU, engine `torch`, `cuda` if the emulated library is built, and `numba` if its
+    simulator is enabled; on a GPU, all engines that can run."""
     devices = [torch.device("cpu")] + ([torch.device("cuda", 0)] if torch.cuda.is_available() else [])
     return [Target(engine, device) for device in devices for engine in NAMES if refusal(engine, op, device, dtype) is None]

@@ -1,1 +1,1 @@
-"""Commands of `python -m torch_unroll` that look at this machine or prepare it."""
+"""Commands of `python -m torch_unroll` that examine this machine or prepare it."""

@@ -1,4 +1,4 @@
-"""`python -m torch_unroll compile`: fills the disk cache of engine `cupy` ahead of time. Needs no GPU."""
+"""`python -m torch_unroll compile`: fills the disk cache of engine `cupy` ahead of time, without a GPU."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torch_unroll.kernels.table import OPS, Kernel, kernels_of
 
 
 def rows(op: str | None, dtype: str | None, architecture: str) -> list[Kernel]:
-    """The kernels of the table that an op's calls in a dtype may launch on an architecture; None stands for all."""
-    wanted: dict[Kernel, None] = {}
-    for each in OPS if op is None else (op,):
-        for one in DTYPES if dtype is None else (dtype,):
-            wanted.update(dict.fromkeys(row for row in kernels_of(each, one) if nvrtc.runs_on(row, architecture)))
-    return list(wanted)
+    """The kernels that calls of an op in a dtype may launch on an architecture; None stands for all ops or dtypes."""
+    selected: dict[Kernel, None] = {}
+    for op_name in OPS if op is None else (op,):
+        for dtype_name in DTYPES if dtype is None else (dtype,):
+            selected.update(dict.fromkeys(row for row in kernels_of(op_name, dtype_name) if nvrtc.runs_on(row, architecture)))
+    return list(selected)
 
 
 def _architecture(name: str | None) -> str:
-    """What the engine compiles for on such a GPU; by default the one that is here."""
+    """The architecture that the engine compiles for on a GPU of this name, such as sm_90; by default on the current GPU."""
     if name is None:
         return nvrtc.architecture_of(torch.cuda.get_device_capability())
     known = [number for number in nvrtc.architectures() if number >= 80]
@@ -38,7 +38,7 @@ def _architecture(name: str | None) -> str:
 
 
 def _prepare(recipe: nvrtc.Recipe) -> bool:
-    """Whether the kernel had to be compiled."""
+    """Compiles a kernel unless the cache has it; returns whether it was compiled."""
     if nvrtc_cache.load(recipe) is not None:
         return False
     nvrtc_cache.store(recipe, recipe.compile())
@@ -46,14 +46,14 @@ def _prepare(recipe: nvrtc.Recipe) -> bool:
 
 
 def _bar(done: int, total: int, what: str) -> None:
-    """Draws the progress over itself on a terminal; elsewhere says nothing until the end."""
+    """Draws the progress if stderr is a terminal."""
     if sys.stderr.isatty():
         filled = 30 * done // total
         print(f"\r[{'#' * filled}{' ' * (30 - filled)}] {done}/{total} {what[:60]:60}", end="", file=sys.stderr, flush=True)
 
 
-def fill(wanted: Sequence[Kernel], architecture: str, jobs: int) -> int:
-    """Compiles what the cache lacks, `jobs` kernels at a time; returns how many that were.
+def fill(kernels: Sequence[Kernel], architecture: str, jobs: int) -> int:
+    """Compiles the kernels that the cache lacks, `jobs` at a time; returns their number.
 
     Raises:
         nvrtc.CompileError: a kernel does not compile.
@@ -61,7 +61,7 @@ def fill(wanted: Sequence[Kernel], architecture: str, jobs: int) -> int:
     """
     compiled = 0
     with ThreadPoolExecutor(jobs) as pool:
-        running: dict[Future[bool], Kernel] = {pool.submit(_prepare, nvrtc.Recipe(row, architecture)): row for row in wanted}
+        running: dict[Future[bool], Kernel] = {pool.submit(_prepare, nvrtc.Recipe(row, architecture)): row for row in kernels}
         try:
             for done, future in enumerate(as_completed(running), 1):
                 compiled += future.result()
@@ -76,7 +76,7 @@ def fill(wanted: Sequence[Kernel], architecture: str, jobs: int) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         prog="python -m torch_unroll compile",
         description="Compiles the CUDA kernels with NVRTC into the disk cache of engine `cupy`, so that no call waits for the "
@@ -93,10 +93,10 @@ def main(arguments: Sequence[str]) -> int:
     start = time.perf_counter()
     try:
         architecture = _architecture(options.architecture)
-        wanted = rows(options.op, options.dtype, architecture)
-        compiled = fill(wanted, architecture, options.jobs)
+        kernels = rows(options.op, options.dtype, architecture)
+        compiled = fill(kernels, architecture, options.jobs)
         seconds = time.perf_counter() - start
-        print(f"{len(wanted)} kernels for {architecture} in {nvrtc_cache.folder()}: {compiled} compiled now, in {seconds:.1f} s")
+        print(f"{len(kernels)} kernels for {architecture} in {nvrtc_cache.folder()}: {compiled} compiled now, in {seconds:.1f} s")
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"torch_unroll compile: {error}", file=sys.stderr)
         return 1

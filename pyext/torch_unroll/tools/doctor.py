@@ -1,4 +1,4 @@
-"""`python -m torch_unroll doctor`: what is installed, which engines can run and if not why, and why it is not faster here."""
+"""`python -m torch_unroll doctor`: what is installed, which engines can run here, why others cannot, and what costs speed."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from torch_unroll.engines import NAMES
-from torch_unroll.tools.survey import KernelObject, Survey, survey
+from torch_unroll.tools.environment import KernelObject, Survey, examine_machine
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing that keeps the kernels from running, or from being fast."""
+    """One finding that keeps the kernels from running, or from being fast, and its remedy."""
 
-    problem: str
+    finding: str
     remedy: str
 
 
-def advice(found: Survey) -> list[Advice]:
-    """Why it is not faster here: what a survey shows, the heaviest first."""
-    if not found.torch_sees_gpu:
-        return [_why_no_gpu(found), *_environment_advice(found)]
-    return [*_object_advice(found), *_machine_advice(found), *_environment_advice(found)]
+def advice(survey: Survey) -> list[Advice]:
+    """Why calls are not faster on this machine, the most important reason first."""
+    if not survey.torch_sees_gpu:
+        return [_why_no_gpu(survey), *_environment_advice(survey)]
+    return [*_object_advice(survey), *_machine_advice(survey), *_environment_advice(survey)]
 
 
-def _why_no_gpu(found: Survey) -> Advice:
+def _why_no_gpu(survey: Survey) -> Advice:
     meanwhile = "until then calls on CPU tensors go to torch's own operators"
-    if found.torch_cuda is None and found.gpus:
+    if survey.torch_cuda is None and survey.gpus:
         return Advice(
-            f"this machine has a GPU ({found.gpus[0].name}), but torch {found.packages.get('torch')} is a build without CUDA",
+            f"this machine has a GPU ({survey.gpus[0].name}), but torch {survey.packages.get('torch')} is a build without CUDA",
             f"install torch's CUDA build (see pytorch.org/get-started); {meanwhile}",
         )
-    if found.gpus and "CUDA_VISIBLE_DEVICES" in found.variables:
-        shown = found.variables["CUDA_VISIBLE_DEVICES"]
+    if survey.gpus and "CUDA_VISIBLE_DEVICES" in survey.variables:
+        shown = survey.variables["CUDA_VISIBLE_DEVICES"]
         return Advice(f"torch sees no GPU: CUDA_VISIBLE_DEVICES is {shown!r}", f"unset CUDA_VISIBLE_DEVICES; {meanwhile}")
-    if found.gpus:
+    if survey.gpus:
         return Advice(
-            f"torch was built for CUDA {found.torch_cuda}, and cannot use the GPU through driver {found.gpus[0].driver}",
+            f"torch was built for CUDA {survey.torch_cuda}, and cannot use the GPU through driver {survey.gpus[0].driver}",
             f"update the NVIDIA driver, or install a torch built for an older CUDA; {meanwhile}",
         )
     return Advice(
@@ -47,16 +47,16 @@ def _why_no_gpu(found: Survey) -> Advice:
     )
 
 
-def _object_advice(found: Survey) -> list[Advice]:
-    kernel_object, first = found.cuda_object, next((gpu.capability for gpu in found.gpus), "this GPU's")
+def _object_advice(survey: Survey) -> list[Advice]:
+    kernel_object, first = survey.cuda_object, next((gpu.capability for gpu in survey.gpus), "this GPU's")
     if not kernel_object.built:
-        nvcc = next(tool for tool in found.tools if tool.name == "nvcc")
+        nvcc = next(tool for tool in survey.tools if tool.name == "nvcc")
         if nvcc.lack:
-            running = [report.name for report in found.engines if report.device == "cuda" and report.serves]
+            running = [report.name for report in survey.engines if report.device == "cuda" and report.serves]
             return [
                 Advice(
                     f"the kernels are not compiled ahead of time; calls go to engine {running[0] if running else 'torch'}",
-                    f"{nvcc.lack}; then `pip install .`. Or compile at run time: `{install_command('cupy', found)}`",
+                    f"{nvcc.lack}; then `pip install .`. Or compile at run time: `{install_command('cupy', survey)}`",
                 )
             ]
         return [Advice("the kernels are not compiled, though nvcc is here", "`pip install .` in the source tree builds them")]
@@ -81,9 +81,9 @@ def _object_advice(found: Survey) -> list[Advice]:
     return conclusions
 
 
-def _machine_advice(found: Survey) -> list[Advice]:
+def _machine_advice(survey: Survey) -> list[Advice]:
     conclusions = []
-    for index, gpu in enumerate(found.gpus):
+    for index, gpu in enumerate(survey.gpus):
         if float(gpu.capability) < 8:
             conclusions.append(
                 Advice(f"GPU {index} ({gpu.name}) has compute capability {gpu.capability}", "the kernels need 8.0 or newer")
@@ -92,7 +92,7 @@ def _machine_advice(found: Survey) -> list[Advice]:
             conclusions.append(
                 Advice(f"GPU {index} is already {gpu.busy_percent}% busy", "`nvidia-smi` names the processes that use it")
             )
-        elif gpu.name not in found.measured_gpus:
+        elif gpu.name not in survey.measured_gpus:
             conclusions.append(
                 Advice(
                     f"no convolution was measured on a GPU of this kind ({gpu.name}): variants and tiles are chosen by a model",
@@ -101,7 +101,7 @@ def _machine_advice(found: Survey) -> list[Advice]:
             )
         if gpu.mig:
             conclusions.append(Advice(f"GPU {index} is split (MIG)", "a slice has fewer multiprocessors, and less bandwidth"))
-    ieee = [op for op, precision in found.precision.items() if precision == "ieee"]
+    ieee = [op for op, precision in survey.precision.items() if precision == "ieee"]
     if ieee:
         conclusions.append(
             Advice(
@@ -112,7 +112,7 @@ def _machine_advice(found: Survey) -> list[Advice]:
     return conclusions
 
 
-def _environment_advice(found: Survey) -> list[Advice]:
+def _environment_advice(survey: Survey) -> list[Advice]:
     slow = {
         "CUDA_LAUNCH_BLOCKING": "every launch waits for the GPU",
         "PYTORCH_NO_CUDA_MEMORY_CACHING": "every allocation goes to the driver",
@@ -120,9 +120,9 @@ def _environment_advice(found: Survey) -> list[Advice]:
     conclusions = [
         Advice(f"{name} is set: {effect}", f"unset {name}")
         for name, effect in slow.items()
-        if found.variables.get(name, "0") not in ("", "0")
+        if survey.variables.get(name, "0") not in ("", "0")
     ]
-    chosen = found.variables.get("TORCH_UNROLL_ENGINE", "auto")
+    chosen = survey.variables.get("TORCH_UNROLL_ENGINE", "auto")
     if chosen not in ("", "auto", NAMES[0]):
         conclusions.append(
             Advice(f"TORCH_UNROLL_ENGINE names engine {chosen}, whatever else could run", "unset it, or pass engine=")
@@ -130,43 +130,43 @@ def _environment_advice(found: Survey) -> list[Advice]:
     return conclusions
 
 
-def install_command(engine: str, found: Survey) -> str:
-    """What installs a run-time engine for the CUDA that torch was built for."""
-    release = (found.torch_cuda or "13").partition(".")[0]
+def install_command(engine: str, survey: Survey) -> str:
+    """The command that installs a run-time engine for the CUDA version that torch was built for."""
+    release = (survey.torch_cuda or "13").partition(".")[0]
     packages = {"cupy": f"'cupy-cuda{release}x[ctk]' 'cuda-bindings=={release}.*'", "numba": f"'numba-cuda[cu{release}]'"}
     return f"pip install {packages[engine]}"
 
 
-def text(found: Survey) -> str:
-    """A survey and its conclusions, for a reader."""
-    built_for = f"CUDA {found.torch_cuda}" if found.torch_cuda else "no CUDA"
-    packages = ", ".join(f"{name} {version}" for name, version in found.packages.items() if name != "torch")
+def text(survey: Survey) -> str:
+    """A survey and its conclusions as text."""
+    built_for = f"CUDA {survey.torch_cuda}" if survey.torch_cuda else "no CUDA"
+    packages = ", ".join(f"{name} {version}" for name, version in survey.packages.items() if name != "torch")
     lines = [
-        f"torch-unroll {found.version}, kernels {found.kernel_digest}",
-        f"Python {found.python}, torch {found.packages.get('torch', 'unknown')} ({built_for}), {packages}",
+        f"torch-unroll {survey.version}, kernels {survey.kernel_digest}",
+        f"Python {survey.python}, torch {survey.packages.get('torch', 'unknown')} ({built_for}), {packages}",
         "",
     ]
     lines += [
         f"GPU {index}: {gpu.name}, capability {gpu.capability}, driver {gpu.driver}, {gpu.memory_mib} MiB"
-        for index, gpu in enumerate(found.gpus)
+        for index, gpu in enumerate(survey.gpus)
     ] or ["GPU: none"]
-    lines += [f"{tool.name}: {tool.lack or f'{tool.version} ({tool.path})'}" for tool in found.tools]
-    lines += [f"{name}={value}" for name, value in found.variables.items()]
+    lines += [f"{tool.name}: {tool.lack or f'{tool.version} ({tool.path})'}" for tool in survey.tools]
+    lines += [f"{name}={value}" for name, value in survey.variables.items()]
     lines += ["", "Compiled kernels"]
     for kind, remedy, kernel_object in (
-        ("CUDA", "`pip install .` where nvcc is (`make cuda` in the source tree)", found.cuda_object),
-        ("emulated, for tests on CPU tensors", "`make emulated` in the source tree", found.emulated_object),
+        ("CUDA", "`pip install .` where nvcc is (`make cuda` in the source tree)", survey.cuda_object),
+        ("emulated, for tests on CPU tensors", "`make emulated` in the source tree", survey.emulated_object),
     ):
         lines.append(f"  {kind}: {_object_text(kernel_object, remedy)}")
     lines += ["", "Engines, in the order in which engine=None tries them"]
-    for report in found.engines:
+    for report in survey.engines:
         served = "; ".join(f"{family} ({', '.join(dtypes)})" for family, dtypes in report.serves.items())
         lines.append(f"  {report.name} on {report.device}: {served or 'no'}")
         lines += [f"      {reason}" for reason in report.reasons]
-    conclusions = advice(found)
+    conclusions = advice(survey)
     lines += ["", "Why is it not faster here?"]
-    for number, each in enumerate(conclusions, 1):
-        lines += [f"  {number}. {each.problem}", f"     -> {each.remedy}"]
+    for number, conclusion in enumerate(conclusions, 1):
+        lines += [f"  {number}. {conclusion.finding}", f"     -> {conclusion.remedy}"]
     if not conclusions:
         lines.append("  Nothing found. `torch_unroll.explain(op, ...)` tells which kernel serves a call, and why.")
     return "\n".join(lines)
@@ -182,7 +182,7 @@ def _object_text(kernel_object: KernelObject, remedy: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         prog="python -m torch_unroll doctor",
         description="Tells what is installed, which engines can run here (and what would make the others run), what the compiled "
@@ -192,9 +192,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="everything found, as JSON, for programs and bug reports")
     options = parser.parse_args(arguments)
-    found = survey()
+    survey = examine_machine()
     if options.json:
-        print(json.dumps({**asdict(found), "advice": [asdict(each) for each in advice(found)]}, indent=2))
+        conclusions = [{"problem": conclusion.finding, "remedy": conclusion.remedy} for conclusion in advice(survey)]
+        print(json.dumps({**asdict(survey), "advice": conclusions}, indent=2))
     else:
-        print(text(found))
+        print(text(survey))
     return 0

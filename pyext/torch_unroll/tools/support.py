@@ -1,4 +1,4 @@
-"""`python -m torch_unroll support`: which engine computes which op in which dtype, read off the code."""
+"""`python -m torch_unroll support`: which engine computes which op in which dtype, derived from the kernel table."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from torch_unroll.engines import DTYPES
 from torch_unroll.kernels.table import kernels_of
+from torch_unroll.shapes import dtype_name
 
-#: Function -> the op whose kernels it runs.
+#: Public function -> the op whose kernels it runs.
 FUNCTIONS = {
     "conv2d": "conv2d",
     "conv_transpose2d": "conv2d",
@@ -23,14 +24,14 @@ _SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "
 
 
 def _dtypes(engine: str, op: str) -> list[str]:
-    names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+    names = [dtype_name(dtype) for dtype in DTYPES]
     if engine in ("cuda", "cupy"):
         return [name for name in names if kernels_of(op, name)]
-    return names  # engines numba and torch refuse none of them
+    return names  # engines numba and torch support all of them
 
 
 def support_table() -> str:
-    """Markdown: a row for each function, a column for each engine."""
+    """A table in Markdown with a row for each function and a column for each engine."""
     engines = ("cuda", "cupy", "numba", "torch")
     lines = ["| | " + " | ".join(f"`{engine}`" for engine in engines) + " |", "|---" * (len(engines) + 1) + "|"]
     for function, op in FUNCTIONS.items():
@@ -40,7 +41,7 @@ def support_table() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table, as README has it."""
+    """Prints the table that README contains."""
     argparse.ArgumentParser(prog="python -m torch_unroll support", description=__doc__).parse_args(arguments)
     print(support_table())
     return 0

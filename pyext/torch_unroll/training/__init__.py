@@ -1,1 +1,1 @@
-"""Training programs on real data: what the tests hold to an accuracy and `make bench` runs."""
+"""Training programs on real data, whose accuracy the tests check and which `make bench` runs."""

@@ -1,6 +1,7 @@
-"""The adding problem (Hochreiter & Schmidhuber 1997): of T numbers two are marked, one in each half; the answer is their sum.
+"""The adding problem (Hochreiter & Schmidhuber 1997): two of T numbers are marked, one in each half, and the answer is their sum.
 
-Guessing 1 has a squared error of 1/6. A ReLU net whose recurrence begins as the identity learns it, on sequences that grow.
+Always answering 1 has a squared error of 1/6. A ReLU network whose recurrence starts as the identity learns the task on sequences
+of increasing length.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from torch import Tensor
 from torch_unroll.models import RecurrentNet, identity_initialise
 
 LENGTHS = (10, 20, 40, 70, 100)
-SOLVED = 0.006  # running mean of the squared error at which sequences grow
+SOLVED = 0.006  # the running mean of the squared error below which the next length begins
 
 
 def draw(steps: int, batch: int) -> tuple[Tensor, Tensor]:
-    """x (T, N, 2), the numbers and their marks, and the sums (N,)."""
+    """Draws x (T, N, 2), the numbers and their marks, and the sums (N)."""
     numbers, marks, rows = torch.rand(steps, batch), torch.zeros(steps, batch), torch.arange(batch)
     marks[torch.randint(steps // 2, (batch,)), rows] = 1
     marks[torch.randint(steps // 2, steps, (batch,)), rows] = 1
@@ -26,7 +27,7 @@ def draw(steps: int, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def train(hidden_size: int = 64, batch: int = 32, most_steps: int = 6000) -> Iterator[tuple[int, float, RecurrentNet]]:
-    """Yields the length, the running squared error and the net each time a length has been learned."""
+    """Trains; yields the length, the running squared error and the network after each length."""
     net = RecurrentNet(2, hidden_size, 1, nonlinearity="relu")
     identity_initialise(net.rnn)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run continues from, to the same bits."""
+"""Checkpoints from which a killed run continues with bitwise equal results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes a state; whoever is killed at any moment leaves the old file or the new one, whole."""
+    """Writes a state atomically: a process that is killed at any moment leaves the complete old file or the complete new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
@@ -26,10 +26,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
-    """A saved state whose entries of these names have these values.
+    """Reads a saved state, whose entries named in `expected` must have the values there.
 
     Raises:
-        ValueError: it does not read, or was saved by another run: the message says in what it differs.
+        ValueError: the file is unreadable or was saved by a different run; the message names the difference.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,7 +1,7 @@
-"""`python -m torch_unroll depth`: does a deeper network learn? Plain and residual networks of the CIFAR form, on real digits.
+"""`python -m torch_unroll depth`: does a deeper network learn? Compares plain and residual networks on handwritten digits.
 
-He, Zhang, Ren & Sun 2015, figure 6: plain networks learn worse the deeper they are, residual ones do not. Here on scikit-learn's
-8×8 digits and over a few epochs, enough for a plain network of 56 layers to lag far behind.
+In He, Zhang, Ren & Sun 2015, figure 6, plain networks learn worse the deeper they are, and residual networks do not. A few epochs
+on scikit-learn's 8×8 digits are enough for a plain network of 56 layers to fall far behind.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _BATCH = 64
 
 
 def losses(name: str, digits: Digits, epochs: int, device: str | torch.device = "cpu", seed: int = 0) -> Iterator[float]:
-    """The cross-entropy of each step of training a network of `NETWORKS`: SGD, rate 0.1, momentum 0.9, as in the paper."""
+    """Trains a network of `NETWORKS` by SGD with rate 0.1 and momentum 0.9, as in the paper; yields the cross-entropy of each
+    step."""
     depth, residual = NETWORKS[name]
     torch.manual_seed(seed)
     network = cifar_resnet(depth, residual=residual, channels=1).to(device)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     images, labels = digits.images.unsqueeze(1).to(device), digits.digits.to(device)
     for _ in range(epochs):
-        for rows in (
-            torch.randperm(len(images)).to(device).split(_BATCH)[:-1]
-        ):  # whole batches: a rest is small for its statistics
+        # The last batch is dropped: it is too small for the statistics of batch normalisation.
+        for rows in torch.randperm(len(images)).to(device).split(_BATCH)[:-1]:
             loss = F.cross_entropy(network(images[rows]), labels[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -39,7 +39,7 @@ def losses(name: str, digits: Digits, epochs: int, device: str | torch.device = 
 
 
 def plot(curves: dict[str, list[float]], path: Path) -> None:
-    """The curves, smoothed over a tenth of an epoch's length and more, as an image."""
+    """Draws the curves, smoothed over the last 10 steps, into an image file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,7 +57,7 @@ def plot(curves: dict[str, list[float]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Trains the networks, prints a table, draws the plot."""
+    """Runs the command: trains the networks, prints a table and draws the plot."""
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(prog="python -m torch_unroll depth", description=__doc__)
@@ -66,13 +66,13 @@ def main(arguments: Sequence[str]) -> int:
         "--epochs", type=int, default=3, help="passes over the 1,198 digits (default: 3, half a minute on two cores)"
     )
     parser.add_argument("--plot", type=Path, default=Path("out/depth.png"), help="where the plot goes (default: out/depth.png)")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     digits, device = load(), "cuda" if torch.cuda.is_available() else "cpu"
-    steps = given.epochs * (len(digits.images) // _BATCH)
-    curves = {name: list(tqdm(losses(name, digits, given.epochs, device), name, steps)) for name in given.networks}
+    steps = options.epochs * (len(digits.images) // _BATCH)
+    curves = {name: list(tqdm(losses(name, digits, options.epochs, device), name, steps)) for name in options.networks}
     for name, curve in curves.items():
-        last = curve[-steps // given.epochs :]
+        last = curve[-steps // options.epochs :]
         print(f"{name:<12} loss over the last epoch {sum(last) / len(last):.3f}")
-    plot(curves, given.plot)
-    print(f"plot: {given.plot}")
+    plot(curves, options.plot)
+    print(f"plot: {options.plot}")
     return 0

@@ -1,7 +1,7 @@
-"""Two small networks that learn real handwritten digits: a convolutional one and a recurrent one.
+"""A convolutional and a recurrent network that learn handwritten digits.
 
-The data are the 1,797 digits of 8×8 pixels that scikit-learn carries: the test set of the UCI "Optical Recognition of Handwritten
-Digits" (Alpaydin & Kaynak 1998). A third of them is held out, chosen by a fixed seed.
+The data are the 1,797 digits of 8×8 pixels that scikit-learn contains: the test set of the UCI "Optical Recognition of
+Handwritten Digits" (Alpaydin & Kaynak 1998). A fixed seed selects a third of them to be held out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch_unroll.models import lenet5
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (N, 8, 8) with pixels in [0, 1], and their digits (N,), to learn from and held out."""
+    """Images (N, 8, 8) with pixels in [0, 1] and their digits (N), for training and held out."""
 
     images: Tensor
     digits: Tensor
@@ -30,25 +30,26 @@ class Digits:
 
 
 def load() -> Digits:
-    """The digits; raises ImportError with the remedy where scikit-learn is missing."""
+    """Loads the digits. Raises ImportError with the remedy if scikit-learn is missing."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("the digits come with scikit-learn: pip install scikit-learn") from error
-    found = load_digits()
-    images = torch.from_numpy(found.images).float() / 16
-    digits = torch.from_numpy(found.target).long()
+    dataset = load_digits()
+    images = torch.from_numpy(dataset.images).float() / 16
+    digits = torch.from_numpy(dataset.target).long()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     held_out, rest = order[: len(order) // 3], order[len(order) // 3 :]
     return Digits(images[rest], digits[rest], images[held_out], digits[held_out])
 
 
 class RowReader(torch.nn.Module):
-    """Reads an image (N, 8, 8) row by row: an Elman network, logits at every row, and of each digit's logits the largest.
+    """Reads images (N, 8, 8) row by row with an Elman network that computes logits at every row; the result is the maximum of
+    each digit's logits over the rows.
 
     Args:
-        hidden_size: of the recurrence.
-        nn: the namespace of the modules: `torch_unroll.nn`, or `torch.nn` for the peer.
+        hidden_size: the size of the recurrent state.
+        nn: the namespace of the modules: `torch_unroll.nn` or `torch.nn`.
     """
 
     def __init__(self, hidden_size: int = 64, *, nn: Any = unrolled):
@@ -62,7 +63,7 @@ class RowReader(torch.nn.Module):
 
 
 class Convolutional(torch.nn.Module):
-    """LeNet-5 on the digits, enlarged to the 32×32 pixels it was made for."""
+    """LeNet-5 on the digits, enlarged to the 32×32 pixels for which it was designed."""
 
     def __init__(self, *, nn: Any = unrolled):
         super().__init__()
@@ -74,13 +75,13 @@ class Convolutional(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network and how it is trained: SGD with momentum on the cross-entropy, the rate falling linearly to a twentieth."""
+    """A network and its training: SGD with momentum on the cross-entropy, with a rate that falls linearly to a twentieth."""
 
     network: Callable[[], torch.nn.Module]
     rate: float
     epochs: int
     batch: int
-    #: The held-out accuracy that training reaches at least.
+    #: The least held-out accuracy that training reaches.
     expected: float
     momentum: float = 0.9
 
@@ -92,7 +93,7 @@ RECIPES = {
 
 
 class Training:
-    """A network being trained, epoch by epoch; the same for a seed."""
+    """The training of a network, epoch by epoch; it is determined by the seed."""
 
     def __init__(self, recipe: Recipe, data: Digits, device: torch.device | str = "cpu", seed: int = 0):
         torch.manual_seed(seed)
@@ -104,23 +105,23 @@ class Training:
         self.generator = torch.Generator().manual_seed(seed)
 
     def steps(self) -> Iterator[float]:
-        """One epoch; yields the loss of every step."""
-        for chosen in torch.randperm(len(self.data.images), generator=self.generator).split(self.recipe.batch):
-            chosen = chosen.to(self.device)
-            loss = F.cross_entropy(self.network(self.data.images[chosen]), self.data.digits[chosen])
+        """Trains for one epoch; yields the loss of every step."""
+        for rows in torch.randperm(len(self.data.images), generator=self.generator).split(self.recipe.batch):
+            rows = rows.to(self.device)
+            loss = F.cross_entropy(self.network(self.data.images[rows]), self.data.digits[rows])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             yield loss.item()
 
     def accuracy(self) -> float:
-        """The share of the held-out digits that it names rightly."""
+        """The share of the held-out digits that the network classifies correctly."""
         with torch.no_grad():
-            named = self.network(self.data.held_out_images).argmax(1)
-        return (named == self.data.held_out_digits).float().mean().item()
+            predicted = self.network(self.data.held_out_images).argmax(1)
+        return (predicted == self.data.held_out_digits).float().mean().item()
 
     def epochs(self) -> Iterator[tuple[float, float]]:
-        """Trains; yields mean loss and held-out accuracy after every epoch."""
+        """Trains for all epochs; yields the mean loss and the held-out accuracy after each."""
         for _ in range(self.recipe.epochs):
             losses = list(self.steps())
             self.schedule.step()

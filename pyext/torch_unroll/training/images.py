@@ -1,4 +1,4 @@
-"""Pictures in a folder for each class: root/cat/1.png, root/dog/2.jpg, ..."""
+"""Pictures in one folder for each class: root/cat/1.png, root/dog/2.jpg, ..."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 
 class ImageFolder:
-    """The pictures of a folder and their classes, in the order of their names.
+    """The pictures in a folder and their classes, sorted by name.
 
     Args:
-        root: the folder, with a folder in it for each class.
-        size: (H, W) that each picture is resized to.
-        channels: 1, or 3 for RGB.
+        root: a folder that contains one folder for each class.
+        size: the (H, W) to which each picture is resized.
+        channels: 1 for grey, or 3 for RGB.
 
     Raises:
-        FileNotFoundError: no such folder, or no class in it.
-        ValueError: a class without pictures.
+        FileNotFoundError: the folder does not exist, or contains no class.
+        ValueError: a class contains no pictures.
     """
 
     def __init__(self, root: Path, size: tuple[int, int], channels: int = 3):
@@ -33,16 +33,16 @@ class ImageFolder:
             raise FileNotFoundError(f"data: expected a folder for each class in {root}, found none")
         self.files: list[tuple[Path, int]] = []
         for number, name in enumerate(self.classes):
-            found = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in _SUFFIXES)
-            if not found:
+            pictures = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in _SUFFIXES)
+            if not pictures:
                 raise ValueError(f"data: expected pictures ({', '.join(_SUFFIXES)}) in {root / name}, found none")
-            self.files += [(path, number) for path in found]
+            self.files += [(path, number) for path in pictures]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def load(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Pictures (len(rows), channels, H, W) in [0, 1], and their classes; ValueError names a picture that is corrupt."""
+        """Loads pictures (len(rows), channels, H, W) in [0, 1], and their classes. Raises ValueError for a corrupt picture."""
         from PIL import Image
 
         pictures = []

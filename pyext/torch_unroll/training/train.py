@@ -1,10 +1,10 @@
-"""`python -m torch_unroll train`: trains a network of `torch_unroll.models` on pictures in folders, resumes after any end.
+"""`python -m torch_unroll train`: trains a network of `torch_unroll.models` on pictures in folders, and resumes interrupted runs.
 
     python -m torch_unroll train --model resnet18 --data pictures/ --checkpoint runs/resnet18.pt
-    torchrun --nproc-per-node 2 -m torch_unroll train ...          # the same batches, shared out
+    torchrun --nproc-per-node 2 -m torch_unroll train ...          # shares the same batches between processes
 
-Batches are drawn from the seed and the epoch alone, so a run that was killed continues from its last checkpoint to the same bits
-as one that was not. With several processes each takes its share of every batch, and gradients are averaged.
+Batches depend only on the seed and the epoch, so a run that was killed continues from its last checkpoint and ends with bitwise
+the same result as an uninterrupted run. Several processes share every batch, and their gradients are averaged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch_unroll import models
 from torch_unroll.training import checkpoint
 from torch_unroll.training.images import ImageFolder
 
-#: Name -> the network, the (H, W) and the channels of its pictures.
+#: Name -> the network, the (H, W) of its pictures, and their number of channels.
 MODELS: dict[str, tuple[Callable[..., torch.nn.Module], tuple[int, int], int]] = {
     "lenet5": (models.lenet5, (32, 32), 1),
     "alexnet": (models.alexnet, (224, 224), 3),
@@ -44,7 +44,7 @@ MODELS: dict[str, tuple[Callable[..., torch.nn.Module], tuple[int, int], int]] =
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is; `python -m torch_unroll train --help` explains each."""
+    """The settings of a run; `python -m torch_unroll train --help` explains them."""
 
     model: str
     data: Path
@@ -59,7 +59,7 @@ class Settings:
 
 
 class Run:
-    """A training run: its network, optimizer and place in the data; picked up from its checkpoint if there is one."""
+    """A training run: its network, its optimizer and its position in the data. It resumes from its checkpoint if there is one."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches."""
+        """The number of complete batches."""
         return len(self.images) // self.settings.batch
 
     def _identity(self) -> dict[str, object]:
@@ -108,7 +108,7 @@ class Run:
         torch.set_rng_state(state["random"][self.settings.rank])
 
     def save(self) -> None:
-        """Writes the checkpoint, by the first process for all."""
+        """Writes the checkpoint; the first process does so for all."""
         random: list[torch.Tensor] = [torch.get_rng_state()]
         if self.settings.processes > 1:
             random = [torch.empty_like(random[0]) for _ in range(self.settings.processes)]
@@ -123,12 +123,12 @@ class Run:
             checkpoint.save(self.settings.checkpoint, {**self._identity(), **state})
 
     def rows(self, step: int) -> list[int]:
-        """The pictures of this process's share of a step's batch: a function of the seed and the step alone."""
+        """The pictures in this process's share of a step's batch, which depend only on the seed and the step."""
         settings = self.settings
         epoch, place = divmod(step, self.steps_per_epoch)
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
-        whole = order[place * settings.batch : (place + 1) * settings.batch]
-        return whole[settings.rank :: settings.processes].tolist()
+        batch = order[place * settings.batch : (place + 1) * settings.batch]
+        return batch[settings.rank :: settings.processes].tolist()
 
     def gradients(self) -> torch.Tensor:
         """Computes the gradients of the current step's batch into `.grad`; returns the loss of this process's share."""
@@ -140,7 +140,7 @@ class Run:
         return loss.detach()
 
     def steps(self) -> Iterator[float]:
-        """Trains to the end, yielding the loss of each step; saves every `save_every` steps and at the end."""
+        """Trains to the end and yields the loss of each step; saves after every `save_every` steps and at the end."""
         last = self.settings.epochs * self.steps_per_epoch
         while self.step < last:
             loss = self.gradients()
@@ -169,19 +169,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Trains; returns 2 with one sentence for what cannot be trained."""
+    """Runs the command; returns 2 after a one-line message if the run is impossible."""
     from tqdm import tqdm
 
-    given = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     try:
         if not 0 <= rank < processes:
             raise ValueError(f"RANK: expected a number below WORLD_SIZE {processes}, got {rank}")
         if processes > 1:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        run = Run(Settings(**vars(given), rank=rank, processes=processes))
+        run = Run(Settings(**vars(options), rank=rank, processes=processes))
         total = run.settings.epochs * run.steps_per_epoch
-        with tqdm(run.steps(), given.model, total, initial=run.step, disable=rank > 0) as bar:
+        with tqdm(run.steps(), options.model, total, initial=run.step, disable=rank > 0) as bar:
             for loss in bar:
                 bar.set_postfix(loss=f"{loss:.3f}")
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What programs do with models: each transformation is a function that does the same to torch's model and to ours."""
+"""What programs do with models: a transformation is a function that does the same to torch's model and to ours."""
 
 from tests.differential.transformations import autocast, derivatives, functional, mistakes, modules, places, programs
 from tests.differential.transformations.registry import TRANSFORMATIONS, Results, Transformation

@@ -1,4 +1,4 @@
-"""Numbers of other precisions: under torch.autocast and without."""
+"""Other precisions, with and without torch.autocast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def autocast_float16(model: nn.Module, subject: Subject) -> Results:
 
 
 def _forward_lowered(model: nn.Module, inputs: tuple[Tensor, ...]) -> Results:
-    """Backward runs after the block, as torch advises."""
+    """Runs backward after the block, as torch recommends."""
     with torch.autocast("cpu", torch.bfloat16):
         outputs = listed(model(*inputs))
     loss(outputs).backward()

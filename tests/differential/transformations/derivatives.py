@@ -1,4 +1,4 @@
-"""Gradients in every way that autograd gives them, and what it saves on the way."""
+"""Gradients in every form that autograd offers, and the tensors that it saves."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def saved_tensors_copied(model: nn.Module, subject: Subject) -> Results:
 
 
 def _hostile(model: nn.Module, subject: Subject, unpack: Any) -> Results:
-    """The model alone saves under the hooks, so that the refusal must be its own."""
+    """Only the model saves tensors under the hooks, so that only it can raise."""
     inputs = subject.inputs()
     with saved_tensors_hooks(lambda tensor: tensor.detach(), unpack):
         outputs = listed(model(*inputs))
@@ -147,12 +147,12 @@ def saved_tensors_of_another_rank(model: nn.Module, subject: Subject) -> Results
 
 
 def _after(model: nn.Module, subject: Subject, change: Any) -> Results:
-    """Backward after a change of a tensor that it may need; `change` takes the first input and the outputs."""
+    """Runs backward after a tensor that it may need was changed in place; `change` gets the first input and the outputs."""
     inputs = subject.inputs()
-    passed = tuple(tensor * 1 for tensor in inputs)
-    outputs = listed(model(*passed))
+    copies = tuple(tensor * 1 for tensor in inputs)
+    outputs = listed(model(*copies))
     with torch.no_grad():
-        change(passed[0], outputs)
+        change(copies[0], outputs)
     loss(outputs).backward()
     return [*outputs, *gradients(model, inputs)]
 

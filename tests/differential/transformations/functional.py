@@ -1,4 +1,4 @@
-"""torch.func: models as functions of their parameters and inputs."""
+"""torch.func, applied to models as functions of their parameters and inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.differential.transformations.registry import Results, floating, gradi
 
 
 def _function(model: nn.Module, subject: Subject) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:
-    """The model as a function of tensors that have derivatives, and these: the inputs, then the parameters."""
+    """The model as a function of its differentiable tensors, and these tensors: the inputs, then the parameters."""
     inputs, parameters = [tensor.detach() for tensor in subject.inputs()], dict(model.named_parameters())
     places = floating(inputs)
 
@@ -33,7 +33,7 @@ def _batch(values: list[Tensor], chosen: range) -> list[Tensor]:
 
 
 def _each(function: Callable[..., Any], values: list[Tensor], chosen: range) -> Results:
-    """What vmap promises, by a loop."""
+    """The result of vmap, computed by a loop."""
     calls = [function(*(value[i] if place in chosen else value for place, value in enumerate(values))) for i in range(3)]
     return [torch.stack(parts) for parts in zip(*calls, strict=True)]
 
@@ -75,7 +75,7 @@ def _gradients_batched(model: nn.Module, subject: Subject, run: Callable[..., Re
 
 
 def _each_gradient(model: nn.Module, subject: Subject) -> Results:
-    """Both by autograd, for models that torch.func refuses."""
+    """The gradient of each sample, computed by autograd, for models that torch.func rejects."""
     function, values = _function(model, subject)
     chosen = range(len(floating(subject.inputs())))
 
@@ -114,7 +114,7 @@ def _reverse(function: Callable[..., list[Tensor]], values: list[Tensor]) -> Res
 
 
 def _rows(function: Callable[..., list[Tensor]], values: list[Tensor]) -> Results:
-    """A Jacobian by one backward pass an element."""
+    """A Jacobian, computed by one backward pass for each element."""
     leaves = [value.clone().requires_grad_() for value in values]
     blocks: Results = []
     for output in function(*leaves):
@@ -134,7 +134,7 @@ def _tangents(values: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _pushed_by_two_backwards(model: nn.Module, subject: Subject) -> Results:
-    """Forward mode from reverse mode, which is linear in its seeds."""
+    """Forward mode computed from reverse mode, which is linear in its seeds."""
     function, values = _function(model, subject)
     leaves = [value.clone().requires_grad_() for value in values]
     outputs = function(*leaves)

@@ -1,4 +1,4 @@
-"""Calls at the edge and beyond: torch raises, or has an answer; so must we."""
+"""Calls at and beyond the limits of what is valid: ours must raise if torch raises, and return a result if torch does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def batch_of_one(model: nn.Module, subject: Subject) -> Results:
 
 
 def _widened(tensor: Tensor, dim: int, by: int) -> Tensor:
-    """With some slices added along a dimension, or taken away."""
+    """The tensor with some slices added along a dimension, or removed."""
     kept = tensor.detach().narrow(dim, 0, tensor.shape[dim] + min(by, 0))
     return torch.cat([kept, kept.narrow(dim, 0, 1)], dim) if by > 0 else kept
 
@@ -51,7 +51,7 @@ def a_last_extent_too_long(model: nn.Module, subject: Subject) -> Results:
 
 
 def _further(model: nn.Module, subject: Subject, by: int) -> Results:
-    """One of the inputs after the first has another extent than the first asks for."""
+    """One of the inputs after the first has an extent that does not fit the first."""
     x, *others = subject.inputs()
     results: Results = []
     for place, dim in enumerate(subject.dims[1:]):
@@ -74,7 +74,7 @@ def a_further_input_too_short(model: nn.Module, subject: Subject) -> Results:
 
 
 def _parameter(model: nn.Module, subject: Subject, by: int) -> Results:
-    """Parameters whose first extent is another, as a careless surgery leaves them."""
+    """Parameters whose first extent was changed by mistake."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(_widened(parameter, 0, by)))

@@ -1,4 +1,4 @@
-"""What is done to modules: copied, stored, wrapped, spread over processes."""
+"""Modules that are copied, stored, wrapped or distributed over processes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def in_evaluation(model: nn.Module, subject: Subject) -> Results:
 
 @transformation()
 def weights_normalized(model: nn.Module, subject: Subject) -> Results:
-    """Weights that are computed from others, after the model is built."""
+    """Weights that are computed from other parameters, after the model is built."""
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""Tensors without data, and settings of the process that must not reach into a call."""
+"""Tensors without data, and process-wide settings that must not affect a call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.differential.transformations.registry import Results, converted, list
 
 
 def _described(results: Results) -> Results:
-    """The shapes, strides of the first and dtypes of tensors that have no data."""
+    """The shapes and dtypes of tensors without data, and the strides of the first."""
     described: Results = []
     for tensor in results:
         described.append(None if tensor is None else torch.zeros(tensor.shape, dtype=tensor.dtype))
@@ -69,7 +69,7 @@ def under_default_dtype_float64(model: nn.Module, subject: Subject) -> Results:
 
 @transformation()
 def model_made_on_meta(model: nn.Module, subject: Subject) -> Results:
-    """As large models are loaded: built without data, then given it."""
+    """The way in which large models are loaded: built without data, which is assigned later."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model.to("meta").to_empty(device="cpu").load_state_dict(state)
     return trained(model, subject.inputs())
@@ -96,7 +96,7 @@ def _subclass(tensor: Tensor) -> Tensor:
 
 
 class Marked(Tensor):
-    """A tensor of another class, which results keep."""
+    """A subclass of Tensor, which results preserve."""
 
 
 @transformation()

@@ -1,4 +1,4 @@
-"""Models made into programs: compiled, exported, traced; and run on another batch than the one they were made from."""
+"""Models that are compiled, exported or traced, and then run on a batch of another size."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def traced(model: nn.Module, subject: Subject) -> Results:
 
 @transformation(dear=True, wraps=True)
 def traced_and_given_a_further_input_of_another_batch(model: nn.Module, subject: Subject) -> Results:
-    """A trace has none of the checks that Python makes: what it calls has to make its own."""
+    """A trace contains no checks written in Python, so the operators in it have to check their arguments."""
     inputs = tuple(tensor.detach() for tensor in subject.inputs(3))
     program = torch.jit.trace(model, inputs, check_trace=False)
     return [output.detach() for output in listed(program(subject.inputs(_ANOTHER)[0], *inputs[1:]))]
 
 
 def _functional(model: nn.Module, subject: Subject, batch: int) -> tuple[Callable[..., Any], list[Tensor]]:
-    """Outputs and gradients, as a function of the inputs and parameters."""
+    """Outputs and gradients as a function of the inputs and parameters."""
     inputs, names = subject.inputs(batch), [name for name, _ in model.named_parameters()]
     values = [*inputs, *(parameter.detach() for parameter in model.parameters())]
 

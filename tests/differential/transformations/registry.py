@@ -1,4 +1,4 @@
-"""The table of transformations, and what they are made of."""
+"""The table of transformations, and helpers for them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Run = Callable[[nn.Module, Subject], Results]
 
 @dataclass(frozen=True)
 class Transformation:
-    """Something a program does with a model; `run` does it, the same to torch's model and to ours."""
+    """Something that a program does with a model; `run` does it to torch's model and to ours."""
 
     name: str
     run: Run
-    #: It costs a second or more: the long suite has it for every subject, the quick one for a few.
+    #: Whether it takes a second or more; the quick suite applies it to a few subjects only.
     dear: bool = False
-    #: It raises its own exceptions around those of the model: only whether one is raised can be compared.
+    #: Whether it wraps exceptions of the model in its own, so that only the fact of an exception can be compared.
     wraps: bool = False
-    #: The lowest precision that results pass through, where their dtype does not tell.
+    #: The lowest precision that results pass through, if their dtype does not show it.
     precision: torch.dtype | None = None
-    #: Ours may raise this where torch has a result; where torch raises, ours must.
+    #: An exception that ours may raise although torch returns a result; if torch raises, ours must raise.
     refusal: type[Exception] | None = None
-    #: The same results by plain means, for models of torch's that do not support the transformation.
+    #: A function with the same results, for models of torch that do not support the transformation.
     plainly: Run | None = None
 
 
@@ -37,7 +37,7 @@ TRANSFORMATIONS: dict[str, Transformation] = {}
 
 
 def transformation(**options: Any) -> Callable[[Run], Run]:
-    """Enters a function into the table, under its own name."""
+    """Adds a function to the table under its own name."""
 
     def enter(run: Run) -> Run:
         TRANSFORMATIONS[run.__name__] = Transformation(run.__name__, run, **options)
@@ -47,12 +47,12 @@ def transformation(**options: Any) -> Callable[[Run], Run]:
 
 
 def listed(output: Any) -> list[Tensor]:
-    """A model's output as a list."""
+    """The output of a model as a list."""
     return list(output) if isinstance(output, (tuple, list)) else [output]
 
 
 def loss(outputs: Iterable[Tensor]) -> Tensor:
-    """A sum under fixed, uneven weights, so that no two elements are taken for each other."""
+    """A sum with fixed, uneven weights, so that exchanging two elements changes it."""
     total: Any = 0
     for output in outputs:
         if output.is_floating_point():
@@ -63,22 +63,22 @@ def loss(outputs: Iterable[Tensor]) -> Tensor:
 
 
 def gradients(model: nn.Module, inputs: Iterable[Tensor]) -> Results:
-    """Those that backward left on the inputs and the parameters."""
+    """The gradients that backward left on the inputs and the parameters."""
     return [leaf.grad for leaf in (*inputs, *model.parameters()) if leaf.requires_grad]
 
 
 def trained(model: nn.Module, inputs: tuple[Tensor, ...], call: Callable[..., Any] | None = None) -> Results:
-    """The outputs of a call (of the model, unless another is named), and the gradients."""
-    outputs = listed((model if call is None else call)(*inputs))  # a compiled model has no truth value
+    """The outputs of a call (by default of the model) and the gradients."""
+    outputs = listed((model if call is None else call)(*inputs))  # not `call or model`, since a compiled model has no truth value
     loss(outputs).backward()
     return [*outputs, *gradients(model, inputs)]
 
 
 def floating(inputs: Iterable[Tensor]) -> list[int]:
-    """The places of the inputs that have a derivative."""
+    """The positions of the differentiable inputs."""
     return [place for place, tensor in enumerate(inputs) if tensor.is_floating_point()]
 
 
 def converted(inputs: tuple[Tensor, ...], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """New leaves: what a change makes of each floating-point input; the integers stay."""
+    """New leaves with a change applied to each floating-point input; integers are unchanged."""
     return tuple(change(tensor.detach()).requires_grad_() if tensor.is_floating_point() else tensor for tensor in inputs)

@@ -16,35 +16,10 @@ from torch import Tensor
 
 from torch_unroll.engines.interface import RnnOptions
 from torch_unroll.engines.reference.arithmetic import accumulator, product
+from torch_unroll.nonlinearity import apply, slope
 from torch_unroll.shapes import empty_rows_like
 
-__all__ = ["apply", "curvature", "rnn_backward", "rnn_cell_backward", "rnn_cell_forward", "rnn_forward", "rnn_tangent", "slope"]
-
-
-def apply(nonlinearity: str, z: Tensor) -> Tensor:
-    """Returns f(z)."""
-    if nonlinearity == "identity":
-        return z
-    function = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}[nonlinearity]
-    return function(z)
-
-
-def slope(nonlinearity: str, h: Tensor, gradient: Tensor) -> Tensor:
-    """Returns f'(z) · gradient, computed from h = f(z)."""
-    if nonlinearity == "tanh":
-        return gradient * (1 - h * h)
-    if nonlinearity == "relu":
-        return torch.where(h <= 0, torch.zeros_like(gradient), gradient)
-    if nonlinearity == "sigmoid":
-        return gradient * (h * (1 - h))
-    return gradient
-
-
-def curvature(nonlinearity: str, h: Tensor) -> Tensor | None:
-    """Returns the derivative of `slope` by h, divided by the gradient; None where it is 0."""
-    if nonlinearity == "tanh":
-        return -2 * h
-    return 1 - 2 * h if nonlinearity == "sigmoid" else None
+__all__ = ["rnn_backward", "rnn_cell_backward", "rnn_cell_forward", "rnn_forward", "rnn_tangent"]
 
 
 class _Layer:

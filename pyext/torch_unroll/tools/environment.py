@@ -1,4 +1,4 @@
-"""What this machine offers the kernels: packages, tools, GPUs, built objects, engines. `doctor` draws the conclusions."""
+"""What this machine offers the kernels: packages, tools, GPUs, built objects and engines. `doctor` draws the conclusions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from torch_unroll import kernels
 from torch_unroll.engines import DTYPES, NAMES, cuda, nvrtc, refusal, resolve_precision
 from torch_unroll.kernels import build, table
 from torch_unroll.kernels.cuda.conv2d import choice
+from torch_unroll.shapes import dtype_name
 
 #: Packages that engines, benchmarks and builds use.
 PACKAGES = ("torch", "numpy", "cupy-cuda12x", "cupy-cuda13x", "numba", "numba-cuda", "cuda-core", "triton", "ninja")
-#: Settings from outside that change what runs, or how fast.
+#: Environment variables that change what runs, or how fast it runs.
 VARIABLES = (
     "CUDA_HOME",
     "CUDA_LAUNCH_BLOCKING",
@@ -37,17 +38,17 @@ _SMI_FIELDS = ("name", "compute_cap", "driver_version", "memory.total", "utiliza
 
 @dataclass(frozen=True)
 class Tool:
-    """A build tool: its version and place, or why there is none."""
+    """A build tool: its path and version, or why it is missing."""
 
     name: str
     path: str | None = None
     version: str | None = None
-    lack: str | None = None  # with the remedy
+    lack: str | None = None  # why it is missing, with the remedy
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as nvidia-smi sees it, whether or not torch can use it."""
+    """A GPU as nvidia-smi reports it, whether or not torch can use it."""
 
     name: str
     capability: str
@@ -59,37 +60,37 @@ class Gpu:
 
 @dataclass(frozen=True)
 class KernelObject:
-    """A built kernel object: what of the kernel table it holds, and what of that the GPU takes."""
+    """A built kernel object: which rows of the kernel table it contains, and which of these the GPU can load."""
 
     path: str
     built: bool
     error: str | None = None  # why it does not load
     kernels: int = 0
-    stale: tuple[str, ...] = ()  # rows of the table that it lacks
-    unloadable: tuple[str, ...] = ()  # kernels it holds that the GPU refuses
-    refusal: str | None = None  # in the driver's words
+    stale: tuple[str, ...] = ()  # the rows of the table that it lacks
+    unloadable: tuple[str, ...] = ()  # the kernels in it that the GPU cannot load
+    refusal: str | None = None  # the driver's error
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What an engine does for tensors of one device type: per op family the dtypes it serves, else the reason."""
+    """What an engine does for tensors on one device type: the dtypes that it serves, by op, and why it serves no others."""
 
     name: str
     device: str
     serves: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    reasons: tuple[str, ...] = ()  # each says why not, and the remedy
+    reasons: tuple[str, ...] = ()  # each with its remedy
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Everything `doctor` found."""
+    """Everything that `examine_machine` finds."""
 
     version: str
     kernel_digest: str
     python: str
     platform: str
     packages: dict[str, str]
-    torch_cuda: str | None  # the CUDA version torch was built for
+    torch_cuda: str | None  # the CUDA version that torch was built for
     torch_sees_gpu: bool
     precision: dict[str, str]  # torch's switches for fp32 products
     tools: tuple[Tool, ...]
@@ -98,11 +99,11 @@ class Survey:
     emulated_object: KernelObject
     engines: tuple[EngineReport, ...]
     variables: dict[str, str]
-    measured_gpus: tuple[str, ...] = ()  # those on which convolution's choices were measured
+    measured_gpus: tuple[str, ...] = ()  # the GPUs on which convolution's choices were measured
 
 
-def survey() -> Survey:
-    """Looks at this machine; starts CUDA only where torch sees a GPU."""
+def examine_machine() -> Survey:
+    """Examines this machine. CUDA is initialised only if torch sees a GPU."""
     available = torch.cuda.is_available()
     devices = ("cpu", "cuda") if available else ("cpu",)
     sample = torch.empty(0, device=devices[-1])
@@ -120,8 +121,8 @@ def survey() -> Survey:
         },
         tools=tuple(_tools()),
         gpus=tuple(_gpus()),
-        cuda_object=_kernel_object("cuda", nvrtc.architecture_of(torch.cuda.get_device_capability()) if available else None),
-        emulated_object=_kernel_object("cpu", None),
+        cuda_object=examine_object("cuda", nvrtc.architecture_of(torch.cuda.get_device_capability()) if available else None),
+        emulated_object=examine_object("cpu", None),
         engines=tuple(_engine(name, device) for name in NAMES for device in devices),
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
         measured_gpus=tuple(choice.measured()),
@@ -144,8 +145,8 @@ def _tool(name: str, find: Callable[[], str]) -> Tool:
         path = find()
     except build.BuildError as error:
         return Tool(name, lack=str(error))
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"release (\d+\.\d+)", said) or re.search(r"(\d+(?:\.\d+)+)", said)
+    output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"release (\d+\.\d+)", output) or re.search(r"(\d+(?:\.\d+)+)", output)
     return Tool(name, path, version[1] if version else None)
 
 
@@ -155,14 +156,14 @@ def _gpus() -> list[Gpu]:
         return []
     query = [smi, f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
+        result = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
     except subprocess.TimeoutExpired:
         return []
-    return parse_smi(found.stdout) if found.returncode == 0 else []
+    return parse_smi(result.stdout) if result.returncode == 0 else []
 
 
 def parse_smi(lines: str) -> list[Gpu]:
-    """What nvidia-smi answers to the query of `_SMI_FIELDS`; it writes [N/A] for what a GPU does not tell."""
+    """The GPUs in nvidia-smi's answer to a query of `_SMI_FIELDS`, in which [N/A] stands for an unknown value."""
     gpus = []
     for line in lines.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
@@ -176,36 +177,45 @@ def _integer(cell: str) -> int | None:
     return int(cell) if cell.isdecimal() else None
 
 
-def _kernel_object(device_type: str, architecture: str | None) -> KernelObject:
-    """An object beside the rows of the table that it should hold: those that run on the GPU's architecture. Where there is none,
-    all for the emulator, and of the CUDA object, whose targets can be any, those that every target has.
+def examine_object(device_type: str, architecture: str | None) -> KernelObject:
+    """Examines the kernel object for CUDA ("cuda") or for the emulator ("cpu").
+
+    It is compared with the rows of the kernel table that it should contain: for the emulator all of them, for CUDA those that run
+    on the GPU's architecture or, without a GPU, those that every target has.
     """
     path = cuda.library_path(device_type)
     if not path.exists():
-        return KernelObject(str(path), built=False)
+        return KernelObject(path=str(path), built=False)
     try:
         loaded = cuda.KernelObject(path)
     except (OSError, AttributeError, RuntimeError) as error:
-        return KernelObject(str(path), built=True, error=str(error).removesuffix(f"; {cuda.REBUILD_HINT}"))
+        return KernelObject(path=str(path), built=True, error=str(error).removesuffix(f"; {cuda.REBUILD_HINT}"))
     rows = [row for row in table.kernels() if device_type == "cpu" or nvrtc.runs_on(row, architecture or "sm_80")]
     stale = tuple(row.expression for row in rows if row.expression not in loaded.index)
-    held = [row.expression for row in rows if row.expression in loaded.index] if architecture else []
-    statuses = {name: loaded.library.torch_unroll_preload(loaded.index[name]) for name in held}
+    present = [row.expression for row in rows if row.expression in loaded.index] if architecture else []
+    statuses = {name: loaded.library.torch_unroll_preload(loaded.index[name]) for name in present}
     unloadable = tuple(name for name, status in statuses.items() if status)
-    refusal = loaded.library.torch_unroll_error_text(statuses[unloadable[0]]).decode() if unloadable else None
-    return KernelObject(str(path), True, None, len(loaded.index), stale, unloadable, refusal)
+    driver_error = loaded.library.torch_unroll_error_text(statuses[unloadable[0]]).decode() if unloadable else None
+    return KernelObject(
+        path=str(path),
+        built=True,
+        kernels=len(loaded.index),
+        stale=stale,
+        unloadable=unloadable,
+        refusal=driver_error,
+    )
 
 
 def _engine(name: str, device: str) -> EngineReport:
     serves: dict[str, tuple[str, ...]] = {}
-    reasons: dict[str, None] = {}  # in the order met
+    reasons: dict[str, None] = {}  # a set that keeps its order
     for family in table.OPS:
         accepted = []
         for dtype in DTYPES:
             if reason := refusal(name, family, torch.device(device), dtype):
                 reasons[reason] = None
             else:
-                accepted.append(str(dtype).removeprefix("torch."))
+                accepted.append(dtype_name(dtype))
         if accepted:
             serves[family] = tuple(accepted)
     return EngineReport(name, device, serves, tuple(reasons))
