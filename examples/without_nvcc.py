@@ -2,15 +2,15 @@
 
 Installing with `pip install .` succeeds without nvcc: the compiled kernels are then left out, and engine `cupy` compiles the same
 sources when they are first called, or engine `numba` their twins in Python.
-Prints every engine with the reason why it does not run here, which one serves a tensor, and what the doctor advises.
+Prints every engine with the reason why it does not run here, what a call that names it does, and the report of the doctor,
+which ends with its advice.
 Needs nothing.
 """
 
 import torch
 
 import torch_unroll as tu
-from torch_unroll.tools.doctor import advice
-from torch_unroll.tools.survey import survey
+from torch_unroll.tools import doctor
 
 
 def main() -> None:
@@ -29,9 +29,8 @@ def main() -> None:
             assert reason is not None
             print(f"engine {name} raised: {error}")
 
-    print("\nthe doctor's advice (`python -m torch_unroll doctor` prints it with everything it found):")
-    for item in advice(survey()):
-        print(f"- {item.problem}\n  {item.remedy}")
+    print("\npython -m torch_unroll doctor:")
+    doctor.main([])
 
 
 if __name__ == "__main__":
