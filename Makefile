@@ -1,5 +1,5 @@
-# `make bench` and `make test` do all their own set-up. What they need: Python >= 3.11, a C++20 compiler, make.
-#   make test VENV= PYTHON=python3     uses an environment that exists: no pip, no network
+# `make bench` and `make test` set up everything themselves. They need Python >= 3.11, a C++20 compiler and make.
+#   make test VENV= PYTHON=python3     uses an existing environment, without pip and without a network
 #   make test TESTS=tests/rnn WORKERS=4 PYTEST="-x -k packed"
 
 VENV ?= .venv
@@ -29,22 +29,22 @@ OUT ?= out/gpu
 DEVICE ?= cuda
 GPU ?=
 
-.PHONY: help bench test test-all compile-check lint gpu build emulated cuda doctor depth clean
+.PHONY: help bench test test-all compile-check lint docs gpu build emulated cuda doctor depth clean
 .DEFAULT_GOAL := help
 
-help:  ## this list
+help:  ## prints this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-bench: build  ## check and time every op on every engine that can run here, train two small networks; results in out/
+bench: build  ## checks and times every op on every engine that runs here, trains two small networks; results in out/
 	$(RUN) -m benchmarks bench
 
-test: build  ## the quick suite: 15 minutes on two cores
+test: build  ## runs the quick suite: 15 minutes on two cores
 	$(RUN) -m pytest $(TESTS) -n $(WORKERS) -m "not slow and not compile" $(PYTEST)
 
-test-all: build  ## every test, and the compile checks
+test-all: build  ## runs every test, and the compile checks
 	$(RUN) -m pytest $(TESTS) -n $(WORKERS) $(PYTEST)
 
-compile-check: $(READY)  ## nvcc for sm_80, sm_90a and sm_100 without spills or local memory; NVRTC for every kernel
+compile-check: $(READY)  ## compiles every kernel by nvcc for sm_80, sm_90a and sm_100, without spills or local memory, and by NVRTC
 	$(RUN) -m pytest tests -n $(WORKERS) -m compile $(PYTEST)
 
 lint: $(READY)  ## ruff, mypy, clang-format and the style check
@@ -54,11 +54,14 @@ lint: $(READY)  ## ruff, mypy, clang-format and the style check
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
 	$(RUN) -m tests.style.check
 
-# What is built is used, and nothing is built: a machine with a GPU may have no compiler, and little time.
-gpu: $(READY)  ## prove and measure everything on a GPU in eight minutes: MINUTES=8 OUT=out/gpu DEVICE=cuda GPU="--then"
+docs: $(READY)  ## renders the documentation and the API reference into out/docs
+	$(RUN) -m sphinx -W --keep-going -n -q docs out/docs
+
+# Builds nothing and uses what is built: a machine with a GPU may have no compiler, and little time.
+gpu: $(READY)  ## checks and measures everything on a GPU in eight minutes: MINUTES=8 OUT=out/gpu DEVICE=cuda GPU="--then"
 	$(RUN) -m benchmarks gpu --minutes $(MINUTES) --out $(OUT) --device $(DEVICE) $(GPU)
 
-build: emulated cuda  ## the emulated kernels, and the CUDA kernels where nvcc is
+build: emulated cuda  ## builds the emulated kernels, and the CUDA kernels where it finds nvcc
 
 emulated: $(READY)
 	$(RUN) kernels/build.py emulated
@@ -66,7 +69,7 @@ emulated: $(READY)
 cuda: $(READY)
 	$(RUN) kernels/build.py cuda --optional
 
-doctor: $(READY)  ## what can run here, and what would make the rest run
+doctor: $(READY)  ## reports what runs here, and what would make the rest run
 	$(RUN) -m torch_unroll doctor
 
 $(VENV)/requirements.txt: requirements.txt
@@ -76,9 +79,9 @@ $(VENV)/requirements.txt: requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@cp requirements.txt $@
 
-depth: $(READY)  ## does a deeper network learn? residual-20 against plain-56 on real digits, with a plot in out/
+depth: $(READY)  ## trains residual and plain networks of two depths on real digits; a plot in out/
 	$(RUN) -m torch_unroll depth
 
-clean:  ## what was built; the virtual environment stays
+clean:  ## removes what was built; the virtual environment stays
 	rm -rf build dist out pyext/torch_unroll/lib pyext/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

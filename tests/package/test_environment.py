@@ -1,4 +1,4 @@
-"""What the environment says of places and GPUs: paths as a shell takes them, and GPUs as torch's extension builder takes them."""
+"""Tests the environment variables: paths are read as a shell reads them, GPUs as torch's extension builder reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ esac
 
 @pytest.fixture
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a CUDA toolkit is whose nvcc knows every GPU of today."""
+    """Returns the folder of a CUDA toolkit whose stand-in nvcc compiles for every current architecture."""
     compiler = tmp_path / "toolkit" / "bin" / "nvcc"
     compiler.parent.mkdir(parents=True)
     compiler.write_text(STAND_IN)
@@ -67,14 +67,14 @@ def test_a_list_of_architectures(toolkit, monkeypatch, capsys, listed: str, targ
         ("8.0;13.0", "cannot compile for 13.0"),
     ],
 )
-def test_a_list_that_cannot_be_compiled_for(toolkit, monkeypatch, listed: str, sentence: str) -> None:
+def test_a_list_without_a_usable_architecture_is_refused(toolkit, monkeypatch, listed: str, sentence: str) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-    with pytest.raises(build.BuildError) as raised:
+    with pytest.raises(build.BuildError) as error:
         build.cuda_targets()
-    assert sentence in str(raised.value)
+    assert sentence in str(error.value)
 
 
-#: What reads a path from a variable, as a path.
+#: Each variable that holds a path, and a function that reads it.
 READERS: dict[str, Callable[[], Path]] = {
     "TORCH_UNROLL_CACHE_DIR": nvrtc_cache.folder,
     "XDG_CACHE_HOME": lambda: nvrtc_cache.folder().parent,
@@ -87,7 +87,7 @@ READERS: dict[str, Callable[[], Path]] = {
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home that is the current folder, with a toolkit and a host compiler in `named`."""
+    """Makes a home folder the current folder; its folder `named` holds a toolkit and a host compiler. Returns the home folder."""
     for variable in READERS:
         monkeypatch.delenv(variable, raising=False)
     for tool, text in {"nvcc": STAND_IN, "compiler": "#!/bin/sh\necho 13.2.0\n"}.items():
@@ -102,7 +102,9 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("variable", READERS)
 @pytest.mark.parametrize("spelling", ["~/named", "named", "./named", "~/other/../named", "$HOME/named"])
-def test_a_path(places: Path, monkeypatch: pytest.MonkeyPatch, variable: str, spelling: str) -> None:
+def test_a_path_may_be_relative_or_begin_with_a_tilde(
+    places: Path, monkeypatch: pytest.MonkeyPatch, variable: str, spelling: str
+) -> None:
     value = spelling.replace("$HOME", str(places))
     monkeypatch.setenv(variable, f"{value}/bin/compiler" if variable == "CXX" else value)
     (places / "other").mkdir()
@@ -112,7 +114,7 @@ def test_a_path(places: Path, monkeypatch: pytest.MonkeyPatch, variable: str, sp
 
 
 @pytest.mark.parametrize("variable", READERS)
-def test_an_empty_variable_is_one_that_is_not_set(places: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_an_empty_variable_counts_as_unset(places: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv("PATH", f"{places / 'named' / 'bin'}{os.pathsep}{os.environ['PATH']}")
     unset = READERS[variable]()
     monkeypatch.setenv(variable, "")
@@ -128,7 +130,7 @@ def test_the_first_of_two_variables_counts(places: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", "CXX"])
-def test_an_unknown_home_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_an_unknown_home_is_reported(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setenv(variable, "~nobody-of-that-name/cuda")
     with pytest.raises(build.BuildError, match=f"{variable}: expected a path, got '~nobody-of-that-name/cuda'"):

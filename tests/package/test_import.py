@@ -1,4 +1,4 @@
-"""Importing the package is quick and pulls in nothing that a call may not need."""
+"""Tests that importing the package is quick and loads no optional package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_import_loads_no_optional_package() -> None:
     assert _python(code).stdout.split() == []
 
 
-def test_import_costs_little_beside_torchs() -> None:
+def test_import_adds_little_to_torchs_own() -> None:
     code = "import time, torch; start = time.perf_counter(); import torch_unroll; print(time.perf_counter() - start)"
     assert min(float(_python(code).stdout) for _ in range(3)) < 0.5
 
@@ -39,7 +39,7 @@ def test_an_unknown_default_engine_is_refused_at_once() -> None:
     assert "expected one of cuda, cupy, numba, torch or auto, got 'cudnn'" in result.stderr
 
 
-def test_a_name_of_the_package_is_a_function_or_else_a_subpackage() -> None:
+def test_public_names_are_functions_and_subpackages_keep_theirs() -> None:
     subpackages = [path.parent.name for path in (PACKAGE / "torch_unroll").glob("*/__init__.py")]
     imported = [f"import torch_unroll.{name} as imported; print(imported.__name__)" for name in subpackages]
     assert _python("\n".join(imported)).stdout.split() == [f"torch_unroll.{name}" for name in subpackages]

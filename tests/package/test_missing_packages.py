@@ -1,4 +1,4 @@
-"""What a machine lacks that was set up for torch and the GPU alone costs the tests that need it, and nothing else."""
+"""Tests that a missing optional package disables only the tests and tools that need it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Packages that only some tests and tools need.
 OPTIONAL = ("expecttest", "sklearn", "optuna", "ruff", "mypy", "clang_format")
-#: What is there on such a machine, beside what these require.
-THERE = ("torch", "cupy-cuda13x", "numba-cuda", "triton", "pytest", "hypothesis", "tqdm", "matplotlib", "ninja")
+#: What a machine has that was set up for torch and a GPU alone, besides what these packages require.
+PRESENT = ("torch", "cupy-cuda13x", "numba-cuda", "triton", "pytest", "hypothesis", "tqdm", "matplotlib", "ninja")
 
-#: A site customization: what looks for packages on the path does not see some.
+#: A sitecustomize module that hides the packages named in the variable BLOCKED from imports.
 BLOCKER = """
 import os
 from importlib.machinery import PathFinder
@@ -36,35 +36,35 @@ PathFinder.find_spec = Finder()
 
 
 def _closure(names: tuple[str, ...]) -> set[str]:
-    """Distributions, and what they require without extras, as far as it is installed."""
-    left, known = list(names), set[str]()
-    while left:
-        name = left.pop().lower().replace("_", "-")
+    """Returns distributions and everything they require without extras, as far as it is installed."""
+    pending, known = list(names), set[str]()
+    while pending:
+        name = pending.pop().lower().replace("_", "-")
         if name not in known:
             known.add(name)
             try:
-                wanted = [Requirement(text) for text in requires(name) or []]
+                requirements = [Requirement(text) for text in requires(name) or []]
             except PackageNotFoundError:
                 continue
-            left += [
+            pending += [
                 requirement.name
-                for requirement in wanted
+                for requirement in requirements
                 if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
             ]
     return known
 
 
 def _beyond(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Installed top-level packages that none of these distributions brings along."""
-    there = _closure(names)
+    """Returns the installed top-level packages that belong to none of these distributions or their requirements."""
+    kept = _closure(names)
     return tuple(
         package
         for package, distributions in packages_distributions().items()
-        if package.isidentifier() and not there & {name.lower().replace("_", "-") for name in distributions}
+        if package.isidentifier() and not kept & {name.lower().replace("_", "-") for name in distributions}
     )
 
 
-BLOCKED = {"the optional ones": OPTIONAL, "all but what a GPU machine has": _beyond(THERE)}
+BLOCKED = {"the optional ones": OPTIONAL, "all but what a GPU machine has": _beyond(PRESENT)}
 COMMANDS = {
     "import": ["-c", "import torch_unroll"],
     "doctor": ["-m", "torch_unroll", "doctor"],
@@ -77,7 +77,7 @@ COMMANDS = {
 
 @pytest.fixture(params=[pytest.param("the optional ones", marks=pytest.mark.slow), "all but what a GPU machine has"])
 def python(request: pytest.FixtureRequest, tmp_path: Path):
-    """Runs Python where some packages are missing, and pytest without plugins."""
+    """Returns a function that runs Python without some packages, and pytest without plugins."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
     blocked = BLOCKED[request.param]
     path = os.pathsep.join(map(str, (tmp_path, ROOT / "pyext", ROOT)))
@@ -94,32 +94,32 @@ def python(request: pytest.FixtureRequest, tmp_path: Path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_work_without(command: str, python) -> None:
-    done = python(*COMMANDS[command])
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = python(*COMMANDS[command])
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_a_run_on_a_gpu_is_rehearsed_without(python, tmp_path: Path) -> None:
     arguments = ("--device", "cpu", "--only", "rnn_cell forward float32", "--out", str(tmp_path / "out"))
-    done = python("-m", "benchmarks", "gpu", *arguments)
-    assert "cuda: jobs: 1 right" in done.stdout, done.stdout + done.stderr
-    assert "never launched" in done.stdout
+    process = python("-m", "benchmarks", "gpu", *arguments)
+    assert "cuda: jobs: 1 right" in process.stdout, process.stdout + process.stderr
+    assert "never launched" in process.stdout
 
 
 def test_all_tests_are_collected_without(python) -> None:
-    done = python("-m", "pytest", "tests", "--collect-only", "-q", "-p", "no:cacheprovider", "-rs")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "error" not in done.stdout.splitlines()[-1]
-    assert "pip install expecttest" in done.stdout
+    process = python("-m", "pytest", "tests", "--collect-only", "-q", "-p", "no:cacheprovider", "-rs")
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    assert "error" not in process.stdout.splitlines()[-1]
+    assert "pip install expecttest" in process.stdout
 
 
-def test_tests_that_lack_a_package_are_skipped_with_the_remedy(python) -> None:
-    chosen = [
+def test_tests_without_their_package_are_skipped_with_the_remedy(python) -> None:
+    tests = [
         "tests/models/test_search.py::test_the_command",
         "tests/programs/test_nn.py::test_module_db_errors",
         "tests/models/test_depth.py",
     ]
-    done = python("-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider", "-rs")
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" not in done.stdout
+    process = python("-m", "pytest", *tests, "-q", "-p", "no:cacheprovider", "-rs")
+    assert process.returncode == 0, process.stdout[-3000:]
+    assert "passed" not in process.stdout
     for name in ("expecttest", "scikit-learn"):
-        assert f"pip install {name}" in done.stdout
+        assert f"pip install {name}" in process.stdout

@@ -1,5 +1,6 @@
-"""What is built, shipped and installed, and what is said where a tool is missing. A stand-in plays nvcc, so that this takes
-seconds and runs without a CUDA toolkit; that the real one compiles the kernels is what tests/compile shows.
+"""Tests what is built, shipped and installed, and the messages about missing tools.
+
+A stand-in takes the place of nvcc, so that the tests take seconds and need no CUDA toolkit. tests/compile runs the real one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 from torch_unroll import kernels
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What a checkout holds of the package, as setup.py sees it.
+#: The files of a checkout that building the package needs.
 SOURCE_TREE = "kernels pyext setup.py pyproject.toml MANIFEST.in LICENSE README.md CHANGELOG.md CONTRIBUTING.md".split()
 
 STAND_IN = """#!/bin/sh
@@ -38,7 +39,7 @@ pytest.importorskip("build", reason="building the package needs `pip install bui
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A fresh checkout, without what was built in this one."""
+    """Copies the checkout without its built files; returns the copy's folder."""
     tree = tmp_path / "checkout"
     tree.mkdir()
     for name in SOURCE_TREE:
@@ -52,7 +53,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CUDA toolkit whose nvcc makes empty files."""
+    """Makes a CUDA toolkit whose nvcc writes empty files; returns the path of that nvcc."""
     compiler = tmp_path / "toolkit" / "bin" / "nvcc"
     compiler.parent.mkdir(parents=True)
     compiler.write_text(STAND_IN.format(release="13.0"))
@@ -69,14 +70,14 @@ def package(tree: Path, *kind: str) -> subprocess.CompletedProcess[str]:
 
 
 def built(tree: Path, *kind: str) -> Path:
-    done = package(tree, *kind)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = package(tree, *kind)
+    assert process.returncode == 0, process.stdout + process.stderr
     (path,) = (tree / "dist").iterdir()
     return path
 
 
 def device_code(folder: Path = kernels.SOURCES) -> set[str]:
-    """The kernels' sources, and the table of measured choices."""
+    """Returns the names of the kernels' sources and of the tables of measured choices."""
     shipped = {".cu", ".cuh", ".h", ".py", ".json"}
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in shipped}
 
@@ -98,8 +99,8 @@ def test_a_wheel_without_nvcc_is_pure_and_carries_every_source(tree: Path, monke
 
 def test_without_nvcc_the_build_says_what_is_missing(tree: Path, monkeypatch) -> None:
     monkeypatch.setenv("CUDA_HOME", "/nowhere")
-    said = package(tree, "--wheel").stderr
-    assert "without compiled CUDA kernels: nvcc is not found under CUDA_HOME=/nowhere: install the CUDA toolkit" in said
+    messages = package(tree, "--wheel").stderr
+    assert "without compiled CUDA kernels: nvcc is not found under CUDA_HOME=/nowhere: install the CUDA toolkit" in messages
 
 
 @pytest.mark.usefixtures("nvcc")
@@ -138,12 +139,12 @@ def test_a_wheel_can_be_built_from_the_sdist(tree: Path, nvcc: Path) -> None:
         ("13.0", "Amper", "TORCH_CUDA_ARCH_LIST names 'Amper': expected entries such as 8.0, 9.0a or 10.0+PTX"),
     ],
 )
-def test_a_build_that_cannot_be_stops_with_one_sentence(tree, nvcc, monkeypatch, release, architectures, sentence) -> None:
+def test_an_impossible_build_stops_with_one_sentence(tree, nvcc, monkeypatch, release, architectures, sentence) -> None:
     nvcc.write_text(STAND_IN.format(release=release))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", architectures)
-    done = package(tree, "--wheel")
-    assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() + done.stdout.splitlines() if line.startswith("torch-unroll: ")]
+    process = package(tree, "--wheel")
+    assert process.returncode != 0
+    (line,) = [line for line in process.stderr.splitlines() + process.stdout.splitlines() if line.startswith("torch-unroll: ")]
     assert sentence in line
     assert "TORCH_UNROLL_SKIP_CUDA=1" in line
 
@@ -154,15 +155,15 @@ def test_requirements_are_pinned_and_name_no_host() -> None:
         assert not requirement or re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", requirement), line
 
 
-def make(*arguments: str) -> str:
-    done = subprocess.run(["make", "--dry-run", *arguments], capture_output=True, text=True, cwd=ROOT, check=True)
-    return done.stdout
+def commands_of_make(*arguments: str) -> str:
+    process = subprocess.run(["make", "--dry-run", *arguments], capture_output=True, text=True, cwd=ROOT, check=True)
+    return process.stdout
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
-def test_make_uses_an_environment_that_exists_without_pip() -> None:
-    for target in ("test", "bench", "lint", "compile-check", "test-all"):
-        commands = make(target, "VENV=", "PYTHON=python3.11")
+def test_make_uses_an_existing_environment_without_pip() -> None:
+    for target in ("test", "bench", "lint", "docs", "compile-check", "test-all"):
+        commands = commands_of_make(target, "VENV=", "PYTHON=python3.11")
         assert "pip" not in commands
         assert "python3.11 -m" in commands
 
@@ -170,7 +171,7 @@ def test_make_uses_an_environment_that_exists_without_pip() -> None:
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_make_installs_once(tmp_path: Path) -> None:
     environment = tmp_path / "environment"
-    assert "pip install" in make("test", f"VENV={environment}")
+    assert "pip install" in commands_of_make("test", f"VENV={environment}")
     environment.mkdir()
     shutil.copy(ROOT / "requirements.txt", environment)
-    assert "pip install" not in make("test", f"VENV={environment}")
+    assert "pip install" not in commands_of_make("test", f"VENV={environment}")

@@ -1,4 +1,4 @@
-"""README's examples run, and its generated parts are what the code says now."""
+"""Tests that README's examples run and print what it promises, and that its generated table agrees with the code."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def test_examples_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(text in printed for text in promised)
 
 
-def test_the_table_of_ops_is_what_the_code_says() -> None:
+def test_the_table_of_ops_agrees_with_the_code() -> None:
     between = README.partition("<!-- table: support -->")[2].partition("<!-- end: support -->")[0]
     assert between.strip() == support_table(), "run: python -m torch_unroll support, and put its output between README's markers"

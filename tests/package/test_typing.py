@@ -1,4 +1,4 @@
-"""What type checkers know of the public interface: calls that torch takes pass, and misspelt arguments and wrong types do not."""
+"""Tests the public interface with a type checker: calls that torch accepts pass, misspelt arguments and wrong types do not."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ WRONG = (
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    """What mypy says of all calls, by the number of the line."""
+    """Returns mypy's message for each line of the program that it refuses."""
     pytest.importorskip("mypy", reason="type checks need `pip install mypy`")
     folder = tmp_path_factory.mktemp("program")
     program = folder / "program.py"
     program.write_text("\n".join([*HEAD.split("\n"), *RIGHT, *WRONG]) + "\n")
     options = ("--strict", "--follow-imports", "silent", "--cache-dir", str(ROOT / ".mypy_cache" / "program"))
     environment = {**os.environ, "MYPYPATH": str(ROOT / "pyext")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mypy", *options, "program.py"],
         capture_output=True,
         text=True,
@@ -110,8 +110,8 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
         env=environment,
         check=False,
     )
-    errors = [line.split(":", 3) for line in done.stdout.splitlines() if line.startswith("program.py:") and " error: " in line]
-    assert errors, done.stdout + done.stderr
+    errors = [line.split(":", 3) for line in process.stdout.splitlines() if line.startswith("program.py:") and " error: " in line]
+    assert errors, process.stdout + process.stderr
     return {int(number): message for _, number, _, message in errors}
 
 
@@ -122,7 +122,7 @@ def _line(call: str) -> int:
 @pytest.mark.slow
 @pytest.mark.xdist_group("typing")
 @pytest.mark.parametrize("call", RIGHT)
-def test_right_calls_pass(refused: dict[int, str], call: str) -> None:
+def test_right_calls_are_accepted(refused: dict[int, str], call: str) -> None:
     assert refused.get(_line(call)) is None
 
 

@@ -147,7 +147,7 @@ def test_engines_do_not_import_each_other() -> None:
         return owners.get(".".join(module.split(".")[:2]))
 
     for module in MODULES:
-        if module.split(".")[0] == "engines":
+        if module.startswith("engines."):  # `engines` itself loads every engine when it is asked for
             others = {name for name in map(owner, _own_imports(module)) if name is not None}
             assert others <= {owner(module)}, f"{module} belongs to engine {owner(module)} and imports engines {others}"
 

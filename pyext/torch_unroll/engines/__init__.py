@@ -15,7 +15,7 @@ import torch
 from torch.utils._contextlib import context_decorator
 
 from torch_unroll.checks import require_strided, unwrapped
-from torch_unroll.engines.interface import Engine
+from torch_unroll.engines.interface import DTYPES, Engine
 from torch_unroll.settings import Setting
 
 if TYPE_CHECKING:
@@ -187,10 +187,6 @@ def claims(
         if other is not None:
             require_strided(other, place)
     return True
-
-
-#: The dtypes of the compiled kernels.
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def resolve_precision(switch: str, tensor: torch.Tensor) -> str:
