@@ -35,30 +35,26 @@ template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
 template <int kBytes>
-struct WordOf;
+struct UnsignedOf;
 template <>
-struct WordOf<1> {
+struct UnsignedOf<1> {
   using type = uint8_t;
 };
 template <>
-struct WordOf<2> {
+struct UnsignedOf<2> {
   using type = uint16_t;
 };
 template <>
-struct WordOf<4> {
+struct UnsignedOf<4> {
   using type = uint32_t;
 };
 template <>
-struct WordOf<8> {
+struct UnsignedOf<8> {
   using type = uint64_t;
 };
-template <>
-struct WordOf<16> {
-  using type = uint4;
-};
-// The unsigned type that one access of kBytes (1, 2, 4, 8 or 16) moves.
+// The unsigned integer of kBytes bytes: 1, 2, 4 or 8.
 template <int kBytes>
-using Word = typename WordOf<kBytes>::type;
+using Unsigned = typename UnsignedOf<kBytes>::type;
 
 __device__ inline float widen(float value) { return value; }
 __device__ inline double widen(double value) { return value; }

@@ -1,7 +1,5 @@
 // Replaces kernels/cuda/platform/types.h: the same names, with conversions in integer arithmetic.
 #pragma once
-#include "emulator/vector_types.h"
-
 #include <bit>
 #include <cstdint>
 
@@ -24,29 +22,25 @@ template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
 template <int kBytes>
-struct WordOf;
+struct UnsignedOf;
 template <>
-struct WordOf<1> {
+struct UnsignedOf<1> {
   using type = uint8_t;
 };
 template <>
-struct WordOf<2> {
+struct UnsignedOf<2> {
   using type = uint16_t;
 };
 template <>
-struct WordOf<4> {
+struct UnsignedOf<4> {
   using type = uint32_t;
 };
 template <>
-struct WordOf<8> {
+struct UnsignedOf<8> {
   using type = uint64_t;
 };
-template <>
-struct WordOf<16> {
-  using type = uint4;
-};
 template <int kBytes>
-using Word = typename WordOf<kBytes>::type;
+using Unsigned = typename UnsignedOf<kBytes>::type;
 
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
