@@ -35,26 +35,30 @@ template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
 template <int kBytes>
-struct UnsignedOf;
+struct WordOf;
 template <>
-struct UnsignedOf<1> {
+struct WordOf<1> {
   using type = uint8_t;
 };
 template <>
-struct UnsignedOf<2> {
+struct WordOf<2> {
   using type = uint16_t;
 };
 template <>
-struct UnsignedOf<4> {
+struct WordOf<4> {
   using type = uint32_t;
 };
 template <>
-struct UnsignedOf<8> {
+struct WordOf<8> {
   using type = uint64_t;
 };
-// The unsigned integer of kBytes bytes: 1, 2, 4 or 8.
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+// The unsigned type that one access of kBytes (1, 2, 4, 8 or 16) moves.
 template <int kBytes>
-using Unsigned = typename UnsignedOf<kBytes>::type;
+using Word = typename WordOf<kBytes>::type;
 
 __device__ inline float widen(float value) { return value; }
 __device__ inline double widen(double value) { return value; }

@@ -1,5 +1,7 @@
 // Replaces kernels/cuda/platform/types.h: the same names, with conversions in integer arithmetic.
 #pragma once
+#include "emulator/vector_types.h"
+
 #include <bit>
 #include <cstdint>
 
@@ -22,25 +24,29 @@ template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
 template <int kBytes>
-struct UnsignedOf;
+struct WordOf;
 template <>
-struct UnsignedOf<1> {
+struct WordOf<1> {
   using type = uint8_t;
 };
 template <>
-struct UnsignedOf<2> {
+struct WordOf<2> {
   using type = uint16_t;
 };
 template <>
-struct UnsignedOf<4> {
+struct WordOf<4> {
   using type = uint32_t;
 };
 template <>
-struct UnsignedOf<8> {
+struct WordOf<8> {
   using type = uint64_t;
 };
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
 template <int kBytes>
-using Unsigned = typename UnsignedOf<kBytes>::type;
+using Word = typename WordOf<kBytes>::type;
 
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
