@@ -45,7 +45,7 @@ def digits() -> Digits:
 
 @pytest.fixture
 def fresh_plans() -> Iterator[None]:
-    """For tests that change settings on which the cached plans of convolutions depend."""
+    """For a test that changes what convolution's plans follow from."""
     caches = [choose, variants.plan_im2col]
     for cache in caches:
         cache.cache_clear()

@@ -1,4 +1,4 @@
-"""The kernels of max pooling access memory as their comments say, counted in the PTX that nvcc generates."""
+"""The accesses that the ladder notes of max pooling claim, counted in the PTX that nvcc makes of the kernels."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def _rows(*parts: str) -> list[Kernel]:
 
 @pytest.fixture(scope="module")
 def ptx(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The PTX, by name expression, of every kernel that moves 16 bytes at a time."""
+    """The PTX of every kernel that is said to move 16 bytes at a time, by name expression."""
     if lack := build.cuda_lack():
         if os.environ.get("CI") == "true":
-            pytest.fail(f"CI needs nvcc: {lack}")
+            pytest.fail(f"nvcc must be there in CI: {lack}")
         pytest.skip(lack)
     bodies = {}
     folder = tmp_path_factory.mktemp("ptx")
@@ -48,7 +48,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _symbol_part(row: Kernel) -> str:
-    """A part of a row's mangled symbol that no other row's contains."""
+    """What the mangled symbol of a row, and of no other, contains."""
     types = {"half": "4half", "bfloat16": "8bfloat16", "float": "f", "double": "d", "uint8_t": "h", "int16_t": "s"}
     item, offset, window = row.arguments
     extents = "".join(f"Li{extent}E" for extent in re.findall(r"\d", window))
@@ -56,7 +56,7 @@ def _symbol_part(row: Kernel) -> str:
 
 
 def _accesses(body: str) -> tuple[Counter[int], Counter[int]]:
-    """Counts global loads and stores by their sizes in bytes."""
+    """Global loads and stores by their bytes."""
     loads, stores = Counter[int](), Counter[int]()
     for kind, vector, bits in _ACCESS.findall(body):
         (loads if kind == "ld" else stores)[int(vector or 1) * int(bits) // 8] += 1
@@ -69,7 +69,7 @@ def test_channels_move_16_bytes_and_each_cell_of_a_strip_once(ptx: dict[str, str
     R, S, stride = map(int, re.findall(r"\d", row.arguments[2]))
     offset_bytes = 16 // ITEM[row.arguments[0]]
     if "forward" in row.name:
-        expected_loads = Counter({16: ((STRIP - 1) * stride + R) * S, 8: 1})  # the 8 bytes are a length
+        expected_loads = Counter({16: ((STRIP - 1) * stride + R) * S, 8: 1})  # and a length
         expected_stores = Counter({16: STRIP, offset_bytes: STRIP})
     else:
         windows = (STRIP + (R - 1) // stride) * ((S - 1) // stride + 1)

@@ -44,7 +44,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 def each_variant(module: ModuleType, names: Sequence[str], call: Callable[[], None]) -> None:
-    """Runs a call on each variant of `engines.compiled.conv2d` or `.rnn` that supports it."""
+    """A call on each variant of `engines.compiled.conv2d` or `.rnn` that takes it."""
     for name in names:
         module.forced = name  # type: ignore[attr-defined]
         try:
