@@ -189,7 +189,7 @@ _INTEGERS = (
 
 
 def check_lengths(lengths: Tensor | None, N: int, like: Tensor, like_name: str) -> None:
-    """How many steps of each sample count: (N), integers, on the device of another tensor; None stands for all of them."""
+    """Checks how many steps of each sample count: (N), integers, on the device of another tensor; None stands for all steps."""
     if lengths is not None:
         require_place(lengths, "lengths", like, like_name)
         require(lengths.dtype in _INTEGERS, f"lengths: expected an integer dtype, got {lengths.dtype}")

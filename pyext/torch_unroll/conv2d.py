@@ -166,7 +166,7 @@ def conv2d(
     stride, dilation, groups = pair(stride, "stride"), pair(dilation, "dilation"), index(groups, "groups")
     padding = padding if isinstance(padding, str) else pair(padding, "padding")
     sides, too_large = _conv2d_sides(facts(input), facts(weight), facts(bias), stride, padding, dilation, groups)
-    # A convolution without channels computes nothing; torch's own operator decides what it returns.
+    # For an input without channels, there is nothing to compute; torch's own operator defines the result.
     if input.shape[-3] == 0 or (too_large is not None and not limits.serves(resolved, too_large)):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     y = conv2d_fprop(with_batch(input), weight, bias, stride, sides, dilation, groups, precision, resolved, None)

@@ -154,7 +154,7 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
         require(lengths.device == x.device, f"lengths: expected device {x.device} like x, got {lengths.device}")
     resolved = resolve(engine)
     if in_onnx_export():
-        require(resolved == "auto", f"engine: expected None, since ONNX has torch's operators alone, got {resolved!r}")
+        require(resolved == "auto", f"engine: expected None, since ONNX has only torch's operators, got {resolved!r}")
         past = None if lengths is None else torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= lengths
         return (x if past is None else x.masked_fill(past.unsqueeze(2), -torch.inf)).amax(0)
     if not claims(resolved, x):

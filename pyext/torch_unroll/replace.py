@@ -35,13 +35,13 @@ _FUNCTIONS = {
 }
 _ATEN = re.compile(r"aten::(conv2d|convolution|conv_transpose2d|im2col|col2im|max_pool2d\w*|rnn_(tanh|relu)\w*)(\.|$)")
 
-_BEFORE = "replace comes before tracing, and scripting takes torch's modules alone"
+_BEFORE = "call replace before tracing; scripting accepts only torch's modules"
 _NOTES = {
-    torch.nn.RNN: "for isinstance a torch.nn.RNNBase, and no torch.nn.RNN any more",
-    torch.nn.RNNCell: "quantize_dynamic takes it if it is given torch_unroll.nn.RNNCell",
+    torch.nn.RNN: "isinstance finds a torch.nn.RNNBase, not a torch.nn.RNN",
+    torch.nn.RNNCell: "quantize_dynamic converts it only if it is passed torch_unroll.nn.RNNCell",
 }
 #: A tool that wraps the forward of a module keeps the one of the original class, so changing the class would have no effect.
-_OWN_FORWARD = "this {} has a forward of its own"
+_OWN_FORWARD = "this {} has its own forward"
 
 
 @dataclass
@@ -86,9 +86,13 @@ def _reason(module: torch.nn.Module) -> str | None:
         return f"{name} is scripted or traced: {_BEFORE}" if _FAMILIES.search(name) else None
     if isinstance(module, GraphModule):
         calls = ", ".join(f"{call} ({count})" for call, count in Counter(_calls_of_graph(module)).items())
-        return f"its graph calls functions, which no module stands for: {calls}" if calls else None
+        return f"its graph calls these functions directly, without a module: {calls}" if calls else None
     if re.match(r"torch\.ao\.nn\.(?!intrinsic\.modules\.)", kind.__module__):  # intrinsic: fused floating-point modules
-        return f"{kind.__name__} is quantised, or trained for it" if _FAMILIES.search(kind.__name__) else None
+        return (
+            f"{kind.__name__} is quantised, or prepared for quantisation-aware training"
+            if _FAMILIES.search(kind.__name__)
+            else None
+        )
     if isinstance(module, tuple(TORCHS)):
         return None
     base = next((base for base in kind.__mro__ if base in OURS or base in _WITHOUT_KERNELS), None)
@@ -98,7 +102,7 @@ def _reason(module: torch.nn.Module) -> str | None:
         named = kind if base.__name__.startswith("_") or base.__name__.endswith("Base") else base
         return f"no kernels for {named.__name__}"
     if isinstance(module, LazyModuleMixin):
-        return f"{kind.__name__} becomes a {base.__name__} at its first call: replace comes after that"
+        return f"{kind.__name__} becomes a {base.__name__} at its first call: call replace after that"
     if is_parametrized(module):
         return f"{kind.__name__} is parametrized"
     if kind is base:
@@ -148,7 +152,7 @@ def replace(model: torch.nn.Module) -> Report:
         elif reason := _reason(module):
             report.left[name] = reason
         elif isinstance(module, ScriptModule) and module not in scripted:
-            report.left[name] = f"{type(module).__name__}: what it calls is settled: {_BEFORE}"
+            report.left[name] = f"{type(module).__name__}: its calls are already recorded: {_BEFORE}"
         if isinstance(module, ScriptModule):
             scripted.update(module.modules())
     if report.swapped:
@@ -210,7 +214,7 @@ def restore(model: torch.nn.Module) -> Report:
             engine = vars(module).pop("engine", None)
             report.swapped[name] = kind.__name__
             if engine is not None:
-                report.notes[name] = f"without its engine {engine!r}"
+                report.notes[name] = f"its engine {engine!r} was dropped"
             if isinstance(module, torch.nn.RNN):
                 module.flatten_parameters()  # cuDNN needs all weights in one block of memory
     return report

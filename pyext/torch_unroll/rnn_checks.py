@@ -80,7 +80,7 @@ def check_segments(segments: int, cuttable: bool) -> None:
     if not isinstance(segments, int) or segments < 1:
         raise ValueError(f"recompute_segments: expected a number above 0, got {segments!r}")
     if not cuttable:
-        raise ValueError("recompute_segments: expected None for bidirectional or packed input, which no state cuts in two")
+        raise ValueError("recompute_segments: expected None for bidirectional or packed input, which cannot be cut into segments")
 
 
 def _check_steps(T: int) -> None:
@@ -138,7 +138,7 @@ def checked_start(
     else:
         N = x.shape[axis]
     if lengths is not None:
-        require(batch_sizes is None, "lengths: expected None beside batch_sizes")
+        require(batch_sizes is None, "lengths: expected None together with batch_sizes")
         check_lengths(lengths, N, x, "input")
     require_shape(start, "h0", states, N, H)
     return start

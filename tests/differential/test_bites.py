@@ -18,7 +18,7 @@ EXTENT = Case("RNN-hx", "direct", "traced_and_given_a_further_input_of_another_b
 
 
 @pytest.mark.parametrize("case", [AUTOCAST, TRACE, EXTENT], ids=str)
-def test_nothing_is_found_without_a_fault(case: Case) -> None:
+def test_no_difference_is_reported_without_a_fault(case: Case) -> None:
     assert judge_apart(case).difference is None
 
 

@@ -80,7 +80,7 @@ def test_subjects_draw_the_same_numbers_every_time() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in TRANSFORMATIONS.items() if entry.wraps])
-def test_torch_itself_supports_what_wraps_exceptions(name: str) -> None:
+def test_torch_supports_the_transformations_that_wrap_exceptions(name: str) -> None:
     """If any two exceptions count as equal, a transformation that always raised would compare nothing."""
     result = torchs("Conv2d-plain", name)
     assert isinstance(result, list), repr(result)

@@ -11,7 +11,7 @@ from torch_unroll.training import depth
 from torch_unroll.training.digits import Digits
 
 
-def test_the_residual_network_learns_where_the_plain_one_lags(digits: Digits) -> None:
+def test_the_residual_network_learns_faster_than_the_plain_one(digits: Digits) -> None:
     last = {name: list(islice(depth.losses(name, digits, 2), 36))[-9:] for name in ("residual-20", "plain-56")}
     mean = {name: sum(losses) / len(losses) for name, losses in last.items()}
     assert mean["residual-20"] < 0.6

@@ -53,7 +53,7 @@ def test_cifar_counts(depth: int, millions: float) -> None:
     ("without", "millions"),
     [(("fc7",), 16), (("fc6", "fc7"), 50), (("conv3", "conv4"), 1), (("conv3", "conv4", "fc6", "fc7"), 51)],
 )
-def test_ablations_remove_what_the_lecture_says(without: tuple[str, ...], millions: int) -> None:
+def test_ablations_remove_the_parameters_that_the_lecture_states(without: tuple[str, ...], millions: int) -> None:
     with torch.device("meta"):
         removed = _count(models.alexnet(form="grouped")) - _count(models.alexnet(form="grouped", without=without))
     assert abs(removed / 1e6 - millions) < 1
@@ -177,7 +177,7 @@ class TestTorchvisionsInterface:
         assert model.eval()(x).shape == (2, 5)
         assert isinstance(models.googlenet(5)(x), Tensor)
 
-    def test_googlenets_auxiliary_heads_load_where_there_are_any(self) -> None:
+    def test_googlenets_auxiliary_heads_load_if_it_has_them(self) -> None:
         with torch.device("meta"):
             state = models.googlenet(aux_logits=True).state_dict()
         filled = {name: torch.full_like(value, 0.5, device="cpu") for name, value in state.items()}
@@ -247,7 +247,7 @@ class TestDenseBlock:
         assert block.denselayer1.conv1.weight.grad is None
         assert block.denselayer2.conv1.weight.grad is not None
 
-    def test_what_is_saved_grows_linearly_with_depth(self) -> None:
+    def test_saved_memory_grows_linearly_with_depth(self) -> None:
         """Counts the bytes that autograd keeps between forward and backward, once for each storage."""
 
         def saved(depth: int, buffered: bool) -> int:

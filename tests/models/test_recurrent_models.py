@@ -77,7 +77,7 @@ def _train(net: nn.Module, batches, rate: float) -> None:
         optimizer.step()
 
 
-def test_the_bidirectional_net_sees_what_is_still_to_come() -> None:
+def test_the_bidirectional_network_sees_later_steps() -> None:
     """The answer at step t is the input at step t + 1, so a single direction can only guess."""
 
     def loss(net: RecurrentNet) -> Tensor:

@@ -79,7 +79,7 @@ class TestDarts:
             assert "conv2d_wgrad" in names
             assert "max_pool2d_backward" in names
 
-    def test_search_prefers_what_helps_and_derives_a_network(self, digits: Digits) -> None:
+    def test_search_prefers_useful_operations_and_derives_a_network(self, digits: Digits) -> None:
         losses = [(loss, cell) for loss, cell in darts.search(digits, epochs=8)]
         genotype = losses[-1][1].genotype()
         assert losses[-1][0] < 0.7 * losses[0][0]

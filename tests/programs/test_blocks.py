@@ -193,7 +193,7 @@ class TestEveryKind:
 
 
 @pytest.mark.parametrize("name", ["use_engine", "conv2d_workspace"])
-def test_what_was_not_entered_is_not_left(name: str) -> None:
+def test_a_block_that_was_not_entered_cannot_be_left(name: str) -> None:
     before, block = _state(), BLOCKS[name]()
     if name == "conv2d_workspace":
         with block:
@@ -251,7 +251,7 @@ class TestLimits:
             setting.set(Owner(), value)
         assert len(setting._entries) <= 2
 
-    def test_what_others_write_holds(self) -> None:
+    def test_a_value_written_by_other_code_holds(self) -> None:
         tu.conv2d_workspace(7)
         choice.set_workspace_limit(11)
         with tu.conv2d_workspace(1):

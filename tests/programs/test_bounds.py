@@ -65,7 +65,9 @@ PARTS = [
 
 @pytest.mark.parametrize(("direction", "leave_out"), PARTS)
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
-def test_what_a_convolution_leaves_out_is_found(arithmetic: str, direction: str, leave_out: Callable[[Inputs], Inputs]) -> None:
+def test_a_part_that_a_convolution_omits_is_detected(
+    arithmetic: str, direction: str, leave_out: Callable[[Inputs], Inputs]
+) -> None:
     dtype, operand = ARITHMETIC[arithmetic]
     inputs = CASE.inputs(dtype, torch.contiguous_format)
     exact, bound = CASE.bounds(*inputs, operand)[direction]
@@ -76,7 +78,7 @@ def test_what_a_convolution_leaves_out_is_found(arithmetic: str, direction: str,
         assert_within(incomplete, exact, bound)
 
 
-def test_nan_and_another_shape_are_found() -> None:
+def test_nan_and_a_wrong_shape_are_detected() -> None:
     exact, bound = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     for wrong in (torch.tensor([0, float("nan"), 0]), torch.tensor([0, 0, float("inf")]), torch.tensor([1.5, 0, 0])):
         with pytest.raises(AssertionError, match="1 of 3 elements"):
@@ -118,7 +120,7 @@ def steps_back(dh: Tensor, h: Tensor, w: Tensor, dtype: torch.dtype) -> tuple[Te
 
 @pytest.mark.parametrize("arithmetic", RECURRENT)
 @pytest.mark.parametrize("left_out", [slice(16, 32), slice(40, 48), slice(7, 8), "one step's state", "what is added"])
-def test_what_a_recurrence_leaves_out_is_found(arithmetic: str, left_out: slice | str) -> None:
+def test_a_part_that_a_recurrence_omits_is_detected(arithmetic: str, left_out: slice | str) -> None:
     dtype, precision = RECURRENT[arithmetic]
     z, dh = torch.randn(T, N, D * H).to(dtype), torch.randn(T, N, D * H).to(dtype)
     w, h0 = (torch.randn(D, H, H) / H**0.5).to(dtype), torch.randn(D, N, H).to(dtype)
@@ -152,7 +154,7 @@ def test_what_a_recurrence_leaves_out_is_found(arithmetic: str, left_out: slice 
 
 @pytest.mark.parametrize("arithmetic", RECURRENT)
 @pytest.mark.parametrize("left_out", ["x", "h", "w_ih", "w_hh", "b_ih", "b_hh"])
-def test_what_a_cell_leaves_out_is_found(arithmetic: str, left_out: str) -> None:
+def test_a_part_that_a_cell_omits_is_detected(arithmetic: str, left_out: str) -> None:
     dtype, precision = RECURRENT[arithmetic]
     shapes = {"x": (5, 40), "h": (5, 24), "w_ih": (24, 40), "w_hh": (24, 24), "b_ih": (24,), "b_hh": (24,)}
     drawn = {name: (torch.randn(shape) / 3).to(dtype) for name, shape in shapes.items()}

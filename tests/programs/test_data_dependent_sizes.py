@@ -111,7 +111,7 @@ def test_lower_precision(name: str, dtype: torch.dtype, lowered: bool) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_a_graph_refuses_what_the_op_refuses(target: Target) -> None:
+def test_a_graph_refuses_the_same_calls_as_the_op(target: Target) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda x, mask: tu.max_pool2d(x[:, :, mask], 2, engine=target.engine), fullgraph=True, backend="aot_eager"

@@ -139,7 +139,7 @@ def _factory_calls(source: str) -> list[tuple[int, bool]]:
     ]
 
 
-def test_every_new_tensor_is_told_its_device() -> None:
+def test_every_new_tensor_is_created_on_a_named_device() -> None:
     files = [
         *PACKAGE.glob("*.py"),
         *(PACKAGE / "engines").rglob("*.py"),

@@ -88,7 +88,7 @@ def test_replace(target: Target) -> None:
     assert not report.left
 
 
-def test_replace_leaves_what_is_not_torchs_own() -> None:
+def test_replace_leaves_subclasses() -> None:
     class Standardized(nn.Conv2d):
         def forward(self, input: Tensor) -> Tensor:
             return F.conv2d(input, self.weight - self.weight.mean(), self.bias)
@@ -117,7 +117,7 @@ def test_override_compiles_without_graph_breaks() -> None:
     assert "torch_unroll.conv2d_fprop" in str(counter.graphs[0].graph)
 
 
-def test_use_engine_restores_what_was() -> None:
+def test_use_engine_restores_the_former_default() -> None:
     before = resolve(None)
     with tu.use_engine("torch"):
         assert resolve(None) == "torch"

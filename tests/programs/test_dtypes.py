@@ -65,7 +65,7 @@ def test_complex_gradients_by_default(name: str) -> None:
     assert torch.autograd.gradcheck(lambda *t: getattr(tu, name)(*t, *numbers), (x, *tensors))
 
 
-def test_what_torch_lacks_has_no_such_default() -> None:
+def test_ops_that_torch_lacks_have_no_such_default() -> None:
     """torch has no operator that corresponds to max_over_time."""
     for dtype in OTHERS:
         with pytest.raises(RuntimeError, match=r"x: expected a floating-point dtype|no engine takes"):

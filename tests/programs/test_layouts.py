@@ -123,7 +123,7 @@ def test_torchs_operator_gets_the_call_as_it_is(call: str, argument: str, kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_torch_has_no_operator_for_is_refused_by_name(kind: str) -> None:
+def test_ops_without_a_torch_operator_refuse_the_argument_by_name(kind: str) -> None:
     with pytest.raises(RuntimeError, match="x: expected a strided tensor"):
         tu.max_over_time(of_kind(kind, SEQUENCE))
     with pytest.raises(RuntimeError, match=r"weights\[1\]: expected a strided tensor"):

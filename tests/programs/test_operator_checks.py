@@ -245,7 +245,7 @@ def test_hooks_that_hand_back_another_tensor(target: Target) -> None:
             assert isinstance(error, RuntimeError), f"{name}, {what}: {error!r}"
 
 
-def test_what_is_remembered_is_what_the_check_says() -> None:
+def test_the_cached_check_agrees_with_the_check() -> None:
     """The cached check agrees with the check in any order of calls, with any optional tensors None, and numbers in tuples or
     lists."""
     from torch_unroll.checks import remembering

@@ -95,7 +95,7 @@ def _torchs_calls(profiled: Any) -> list[str]:
     [(False, passing) for passing in PASSES] + [(True, "Tensor.backward"), (True, "autograd.backward")],  # torch allows no others
 )
 @pytest.mark.parametrize("recomputation", ["checkpoint", "nested", pytest.param("sequential", marks=pytest.mark.slow)])
-def test_what_a_checkpoint_computes_again_is_ours(recomputation: str, use_reentrant: bool, passing: str) -> None:
+def test_a_checkpoint_computes_again_with_our_ops(recomputation: str, use_reentrant: bool, passing: str) -> None:
     run, differentiate, block = RECOMPUTATIONS[recomputation], PASSES[passing], Block().double()
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     inputs = [x, *block.parameters()]
@@ -208,7 +208,7 @@ RUNS_USER_CODE: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("runner", RUNS_USER_CODE)
-def test_what_torch_calls_is_ours(runner: str) -> None:
+def test_calls_made_by_torch_use_our_ops(runner: str) -> None:
     run = RUNS_USER_CODE[runner]
     torch._dynamo.reset()  # `cond` compiles
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)

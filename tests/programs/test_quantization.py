@@ -108,7 +108,7 @@ def test_a_replaced_model_is_quantised_as_torchs(way: str) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_what_is_fused_stays_ours(training: bool) -> None:
+def test_fused_modules_stay_ours(training: bool) -> None:
     theirs, x = Network().train(training), torch.randn(4, 3, 8, 8)
     ours = copy.deepcopy(theirs)
     tu.replace(ours)

@@ -20,7 +20,7 @@ from torch_unroll.replace import Report
 CLASSES = tuple(getattr(tu.nn, name) for name in MODULES)
 
 
-BEFORE = "replace comes before tracing, and scripting takes torch's modules alone"
+BEFORE = "call replace before tracing; scripting accepts only torch's modules"
 
 
 class Convolutional(nn.Module):
@@ -72,7 +72,7 @@ class TestReplace:
         assert [id(parameter) for parameter in module.parameters()] == parameters
         assert vars(module).keys() == attributes.keys()
 
-    def test_only_a_module_is_taken(self) -> None:
+    def test_only_a_module_is_accepted(self) -> None:
         for call, model in ((tu.replace, "resnet"), (tu.restore, None), (tu.replace, [nn.Conv2d(1, 1, 1)])):
             with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got (str|NoneType|list)"):
                 call(model)
@@ -84,7 +84,7 @@ class TestReplace:
             assert isinstance(module, getattr(nn, name)) == (name != "RNN")
             assert ("torch.nn.RNNBase" in report.notes.get("", "")) == (name == "RNN")
         rnn = nn.RNN(2, 3)
-        assert "RNN (for isinstance a torch.nn.RNNBase, and no torch.nn.RNN any more)" in str(tu.replace(rnn))
+        assert "RNN (isinstance finds a torch.nn.RNNBase, not a torch.nn.RNN)" in str(tu.replace(rnn))
         assert isinstance(rnn, nn.RNNBase)
 
 
@@ -136,15 +136,15 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Spread(3, 4, (2,), (1,), (0,), (1,), False, (0,), 1, True, "zeros"),
         "no kernels for Spread",
     ),
-    "LazyConv2d": (lambda: nn.LazyConv2d(4, 3), "LazyConv2d becomes a Conv2d at its first call: replace comes after that"),
+    "LazyConv2d": (lambda: nn.LazyConv2d(4, 3), "LazyConv2d becomes a Conv2d at its first call: call replace after that"),
     "LazyConvTranspose2d": (
         lambda: nn.LazyConvTranspose2d(4, 3),
-        "LazyConvTranspose2d becomes a ConvTranspose2d at its first call: replace comes after that",
+        "LazyConvTranspose2d becomes a ConvTranspose2d at its first call: call replace after that",
     ),
     "LazyConv1d": (lambda: nn.LazyConv1d(4, 3), "no kernels for Conv1d"),
-    "with a forward of its own": (_with_own_forward, "this MaxPool2d has a forward of its own"),
-    "quantised": (_quantised, "Conv2d is quantised, or trained for it"),
-    "trained for quantisation": (_trained_for_quantisation, "ConvBn2d is quantised, or trained for it"),
+    "with a forward of its own": (_with_own_forward, "this MaxPool2d has its own forward"),
+    "quantised": (_quantised, "Conv2d is quantised, or prepared for quantisation-aware training"),
+    "trained for quantisation": (_trained_for_quantisation, "ConvBn2d is quantised, or prepared for quantisation-aware training"),
 }
 
 
@@ -189,19 +189,19 @@ class TestReport:
         assert report.left.keys() == {"body", *(f"body.{name}" for name in CONVOLUTIONAL)}
         assert report.left["body.conv"] == f"Conv2d is scripted or traced: {BEFORE}"
         functions = tu.replace(make(Functional()))
-        assert functions.left[""].endswith(f"what it calls is settled: {BEFORE}")
+        assert functions.left[""].endswith(f"its calls are already recorded: {BEFORE}")
 
     def test_graphs(self) -> None:
         traced, x = torch.fx.symbolic_trace(Functional()), torch.randn(1, 3, 8, 8)
         expected = traced(x)
         report = tu.replace(traced)
         assert report.swapped == {"conv": "Conv2d"}
-        assert report.left == {"": "its graph calls functions, which no module stands for: conv2d (1), max_pool2d (1)"}
+        assert report.left == {"": "its graph calls these functions directly, without a module: conv2d (1), max_pool2d (1)"}
         with tu.use_engine("torch"):
             torch.testing.assert_close(traced(x), expected)
         exported = torch.export.export(Functional(), (x,)).module()
         assert tu.replace(exported).left == {
-            "": "its graph calls functions, which no module stands for: conv2d (2), max_pool2d (1)"
+            "": "its graph calls these functions directly, without a module: conv2d (2), max_pool2d (1)"
         }
         assert tu.replace(torch.fx.symbolic_trace(Convolutional())) == Report(swapped=CONVOLUTIONAL)
 

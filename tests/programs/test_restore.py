@@ -68,7 +68,7 @@ def test_nested_and_shared_modules_keep_their_places_hooks_and_ties() -> None:
     assert calls == ["forward", "backward"]
 
 
-def test_what_torch_cannot_express_is_reported() -> None:
+def test_modules_that_torch_cannot_express_are_reported() -> None:
     class Named(tu.nn.MaxPool2d):
         pass
 
@@ -90,7 +90,7 @@ def test_what_torch_cannot_express_is_reported() -> None:
         "1": "torch has no RNNCell with nonlinearity 'identity'",
         "2": "torch has no LocallyConnected2d",
         "3": "Named is a subclass of torch_unroll.nn.MaxPool2d",
-        "4": "this MaxPool2d has a forward of its own",
+        "4": "this MaxPool2d has its own forward",
     }
     assert [type(module) for module in model] == classes
     assert str(report).splitlines()[-1] == "0 restored, 5 left"
@@ -101,8 +101,8 @@ def test_a_named_engine_is_reported(name: str) -> None:
     module, torchs = MODULES[name][0](tu.nn), MODULES[name][0](nn)
     module.engine = "torch"
     report = tu.restore(module)
-    assert report.notes == {"": "without its engine 'torch'"}
-    assert str(report).splitlines()[0] == f"(the model)  restored  {name} (without its engine 'torch')"
+    assert report.notes == {"": "its engine 'torch' was dropped"}
+    assert str(report).splitlines()[0] == f"(the model)  restored  {name} (its engine 'torch' was dropped)"
     assert vars(module).keys() == vars(torchs).keys()
 
 

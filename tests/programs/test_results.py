@@ -89,7 +89,7 @@ LACKING: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("engine", [None, "torch"])
 @pytest.mark.parametrize("value", [None, 3, [[1.0]], "x"], ids=str)
 @pytest.mark.parametrize("name", LACKING)
-def test_what_is_no_tensor_is_refused_by_name(name: str, value: Any, engine: str | None) -> None:
+def test_an_argument_that_is_no_tensor_is_refused_by_name(name: str, value: Any, engine: str | None) -> None:
     with pytest.raises(TypeError, match=r"^(input|weights?|x|h): expected a Tensor, got \w+$"):
         LACKING[name](value, engine=engine)
 

@@ -98,7 +98,7 @@ def test_a_subclass_that_handles_nothing(name: str, place: int) -> None:
 
 
 @AT_EACH_PLACE
-def test_a_subclass_is_asked_as_torch_asks_it(name: str, place: int) -> None:
+def test_a_subclass_is_offered_calls_as_torch_offers_them(name: str, place: int) -> None:
     """A subclass is offered torch's function once, before anything is computed, with valid arguments of that function."""
     call = CALLS[name]
     arguments = _replaced(call, place, call.arguments[place].as_subclass(Handler))
@@ -164,7 +164,7 @@ class Noting(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_modes_are_asked_from_the_innermost_outwards(name: str) -> None:
+def test_modes_are_consulted_from_the_innermost_outwards(name: str) -> None:
     call = CALLS[name]
     with torch.device("cpu"), recording() as record, Noting() as outer, tu.override(), Noting() as inner, torch.device("cpu"):
         result = call.ours(*call.arguments, engine="cuda")
@@ -230,7 +230,7 @@ BEYOND_TORCH = {
 
 @pytest.mark.parametrize("name", [*BY_TORCH, *BEYOND_TORCH])
 @pytest.mark.parametrize("place", ["input", "weight"])
-def test_recurrence_is_asked_about(name: str, place: str) -> None:
+def test_recurrences_are_offered(name: str, place: str) -> None:
     """A recurrence is offered as torch's function if torch has an equivalent one."""
     (x, start, weights), options = (BY_TORCH | BEYOND_TORCH)[name]
     expected = tu.rnn(x, start, weights, engine="cuda", **options)

@@ -92,7 +92,7 @@ def test_errors(name: str, target: Target) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64], ids=str)
-def test_what_no_engine_claims_is_torchs(name: str, dtype: torch.dtype) -> None:
+def test_calls_that_no_engine_claims_go_to_torch(name: str, dtype: torch.dtype) -> None:
     if not INFO[name].supports_dtype(dtype, "cpu"):
         pytest.skip(f"torch's operator has no {dtype} either")
     ours, theirs = OPS[name]

@@ -1,1 +1,1 @@
-"""The operators `torch_unroll::*`: what autograd, vmap, torch.compile and autocast know of them."""
+"""The operators `torch_unroll::*`, and how autograd, vmap, torch.compile, autocast, FLOP counters and DTensor treat them."""

@@ -59,7 +59,7 @@ def saved_choice(ctx: Any) -> tuple[Tensor, list[Tensor]]:
     only one read."""
     offsets, *anchor = ctx.saved_tensors
     if offsets.dim() == 1:
-        raise RuntimeError("with_offsets: expected True for a forward whose derivative is wanted, got False")
+        raise RuntimeError("with_offsets: expected True for a forward that is differentiated, got False")
     return offsets, anchor
 
 

@@ -221,7 +221,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _may_skip_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether nothing but autograd would observe this call in the dispatcher."""
+    """Whether only autograd would observe this call in the dispatcher."""
     for tensor in tensors:
         if tensor is not None and (
             type(tensor) not in _PLAIN or tensor.is_neg() or tensor.is_meta or is_functorch_wrapped_tensor(tensor)

@@ -40,7 +40,7 @@ def check_layer(
         require_shape(rows, rows_name, rows.shape[0], D * H)
         check_batch_sizes(batch_sizes)
     limits.require(engine, limits.rnn(rows.shape[:-1], rows.shape[-1], N, H))
-    require(lengths is None or not packed, "lengths: expected None beside batch_sizes")
+    require(lengths is None or not packed, "lengths: expected None together with batch_sizes")
     check_lengths(lengths, N, rows, rows_name)
     require_one_of(nonlinearity, "nonlinearity", NONLINEARITIES)
     require_one_of(precision, "precision", PRECISIONS)
@@ -67,7 +67,7 @@ def read_batch_sizes(batch_sizes: Tensor | None, rows: Tensor, start: Tensor) ->
     )
     least = min(sizes[0], 1)  # in an empty batch, every step has 0 samples
     ordered = sizes[-1] >= least and all(earlier >= later for earlier, later in pairwise(sizes))
-    require(ordered, "batch_sizes: expected numbers above 0 that do not grow")
+    require(ordered, "batch_sizes: expected non-increasing numbers above 0")
     require(
         sum(sizes) == rows.shape[0], f"batch_sizes: expected a sum of {rows.shape[0]}, the rows of the input, got {sum(sizes)}"
     )
