@@ -121,7 +121,7 @@ CASES = {"conv2d": conv2d_cases, "max_pool2d": max_pool2d_cases, "rnn": rnn_case
 
 def launched() -> list[str]:
     """Name expressions of the kernels that have run since the object was loaded."""
-    kernels = cuda._object("cpu")
+    kernels = cuda.kernel_object("cpu")
     return [name for name, index in kernels.index.items() if kernels.library.torch_unroll_emulator_launches(index)]
 
 

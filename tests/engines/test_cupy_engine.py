@@ -94,7 +94,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Machine:
 
 
 def test_a_launch_carries_plan_struct_and_stream(machine: Machine) -> None:
-    launcher = cupy._Launcher()
+    launcher = cupy.CupyLauncher()
     for machine.stream in (0, 4096, 0):
         launcher.launch(PLAN, Struct(machine.stream + 1, 2), DEVICE)
     assert [int(noted["config"].hStream) for noted in machine.launches] == [0, 4096, 0]
@@ -133,11 +133,11 @@ def test_a_failed_launch_never_passes_silently(machine: Machine) -> None:
         r"max_pool2d_indices_kernel<uint8_t> \(grid \(5, 3, 2\), block \(64, 2, 1\)\): CUDA_ERROR_INVALID_VALUE: what it means"
     )
     with pytest.raises(RuntimeError, match=expected):
-        cupy._Launcher().launch(PLAN, Struct(), DEVICE)
+        cupy.CupyLauncher().launch(PLAN, Struct(), DEVICE)
 
 
 def test_a_thread_that_has_not_used_the_device_yet(machine: Machine) -> None:
-    launcher = cupy._Launcher()
+    launcher = cupy.CupyLauncher()
     launcher.launch(PLAN, Struct(), DEVICE)
     machine.bound.clear()
     machine.answers = [driver.CUresult.CUDA_ERROR_INVALID_CONTEXT]
@@ -147,7 +147,7 @@ def test_a_thread_that_has_not_used_the_device_yet(machine: Machine) -> None:
 
 
 def test_nothing_is_loaded_while_a_graph_is_captured(machine: Machine) -> None:
-    launcher = cupy._Launcher()
+    launcher = cupy.CupyLauncher()
     machine.capturing = True
     with pytest.raises(RuntimeError, match=r"is not loaded yet.*call torch_unroll.warmup\(\) before"):
         launcher.launch(PLAN, Struct(), DEVICE)
@@ -159,7 +159,7 @@ def test_nothing_is_loaded_while_a_graph_is_captured(machine: Machine) -> None:
 
 
 def test_residency(machine: Machine) -> None:
-    launcher = cupy._Launcher()
+    launcher = cupy.CupyLauncher()
     assert launcher.properties(DEVICE).resident(PLAN) == 3 * 132
     cluster = LaunchPlan(KERNEL, LaunchConfig((16, 1, 1), (32, 1, 1), 0, (8, 1, 1)), "flat")
     assert launcher.properties(DEVICE).resident(cluster) == 7

@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and warnings that were not given yet."""
     path = tmp_path / "cache"
     monkeypatch.setenv("TORCH_UNROLL_CACHE_DIR", str(path))
-    nvrtc_cache._warn.cache_clear()
+    nvrtc_cache.warn_once.cache_clear()
     return path
 
 

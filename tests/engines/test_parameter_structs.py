@@ -186,11 +186,11 @@ def _assert_not_loaded(message: str) -> None:
     expected = re.escape(f"{OBJECT.name} takes other structs than Python passes: {message}; build it again: pip install")
     with pytest.raises(RuntimeError, match=expected):
         cuda.KernelObject(OBJECT)
-    cuda._object.cache_clear()
+    cuda.kernel_object.cache_clear()
     try:
         assert re.search(expected, cuda.refuses("rnn", torch.device("cpu"), torch.float32) or "")
     finally:
-        cuda._object.cache_clear()
+        cuda.kernel_object.cache_clear()
 
 
 # ---- declarations that have changed, by every compiler -----------------------------------------------------------------------

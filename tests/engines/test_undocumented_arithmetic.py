@@ -27,7 +27,7 @@ QUICK = ("several tiles", "strided", "groups")
 
 @pytest.fixture(autouse=True)
 def truncating() -> Iterator[None]:
-    choose = cuda._object("cpu").library.torch_unroll_emulator_arithmetic
+    choose = cuda.kernel_object("cpu").library.torch_unroll_emulator_arithmetic
     before = choose(1, 1)
     yield
     choose(before & 1, before >> 1)
@@ -39,7 +39,7 @@ def test_the_mode_reaches_the_kernels() -> None:
     bias = torch.tensor([-1.0]).bfloat16()
     results = []
     for addition in (0, 1):
-        cuda._object("cpu").library.torch_unroll_emulator_arithmetic(addition, -1)
+        cuda.kernel_object("cpu").library.torch_unroll_emulator_arithmetic(addition, -1)
         test_conv2d_kernels.conv2d.forced = "tensor"
         geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee")
         y = test_conv2d_kernels.conv2d.conv2d_fprop(cuda.LAUNCHER, x, w.view(1, 2, 1, 1), bias, *geometry)

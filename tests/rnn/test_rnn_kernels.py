@@ -297,7 +297,7 @@ def test_w_overflows_registers(variant: None, name: str, H: int, dtype: torch.dt
 def test_same_bits_under_any_schedule(variant: None, name: str, seeds: int, device: torch.device) -> None:
     rnn.forced = name
     case = Case(4, 17, 48, 2, torch.bfloat16, [4, 1, 0, 3, 2, 4, 4, 1, 2, 3, 4, 4, 4, 4, 4, 4, 2])
-    reseed = cuda._object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
+    reseed = cuda.kernel_object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
     results = []
     for seed in range(seeds):
         reseed(ctypes.c_uint64(seed))
