@@ -15,6 +15,7 @@ from tests.engines import test_kernel_rows
 from tests.engines.test_kernel_rows import _chosen_anew
 from tests.rnn import test_rnn_kernels
 from torch_unroll.engines import cuda
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 from torch_unroll.kernels.table import Kernel
 
@@ -41,7 +42,7 @@ def test_the_mode_reaches_the_kernels() -> None:
     for addition in (0, 1):
         cuda.kernel_object("cpu").library.torch_unroll_emulator_arithmetic(addition, -1)
         test_conv2d_kernels.conv2d.forced = "tensor"
-        geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee")
+        geometry = (Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1), "ieee")
         y = test_conv2d_kernels.conv2d.conv2d_fprop(cuda.LAUNCHER, x, w.view(1, 2, 1, 1), bias, *geometry)
         results.append(y.item())
     assert results == [2.0**-23, 0.0]
