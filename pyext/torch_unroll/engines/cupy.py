@@ -52,7 +52,7 @@ class CupyLauncher:
         _check(status, plan)
 
     def _resident(self, device: torch.device, plan: LaunchPlan) -> int:
-        driver = _driver()
+        driver = load_driver()
         index = torch.cuda.current_device() if device.index is None else device.index
         _, config, function = self._prepare(plan, index, 0)
         with torch.cuda.device(index):
@@ -67,7 +67,7 @@ class CupyLauncher:
 
     @lru_cache(maxsize=4096)  # noqa: B019 (one launcher per process)
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
-        return encode_tensor_map(_driver(), spec)
+        return encode_tensor_map(load_driver(), spec)
 
     @cache  # noqa: B019 (one launcher per process)
     def properties(self, device: torch.device) -> Device:
@@ -76,13 +76,13 @@ class CupyLauncher:
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
         for row in rows:
-            if nvrtc.runs_on(row, _architecture(index)):
+            if nvrtc.runs_on(row, architecture_of_device(index)):
                 self._function(row, index)
 
     def _prepare(self, plan: LaunchPlan, index: int, stream: int) -> tuple[Any, Any, Any]:
         """Returns a plan as the driver takes it. There is one for each stream, because a config holds its stream and several
         threads may launch at once."""
-        driver = _driver()
+        driver = load_driver()
         function = driver.CUfunction(self._function(plan.kernel, index).ptr)
         config = launch_config(driver, plan, stream)
         prepared = self._prepared[plan, index, stream] = (driver.cuLaunchKernelEx, config, function)
@@ -105,13 +105,13 @@ class CupyLauncher:
     def _load(self, kernel: Kernel, index: int) -> Any:
         import cupy
 
-        binary = nvrtc_cache.fetch(nvrtc.Recipe(kernel, _architecture(index)))
+        binary = nvrtc_cache.fetch(nvrtc.Recipe(kernel, architecture_of_device(index)))
         with torch.cuda.device(index):
             _make_current(index)
             module = cupy.cuda.Module()
             module.load(binary.code)
             function = module.get_function(binary.symbol)
-            allow(_driver(), function.ptr, self.properties(torch.device("cuda", index)))
+            allow(load_driver(), function.ptr, self.properties(torch.device("cuda", index)))
         return function
 
 
@@ -194,23 +194,26 @@ def _check(status: Any, plan: LaunchPlan) -> None:
 
 
 def _text(status: Any) -> str:
-    driver = _driver()
+    driver = load_driver()
     return ": ".join(get(status)[1].decode() for get in (driver.cuGetErrorName, driver.cuGetErrorString))
 
 
 @cache
-def _driver() -> Any:
+def load_driver() -> Any:
+    """Returns the bindings of the CUDA driver."""
     from cuda.bindings import driver
 
     return driver
 
 
 @cache
-def _architecture(index: int) -> str:
+def architecture_of_device(index: int) -> str:
+    """Returns the architecture for which kernels of a CUDA device are compiled."""
     return nvrtc.architecture_of(torch.cuda.get_device_capability(index))
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Returns whether a module can be found; it is not imported."""
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # the parent package is missing
@@ -222,7 +225,7 @@ def _missing_requirement(device: torch.device) -> str | None:
     release = (torch.version.cuda or "13").partition(".")[0]
     install = f"pip install 'cupy-cuda{release}x[ctk]' 'cuda-bindings=={release}.*'"
     for package, module in (("CuPy", "cupy"), ("cuda-bindings", "cuda.bindings")):
-        if not _is_installed(module):
+        if not is_installed(module):
             return f"{package} is not installed: {install}"
     try:
         compiler, known = nvrtc.version(), nvrtc.architectures()
@@ -232,7 +235,7 @@ def _missing_requirement(device: torch.device) -> str | None:
         import cupy  # noqa: F401
     except ImportError as error:
         return f"CuPy does not load ({error}): {install}"
-    status, supported = _driver().cuDriverGetVersion()
+    status, supported = load_driver().cuDriverGetVersion()
     if status or supported // 1000 < compiler[0]:
         state = (
             f"is for CUDA {supported // 1000}.{supported % 1000 // 10}" if not status else f"does not answer ({_text(status)})"
