@@ -1,4 +1,4 @@
-"""For pytest under line_coverage.py: as each process ends, its counts of lines and the kernels it has launched are written."""
+"""A pytest plugin for line_coverage.py: at its end each process writes its line counts and the names of launched kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch_unroll.engines import cuda
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    kernels = cuda.kernel_object("cpu")
+    kernels = cuda.KernelObject(cuda.library_path("cpu"))
     launched = [name for name, index in kernels.index.items() if kernels.library.torch_unroll_emulator_launches(index)]
     Path(os.environ["LAUNCHED_KERNELS"], str(os.getpid())).write_text("\n".join(launched))
     kernels.library.torch_unroll_emulator_write_coverage()

@@ -120,8 +120,8 @@ CASES = {"conv2d": conv2d_cases, "max_pool2d": max_pool2d_cases, "rnn": rnn_case
 
 
 def launched() -> list[str]:
-    """Name expressions of the kernels that have run since the object was loaded."""
-    kernels = cuda.kernel_object("cpu")
+    """The name expressions of the kernels that have been launched."""
+    kernels = cuda.KernelObject(cuda.library_path("cpu"))
     return [name for name, index in kernels.index.items() if kernels.library.torch_unroll_emulator_launches(index)]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils._contextlib import context_decorator
 
 from torch_unroll.checks import require_strided, unwrapped
-from torch_unroll.engines.interface import Engine
+from torch_unroll.engines.interface import DTYPES, Engine
 from torch_unroll.settings import Setting
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: Fastest first.
 NAMES = ("cuda", "cupy", "numba", "torch")
-
-#: The dtypes of the compiled kernels.
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 #: What `engine=None` means. A plain global: a ContextVar breaks `fullgraph`, a thread-local goes stale under torch.compile.
 default = "auto"

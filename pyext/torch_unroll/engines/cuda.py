@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
-from torch_unroll.engines import DTYPES
 from torch_unroll.engines.compiled import gpu
 from torch_unroll.engines.compiled.engine import CompiledEngine
-from torch_unroll.engines.interface import Engine
+from torch_unroll.engines.interface import DTYPES, Engine
 from torch_unroll.kernels import device_digest, environment, layout, table
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import CLaunchConfig, Kernel, LaunchPlan

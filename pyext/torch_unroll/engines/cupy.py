@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from torch_unroll.engines import DTYPES, nvrtc, nvrtc_cache
+from torch_unroll.engines import nvrtc, nvrtc_cache
 from torch_unroll.engines.compiled import gpu
 from torch_unroll.engines.compiled.engine import CompiledEngine
-from torch_unroll.engines.interface import Engine
+from torch_unroll.engines.interface import DTYPES, Engine
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TYPES, TensorMap, TensorMapSpec

@@ -17,6 +17,8 @@ Pair = tuple[int, int]
 #: top, bottom, left, right
 Padding = tuple[int, int, int, int]
 
+#: The dtypes of the kernels.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")
 #: How fp32 products are computed: as torch's switch for convolution or for recurrence says, or as named.
 PRECISIONS = ("conv", "rnn", "tf32", "ieee")

@@ -94,11 +94,23 @@ def _problem(
     (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x_size, w_size, y_size
     no_strides = (0, 0, 0, 0)
     return Conv2dProblem(
-        *("float32", N, C, H, W, K, R, S, P, Q),
-        (stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
-        (padding[0], padding[1]),
-        (dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
-        *(groups, no_strides, no_strides, no_strides),
+        dtype="float32",
+        N=N,
+        C=C,
+        H=H,
+        W=W,
+        K=K,
+        R=R,
+        S=S,
+        P=P,
+        Q=Q,
+        stride=(stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
+        pad=(padding[0], padding[1]),
+        dilation=(dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
+        groups=groups,
+        x_strides=no_strides,
+        w_strides=no_strides,
+        y_strides=no_strides,
     )
 
 

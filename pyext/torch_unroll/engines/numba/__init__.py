@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 import torch
 
-from torch_unroll.engines import DTYPES
+from torch_unroll.engines.interface import DTYPES
 
 
 def _is_simulated() -> bool:

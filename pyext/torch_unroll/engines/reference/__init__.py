@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torch_unroll.engines import DTYPES
+from torch_unroll.engines.interface import DTYPES
 from torch_unroll.engines.reference import conv2d, max_pool2d, rnn
 
 
