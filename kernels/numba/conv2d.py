@@ -1,17 +1,18 @@
-"""Convolution: the column matrix in memory (im2col, and its transpose col2im), and products with columns that never are there.
+"""Convolution: the column matrix in memory (im2col, and its transpose col2im), and products that form columns only in tiles.
 
-    columns[n, c r s, p q] = x[n, c, p·stride_h - pad_h + r·dilation_h, q·stride_w - pad_w + s·dilation_w], 0 outside of x
+    columns[n, c r s, p q] = x[n, c, p·stride_h - pad_h + r·dilation_h, q·stride_w - pad_w + s·dilation_w], 0 outside x
 
     fprop   y[k, npq]  = Σ_crs w[k, crs] · columns[crs, npq]
-    dgrad   dx[c, nhw] = Σ_krs w[krs, c] · dy[k, the p q whose cell r s lies on h w]
+    dgrad   dx[c, nhw] = Σ_krs w[krs, c] · dy[k, npq], where (p, q) is the output whose cell (r, s) lies on (h, w)
     wgrad   dw[k, crs] = Σ_npq dy[k, npq] · columns[crs, npq]
 
-The implicit products form tiles of both factors in shared memory: a block owns TILE x TILE elements of the result and walks the
-sum in steps of TILE; a thread owns one element, and fetches one of each factor a step. Each number is fetched once for TILE
-uses. Every output is overwritten. Sums go in one fixed order, so that the same call gives the same bits.
+The products copy tiles of both factors to shared memory. A block owns TILE x TILE elements of the result and advances through the
+sum in steps of TILE; a thread owns one element of the result, and copies one element of each factor per step. So each element
+that is read from memory is used TILE times. Every output is overwritten. Sums are computed in one fixed order, so that the same
+call gives the same bits.
 
-x (N, C, H, W), w (K, C/groups, R, S), y (N, K, P, Q); gradients dx dw dy like them. Pairs are (height, width); padding is that
-above and to the left. Groups are independent products: a block works in one of them.
+x (N, C, H, W), w (K, C/groups, R, S), y (N, K, P, Q); the gradients dx, dw, dy have the same shapes. Pairs are (height, width);
+padding is that above and to the left. Groups are independent products, and each tile belongs to one of them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def im2col_kernel(x, kernel_size, output_size, stride, padding, dilation, column
 
 @cuda.jit
 def col2im_kernel(columns, kernel_size, output_size, stride, padding, dilation, x):
-    """columns -> x. A thread owns one pixel at a time and sums the cells that cover it, in the order of the filter."""
+    """columns -> x. A thread owns one pixel at a time and sums the cells that cover it, in the order of their numbers r·S + s."""
     N, C, H, W = x.shape
     R, S = kernel_size
     P, Q = output_size
@@ -52,17 +53,17 @@ def col2im_kernel(columns, kernel_size, output_size, stride, padding, dilation, 
         c, n = i // (H * W) % C, i // (C * H * W)
         total = zero(x)
         for r in range(R):
-            p = source(h + padding[0] - r * dilation[0], stride[0], P)
+            p = window_starting_at(h + padding[0] - r * dilation[0], stride[0], P)
             for s in range(S):
-                q = source(w + padding[1] - s * dilation[1], stride[1], Q)
+                q = window_starting_at(w + padding[1] - s * dilation[1], stride[1], Q)
                 if p >= 0 and q >= 0:
                     total += widen(columns[n, (c * R + r) * S + s, p * Q + q])
         x[n, c, h, w] = narrow(total, x)
 
 
 @cuda.jit(device=True)
-def source(start, stride, extent):
-    """Which window of a row starts at `start`, counted within the padding; -1 if none does."""
+def window_starting_at(start, stride, extent):
+    """Returns the window, along one axis, whose first cell is at `start`, which counts the padding; -1 if there is none."""
     if start < 0 or start % stride != 0 or start // stride >= extent:
         return -1
     return start // stride
@@ -70,17 +71,18 @@ def source(start, stride, extent):
 
 @cuda.jit(device=True)
 def multiply(a, b, total):
-    """total + Σ_i a[row, i] · b[i, column] of the thread's row and column, once every thread has filled its part of the tiles."""
+    """Returns total + Σ_i a[row, i] · b[i, column] for the thread's row and column, after all threads have filled the tiles."""
     cuda.syncthreads()
     for i in range(TILE):
         total += widen(a[cuda.threadIdx.y, i]) * widen(b[i, cuda.threadIdx.x])
-    cuda.syncthreads()  # nobody fills the next tiles before everybody has read these
+    cuda.syncthreads()  # no thread may overwrite the tiles before all have read them
     return total
 
 
 @cuda.jit
 def conv2d_fprop_kernel(x, w, bias, stride, padding, dilation, groups, y):
-    """x, w, bias (K, or empty) -> y. Rows of a tile are k, columns (n, p, q). Blocks take tiles in turn, of all groups."""
+    """x, w, bias (K, or empty) -> y. The rows of a tile are k, its columns (n, p, q). Blocks take the tiles of all groups in
+    turn."""
     N, _, H, W = x.shape
     K, channels, R, S = w.shape
     P, Q = y.shape[2:]
@@ -116,7 +118,7 @@ def conv2d_fprop_kernel(x, w, bias, stride, padding, dilation, groups, y):
 
 @cuda.jit
 def conv2d_dgrad_kernel(dy, w, stride, padding, dilation, groups, dx):
-    """dy, w -> dx. Rows of a tile are c, columns (n, h, w); the sum runs over k, r, s."""
+    """dy, w -> dx. The rows of a tile are c, its columns (n, h, w); the sum is over k, r, s."""
     N, K, P, Q = dy.shape
     channels, R, S = w.shape[1:]
     H, W = dx.shape[2:]
@@ -140,29 +142,30 @@ def conv2d_dgrad_kernel(dy, w, stride, padding, dilation, groups, dx):
             i = start + ty
             b[ty, tx] = 0
             if i < inner and pixel < pixels:
-                p = source(h_out + padding[0] - i // S % R * dilation[0], stride[0], P)
-                q = source(w_out + padding[1] - i % S * dilation[1], stride[1], Q)
+                p = window_starting_at(h_out + padding[0] - i // S % R * dilation[0], stride[0], P)
+                q = window_starting_at(w_out + padding[1] - i % S * dilation[1], stride[1], Q)
                 if p >= 0 and q >= 0:
                     b[ty, tx] = dy[n, group * filters + i // (R * S), p, q]
             total = multiply(a, b, total)
         if c < channels and pixel < pixels:
             if total != total:
-                total = gradient(dy, w, stride, padding, dilation, group * filters, filters, n, c, h_out, w_out, zero(dx))
+                total = sum_existing(dy, w, stride, padding, dilation, group * filters, filters, n, c, h_out, w_out, zero(dx))
             dx[n, group * channels + c, h_out, w_out] = narrow(total, dx)
 
 
 @cuda.jit(device=True)
-def gradient(dy, w, stride, padding, dilation, first, filters, n, c, h, x, total):
-    """total + one element of dx, at row h and column x, summed over the pixels of dy that exist, up to the first NaN.
+def sum_existing(dy, w, stride, padding, dilation, first, filters, n, c, h, x, total):
+    """Returns total + one element of dx, at row h and column x, summed over the pixels of dy that exist, up to the first NaN.
 
-    A tile holds zeros where none exists, and zero times an infinite weight is NaN: what comes out as NaN is summed again here.
+    A tile holds zeros for pixels that do not exist, and zero times an infinite weight is NaN: so a NaN of the tiled sum is
+    computed again without them.
     """
     _, _, P, Q = dy.shape
     _, _, R, S = w.shape
     for i in range(filters * R * S):
         k, r, s = first + i // (R * S), i // S % R, i % S
-        p = source(h + padding[0] - r * dilation[0], stride[0], P)
-        q = source(x + padding[1] - s * dilation[1], stride[1], Q)
+        p = window_starting_at(h + padding[0] - r * dilation[0], stride[0], P)
+        q = window_starting_at(x + padding[1] - s * dilation[1], stride[1], Q)
         if p >= 0 and q >= 0:
             total += widen(dy[n, k, p, q]) * widen(w[k, c, r, s])
             if total != total:
@@ -172,9 +175,9 @@ def gradient(dy, w, stride, padding, dilation, first, filters, n, c, h, x, total
 
 @cuda.jit
 def conv2d_wgrad_kernel(dy, x, kernel_size, stride, padding, dilation, groups, pixels_per_split, sums):
-    """dy, x -> sums (splits, K, C/groups·R·S), in the accumulator type: each split sums its share of the pixels (n, p, q).
+    """dy, x -> sums (splits, K, C/groups·R·S), in the accumulator type: each split sums its part of the pixels (n, p, q).
 
-    Rows of a tile are k, columns (c, r, s). A weight tensor has few tiles and a long sum, hence the splits.
+    The rows of a tile are k, its columns (c, r, s). A filter has few tiles and a long sum, so the sum is split among blocks.
     """
     N, C, H, W = x.shape
     K, P, Q = dy.shape[1:]
@@ -210,7 +213,7 @@ def conv2d_wgrad_kernel(dy, x, kernel_size, stride, padding, dilation, groups, p
 
 @cuda.jit
 def conv2d_sum_splits_kernel(sums, dw):
-    """sums -> dw (K, C/groups, R, S), the splits in order. A thread owns one element of dw at a time."""
+    """sums -> dw (K, C/groups, R, S), adding the splits in order. A thread owns one element of dw at a time."""
     K, channels, R, S = dw.shape
     taps = channels * R * S
     for i in range(cuda.grid(1), K * taps, cuda.gridsize(1)):

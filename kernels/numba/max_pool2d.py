@@ -1,8 +1,8 @@
 """Max pooling: a thread owns one output (or, backward, one pixel) at a time, in the order of memory.
 
-x (N, C, H, W), y (N, C, P, Q). A window's choice is kept as an offset, its cell r·S + s; `none` says that it holds no cell of
-the plane. NaN and ties are torch's: a later cell wins if it is larger or NaN. Every output is overwritten. Backward is a gather:
-each pixel looks at the few windows that cover it, so there are no atomics and one fixed order of sums.
+x (N, C, H, W), y (N, C, P, Q). The offset of a window is the cell r·S + s that it chose, or `none` if it holds no cell of the
+plane. NaN and ties are treated as in torch: a later cell wins if it is larger or NaN. Every output is overwritten. In the
+backward pass, each pixel sums the few windows that cover it, in one fixed order and without atomics.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .types import narrow, widen, zero
 
 
 @cuda.jit(device=True)
-def place(i, C, height, width, channels_last):
-    """(n, c, row, column) of the i-th element in memory."""
+def coordinates(i, C, height, width, channels_last):
+    """Returns (n, c, row, column) of the i-th element in memory."""
     plane = height * width
     if channels_last:
         return i // (C * plane), i % C, i // (C * width) % height, i // C % width
@@ -26,12 +26,12 @@ def place(i, C, height, width, channels_last):
 
 @cuda.jit
 def max_pool2d_forward_strided_kernel(x, lengths, kernel_size, stride, padding, dilation, none, channels_last, y, offsets):
-    """x -> y, and offsets unless those are empty. `lengths` (N, or empty): how many rows of an image's planes count."""
+    """x -> y, and offsets unless they are empty. `lengths` (N, or empty) says how many rows of each image are pooled."""
     N, C, H, W = x.shape
     P, Q = y.shape[2:]
     R, S = kernel_size
     for i in range(cuda.grid(1), N * C * P * Q, cuda.gridsize(1)):
-        n, c, p, q = place(i, C, P, Q, channels_last)
+        n, c, p, q = coordinates(i, C, P, Q, channels_last)
         rows = H
         if lengths.shape[0] > 0:
             rows = min(max(lengths[n], 0), H)
@@ -52,12 +52,12 @@ def max_pool2d_forward_strided_kernel(x, lengths, kernel_size, stride, padding, 
 
 @cuda.jit
 def max_pool2d_backward_flat_kernel(dy, offsets, kernel_size, stride, padding, dilation, none, channels_last, dx):
-    """dy, offsets -> dx: the sum of the windows that chose the pixel."""
+    """dy, offsets -> dx: each pixel is the sum of the windows that chose it."""
     N, C, H, W = dx.shape
     P, Q = dy.shape[2:]
     R, S = kernel_size
     for i in range(cuda.grid(1), N * C * H * W, cuda.gridsize(1)):
-        n, c, h, w = place(i, C, H, W, channels_last)
+        n, c, h, w = coordinates(i, C, H, W, channels_last)
         total = zero(dx)
         for p in range(first_window(h + padding[0], R, stride[0], dilation[0]), min((h + padding[0]) // stride[0] + 1, P)):
             for q in range(first_window(w + padding[1], S, stride[1], dilation[1]), min((w + padding[1]) // stride[1] + 1, Q)):
@@ -71,19 +71,19 @@ def max_pool2d_backward_flat_kernel(dy, offsets, kernel_size, stride, padding, d
 
 @cuda.jit(device=True)
 def first_window(start, cells, stride, dilation):
-    """The first window whose last cell reaches `start`, a place counted within the padding."""
+    """Returns the first window, along one axis, whose last cell is at `start` or beyond it; `start` counts the padding."""
     return max((start - (cells - 1) * dilation + stride - 1) // stride, 0)
 
 
 @cuda.jit
 def max_pool2d_gather_kernel(x, offsets, kernel_size, stride, padding, dilation, none, channels_last, gathered):
-    """x, offsets -> gathered (N, C, P, Q): the cell each window chose; 0 where it chose none, or the offset names no cell of the
-    window or of the plane."""
+    """x, offsets -> gathered (N, C, P, Q): the cell that each window chose; 0 where it chose none, and where the offset names no
+    cell of the window or of the plane."""
     N, C, P, Q = gathered.shape
     H, W = x.shape[2:]
     R, S = kernel_size
     for i in range(cuda.grid(1), N * C * P * Q, cuda.gridsize(1)):
-        n, c, p, q = place(i, C, P, Q, channels_last)
+        n, c, p, q = coordinates(i, C, P, Q, channels_last)
         cell = np.int64(offsets[n, c, p, q])
         h = p * stride[0] - padding[0] + cell // S * dilation[0]
         w = q * stride[1] - padding[1] + cell % S * dilation[1]
@@ -95,12 +95,12 @@ def max_pool2d_gather_kernel(x, offsets, kernel_size, stride, padding, dilation,
 
 @cuda.jit
 def max_pool2d_indices_kernel(offsets, x_width, kernel_size, stride, padding, dilation, none, channels_last, indices):
-    """offsets -> indices (N, C, P, Q): torch's, into the plane. Of a window without a cell torch reports the first place at which
-    one would lie neither above nor to the left of the plane."""
+    """offsets -> indices (N, C, P, Q), torch's row · W + column. For a window without a cell, torch reports the first position at
+    which one would lie neither above nor to the left of the plane."""
     N, C, P, Q = indices.shape
     S = kernel_size[1]
     for i in range(cuda.grid(1), N * C * P * Q, cuda.gridsize(1)):
-        n, c, p, q = place(i, C, P, Q, channels_last)
+        n, c, p, q = coordinates(i, C, P, Q, channels_last)
         h, w = p * stride[0] - padding[0], q * stride[1] - padding[1]
         cell = np.int64(offsets[n, c, p, q])
         if cell == none:

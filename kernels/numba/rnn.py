@@ -1,17 +1,18 @@
-"""Recurrence: a product and a nonlinearity a step, forward and back through time, and one step on its own.
+"""Recurrence: a product and a nonlinearity per step, forward and back through time, and one step on its own.
 
-    h_t  = f(z_t + W_hh h_{t-1})            z_t = W_ih x_t + b_ih + b_hh, a product over all steps, made before
+    h_t  = f(z_t + W_hh h_{t-1})            z_t = W_ih x_t + b_ih + b_hh, computed before for all steps
     dz_t = f'(z_t) (dh_t + W_hhᵀ dz_{t+1})  f' from h alone;  dh_0 = W_hhᵀ dz_1
 
-The ladder
-    step          one launch a step, a tile a block: all of the GPU works at each step, and every step costs a launch.
-    single_block  one launch: a block owns TILE samples of a direction for all T steps, and goes over the tiles of H in turn.
-                  Blocks never wait for each other; W_hh comes from L2 at each step.
-A block owns a tile of TILE samples x TILE units, a thread one of each; the tiles of W_hh and of the state meet in shared memory.
+Variants
+    step          One launch per step, one tile per block: the whole GPU works at each step, and every step costs a launch.
+    single_block  One launch: a block owns TILE samples of a direction for all T steps, and computes their tiles of H in turn.
+                  Blocks never wait for each other; W_hh is read from L2 at each step.
+A block computes tiles of TILE samples x TILE units, a thread one element of each; tiles of W_hh and of the state are copied to
+shared memory.
 
-Sequences are (rows, D·H): sample n's row of step t is first_row[t] + n·row_step, which holds padded and packed data alike.
-w (D, H, H), h0 (D, N, H). A sample has lengths[n] steps; rows past them are left as they are. Direction 1 walks from its last
-step to the first. Every other output is overwritten.
+Sequences are (rows, D·H): sample n's row of step t is first_row[t] + n·row_step, for padded and packed data alike. w (D, H, H),
+h0 (D, N, H). A sample has lengths[n] steps; later rows are not written. Every other output is overwritten. Direction 0 walks from
+the first step to the last, direction 1 from the last to the first.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from numba import cuda
 
 from .types import TILE, narrow, widen, zero
 
-TANH, RELU, SIGMOID = range(3)  # and identity
-PADDED = TILE + 1  # the row of a tile that is read down its columns: the odd stride keeps banks apart
+TANH, RELU, SIGMOID = range(3)  # any other number is the identity
+PADDED = TILE + 1  # row length of a tile whose columns are read: the odd stride avoids bank conflicts
 
 
 @cuda.jit(device=True)
 def apply(nonlinearity, z):
-    """f(z)."""
+    """Returns f(z)."""
     if nonlinearity == TANH:
         return math.tanh(z)
     if nonlinearity == RELU:
@@ -40,7 +41,7 @@ def apply(nonlinearity, z):
 
 @cuda.jit(device=True)
 def slope(nonlinearity, h):
-    """f'(z), from h = f(z)."""
+    """Returns f'(z), computed from h = f(z)."""
     if nonlinearity == TANH:
         return 1 - h * h
     if nonlinearity == RELU:
@@ -52,7 +53,7 @@ def slope(nonlinearity, h):
 
 @cuda.jit(device=True)
 def tile_product(a, row, b, first_column, total):
-    """total + Σ_k a[row, k] · b[column, k], for the thread's row (-1: it has none) and column, threadIdx.x of a tile's.
+    """Returns total + Σ_k a[row, k] · b[first_column + threadIdx.x, k]; a thread without a row passes -1.
 
     All threads of a block call it together.
     """
@@ -70,55 +71,55 @@ def tile_product(a, row, b, first_column, total):
         cuda.syncthreads()
         for i in range(TILE):
             total += widen(tile_a[ty, i]) * widen(tile_b[tx, i])
-        cuda.syncthreads()  # nobody fills the next tiles before everybody has read these
+        cuda.syncthreads()  # no thread may overwrite the tiles before all have read them
     return total
 
 
 @cuda.jit(device=True)
 def forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, d, samples, units, h):
-    """Walks step s in direction d for one tile: the samples from `samples` on, the units from `units` on."""
+    """Computes step s of direction d for one tile, which starts at sample `samples` and unit `units`."""
     T, H = first_row.shape[0], w.shape[2]
     n, j = samples + cuda.threadIdx.y, units + cuda.threadIdx.x
     length = lengths[n] if n < lengths.shape[0] else 0
     t, before = (s, s - 1) if d == 0 else (T - 1 - s, T - s)
-    state, row = h0[d], n
+    state, state_row = h0[d], n
     if 0 <= before < length:
-        state, row = h[:, d * H : (d + 1) * H], first_row[before] + n * row_step
-    total = tile_product(state, row if t < length else -1, w[d], units, zero(h))
+        state, state_row = h[:, d * H : (d + 1) * H], first_row[before] + n * row_step
+    total = tile_product(state, state_row if t < length else -1, w[d], units, zero(h))
     if t < length and j < H:
-        here, column = first_row[t] + n * row_step, d * H + j
-        h[here, column] = narrow(apply(nonlinearity, widen(z[here, column]) + total), h)
+        row, column = first_row[t] + n * row_step, d * H + j
+        h[row, column] = narrow(apply(nonlinearity, widen(z[row, column]) + total), h)
 
 
 @cuda.jit(device=True)
 def backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0):
-    """Walks step s of the way back for one tile; after the last step, s = T, what arrives is dh0."""
+    """Computes step s of the backward pass for one tile; step T, after the last one, computes dh0."""
     T, H = first_row.shape[0], w_transposed.shape[2]
     n, j = samples + cuda.threadIdx.y, units + cuda.threadIdx.x
     length = lengths[n] if n < lengths.shape[0] else 0
     t, after = (T - 1 - s, T - s) if d == 0 else (s, s - 1)
     if s == T and d == 1:
         after = length - 1
-    row = first_row[after] + n * row_step if 0 <= after < length else -1
-    total = tile_product(dz[:, d * H : (d + 1) * H], row, w_transposed[d], units, zero(dz))
+    row_after = first_row[after] + n * row_step if 0 <= after < length else -1
+    total = tile_product(dz[:, d * H : (d + 1) * H], row_after, w_transposed[d], units, zero(dz))
     if s == T:
         if n < lengths.shape[0] and j < H:
             dh0[d, n, j] = narrow(total, dh0)
     elif t < length and j < H:
-        here, column = first_row[t] + n * row_step, d * H + j
-        dz[here, column] = narrow((widen(dh[here, column]) + total) * slope(nonlinearity, widen(h[here, column])), dz)
+        row, column = first_row[t] + n * row_step, d * H + j
+        dz[row, column] = narrow((widen(dh[row, column]) + total) * slope(nonlinearity, widen(h[row, column])), dz)
 
 
 @cuda.jit
 def rnn_step_kernel(z, w, h0, first_row, row_step, lengths, nonlinearity, s, h):
-    """Step s alone. Grid: tiles of samples, tiles of units, directions."""
+    """Computes step s. Grid: tiles of samples, tiles of units, directions."""
     samples, units = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
     forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, cuda.blockIdx.z, samples, units, h)
 
 
 @cuda.jit
 def rnn_step_backward_kernel(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, dz, dh0):
-    """Step s of the way back alone. Grid: tiles of samples, tiles of units, directions."""
+    """Computes step s of the backward pass. Grid: tiles of samples, tiles of units, directions."""
     samples, units = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
     d = cuda.blockIdx.z
     backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0)
@@ -126,22 +127,22 @@ def rnn_step_backward_kernel(dh, h, w_transposed, first_row, row_step, lengths, 
 
 @cuda.jit
 def rnn_single_block_kernel(z, w, h0, first_row, row_step, lengths, nonlinearity, h):
-    """All steps. Grid: tiles of samples, directions."""
+    """Computes all steps. Grid: tiles of samples, directions."""
     samples, d = cuda.blockIdx.x * TILE, cuda.blockIdx.y
     for s in range(first_row.shape[0]):
         for units in range(0, w.shape[2], TILE):
             forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, d, samples, units, h)
-        cuda.syncthreads()  # the next step reads, from other threads' places, what this one wrote
+        cuda.syncthreads()  # the next step reads what other threads have written in this one
 
 
 @cuda.jit
 def rnn_single_block_backward_kernel(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, dz, dh0):
-    """All steps of the way back. Grid: tiles of samples, directions."""
+    """Computes all steps of the backward pass. Grid: tiles of samples, directions."""
     samples, d = cuda.blockIdx.x * TILE, cuda.blockIdx.y
     for s in range(first_row.shape[0] + 1):
         for units in range(0, w_transposed.shape[2], TILE):
             backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0)
-        cuda.syncthreads()  # as above
+        cuda.syncthreads()  # see rnn_single_block_kernel
 
 
 @cuda.jit
@@ -162,7 +163,7 @@ def rnn_cell_forward_kernel(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity, h_next):
 
 @cuda.jit
 def rnn_cell_backward_kernel(dh_next, h_next, w_ih_transposed, w_hh_transposed, nonlinearity, dz, dx, dh):
-    """dh_next, h_next (N, H) -> dz (N, H), dx (N, I), dh (N, H). Grid: tiles of samples; a block makes their dz first."""
+    """dh_next, h_next (N, H) -> dz (N, H), dx (N, I), dh (N, H). Grid: tiles of samples; a block computes dz before dx and dh."""
     N, H = h_next.shape
     inputs, n = dx.shape[1], cuda.blockIdx.x * TILE + cuda.threadIdx.y
     row = n if n < N else -1

@@ -1,7 +1,7 @@
-"""Number types, the twin of cuda/platform/types.h: what is stored in 16 bits is computed in fp32.
+"""Number types, the twin of cuda/platform/types.h: numbers that are stored in 16 bits are computed in fp32.
 
-bfloat16 travels as its bits, in uint16, which is the only meaning of uint16 here. In Numba's simulator (NUMBA_ENABLE_CUDASIM=1)
-kernels are plain Python on numpy arrays, and so are these functions; on a GPU their `overload`s are compiled.
+Numba has no bfloat16, so an array of uint16 always holds the bits of bfloat16. In Numba's simulator (NUMBA_ENABLE_CUDASIM=1),
+kernels and these functions run as plain Python on numpy arrays; for a GPU, the `overload`s of these functions are compiled.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ if not config.ENABLE_CUDASIM:
 
 #: A thread costs nanoseconds on a GPU, and milliseconds in the simulator.
 SIMULATED = bool(config.ENABLE_CUDASIM)
-#: Rows and columns of the tile of a matrix product that a block owns: 256 threads, one an element.
+#: Rows and columns of the tile of a matrix product that a block owns; each of its 256 threads owns one element.
 TILE = 2 if SIMULATED else 16
-#: Threads of a block where each owns elements.
+#: Threads of a block in kernels that have no tiles.
 THREADS = 4 if SIMULATED else 256
 
 
 def widen(value):
-    """A stored number as its accumulator type: fp32 for every type but fp64."""
+    """Returns a stored number in its accumulator type: fp64 for fp64, fp32 for every other type."""
     if isinstance(value, np.uint16):
         return (np.uint32(value) << np.uint32(16)).view(np.float32)
     return np.float32(value) if isinstance(value, np.float16) else value
 
 
 def narrow(value, array):
-    """An accumulated number as the type of an array's elements, rounded to nearest even."""
+    """Returns an accumulated number in the type of an array's elements, rounded to nearest even."""
     if array.dtype != np.uint16:
         return array.dtype.type(value)
     wide = np.float32(value)
@@ -41,7 +41,7 @@ def narrow(value, array):
 
 
 def zero(array):
-    """0 in the accumulator type of an array's elements."""
+    """Returns 0 in the accumulator type of an array's elements."""
     return np.float64(0) if array.dtype == np.float64 else np.float32(0)
 
 

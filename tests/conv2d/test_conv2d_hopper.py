@@ -117,7 +117,7 @@ def test_both_launchers_pass_on_the_same_map(spec: TensorMapSpec) -> None:
 )
 def test_without_a_driver_the_encoder_says_so() -> None:
     with pytest.raises(RuntimeError, match="driver version is insufficient"):
-        cuda._object("cuda").tensor_map(IMAGE)
+        cuda.kernel_object("cuda").tensor_map(IMAGE)
 
 
 @pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
@@ -140,11 +140,11 @@ def test_without_a_driver_the_encoder_says_so() -> None:
 def test_what_we_call_refused_is_refused(wrong: dict[str, Any]) -> None:
     """The emulator's encoder has the limits of the driver's manual on its own account."""
     assert IMAGE.refused() is None
-    cuda._object("cpu").tensor_map(IMAGE)
+    cuda.kernel_object("cpu").tensor_map(IMAGE)
     spec = IMAGE._replace(**wrong)
     assert spec.refused() is not None
     with pytest.raises(RuntimeError, match="encode_tensor_map"):
-        cuda._object("cpu").tensor_map(spec)
+        cuda.kernel_object("cpu").tensor_map(spec)
 
 
 def problem(

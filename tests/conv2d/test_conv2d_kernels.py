@@ -275,7 +275,7 @@ def test_bitwise_the_same_under_any_schedule(
     case = Case((4, 16, 9, 9), (16, 16, 3, 3), padding=(1, 1, 1, 1))
     x, w, bias, dy = case.inputs(dtype, torch.channels_last)
     conv2d.forced = variant
-    seed = cuda._object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
+    seed = cuda.kernel_object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
     seed(ctypes.c_uint64(1))
     first = case.ours(x, w, bias, dy, precision)
     for other in (2, 3):

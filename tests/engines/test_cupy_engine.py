@@ -1,5 +1,5 @@
-"""Engine `cupy` as far as it can be tried without a GPU: compiler, cache and launch structs are the real ones; CuPy's loading and
-the driver's calls are stood in for."""
+"""Engine `cupy` without a GPU: the compiler, the cache and the launch structs are real, while CuPy's loading of modules and the
+calls of the driver are replaced."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Struct(ctypes.Structure):
 
 
 class Machine:
-    """A GPU's driver, as far as the launcher calls it; launches are noted, and answered from `answers`."""
+    """The part of a GPU's driver that the launcher calls. It records launches, and returns the statuses in `answers` for them."""
 
     def __init__(self) -> None:
         self.launches: list[dict[str, Any]] = []
@@ -42,8 +42,8 @@ class Machine:
 
     def cuLaunchKernelEx(self, config: Any, function: Any, arguments: int, extra: int) -> tuple[Any]:
         (pointer,) = (ctypes.c_void_p * 1).from_address(arguments)
-        noted = {"config": config, "function": int(function), "value": Struct.from_address(pointer).value, "extra": extra}
-        self.launches.append(noted)
+        launch = {"config": config, "function": int(function), "value": Struct.from_address(pointer).value, "extra": extra}
+        self.launches.append(launch)
         return (self.answers.pop(0) if self.answers else driver.CUresult.CUDA_SUCCESS,)
 
     def cuFuncSetAttribute(self, function: Any, name: Any, value: int) -> tuple[Any]:
@@ -70,40 +70,40 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Machine:
-    made = Machine()
+    replacement = Machine()
     monkeypatch.setenv("TORCH_UNROLL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(cupy, "_driver", lambda: made)
-    monkeypatch.setattr(cupy, "_architecture", lambda index: "sm_90a")
+    monkeypatch.setattr(cupy, "load_driver", lambda: replacement)
+    monkeypatch.setattr(cupy, "architecture_of_device", lambda index: "sm_90a")
     monkeypatch.setattr(cupy, "gpu", lambda device, resident: Device(132, (9, 0), 227 << 10, 50 << 20, resident=resident))
 
     class Module:
         def load(self, code: bytes) -> None:
-            made.modules.append(code)
+            replacement.modules.append(code)
 
         def get_function(self, symbol: str) -> SimpleNamespace:
-            assert symbol.encode() in made.modules[-1]
-            return SimpleNamespace(ptr=1000 + len(made.modules))
+            assert symbol.encode() in replacement.modules[-1]
+            return SimpleNamespace(ptr=1000 + len(replacement.modules))
 
-    runtime = SimpleNamespace(setDevice=made.bound.append)
+    runtime = SimpleNamespace(setDevice=replacement.bound.append)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(Module=Module, runtime=runtime)))
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: made.stream, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: replacement.stream, raising=False)
     monkeypatch.setattr(torch.cuda, "_exchange_device", lambda index: 0)
     monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", lambda index: 0)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: made.capturing)
-    return made
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: replacement.capturing)
+    return replacement
 
 
 def test_a_launch_carries_plan_struct_and_stream(machine: Machine) -> None:
-    launcher = cupy._Launcher()
+    launcher = cupy.CupyLauncher()
     for machine.stream in (0, 4096, 0):
         launcher.launch(PLAN, Struct(machine.stream + 1, 2), DEVICE)
-    assert [int(noted["config"].hStream) for noted in machine.launches] == [0, 4096, 0]
-    assert [noted["value"] for noted in machine.launches] == [1, 4097, 1]
+    assert [int(launch["config"].hStream) for launch in machine.launches] == [0, 4096, 0]
+    assert [launch["value"] for launch in machine.launches] == [1, 4097, 1]
     config = machine.launches[0]["config"]
     assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (5, 3, 2)
     assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (64, 2, 1)
     assert (config.sharedMemBytes, config.numAttrs) == (1 << 16, 0)
-    assert len(machine.modules) == 1  # compiled, and loaded once
+    assert len(machine.modules) == 1  # compiled and loaded once
     assert machine.modules[0].startswith(b"\x7fELF")
     names = driver.CUfunction_attribute
     assert machine.attributes == {
@@ -117,27 +117,27 @@ def test_a_launch_carries_plan_struct_and_stream(machine: Machine) -> None:
 def test_clusters_and_cooperative_grids_are_attributes(cluster: tuple[int, int, int], cooperative: bool) -> None:
     plan = LaunchPlan(KERNEL, LaunchConfig((16, 2, 1), (32, 1, 1), 0, cluster, cooperative), "flat")
     config = cupy.launch_config(driver, plan, 0)
-    found = {attribute.id: attribute.value for attribute in config.attrs}
-    assert config.numAttrs == len(found) == (cluster != (1, 1, 1)) + cooperative
+    attributes = {attribute.id: attribute.value for attribute in config.attrs}
+    assert config.numAttrs == len(attributes) == (cluster != (1, 1, 1)) + cooperative
     names = driver.CUlaunchAttributeID
     if cluster != (1, 1, 1):
-        given = found[names.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION].clusterDim
-        assert (given.x, given.y, given.z) == cluster
+        dimension = attributes[names.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION].clusterDim
+        assert (dimension.x, dimension.y, dimension.z) == cluster
     if cooperative:
-        assert found[names.CU_LAUNCH_ATTRIBUTE_COOPERATIVE].cooperative == 1
+        assert attributes[names.CU_LAUNCH_ATTRIBUTE_COOPERATIVE].cooperative == 1
 
 
-def test_a_failed_launch_never_passes_silently(machine: Machine) -> None:
+def test_a_failed_launch_raises(machine: Machine) -> None:
     machine.answers = [driver.CUresult.CUDA_ERROR_INVALID_VALUE]
     expected = (
         r"max_pool2d_indices_kernel<uint8_t> \(grid \(5, 3, 2\), block \(64, 2, 1\)\): CUDA_ERROR_INVALID_VALUE: what it means"
     )
     with pytest.raises(RuntimeError, match=expected):
-        cupy._Launcher().launch(PLAN, Struct(), DEVICE)
+        cupy.CupyLauncher().launch(PLAN, Struct(), DEVICE)
 
 
 def test_a_thread_that_has_not_used_the_device_yet(machine: Machine) -> None:
-    launcher = cupy._Launcher()
+    launcher = cupy.CupyLauncher()
     launcher.launch(PLAN, Struct(), DEVICE)
     machine.bound.clear()
     machine.answers = [driver.CUresult.CUDA_ERROR_INVALID_CONTEXT]
@@ -147,7 +147,7 @@ def test_a_thread_that_has_not_used_the_device_yet(machine: Machine) -> None:
 
 
 def test_nothing_is_loaded_while_a_graph_is_captured(machine: Machine) -> None:
-    launcher = cupy._Launcher()
+    launcher = cupy.CupyLauncher()
     machine.capturing = True
     with pytest.raises(RuntimeError, match=r"is not loaded yet.*call torch_unroll.warmup\(\) before"):
         launcher.launch(PLAN, Struct(), DEVICE)
@@ -159,7 +159,7 @@ def test_nothing_is_loaded_while_a_graph_is_captured(machine: Machine) -> None:
 
 
 def test_residency(machine: Machine) -> None:
-    launcher = cupy._Launcher()
+    launcher = cupy.CupyLauncher()
     assert launcher.properties(DEVICE).resident(PLAN) == 3 * 132
     cluster = LaunchPlan(KERNEL, LaunchConfig((16, 1, 1), (32, 1, 1), 0, (8, 1, 1)), "flat")
     assert launcher.properties(DEVICE).resident(cluster) == 7
@@ -169,7 +169,7 @@ def test_refusals_name_the_remedy(machine: Machine, monkeypatch: pytest.MonkeyPa
     cuda = torch.device("cuda", 0)
     assert refusal("cupy", "conv2d", torch.device("cpu"), torch.float32) == "runs on CUDA tensors, not on cpu"
     assert cupy.refuses("conv2d", cuda, torch.int8) == "has no kernels for torch.int8"
-    monkeypatch.setattr(cupy, "_is_installed", lambda module: True)
+    monkeypatch.setattr(cupy, "is_installed", lambda module: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
 
     def refused(*, supports: int = 13000, capability: tuple[int, int] = (9, 0), compiler: tuple[int, int] = (13, 0)) -> str:
@@ -209,7 +209,7 @@ def test_warmup_reaches_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     cupy.ENGINE.warmup("rnn", torch.float32, DEVICE)
     assert {row.arguments[0] for row in loaded} == {"float", "tfloat32"}
     assert {row.source.partition("/")[0] for row in loaded} == {"rnn"}
-    torch_unroll.warmup(device="cpu", engine="torch")  # has nothing to do
+    torch_unroll.warmup(device="cpu", engine="torch")  # does nothing
     with pytest.raises(ValueError, match="op: expected one of conv2d, max_pool2d, rnn, got 'softmax'"):
         torch_unroll.warmup("softmax")
     with pytest.raises(RuntimeError, match="cupy: runs on CUDA tensors"):

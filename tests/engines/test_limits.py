@@ -1,6 +1,7 @@
-"""Sizes that the compiled kernels do not count: engine "auto" leaves them to others, a named engine says which is too large.
+"""Sizes that are too large for the compiled kernels: engine "auto" leaves such calls to others, a named engine says which size it
+is.
 
-No such tensor is made here: fake tensors have sizes and no memory, and expanded ones have little.
+No tensor of such a size is allocated: fake tensors have no memory, and expanded ones have little.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ HALF = 2**15
 MANY = 65535 * 32
 
 
-class _Called(TorchDispatchMode):
-    """The operators that were called."""
+class _CalledOperators(TorchDispatchMode):
+    """Records the names of the operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ def cell(N: int, **options: Any) -> Tensor:
     return tu.rnn_cell(on_gpu(N, 4), on_gpu(N, 4), on_gpu(4, 4), on_gpu(4, 4), **options)
 
 
-#: A call of sizes, with what is too large of it, or nothing.
+#: A call, and the pattern of the message about its too large size; None if no size is too large.
 Call = tuple[Callable[..., Any], str | None]
 CALLS: dict[str, Call] = {
     "conv2d plane": (lambda **e: tu.conv2d(on_gpu(1, 8, HALF, HALF), on_gpu(8, 8, 3, 3), **e), "input: .*32768×32768"),
@@ -107,9 +108,9 @@ def test_who_serves_a_call_on_a_gpu(name: str) -> None:
     call, too_large = CALLS[name]
     function = name.partition(" ")[0]
     theirs = too_large is not None and function not in OWN
-    # Some of torch's own operators, unfold and rnn among them, make tensors on the way that need a GPU even here.
+    # Some of torch's own operators, unfold and rnn among them, allocate temporary tensors that need a GPU even in this mode.
     needs_gpu = suppress(RuntimeError) if theirs else nullcontext()
-    with needs_gpu, FakeTensorMode(), recording() as recorded, _Called() as called:
+    with needs_gpu, FakeTensorMode(), recording() as recorded, _CalledOperators() as called:
         call()
     ours = any(operator.startswith("torch_unroll::") for operator in called.names)
     assert ours != theirs
@@ -151,7 +152,7 @@ SIZES = (1, 2, 3, 2**15, 2**16, 2**29, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 2**40
 
 
 def test_the_predicate_of_convolution_is_what_the_kernels_say() -> None:
-    """In every direction: a variant is found for what it passes, and none for what it refuses."""
+    """In every direction, some variant takes a problem if and only if the predicate has no reason against it."""
     draw, outcomes = random.Random(0), set()
     for _ in range(300):
         C, H, W, K, R, S = (draw.choice(SIZES) if draw.random() < 0.3 else draw.choice((1, 2, 5)) for _ in range(6))
@@ -204,10 +205,11 @@ def test_a_step_refuses_more_samples_than_its_grid_holds() -> None:
 
 @pytest.mark.skipif("cuda-emulated" not in map(str, targets("conv2d")), reason="the emulated kernels are not built")
 class TestOperators:
-    """Where only an operator meets the size, engine `torch` serves "auto"; limits are lowered, so that the calls are small."""
+    """Where the size first appears in an operator, engine `torch` serves "auto". The limits are lowered, so that calls are
+    small."""
 
     @pytest.fixture(autouse=True)
-    def _low(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def low_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MOST", 6)
         real = select
 

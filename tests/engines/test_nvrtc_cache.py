@@ -1,4 +1,4 @@
-"""The disk cache of compiled kernels, with NVRTC itself: races, damage, folders that cannot be used, sources with mistakes."""
+"""The disk cache of compiled kernels, with the real NVRTC: races, damage, folders that cannot be used, sources with mistakes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from torch_unroll.engines import nvrtc, nvrtc_cache
 from torch_unroll.engines.nvrtc import Binary, Recipe
 from torch_unroll.kernels.cuda.max_pool2d import variants
+from torch_unroll.kernels.dtypes import DTYPES
 from torch_unroll.kernels.table import Kernel, kernels, kernels_of
 from torch_unroll.tools import compile as compile_command
 
@@ -25,25 +26,25 @@ RECIPE = Recipe(KERNEL, "sm_80")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and warnings that were not given yet."""
+    """Yields the path of an empty cache; every warning is given again."""
     path = tmp_path / "cache"
     monkeypatch.setenv("TORCH_UNROLL_CACHE_DIR", str(path))
-    nvrtc_cache._warn.cache_clear()
+    nvrtc_cache.warn_once.cache_clear()
     return path
 
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
-    """What was really compiled."""
-    made: list[Recipe] = []
+    """Records what is compiled and not loaded from the disk."""
+    recipes: list[Recipe] = []
     compile = Recipe.compile
 
-    def counted(self: Recipe) -> Binary:
-        made.append(self)
+    def recorded(self: Recipe) -> Binary:
+        recipes.append(self)
         return compile(self)
 
-    monkeypatch.setattr(Recipe, "compile", counted)
-    return made
+    monkeypatch.setattr(Recipe, "compile", recorded)
+    return recipes
 
 
 def test_a_kernel_is_compiled_once(folder: Path, compilations: list[Recipe]) -> None:
@@ -97,7 +98,7 @@ def test_a_damaged_entry_is_compiled_again(damage: str, folder: Path, compilatio
     entry.write_bytes(_damage(entry.read_bytes())[damage])
     assert nvrtc_cache.fetch(RECIPE) == whole
     assert len(compilations) == 2
-    assert nvrtc_cache.load(RECIPE) == whole  # and it was put right
+    assert nvrtc_cache.load(RECIPE) == whole  # the file has been replaced
 
 
 def _racer(start: object, results: object) -> None:
@@ -112,16 +113,16 @@ def test_processes_that_race_on_an_empty_cache(folder: Path) -> None:
     for racer in racers:
         racer.start()
     start.set()
-    found = [results.get(timeout=120) for _ in racers]
+    binaries = [results.get(timeout=120) for _ in racers]
     for racer in racers:
         racer.join(timeout=30)
         assert racer.exitcode == 0
-    assert found[0] == found[1] == found[2] == nvrtc_cache.load(RECIPE)
-    assert [path.suffix for path in folder.iterdir()] == [".kernel"]  # nothing half-written is left
+    assert binaries[0] == binaries[1] == binaries[2] == nvrtc_cache.load(RECIPE)
+    assert [path.suffix for path in folder.iterdir()] == [".kernel"]  # no unfinished file is left
 
 
 def test_a_reader_sees_old_or_new_but_never_half(folder: Path) -> None:
-    """A writer that is stopped between writing and moving has not touched the entry."""
+    """A writer that is interrupted before it renames its file has not changed the entry."""
     old, new = Binary("old", b"1" * 1000), Binary("new", b"2" * 1000)
     nvrtc_cache.store(RECIPE, old)
     with pytest.MonkeyPatch.context() as patch:
@@ -136,11 +137,11 @@ def test_a_reader_sees_old_or_new_but_never_half(folder: Path) -> None:
     assert len(list(folder.iterdir())) == 1
 
 
-def _fails_once_in_words(words: str, compilations: list[Recipe]) -> None:
-    """Kernels are served all the same, with one warning."""
-    with pytest.warns(RuntimeWarning, match=words) as given:
+def _assert_one_warning(message: str, compilations: list[Recipe]) -> None:
+    """Asserts that kernels are compiled in memory, with one warning in all."""
+    with pytest.warns(RuntimeWarning, match=message) as caught:
         assert nvrtc_cache.fetch(RECIPE).code.startswith(b"\x7fELF")
-    assert len(given) == 1
+    assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         nvrtc_cache.fetch(RECIPE)
@@ -165,16 +166,16 @@ def test_a_full_disk(folder: Path, compilations: list[Recipe], monkeypatch: pyte
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fdopen", Full)
-    _fails_once_in_words("No space left on device.*TORCH_UNROLL_CACHE_DIR", compilations)
+    _assert_one_warning("No space left on device.*TORCH_UNROLL_CACHE_DIR", compilations)
     assert not list(folder.iterdir())
 
 
 def test_a_home_that_is_no_folder(tmp_path: Path, compilations: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a read-only home or one on a broken mount comes to; chmod alone would not stop root."""
+    """Fails as a read-only or broken home directory does; taking away the permission would not stop root."""
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("TORCH_UNROLL_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    _fails_once_in_words("Not a directory", compilations)
+    _assert_one_warning("Not a directory", compilations)
 
 
 def test_a_read_only_home(folder: Path, compilations: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +183,7 @@ def test_a_read_only_home(folder: Path, compilations: list[Recipe], monkeypatch:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    _fails_once_in_words("Read-only file system", compilations)
+    _assert_one_warning("Read-only file system", compilations)
 
 
 def test_no_home(compilations: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +193,7 @@ def test_no_home(compilations: list[Recipe], monkeypatch: pytest.MonkeyPatch) ->
     for name in ("TORCH_UNROLL_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    _fails_once_in_words("home directory", compilations)
+    _assert_one_warning("home directory", compilations)
 
 
 def test_code_from_a_folder_that_others_can_write_to_is_not_run(folder: Path, compilations: list[Recipe]) -> None:
@@ -200,7 +201,7 @@ def test_code_from_a_folder_that_others_can_write_to_is_not_run(folder: Path, co
     compilations.clear()
     folder.chmod(0o777)
     assert nvrtc_cache.load(RECIPE) is None
-    _fails_once_in_words("may be written to by other users", compilations)
+    _assert_one_warning("may be written to by other users", compilations)
 
 
 def test_a_compile_error_shows_the_whole_log_with_our_file_and_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,11 +234,11 @@ def test_rows_and_architectures(capability: tuple[int, int], architecture: str) 
     assert nvrtc.runs_on(Kernel("", "a_kernel", architecture="90"), architecture) == (architecture != "sm_80")
 
 
-def test_every_row_is_some_dtypes() -> None:
+def test_every_row_belongs_to_a_dtype() -> None:
     for op in ("conv2d", "max_pool2d", "rnn"):
-        of_dtypes = {dtype: set(kernels_of(op, dtype)) for dtype in ("float16", "bfloat16", "float32", "float64")}
-        assert set().union(*of_dtypes.values()) == set(kernels(op))
-        assert all(len(rows) < len(kernels(op)) for rows in of_dtypes.values())
+        by_dtype = {dtype: set(kernels_of(op, dtype)) for dtype in DTYPES}
+        assert set().union(*by_dtype.values()) == set(kernels(op))
+        assert all(len(rows) < len(kernels(op)) for rows in by_dtype.values())
 
 
 def test_the_command_fills_the_cache(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
-"""The structs that Python passes to kernels and their declarations in C++ cannot drift apart: any difference, on either side,
-keeps kernels from compiling, or an object that was compiled before from loading."""
+"""The structs that Python passes to kernels have the layout of their declarations in C++: where either side changes, kernels do
+not compile, and an object that was compiled before does not load."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,6 @@ built = pytest.mark.skipif(not OBJECT.exists(), reason="the emulated kernels are
 FIRST = {mirror: row for row in reversed(kernels()) if (mirror := parameters(row))}
 MIRRORS = {f"{mirror.__name__}-{row.name}": mirror for mirror, row in FIRST.items()}
 MIRRORS |= table.INTERFACE
-
-
-# ---- every kernel has a mirror ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -52,7 +50,7 @@ def test_a_kernel_without_a_mirror_is_neither_compiled_nor_loaded(name: str, mon
 
 
 def _table_of(op: str) -> dict[str, type[ctypes.Structure]]:
-    return __import__(f"torch_unroll.kernels.cuda.{op}.variants", fromlist=["PARAMETERS"]).PARAMETERS
+    return import_module(f"torch_unroll.kernels.cuda.{op}.variants").PARAMETERS
 
 
 # ---- a mirror that has changed since the object was built -------------------------------------------------------------------
@@ -63,7 +61,7 @@ def _dropped(fields: Fields, i: int) -> Fields:
 
 
 def _swapped(fields: Fields, i: int) -> Fields:
-    """With the next, or, of the last, with the first."""
+    """Swaps a field with the next one, and the last with the first."""
     fields, other = list(fields), (i + 1) % len(fields)
     fields[i], fields[other] = fields[other], fields[i]
     return fields
@@ -118,8 +116,8 @@ def test_the_object_takes_the_structs_that_python_passes() -> None:
 
 @dataclass(frozen=True)
 class Drift:
-    """A change to a mirror at one of its fields; the first difference that loading an older object must tell: of which name, and
-    its offset and size on both sides."""
+    """A change to a mirror at one of its fields, and the first difference that must be reported when an older object is loaded:
+    its name, and its offset and size on both sides."""
 
     kernel: str
     change: Any
@@ -131,7 +129,7 @@ class Drift:
     @property
     def message(self) -> str:
         theirs, ours = (
-            f"at offset {place[0]} with {place[1]} bytes" if place else "missing" for place in (self.theirs, self.ours)
+            f"at offset {field[0]} with {field[1]} bytes" if field else "missing" for field in (self.theirs, self.ours)
         )
         return f"{self.name} is {theirs} in the object, and {ours} in Python"
 
@@ -186,11 +184,11 @@ def _assert_not_loaded(message: str) -> None:
     expected = re.escape(f"{OBJECT.name} takes other structs than Python passes: {message}; build it again: pip install")
     with pytest.raises(RuntimeError, match=expected):
         cuda.KernelObject(OBJECT)
-    cuda._object.cache_clear()
+    cuda.kernel_object.cache_clear()
     try:
         assert re.search(expected, cuda.refuses("rnn", torch.device("cpu"), torch.float32) or "")
     finally:
-        cuda._object.cache_clear()
+        cuda.kernel_object.cache_clear()
 
 
 # ---- declarations that have changed, by every compiler -----------------------------------------------------------------------
@@ -198,14 +196,14 @@ def _assert_not_loaded(message: str) -> None:
 
 @dataclass(frozen=True)
 class Plant:
-    """A change to a declaration in C++, of which a compiler that is given the mirror must say `said`."""
+    """A change to a declaration in C++, and what compilers must report about it."""
 
     name: str
-    kernel: str  # whose parameters it changes
+    kernel: str  # the start of the name of a kernel that takes the changed struct
     source: str
     old: str
     new: str
-    said: str
+    report: str
 
 
 PLANTS = (
@@ -300,7 +298,7 @@ def _row(plant: Plant) -> Kernel:
 
 def _planted(plant: Plant) -> str:
     text = (SOURCES / plant.source).read_text()
-    assert text.count(plant.old) == 1, "the source has changed, and what is planted with it"
+    assert text.count(plant.old) == 1, "the source has changed: adapt `old` to it"
     return text.replace(plant.old, plant.new)
 
 
@@ -310,9 +308,9 @@ def _copy(plant: Plant, folder: Path) -> Path:
     return folder
 
 
-def _said_by_host_compiler(source: str, place: Path, folders: Iterable[Path]) -> str:
-    """The errors of the compiler that the emulated object is built by; none if it takes the source."""
-    path = place / "checked.cpp"
+def _host_compiler_report(source: str, directory: Path, folders: Iterable[Path]) -> str:
+    """Returns the errors of the compiler that builds the emulated object; empty if it compiles the source."""
+    path = directory / "checked.cpp"
     path.write_text(source)
     command = [build.find_host_compiler(), "-std=c++20", "-fsyntax-only", "-include", "cuda_runtime.h", str(path)]
     command += [f"-I{folder}" for folder in (build.EMULATOR / "include", *folders)]
@@ -322,8 +320,8 @@ def _said_by_host_compiler(source: str, place: Path, folders: Iterable[Path]) ->
 @by_plant
 def test_the_host_compiler_refuses_a_changed_declaration(plant: Plant, tmp_path: Path) -> None:
     source = table.checked_source([_row(plant)])
-    assert not _said_by_host_compiler(source, tmp_path, [SOURCES])
-    assert plant.said in _said_by_host_compiler(source, tmp_path, [_copy(plant, tmp_path / "cuda")])
+    assert not _host_compiler_report(source, tmp_path, [SOURCES])
+    assert plant.report in _host_compiler_report(source, tmp_path, [_copy(plant, tmp_path / "cuda")])
 
 
 @by_plant
@@ -332,7 +330,7 @@ def test_nvrtc_refuses_a_changed_declaration(plant: Plant, monkeypatch: pytest.M
     sources = nvrtc.sources
     planted = {plant.source: _planted(plant).encode()}
     monkeypatch.setattr(nvrtc, "sources", lambda name: {file: planted.get(file, text) for file, text in sources(name).items()})
-    with pytest.raises(nvrtc.CompileError, match=re.escape(plant.said)):
+    with pytest.raises(nvrtc.CompileError, match=re.escape(plant.report)):
         nvrtc.Recipe(_row(plant), "sm_90a").compile()
 
 
@@ -346,11 +344,11 @@ def test_nvcc_refuses_a_changed_declaration(plant: Plant, tmp_path: Path) -> Non
         command = [build.find_nvcc(), "-std=c++20", "-arch=sm_90a", "-cuda", "checked.cu", "-o", "checked.ii", f"-I{folder}"]
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert (ran.returncode == 0) == takes, ran.stderr
-        assert takes or plant.said in ran.stdout + ran.stderr
+        assert takes or plant.report in ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "report"),
     [
         ("shared_bytes, cooperative;", "cooperative, shared_bytes;", "LaunchConfig.shared_bytes is at offset 36 with 4 bytes"),
         ("cluster[3], ", "", "cluster"),
@@ -359,21 +357,21 @@ def test_nvcc_refuses_a_changed_declaration(plant: Plant, tmp_path: Path) -> Non
         ("uint32_t channels,", "alignas(16) uint32_t channels,", "TensorMapSpec.type is at offset 120 with 4 bytes in Python"),
     ],
 )
-def test_the_host_compiler_refuses_a_changed_interface(old: str, new: str, said: str, tmp_path: Path) -> None:
+def test_the_host_compiler_refuses_a_changed_interface(old: str, new: str, report: str, tmp_path: Path) -> None:
     header = (SOURCES / "platform/interface.h").read_text()
     assert header.count(old) == 1
     changed = tmp_path / "changed"
     (changed / "platform").mkdir(parents=True)
     (changed / "platform/interface.h").write_text(header.replace(old, new))
-    assert not _said_by_host_compiler(table.interface_source(), tmp_path, [SOURCES])
-    assert said in _said_by_host_compiler(table.interface_source(), tmp_path, [changed, SOURCES])
+    assert not _host_compiler_report(table.interface_source(), tmp_path, [SOURCES])
+    assert report in _host_compiler_report(table.interface_source(), tmp_path, [changed, SOURCES])
 
 
-# ---- engines that compile, and keep what they compiled -----------------------------------------------------------------------
+# ---- engines that compile, and keep compiled kernels ------------------------------------------------------------------------
 
 
 @by_drift
-def test_what_nvrtc_compiled_for_another_mirror_is_not_used(drift: Drift, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_compiled_for_another_mirror_are_not_used(drift: Drift, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs `pip install cuda-bindings nvidia-cuda-nvrtc`")
     row = next(row for row in kernels() if row.name == drift.kernel)
     before = nvrtc.Recipe(row, "sm_90a").digest

@@ -1,4 +1,4 @@
-"""What is recorded without gradients can be trained, and with other extents: a trace or graph freezes no such decision."""
+"""A program that is recorded without gradients can be trained later, and run with other extents: it holds no such decision."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _OverTime(nn.Module):
         return tu.max_over_time(x)
 
 
-#: Models and their inputs, the dimension of the batch, and what torch's operators make of it.
+#: name -> the model, the shape of its input, the dimension of the batch, and how torch's operators compute the same.
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, Callable[[nn.Module, Tensor], Tensor]]] = {
     "pooling": (lambda: nn.Sequential(nn.MaxPool2d(2)), (2, 3, 6, 6), 0, nn.Module.__call__),
     "network": (
@@ -73,7 +73,7 @@ def test_can_be_trained(target: Target, name: str, recorder: str, gradients: boo
     build, shape, axis, torchs = MODELS[name]
     model = build().to(dtype)
     other = list(shape)
-    other[axis] = shape[axis] if recorder == "make_fx" else 5  # real numbers hold for their own extents
+    other[axis] = shape[axis] if recorder == "make_fx" else 5  # make_fx with real tensors records their extents
     x = torch.randn(other, dtype=dtype, requires_grad=True)
     expected = torchs(model, x)
     (expected_dx,) = torch.autograd.grad(expected.float().square().sum(), x)
@@ -91,7 +91,7 @@ def test_can_be_trained(target: Target, name: str, recorder: str, gradients: boo
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_compiled_inference_keeps_no_offsets(target: Target) -> None:
-    """torch.compile guards what it decided, so it still decides."""
+    """torch.compile guards its decisions, so it decides whether offsets are kept, and compiles again for gradients."""
     torch._dynamo.reset()
     backend = torch._dynamo.testing.EagerAndRecordGraphs()
     pooling = torch.compile(lambda x: tu.max_pool2d(x, 2, engine=target.engine), backend=backend, fullgraph=True)
@@ -106,7 +106,7 @@ def test_compiled_inference_keeps_no_offsets(target: Target) -> None:
 
 @pytest.mark.parametrize("recorder", ["trace", pytest.param("make_fx, symbolic", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_modules_recorded_and_given_what_does_not_fit(target: Target, recorder: str) -> None:
+def test_recorded_modules_refuse_inputs_that_do_not_fit(target: Target, recorder: str) -> None:
     x, h = torch.randn(3, 2, 4), torch.randn(1, 2, 5)
     image = torch.randn(2, 4, 6, 6)
     cases: list[tuple[nn.Module, tuple[Tensor, ...], list[tuple[Tensor, ...]]]] = [

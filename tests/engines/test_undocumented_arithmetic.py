@@ -1,5 +1,8 @@
-"""Kernels that use tensor cores and the copy engine, where these truncate: how they add and make TF32 of fp32 is not documented,
-so that the tests' bounds must hold either way. All other tests run with the emulator's default, which rounds."""
+"""Kernels on tensor cores and the copy engine, emulated with truncation.
+
+How the hardware rounds sums and conversions from fp32 to TF32 is not documented, so the bounds of the tests must hold for both
+ways. All other tests run with the emulator's default, which rounds to nearest.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from tests.engines import test_kernel_rows
 from tests.engines.test_kernel_rows import _chosen_anew
 from tests.rnn import test_rnn_kernels
 from torch_unroll.engines import cuda
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 from torch_unroll.kernels.table import Kernel
 
@@ -27,21 +31,21 @@ QUICK = ("several tiles", "strided", "groups")
 
 @pytest.fixture(autouse=True)
 def truncating() -> Iterator[None]:
-    choose = cuda._object("cpu").library.torch_unroll_emulator_arithmetic
+    choose = cuda.kernel_object("cpu").library.torch_unroll_emulator_arithmetic
     before = choose(1, 1)
     yield
     choose(before & 1, before >> 1)
 
 
 def test_the_mode_reaches_the_kernels() -> None:
-    """A product that only truncating loses: beside 1, less than two units in its last place."""
+    """Adds a product of less than two units in the last place of 1 to 1: truncation loses it, rounding does not."""
     x, w = torch.tensor([1.0, 1.5 * 2.0**-12]).bfloat16().view(1, 2, 1, 1), torch.tensor([1.0, 2.0**-12]).bfloat16()
     bias = torch.tensor([-1.0]).bfloat16()
     results = []
     for addition in (0, 1):
-        cuda._object("cpu").library.torch_unroll_emulator_arithmetic(addition, -1)
+        cuda.kernel_object("cpu").library.torch_unroll_emulator_arithmetic(addition, -1)
         test_conv2d_kernels.conv2d.forced = "tensor"
-        geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee")
+        geometry = (Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1), "ieee")
         y = test_conv2d_kernels.conv2d.conv2d_fprop(cuda.LAUNCHER, x, w.view(1, 2, 1, 1), bias, *geometry)
         results.append(y.item())
     assert results == [2.0**-23, 0.0]

@@ -16,7 +16,8 @@ from torch_unroll.engines.numba import launch
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# name -> (ours, torch's, shapes): uneven and asymmetric, more than one tile (2 x 2 in the simulator) every way, with remainders
+#: name -> (ours, torch's, shapes of the inputs). Sizes are uneven and asymmetric, and cover several tiles (2 x 2 in the
+#: simulator) in every direction, with remainders.
 CALLS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "conv2d": (
         lambda *t: tu.conv2d(*t, (2, 1), (1, 2), (1, 2), 2, engine="numba"),
@@ -52,7 +53,7 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[
 
 
 def _results(call: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The output and every gradient."""
+    """Returns the output and every gradient."""
     leaves = [tensor.to(dtype).detach().requires_grad_() for tensor in inputs]
     y = call(*leaves)
     weighting = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype).to(dtype)
@@ -96,17 +97,17 @@ def test_derivatives_of_every_order(name: str) -> None:
     assert torch.autograd.gradgradcheck(CALLS[name][0], inputs, fast_mode=True)
 
 
-def test_the_sum_of_wgrad_is_cut_into_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sum_of_wgrad_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch_unroll.engines.numba import conv2d
 
     splits: list[int] = []
-    launched = launch.launch_tiles
+    launch_tiles = launch.launch_tiles
 
-    def noted(kernel, count, device, *arguments):
+    def recorded(kernel, count, device, *arguments):
         splits.append(arguments[-1].shape[0])
-        launched(kernel, count, device, *arguments)
+        launch_tiles(kernel, count, device, *arguments)
 
-    monkeypatch.setattr(conv2d, "launch_tiles", noted)
+    monkeypatch.setattr(conv2d, "launch_tiles", recorded)
     x, dy = torch.randn(3, 1, 5, 7), torch.randn(3, 1, 5, 7)
     dw = conv2d.conv2d_wgrad(dy, x, (1, 1), Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1), "ieee")
     assert splits == [7]  # 105 pixels in splits of 16
@@ -158,7 +159,7 @@ def test_warmup_calls_every_kernel() -> None:
     tu.warmup("conv2d", dtype=torch.bfloat16, device="cpu", engine="numba")
 
 
-def test_what_it_cannot_do_it_refuses_with_the_reason() -> None:
+def test_refusals_say_why() -> None:
     ones = torch.ones(1, 1, 2, 2, dtype=torch.int32)
     with pytest.raises(RuntimeError, match=r"numba: has no kernels for torch\.int32"):
         tu.conv2d(ones, ones, engine="numba")

@@ -49,7 +49,7 @@ def test_values_indices_and_gradients(memory_format: torch.memory_format, window
     assert_as_accurate(*gradients)
 
 
-def test_windows_of_more_cells_than_a_byte_counts() -> None:
+def test_windows_whose_cells_a_byte_cannot_number() -> None:
     x = torch.randn(1, 2, 17, 19, dtype=torch.float64, requires_grad=True)
     y, indices = tu.max_pool2d(x, (16, 17), 1, (8, 0), return_indices=True, engine="numba")
     expected, its = F.max_pool2d(x, (16, 17), 1, (8, 0), return_indices=True)

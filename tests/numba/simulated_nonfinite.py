@@ -1,4 +1,4 @@
-"""Infinite weights beside the padding of dy, on engine `numba` in the simulator (run by test_in_simulator.py)."""
+"""Infinite and NaN weights that meet the padding of dy, on engine `numba` in the simulator (run by test_in_simulator.py)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INF, NAN = float("inf"), float("nan")
     ("stride", "padding", "dilation", "groups"),
     [((1, 1), (1, 1), (1, 1), 1), ((2, 1), (1, 2), (1, 2), 2), ((1, 1), (0, 0), (1, 1), 1)],
 )
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy says so of the products that kernels form
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy warns of products that are NaN
 def test_dx_is_nan_where_torchs_is(
     weight: float,
     stride: tuple[int, int],

@@ -28,7 +28,7 @@ def variant(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def _tensors(dtype: torch.dtype, D: int = 2, T: int = 3, N: int = 3, H: int = 5) -> list[Tensor]:
-    """z, w_hh, h0, dh."""
+    """Returns random z, w_hh, h0 and dh."""
     shapes = ((T, N, D * H), (D, H, H), (D, N, H), (T, N, D * H))
     return [torch.randn(shape).to(dtype) for shape in shapes]
 
@@ -36,7 +36,7 @@ def _tensors(dtype: torch.dtype, D: int = 2, T: int = 3, N: int = 3, H: int = 5)
 def _check(
     dtype: torch.dtype, lengths: Tensor | None, sizes: tuple[int, ...] | None, nonlinearity: str, tensors: list[Tensor]
 ) -> None:
-    """Both passes against the formulas in float64, and in the dtype itself."""
+    """Compares both passes with the formulas, in float64 and in the dtype itself."""
     z, w, h0, dh = tensors
     options = RnnOptions(lengths, sizes, nonlinearity, "ieee")
     h = MINE.rnn_forward(z, w, h0, options)
@@ -61,7 +61,7 @@ def test_nonlinearities(variant: str, nonlinearity: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_lengths(variant: str, dtype: torch.dtype) -> None:
-    """Among them one of no steps, and one beyond T."""
+    """One sample has no steps, and one length is above T."""
     _check(dtype, torch.tensor([2, 0, 9], dtype=torch.int32), None, "tanh", _tensors(dtype))
 
 
@@ -98,7 +98,7 @@ def test_cell(dtype: torch.dtype) -> None:
         assert_as_accurate(mine, its, exact, name)
 
 
-def test_the_module_beside_torchs() -> None:
+def test_the_module_against_torchs() -> None:
     torchs, mine = torch.nn.RNN(2, 3, 2, bidirectional=True).double(), tu.nn.RNN(2, 3, 2, bidirectional=True).double()
     mine.load_state_dict(torchs.state_dict())
     x = pack_padded_sequence(torch.randn(3, 2, 2, dtype=torch.float64), torch.tensor([3, 2]))

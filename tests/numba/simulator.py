@@ -1,7 +1,8 @@
-"""Runs pytest in Numba's simulator, with two of its habits mended: `python tests/numba/simulator.py ARGUMENTS OF PYTEST`.
+"""Runs pytest in Numba's simulator, with two corrections of the simulator: `python tests/numba/simulator.py ARGUMENTS OF PYTEST`.
 
-A simulated thread is a thread of Python. Barriers wait for all of them to have had their turn, so turns are short; and the first
-threads to ask for a shared array must get the same one, which the simulator's look-up, then insertion, does not promise.
+A simulated thread is a thread of Python. At a barrier, every thread waits until all others have been scheduled, so the switch
+interval is short. All threads that ask for a shared array must get the same one, but the simulator looks it up and then inserts
+it without a lock, so two threads may each insert their own.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import sys
 import threading
 from typing import Any
 
-os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # read when numba is imported, for good
+os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # numba reads it once, when it is imported
 
 import pytest
 from numba.cuda.simulator.kernelapi import FakeCUDAShared
 
 
 class _Allocations(dict):
-    """A block's shared arrays: whoever asks first for one makes it, the others wait for it."""
+    """A block's shared arrays: the first thread that asks for one creates it, and the others wait for it."""
 
     def __init__(self) -> None:
         super().__init__()

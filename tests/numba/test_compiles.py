@@ -1,4 +1,4 @@
-"""Every Numba kernel compiles to PTX for every dtype, which infers its types: what the simulator, plain Python, does not do."""
+"""Every Numba kernel compiles to PTX for every dtype. Unlike the simulator, which runs plain Python, this infers types."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("numba_cuda", reason="needs `pip install 'numba-cuda[cu13]'`")
 pytestmark = pytest.mark.slow
 
-#: In a process of its own: the simulator is chosen per process, and device functions ask a GPU for its capability.
+#: Runs in a process of its own, because the simulator is chosen per process, and because it replaces the query of the GPU's
+#: capability that device functions make.
 SCRIPT = """
 import json
 from types import SimpleNamespace
@@ -28,12 +29,12 @@ NUMBERS = {torch.uint16: types.uint16, torch.float16: types.float16, torch.float
 compiled = {}
 
 def compile_instead(kernel, grid, block, *arguments):
-    def argument_type(each):
-        if isinstance(each, torch.Tensor):
-            return types.Array(NUMBERS[launch._bits(each).dtype], each.ndim, "A")
-        if isinstance(each, bool):
+    def argument_type(value):
+        if isinstance(value, torch.Tensor):
+            return types.Array(NUMBERS[launch.as_stored(value).dtype], value.ndim, "A")
+        if isinstance(value, bool):
             return types.boolean
-        return types.int64 if isinstance(each, int) else types.UniTuple(types.int64, len(each))
+        return types.int64 if isinstance(value, int) else types.UniTuple(types.int64, len(value))
     signature = tuple(map(argument_type, arguments))
     if (kernel, signature) not in seen:
         seen.add((kernel, signature))
@@ -42,7 +43,7 @@ def compile_instead(kernel, grid, block, *arguments):
 
 seen = set()
 launch.launch = rnn.launch = compile_instead
-launch._multiprocessors = lambda device: 132
+launch.multiprocessors = lambda device: 132
 for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
     for module in (conv2d, max_pool2d, rnn):
         module.warmup(dtype, torch.device("cpu"))
@@ -52,7 +53,7 @@ print(json.dumps(compiled))
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, list[bool]]:
-    """Kernel -> for each of its specialisations, whether it needs local memory."""
+    """Returns, for each kernel, whether each of its specialisations uses local memory."""
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, timeout=600)
     assert ran.returncode == 0, ran.stderr
@@ -67,7 +68,7 @@ def _kernels() -> list[str]:
 
 @pytest.mark.parametrize("kernel", _kernels())
 def test_every_kernel_compiles_for_every_dtype(kernel: str, compiled: dict[str, list[bool]]) -> None:
-    widths = 3 if kernel.startswith("max_pool2d_") else 1  # of offsets
+    offset_dtypes = 3 if kernel.startswith("max_pool2d_") else 1
     dtypes = {"max_pool2d_indices_kernel": 1, "conv2d_sum_splits_kernel": 4}.get(kernel, 4)
-    assert len(compiled[kernel]) == dtypes * widths
+    assert len(compiled[kernel]) == dtypes * offset_dtypes
     assert not any(compiled[kernel])

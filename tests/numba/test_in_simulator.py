@@ -1,4 +1,5 @@
-"""Runs each `simulated_*.py` of this folder in a process of its own: the simulator is chosen when numba is imported, for good."""
+"""Runs each `simulated_*.py` of this folder in a process of its own, because the simulator is chosen once, when numba is
+imported."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import Launcher, rnn
+from torch_unroll.engines.interface import RnnOptions
 from torch_unroll.kernels.cuda.rnn import variants
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
@@ -102,7 +103,7 @@ class Case:
 
     def run(self, nonlinearity: str, precision: str, launcher: Launcher = LAUNCHER) -> tuple[Tensor, Tensor, Tensor]:
         """The kernels' h, dz and dh0."""
-        arguments = (self.w, self.h0, self.lengths_tensor, self.batch_sizes, nonlinearity, precision)
+        arguments = (self.w, self.h0, RnnOptions(self.lengths_tensor, self.batch_sizes, nonlinearity, precision))
         h = rnn.rnn_forward(launcher, self.to_kernel(self.z), *arguments)
         return h, *rnn.rnn_backward(launcher, self.to_kernel(self.dh), h, *arguments)
 
@@ -164,15 +165,15 @@ def test_odd_sizes(variant: None, name: str, H: int, dtype: torch.dtype) -> None
 def test_batch_first_is_a_matter_of_strides(variant: None, name: str) -> None:
     rnn.forced = name
     case = Case(3, 5, 32, 1, torch.float32)
-    arguments = (None, None, "tanh", "ieee")
-    plain = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, *arguments)
+    options = RnnOptions(None, None, "tanh", "ieee")
+    plain = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, options)
     batch_first = case.z.transpose(0, 1).contiguous().transpose(0, 1)
-    strided = rnn.rnn_forward(LAUNCHER, batch_first, case.w, case.h0, *arguments)
+    strided = rnn.rnn_forward(LAUNCHER, batch_first, case.w, case.h0, options)
     assert strided.stride() == batch_first.stride()
     assert torch.equal(strided, plain)
     expanded = case.dh[:, :1].expand(3, 5, 32)  # what a mean's gradient looks like
-    expected = rnn.rnn_backward(LAUNCHER, expanded.contiguous(), plain, case.w, case.h0, *arguments)
-    actual = rnn.rnn_backward(LAUNCHER, expanded, strided, case.w, case.h0, *arguments)
+    expected = rnn.rnn_backward(LAUNCHER, expanded.contiguous(), plain, case.w, case.h0, options)
+    actual = rnn.rnn_backward(LAUNCHER, expanded, strided, case.w, case.h0, options)
     for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one, other)
 
@@ -183,14 +184,14 @@ def test_slices_and_broken_alignment(variant: None, name: str) -> None:
         pytest.skip("refuses rows that do not start on 16 bytes")
     rnn.forced = name
     case = Case(3, 3, 24, 1, torch.float32)
-    expected = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, None, None, "tanh", "ieee")
+    expected = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, RnnOptions(None, None, "tanh", "ieee"))
     wider = torch.zeros(3, 3, 30)
     wider[..., 3:27] = case.z
     w = torch.zeros(1, 25, 25)
     w[:, 1:, 1:] = case.w
     h0 = torch.zeros(1, 3, 48)
     h0[..., ::2] = case.h0
-    actual = rnn.rnn_forward(LAUNCHER, wider[..., 3:27], w[:, 1:, 1:], h0[..., ::2], None, None, "tanh", "ieee")
+    actual = rnn.rnn_forward(LAUNCHER, wider[..., 3:27], w[:, 1:, 1:], h0[..., ::2], RnnOptions(None, None, "tanh", "ieee"))
     assert torch.equal(actual, expected)
 
 
@@ -202,7 +203,7 @@ def test_nan_and_infinity_travel(variant: None, name: str) -> None:
         payload = torch.full((1,), -1, dtype=torch.int16 if dtype == torch.bfloat16 else torch.int32).view(dtype)
         case.z[1, 0, 5] = payload[0]  # a NaN of all ones
         case.h0[0, 1, 3] = float("inf")
-        h = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, None, None, "identity", "ieee").cpu()
+        h = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, RnnOptions(None, None, "identity", "ieee")).cpu()
         expected = reference_forward(*(x.cpu().double() for x in (case.z, case.w, case.h0)), [3] * 3, "identity")
         assert torch.equal(h.isnan(), expected.isnan())
         assert torch.equal(h.isinf(), expected.isinf())
@@ -211,8 +212,8 @@ def test_nan_and_infinity_travel(variant: None, name: str) -> None:
 @pytest.mark.parametrize(("T", "N"), [(0, 3), (3, 0)])
 def test_empty(T: int, N: int) -> None:
     z, w, h0 = torch.zeros(T, N, 2 * 8), torch.ones(2, 8, 8), torch.ones(2, N, 8)
-    h = rnn.rnn_forward(LAUNCHER, z, w, h0, None, None, "tanh", "ieee")
-    dz, dh0 = rnn.rnn_backward(LAUNCHER, z, h, w, h0, None, None, "tanh", "ieee")
+    h = rnn.rnn_forward(LAUNCHER, z, w, h0, RnnOptions(None, None, "tanh", "ieee"))
+    dz, dh0 = rnn.rnn_backward(LAUNCHER, z, h, w, h0, RnnOptions(None, None, "tanh", "ieee"))
     assert h.shape == dz.shape == z.shape
     assert torch.equal(dh0, torch.zeros_like(h0))
 
@@ -244,7 +245,7 @@ def test_a_cell_step_is_a_step_of_the_layer(nonlinearity: str) -> None:
     b = torch.randn(16)
     one = rnn.rnn_cell_forward(LAUNCHER, x, h, w_ih, w_hh, b, None, nonlinearity, "ieee")
     z = (x @ w_ih.T + b)[None]
-    other = rnn.rnn_forward(LAUNCHER, z, w_hh[None], h[None], None, None, nonlinearity, "ieee")[0]
+    other = rnn.rnn_forward(LAUNCHER, z, w_hh[None], h[None], RnnOptions(None, None, nonlinearity, "ieee"))[0]
     torch.testing.assert_close(one, other)
 
 
@@ -297,7 +298,7 @@ def test_w_overflows_registers(variant: None, name: str, H: int, dtype: torch.dt
 def test_same_bits_under_any_schedule(variant: None, name: str, seeds: int, device: torch.device) -> None:
     rnn.forced = name
     case = Case(4, 17, 48, 2, torch.bfloat16, [4, 1, 0, 3, 2, 4, 4, 1, 2, 3, 4, 4, 4, 4, 4, 4, 2])
-    reseed = cuda._object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
+    reseed = cuda.kernel_object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
     results = []
     for seed in range(seeds):
         reseed(ctypes.c_uint64(seed))

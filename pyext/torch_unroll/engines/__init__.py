@@ -1,7 +1,7 @@
-"""The engines, and which of them serves a call.
+"""The engines, and the choice of the one that serves a call.
 
-`engine=None` takes the first that accepts the call, in the order of `NAMES`; a named engine never falls back: it raises with
-its reason. One predicate, `refusal`, selects and explains. An engine is imported when it is first asked for.
+`engine=None` takes the first engine that accepts the call, in the order of `NAMES`. A named engine never falls back: the call
+raises its reason. One predicate, `refusal`, selects and explains. An engine is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ default = "auto"
 
 
 def check(name: str) -> str:
-    """The name, if it is an engine's."""
+    """Returns the name; raises ValueError if it is neither an engine's nor "auto"."""
     if name not in (*NAMES, "auto"):
         raise ValueError(f"engine: expected one of {', '.join(NAMES)} or auto, got {name!r}")
     return name
@@ -39,8 +39,9 @@ def check(name: str) -> str:
 
 default = check(os.environ.get("TORCH_UNROLL_ENGINE", "auto") or "auto")
 
-#: What the innermost block says whose beginning torch.compile traced; None without one. Another global, since a compiled function
-#: writes back what it assigned: that would undo what blocks of other threads made of `default` meanwhile.
+#: The engine of the innermost `use_engine` block that torch.compile traced; None outside of such blocks. It is a global apart
+#: from `default`, because a compiled function writes its assignments back when it ends, which would undo those of other threads'
+#: blocks.
 _traced: str | None = None
 
 
@@ -53,22 +54,22 @@ _setting = Setting(lambda: default, _set_default)
 
 
 class use_engine:  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Makes an engine the default within a block, `with tu.use_engine("numba"): ...`, or a function that it decorates.
+    """Makes an engine the default within a block, `with tu.use_engine("numba"): ...`, or within a function that it decorates.
 
-    The choice is global to the process, so that it holds under `torch.compile` and on autograd's threads. Where several blocks
-    are open, the one entered last holds; they may end in any order.
+    The choice is global to the process, so that it holds under `torch.compile` and on autograd's threads. Of several open blocks,
+    the one entered last decides; they may end in any order.
 
     Raises:
-        ValueError: an unknown engine.
+        ValueError: the engine is unknown.
     """
 
     def __init__(self, name: str):
         self.name = check(name)
-        self._outer: list[str | None] = []  # what held before each block whose beginning was traced
+        self._outer: list[str | None] = []  # the value of `_traced` before each block that was traced
 
     def __enter__(self) -> None:
         global _traced
-        if torch.compiler.is_dynamo_compiling():  # which traces no lock; within one function, blocks end in order
+        if torch.compiler.is_dynamo_compiling():  # a lock cannot be traced; within one function, blocks end in order
             self._outer.append(_traced)
             _traced = self.name
         else:
@@ -76,18 +77,18 @@ class use_engine:  # noqa: N801 (a context manager, named like torch.no_grad)
 
     def __exit__(self, *_: object) -> None:
         global _traced
-        if self._outer:  # traced or, where torch.compile breaks the graph, not
+        if self._outer:  # the block was traced; its end is not, if torch.compile has broken the graph
             _traced = self._outer.pop()
         else:
             _setting.leave(self)
 
     def __call__(self, function: Function) -> Function:
-        name = self.name  # torch.compile enters no object from outside of what it traces
+        name = self.name  # torch.compile cannot enter a context manager that was made outside of the traced code
         return cast(Function, context_decorator(lambda: use_engine(name), function))
 
 
 def resolve(engine: str | None) -> str:
-    """The `engine` argument of a public function as the string an op takes."""
+    """Returns the name that an operator takes for the `engine` argument of a public function."""
     if engine is not None:
         return check(engine)
     return default if _traced is None else _traced
@@ -148,7 +149,11 @@ def _predicate(name: str) -> Callable[[str, torch.device, torch.dtype], str | No
 
 @cache
 def select(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Engine:
-    """The engine for a call: the named one, or with "auto" the first that accepts."""
+    """Returns the engine for a call: the named one, or for "auto" the first that accepts it.
+
+    Raises:
+        RuntimeError: the named engine, or every engine, refuses the call.
+    """
     reasons = []
     for candidate in NAMES if name == "auto" else (check(name),):
         reason = refusal(candidate, op, device, dtype)
@@ -161,18 +166,19 @@ def select(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Engi
 def claims(
     engine: str, tensor: torch.Tensor, others: Sequence[torch.Tensor | None] = (), names: Sequence[str] = (), name: str = "input"
 ) -> bool:
-    """Whether a call belongs to the engines at all, by its input and its other tensors. With "auto", what none of them is made
-    for (CPU, integers, complex, sparse, nested, quantized) goes to torch's own operator. Where there are more tensors than names,
-    those from the last name on are a list of that name.
+    """Returns whether the engines serve a call at all, by its input and its other tensors.
+
+    With "auto", a call that no engine is made for (CPU, integers, complex, sparse, nested, quantized) goes to torch's own
+    operator. `names` are the argument names of `others`; if there are fewer names, the remaining tensors are a list under the
+    last name.
 
     Raises:
-        RuntimeError: a named engine is to take a tensor that has no strides, or is nested or quantized.
+        RuntimeError: an engine is named, and a tensor has no strides, is nested or is quantized.
     """
     if engine == "auto" and not (tensor.is_cuda and tensor.dtype in DTYPES):
         return False
     tensors = (tensor, *others)
-    transformed = torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
-    if transformed:
+    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
         tensors = tuple(None if other is None else unwrapped(other) for other in tensors)
     for other in tensors:
         if other is not None and (other.layout is not torch.strided or other.is_nested or other.is_quantized):
@@ -182,18 +188,18 @@ def claims(
     if engine == "auto":
         return False
     if len(names) < len(others):
-        names = (*names[:-1], *(f"{names[-1]}[{place}]" for place in range(len(others) - len(names) + 1)))
-    for place, other in zip((name, *names), tensors, strict=True):
+        names = (*names[:-1], *(f"{names[-1]}[{i}]" for i in range(len(others) - len(names) + 1)))
+    for argument, other in zip((name, *names), tensors, strict=True):
         if other is not None:
-            require_strided(other, place)
+            require_strided(other, argument)
     return True
 
 
 def resolve_precision(switch: str, tensor: torch.Tensor) -> str:
-    """ "tf32" or "ieee": how a product is computed. `switch` is "conv" or "rnn", torch's switch that governs it, or the
-    answer itself.
+    """Returns how a product is computed, "tf32" or "ieee".
 
-    Products never inherit matmul's switch. Read when the op runs, as cuDNN's operators read it; on the CPU it says nothing.
+    `switch` names the switch of torch that decides, "conv" or "rnn", or is itself the answer. matmul's switch has no influence.
+    The switch is read when the operator runs, as cuDNN's operators do, and is ignored on the CPU.
     """
     if tensor.dtype != torch.float32:
         return "ieee"

@@ -1,8 +1,7 @@
 """Engine `cuda`: the kernels built ahead of time, called through the C interface of kernels/cuda/launch.cu.
 
-CUDA tensors go to `lib/libtorch_unroll_cuda.so`; CPU tensors to the emulated object that the tests build,
-`lib/libtorch_unroll_emulated.so`, which runs the same kernels on the host
-(environment variable TORCH_UNROLL_EMULATED names another).
+CUDA tensors are served by `lib/libtorch_unroll_cuda.so`. CPU tensors are served by the emulated object that the tests build,
+which runs the same kernels on the host: `lib/libtorch_unroll_emulated.so`, or the file that TORCH_UNROLL_EMULATED names.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _NO_KERNEL_IMAGE = 209  # cudaErrorNoKernelImageForDevice
 
 
 def library_path(device_type: str) -> Path:
-    """Where the kernel object for a kind of device is, or would be."""
+    """Returns the path of the kernel object for a type of device, whether it has been built or not."""
     if device_type == "cuda":
         return LIBRARIES / "libtorch_unroll_cuda.so"
     return environment.path("TORCH_UNROLL_EMULATED") or LIBRARIES / "libtorch_unroll_emulated.so"
@@ -58,7 +57,7 @@ class KernelObject:
         self._check_layouts()
 
     def _check_layouts(self) -> None:
-        """Raises RuntimeError where a struct that this object takes is not laid out like its mirror in Python."""
+        """Raises RuntimeError if the layout of a struct in this object differs from that of its mirror in Python."""
         lines = self.library.torch_unroll_interface_layout().decode().splitlines()
         interface = dict(line.split(": ") for line in lines)
         differences = [layout.difference(interface.get(name, ""), name, mirror) for name, mirror in table.INTERFACE.items()]
@@ -71,7 +70,7 @@ class KernelObject:
             raise RuntimeError(f"{self.path.name} takes other structs than Python passes: {difference}; {REBUILD_HINT}")
 
     def prepare(self, plan: LaunchPlan) -> tuple[int, CLaunchConfig]:
-        """The plan as the C interface takes it, made once per plan."""
+        """Returns a plan as the C interface takes it; it is converted once."""
         prepared = self._prepared.get(plan)
         if prepared is None:
             if plan.kernel.expression not in self.index:
@@ -82,45 +81,47 @@ class KernelObject:
         return prepared
 
     def check(self, status: int, plan: LaunchPlan) -> None:
-        """Raises what a status means."""
+        """Raises RuntimeError for a status that is not success."""
         if status:
             text = self.library.torch_unroll_error_text(status).decode()
             hint = f"; {self.path.name} holds no code for this GPU: rebuild on it" if status == _NO_KERNEL_IMAGE else ""
             raise RuntimeError(f"{plan.kernel.expression} (grid {plan.config.grid}, block {plan.config.block}): {text}{hint}")
 
     def tensor_map(self, spec: TensorMapSpec) -> TensorMap:
-        """The copy engine's description of a tensor."""
+        """Returns the description of a tensor for the copy engine."""
         encoded = TensorMap()
         if status := self.library.torch_unroll_encode_tensor_map(ctypes.byref(spec.struct()), ctypes.byref(encoded)):
             raise RuntimeError(f"{spec}: {self.library.torch_unroll_error_text(status).decode()}")
         return encoded
 
     def built_from(self) -> str:
-        """`kernels.device_digest` of the sources that it was built from."""
+        """Returns `kernels.device_digest` of the sources that this object was built from."""
         return str(self.library.torch_unroll_device_digest().decode())
 
     def preload(self) -> None:
-        """Loads every kernel on the current device: module loading under graph capture fails."""
+        """Loads every kernel on the current device, since loading a module fails while a CUDA graph is captured."""
         for kernel in range(len(self.index)):
             self.library.torch_unroll_preload(kernel)
 
 
 @cache
-def _object(device_type: str) -> KernelObject:
+def kernel_object(device_type: str) -> KernelObject:
+    """Returns the kernel object for a type of device, loaded on the first call; raises OSError or RuntimeError if it does not
+    load."""
     return KernelObject(library_path(device_type))
 
 
 @cache
-def _object_on(index: int) -> KernelObject:
-    """The CUDA object with its kernels loaded on a device."""
-    kernels = _object("cuda")
+def _kernel_object_on(index: int) -> KernelObject:
+    """Returns the CUDA object with its kernels loaded on a device."""
+    kernels = kernel_object("cuda")
     with torch.cuda.device(index):
         kernels.preload()
     return kernels
 
 
 def _resident(device: torch.device, plan: LaunchPlan) -> int:
-    kernels = _object(device.type)
+    kernels = kernel_object(device.type)
     kernel, config = kernels.prepare(plan)
     count = ctypes.c_int()
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -129,15 +130,17 @@ def _resident(device: torch.device, plan: LaunchPlan) -> int:
     return count.value
 
 
-class _Launcher:
+class CudaLauncher:
+    """The `Launcher` of the built kernel objects."""
+
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         if device.type != "cuda":
-            kernels = _object(device.type)
+            kernels = kernel_object(device.type)
             kernel, config = kernels.prepare(plan)
             kernels.check(kernels.library.torch_unroll_launch(kernel, ctypes.byref(config), ctypes.byref(parameters), None), plan)
             return
         index = torch.cuda.current_device() if device.index is None else device.index
-        kernels = _object_on(index)
+        kernels = _kernel_object_on(index)
         kernel, config = kernels.prepare(plan)
         stream = torch._C._cuda_getCurrentRawStream(index)
         previous = torch.cuda._exchange_device(index)
@@ -149,7 +152,7 @@ class _Launcher:
 
     @lru_cache(maxsize=4096)  # noqa: B019 (one launcher per process)
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
-        return _object(device.type).tensor_map(spec)
+        return kernel_object(device.type).tensor_map(spec)
 
     @cache  # noqa: B019 (one launcher per process)
     def properties(self, device: torch.device) -> Device:
@@ -157,7 +160,7 @@ class _Launcher:
         if device.type == "cuda":
             return gpu(device, resident)
         return Device(
-            multiprocessors=int(_object(device.type).library.torch_unroll_emulator_multiprocessors()),
+            multiprocessors=int(kernel_object(device.type).library.torch_unroll_emulator_multiprocessors()),
             capability=(9, 0),
             shared_bytes_per_block=227 << 10,
             l2_bytes=50 << 20,
@@ -166,11 +169,11 @@ class _Launcher:
 
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
         if device.type == "cuda":
-            _object_on(torch.cuda.current_device() if device.index is None else device.index)
+            _kernel_object_on(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if engine `cuda` takes the call; else why not, and the remedy."""
+    """Returns None if engine `cuda` takes the call; else the reason, and the remedy."""
     if device.type not in ("cuda", "cpu"):
         return f"runs on CUDA tensors (and on CPU tensors through the emulator), not on {device.type}"
     if dtype not in DTYPES:
@@ -185,7 +188,7 @@ def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
             f"needs compute capability 8.0, {torch.cuda.get_device_name(device)} has {torch.cuda.get_device_capability(device)}"
         )
     try:
-        _object(device.type)
+        kernel_object(device.type)
     except OSError as error:
         return f"{path.name} does not load: {error}; {BUILD_HINT}"
     except RuntimeError as error:
@@ -194,11 +197,11 @@ def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def stale(device: torch.device) -> str | None:
-    """What is wrong with an object that was built from other sources than those that are here; None for one of these."""
-    if _object(device.type).built_from() == device_digest():
+    """Returns what is wrong with a kernel object that was not built from the sources of this package; None if it was."""
+    if kernel_object(device.type).built_from() == device_digest():
         return None
     return f"{library_path(device.type).name} was built from other sources than those that are here; {REBUILD_HINT}"
 
 
-LAUNCHER = _Launcher()
+LAUNCHER = CudaLauncher()
 ENGINE: Engine = CompiledEngine("cuda", LAUNCHER)

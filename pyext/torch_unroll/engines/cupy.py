@@ -1,7 +1,7 @@
-"""Engine `cupy`: the sources of kernels/cuda compiled on first use by NVRTC, loaded by CuPy; needs no compiler but pip's.
+"""Engine `cupy`: the sources of kernels/cuda, compiled by NVRTC on first use and loaded by CuPy; needs no compiler but pip's.
 
-It launches the plans of engine `cuda`, through the driver's cuLaunchKernelEx: CuPy's own launch knows neither clusters nor
-parameters passed by value as one struct.
+It launches the plans of engine `cuda` through the driver's cuLaunchKernelEx, because CuPy's own launch supports neither clusters
+nor parameters that are passed by value as one struct.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TYPES, TensorMap, TensorMapSpec
 
-_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not used the device yet
+_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not used the device before
 
 
-class _Launcher:
+class CupyLauncher:
+    """The `Launcher` of kernels that are compiled at run time."""
+
     def __init__(self) -> None:
-        self._functions: dict[tuple[Kernel, int], Any] = {}  # on a device: cupy.cuda.Function, which keeps its module
-        self._prepared: dict[tuple[LaunchPlan, int, int], tuple[Any, Any, Any]] = {}  # with a device and a stream
+        #: kernel, device index -> cupy.cuda.Function, which keeps its module alive
+        self._functions: dict[tuple[Kernel, int], Any] = {}
+        #: plan, device index, stream -> cuLaunchKernelEx, its config, and the function
+        self._prepared: dict[tuple[LaunchPlan, int, int], tuple[Any, Any, Any]] = {}
         self._loading = threading.Lock()
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
@@ -48,7 +52,7 @@ class _Launcher:
         _check(status, plan)
 
     def _resident(self, device: torch.device, plan: LaunchPlan) -> int:
-        driver = _driver()
+        driver = load_driver()
         index = torch.cuda.current_device() if device.index is None else device.index
         _, config, function = self._prepare(plan, index, 0)
         with torch.cuda.device(index):
@@ -63,7 +67,7 @@ class _Launcher:
 
     @lru_cache(maxsize=4096)  # noqa: B019 (one launcher per process)
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
-        return encode_tensor_map(_driver(), spec)
+        return encode_tensor_map(load_driver(), spec)
 
     @cache  # noqa: B019 (one launcher per process)
     def properties(self, device: torch.device) -> Device:
@@ -72,46 +76,47 @@ class _Launcher:
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
         for row in rows:
-            if nvrtc.runs_on(row, _architecture(index)):
+            if nvrtc.runs_on(row, architecture_of_device(index)):
                 self._function(row, index)
 
     def _prepare(self, plan: LaunchPlan, index: int, stream: int) -> tuple[Any, Any, Any]:
-        """The plan as the driver takes it. A config holds its stream, and threads may launch at once: hence one for each."""
-        driver = _driver()
+        """Returns a plan as the driver takes it. There is one for each stream, because a config holds its stream and several
+        threads may launch at once."""
+        driver = load_driver()
         function = driver.CUfunction(self._function(plan.kernel, index).ptr)
         config = launch_config(driver, plan, stream)
         prepared = self._prepared[plan, index, stream] = (driver.cuLaunchKernelEx, config, function)
         return prepared
 
     def _function(self, kernel: Kernel, index: int) -> Any:
-        """The kernel on a device: loaded, from the disk cache if it is there, else compiled."""
-        found = self._functions.get((kernel, index))
-        if found is None:
+        """Returns a kernel on a device, loaded from the disk cache or else compiled."""
+        function = self._functions.get((kernel, index))
+        if function is None:
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     f"{kernel.expression} is not loaded yet, and cannot be while a CUDA graph is captured: call "
                     "torch_unroll.warmup() before"
                 )
             with self._loading:
-                found = self._functions.get((kernel, index)) or self._load(kernel, index)
-                self._functions[kernel, index] = found
-        return found
+                function = self._functions.get((kernel, index)) or self._load(kernel, index)
+                self._functions[kernel, index] = function
+        return function
 
     def _load(self, kernel: Kernel, index: int) -> Any:
         import cupy
 
-        binary = nvrtc_cache.fetch(nvrtc.Recipe(kernel, _architecture(index)))
+        binary = nvrtc_cache.fetch(nvrtc.Recipe(kernel, architecture_of_device(index)))
         with torch.cuda.device(index):
             _make_current(index)
             module = cupy.cuda.Module()
             module.load(binary.code)
             function = module.get_function(binary.symbol)
-            allow(_driver(), function.ptr, self.properties(torch.device("cuda", index)))
+            allow(load_driver(), function.ptr, self.properties(torch.device("cuda", index)))
         return function
 
 
 def launch_config(driver: Any, plan: LaunchPlan, stream: int) -> Any:
-    """`driver.CUlaunchConfig` of a plan on a stream."""
+    """Returns the `driver.CUlaunchConfig` of a plan on a stream."""
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = plan.config.grid
     config.blockDimX, config.blockDimY, config.blockDimZ = plan.config.block
@@ -134,7 +139,7 @@ def launch_config(driver: Any, plan: LaunchPlan, stream: int) -> Any:
 
 
 def encode_tensor_map(driver: Any, spec: TensorMapSpec) -> TensorMap:
-    """By the driver's encoders, as `encode_tensor_map` of platform/encode.h."""
+    """Encodes a tensor's description for the copy engine, as `encode_tensor_map` of platform/encode.h does."""
     types, swizzles = driver.CUtensorMapDataType, driver.CUtensorMapSwizzle
     dtype = (
         types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
@@ -164,7 +169,7 @@ def _numbers(type_: Any, values: Iterable[int]) -> list[Any]:
 
 
 def allow(driver: Any, function: int, properties: Device) -> None:
-    """Lets a kernel have all the shared memory of the GPU, and clusters of more than 8 blocks: what a plan may ask for."""
+    """Allows a kernel all the shared memory that a block can have, and clusters of more than 8 blocks: plans may ask for both."""
     names = driver.CUfunction_attribute
     wanted = {names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: properties.shared_bytes_per_block}
     if properties.capability >= (9, 0):
@@ -176,48 +181,51 @@ def allow(driver: Any, function: int, properties: Device) -> None:
 
 
 def _make_current(index: int) -> None:
-    """Makes the device's context this thread's; torch's own guard does not where it takes the device for current already."""
+    """Makes the device's context current in this thread, which torch's guard leaves out if it takes the device for current."""
     import cupy
 
     cupy.cuda.runtime.setDevice(index)
 
 
 def _check(status: Any, plan: LaunchPlan) -> None:
-    """Raises what a status means."""
+    """Raises RuntimeError for a status that is not success."""
     if status:
         raise RuntimeError(f"{plan.kernel.expression} (grid {plan.config.grid}, block {plan.config.block}): {_text(status)}")
 
 
 def _text(status: Any) -> str:
-    driver = _driver()
+    driver = load_driver()
     return ": ".join(get(status)[1].decode() for get in (driver.cuGetErrorName, driver.cuGetErrorString))
 
 
 @cache
-def _driver() -> Any:
+def load_driver() -> Any:
+    """Returns the bindings of the CUDA driver."""
     from cuda.bindings import driver
 
     return driver
 
 
 @cache
-def _architecture(index: int) -> str:
+def architecture_of_device(index: int) -> str:
+    """Returns the architecture for which kernels of a CUDA device are compiled."""
     return nvrtc.architecture_of(torch.cuda.get_device_capability(index))
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Returns whether a module can be found; it is not imported."""
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even its parent
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
-def _lack(device: torch.device) -> str | None:
-    """What is missing on this machine for a GPU, and the command that adds it."""
+def _missing_requirement(device: torch.device) -> str | None:
+    """Returns what the machine lacks to run on a GPU, and the command that adds it; None if it lacks nothing."""
     release = (torch.version.cuda or "13").partition(".")[0]
     install = f"pip install 'cupy-cuda{release}x[ctk]' 'cuda-bindings=={release}.*'"
     for package, module in (("CuPy", "cupy"), ("cuda-bindings", "cuda.bindings")):
-        if not _is_installed(module):
+        if not is_installed(module):
             return f"{package} is not installed: {install}"
     try:
         compiler, known = nvrtc.version(), nvrtc.architectures()
@@ -227,13 +235,13 @@ def _lack(device: torch.device) -> str | None:
         import cupy  # noqa: F401
     except ImportError as error:
         return f"CuPy does not load ({error}): {install}"
-    status, supported = _driver().cuDriverGetVersion()
+    status, supported = load_driver().cuDriverGetVersion()
     if status or supported // 1000 < compiler[0]:
-        found = (
+        state = (
             f"is for CUDA {supported // 1000}.{supported % 1000 // 10}" if not status else f"does not answer ({_text(status)})"
         )
         return (
-            f"the GPU's driver {found}, NVRTC is {compiler[0]}.{compiler[1]} and compiles for newer ones: update the driver, or "
+            f"the GPU's driver {state}, NVRTC is {compiler[0]}.{compiler[1]} and compiles for newer ones: update the driver, or "
             f"install CuPy for its CUDA: pip install 'cupy-cuda12x[ctk]' 'cuda-bindings==12.*'"
         )
     capability = torch.cuda.get_device_capability(device)
@@ -248,13 +256,13 @@ def _lack(device: torch.device) -> str | None:
 
 
 def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if engine `cupy` takes the call; else why not, and the remedy."""
+    """Returns None if engine `cupy` takes the call; else the reason, and the remedy."""
     if device.type != "cuda":
         return f"runs on CUDA tensors, not on {device.type}"
     if dtype not in DTYPES:
         return f"has no kernels for {dtype}"
-    return _lack(device)
+    return _missing_requirement(device)
 
 
-LAUNCHER = _Launcher()
+LAUNCHER = CupyLauncher()
 ENGINE: Engine = CompiledEngine("cupy", LAUNCHER)

@@ -1,8 +1,8 @@
-"""Sizes that the compiled kernels do not count; one predicate for each op both selects and explains.
+"""Sizes that are too large for the compiled kernels; one predicate for each op both selects and explains.
 
-With engine "auto" such a call goes to torch's own operator, or to engine `torch` where torch has none and where only an operator
-(a backward pass, a graph) meets the size. A named engine says which size is too large. Engines `numba` and `torch` count in 64
-bits.
+With engine "auto", such a call goes to torch's own operator. It goes to engine `torch` where torch has no such operator, and
+where the size first appears in an operator of this package (a backward pass, a graph). A named engine refuses and says which size
+is too large. Engines `numba` and `torch` count in 64 bits and have no limits.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from torch_unroll.kernels.shapes import SizeError
 
 Sizes = Sequence[int]
 
-#: Extents of pooling and of recurrence: below 2^31 by the widest step of the kernels' loops, which end beyond them.
+#: Largest extent of pooling and of recurrence. The kernels' loop counters may pass an extent by one step before the loop ends,
+#: and no step is wider than 2^27.
 MOST = 2**31 - 2**27
-#: Elements up to which no tensor comes near any limit.
+#: A tensor of at most this many elements is far below every limit.
 _FEW = 2**20
 
 _LIMITED = ("auto", "cuda", "cupy")
 
 
 def is_large(*tensors: Tensor) -> bool:
-    """Whether sizes may be near a limit. A graph that is compiled is not tied to the answer: its operators ask when they run."""
+    """Returns whether sizes may be near a limit; always False while torch.compile traces, so that the graph does not depend on
+    the answer: its operators check their sizes when they run."""
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
@@ -42,10 +44,11 @@ def is_large(*tensors: Tensor) -> bool:
 
 
 def serves(engine: str, reason: str | None) -> bool:
-    """Whether a call is the engines', whose sizes have a reason against them, or None.
+    """Returns whether the engines serve a call; `reason` says why its sizes are too large for the compiled kernels, None that
+    they are not.
 
     Raises:
-        SizeError: not the named engine's.
+        SizeError: the sizes are too large for the named engine.
     """
     if reason is None or engine not in _LIMITED:
         return True
@@ -56,7 +59,7 @@ def serves(engine: str, reason: str | None) -> bool:
 
 
 def require(engine: str, reason: str | None) -> None:
-    """Of an operator: raises SizeError unless the engine takes any size."""
+    """Raises SizeError, from within an operator, if there is a reason against a call's sizes and the engine has limits."""
     if reason is not None and engine in _LIMITED:
         raise SizeError(reason)
 
@@ -64,7 +67,8 @@ def require(engine: str, reason: str | None) -> None:
 def conv2d(
     x_size: Sizes, w_size: Sizes, y_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> str | None:
-    """Of x (N, C, H, W), w (K, C/groups, R, S) -> y (N, K, P, Q) and its gradients; `padding` is above and to the left."""
+    """Returns why sizes are too large for a convolution x (N, C, H, W), w (K, C/groups, R, S) -> y (N, K, P, Q) and its
+    gradients, or None; `padding` is that above and to the left."""
     if torch.compiler.is_compiling() or is_symbolic(*x_size, *w_size, *y_size, *stride, *padding, *dilation, groups):
         return None
     if 0 in (*x_size, *w_size, *y_size):
@@ -73,7 +77,7 @@ def conv2d(
 
 
 def unfold(x_size: Sizes, y_size: Sizes, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> str | None:
-    """Of x (N, C, H, W) and its windows (P, Q); of fold as well."""
+    """Returns why sizes are too large to unfold x (N, C, H, W) into windows (P, Q), or to fold them, or None."""
     if torch.compiler.is_compiling() or is_symbolic(*x_size, *y_size, *kernel_size, *stride, *padding, *dilation):
         return None
     if x_size[0] >= 2**31:
@@ -85,49 +89,65 @@ def unfold(x_size: Sizes, y_size: Sizes, kernel_size: Sizes, stride: Sizes, padd
 def _problem(
     x_size: Sizes, w_size: Sizes, y_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Conv2dProblem:
-    """A convolution of these sizes; a stride between no two outputs and a dilation between no two taps are not counted."""
+    """Returns a convolution of these sizes. A stride with one output along its axis, or a dilation with one tap, has no effect
+    and is set to 1."""
     (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x_size, w_size, y_size
-    nowhere = (0, 0, 0, 0)
+    no_strides = (0, 0, 0, 0)
     return Conv2dProblem(
-        *("float32", N, C, H, W, K, R, S, P, Q),
-        (stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
-        (padding[0], padding[1]),
-        (dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
-        *(groups, nowhere, nowhere, nowhere),
+        dtype="float32",
+        N=N,
+        C=C,
+        H=H,
+        W=W,
+        K=K,
+        R=R,
+        S=S,
+        P=P,
+        Q=Q,
+        stride=(stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
+        pad=(padding[0], padding[1]),
+        dilation=(dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
+        groups=groups,
+        x_strides=no_strides,
+        w_strides=no_strides,
+        y_strides=no_strides,
     )
 
 
 def max_pool2d(x_size: Sizes, y_size: Sizes) -> str | None:
-    """Of x (N, C, H, W) and its windows (P, Q): a thread counts a row's pixels and channels together."""
+    """Returns why sizes are too large to pool x (N, C, H, W) into (P, Q), or None; threads count the pixels and channels of a row
+    together."""
     (N, C, H, W), (P, Q) = x_size, y_size
-    return _first(MOST, {"N": N, "C": C, "H": H, "W": W, "P": P, "Q": Q, "C·W": C * W, "C·Q": C * Q})
+    return _too_large(MOST, {"N": N, "C": C, "H": H, "W": W, "P": P, "Q": Q, "C·W": C * W, "C·Q": C * Q})
 
 
 def max_over_time(T: int, N: int, C: int) -> str | None:
-    """Of x (T, N, C): samples and channels are those of one image."""
-    return _first(MOST, {"T": T, "N·C": N * C})
+    """Returns why sizes are too large to pool x (T, N, C) over time, or None; its samples and channels become those of one
+    image."""
+    return _too_large(MOST, {"T": T, "N·C": N * C})
 
 
 def rnn(lead: Sizes, features: int, N: int, H: int) -> str | None:
-    """Of a sequence (T, N, features) or packed (total, features), `lead` being the first extents, with h0 (D, N, H).
+    """Returns why sizes are too large for recurrence, or None.
 
-    A step's place is counted in 32 bits, and matrix products see all steps as one plane.
+    The sequence is (T, N, features) or packed (total, features), `lead` holds its extents before the features, and h0 is (D, N,
+    H). Kernels count steps in 32 bits, and the matrix products see all steps as the pixels of one plane.
     """
     if is_symbolic(*lead, features, N, H):
         return None
-    return _first(MOST, {"T": lead[0], "N": N, "H": H}) or _first(2**30 - 1, {"T·N": prod(lead), "features": features})
+    return _too_large(MOST, {"T": lead[0], "N": N, "H": H}) or _too_large(2**30 - 1, {"T·N": prod(lead), "features": features})
 
 
 def rnn_cell(N: int, inputs: int, H: int) -> str | None:
-    """Of x (N, I) and h (N, H)."""
+    """Returns why sizes are too large for one step with x (N, I) and h (N, H), or None."""
     if is_symbolic(N, inputs, H):
         return None
     reason = batch_limit(N)
-    return f"input: {reason}" if reason else _first(MOST, {"I": inputs, "H": H})
+    return f"input: {reason}" if reason else _too_large(MOST, {"I": inputs, "H": H})
 
 
-def _first(most: int, extents: dict[str, int]) -> str | None:
-    """The first extent that is too large."""
+def _too_large(most: int, extents: dict[str, int]) -> str | None:
+    """Returns a message for the first extent above `most`, or None."""
     for name, extent in extents.items():
         if not is_symbolic(extent) and extent > most:
             return f"input: expected extents of at most {most} for compiled kernels, got {name} = {extent}"

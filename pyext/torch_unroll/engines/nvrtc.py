@@ -1,6 +1,7 @@
-"""Compiles rows of the kernel table at run time: NVRTC, the same sources, no nvcc, no include path and no GPU.
+"""Compiles rows of the kernel table at run time: NVRTC takes the same sources, and needs no nvcc, no include path and no GPU.
 
-A kernel is its source and every file that includes, all held in memory: what is compiled is exactly what `Recipe.digest` names.
+The source of a kernel and every file that it includes are handed over in memory, so that `Recipe.digest` covers exactly what is
+compiled.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from typing import Any
 from torch_unroll.kernels import SOURCES
 from torch_unroll.kernels.table import Kernel, checked_source
 
-#: No option changes the arithmetic, here or in kernels/build.py: engines `cuda` and `cupy` give the same bits. Not CuPy's own
-#: -ftz=true above all, under which the largest of subnormal numbers would not be torch's. -lineinfo is for profilers.
+#: No option changes the arithmetic, here or in kernels/build.py, so engines `cuda` and `cupy` give the same bits. In particular,
+#: CuPy's -ftz=true is left out: it flushes subnormal results to zero, which torch does not. -lineinfo is for profilers.
 OPTIONS = ("-std=c++20", "-lineinfo")
 
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*["<]([^">\n]+)[">]', re.MULTILINE)
 
 
 class CompileError(RuntimeError):
-    """A kernel that NVRTC does not take; the message is the compiler's whole log."""
+    """NVRTC does not compile a kernel; the message holds the compiler's whole log."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +36,27 @@ class Binary:
 
 @cache
 def sources(name: str) -> dict[str, bytes]:
-    """A file of kernels/cuda and every file it includes, directly or not, by the names they are included by."""
-    found: dict[str, bytes] = {}
+    """Returns a file of kernels/cuda and every file that it includes, directly or not: name in `#include` -> content."""
+    contents: dict[str, bytes] = {}
     waiting = [name]
     while waiting:
-        each = waiting.pop()
-        if each not in found and (SOURCES / each).is_file():  # others are the host's, which NVRTC skips
-            found[each] = (SOURCES / each).read_bytes()
-            waiting += [included.decode() for included in _INCLUDE.findall(found[each])]
-    return dict(sorted(found.items()))
+        included = waiting.pop()
+        if included not in contents and (SOURCES / included).is_file():  # other files are the host's, which NVRTC skips
+            contents[included] = (SOURCES / included).read_bytes()
+            waiting += [match.decode() for match in _INCLUDE.findall(contents[included])]
+    return dict(sorted(contents.items()))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the code of a kernel depends on."""
+    """Everything that the compiled code of a kernel depends on, besides the compiler."""
 
     kernel: Kernel
     architecture: str  # "sm_80", "sm_90a", ...
 
     @cached_property
     def digest(self) -> str:
-        """The identity of the result: the same sources, options, architecture and compiler give the same code."""
+        """Identifies the compiled code: the same sources, options, architecture and compiler have the same digest."""
         total = hashlib.sha256()
         settings = (self.kernel.source, self.kernel.expression, self.architecture, *OPTIONS, *map(str, version()))
         files = (part for name, text in self._sources.items() for part in (name.encode(), text))
@@ -69,14 +70,14 @@ class Recipe:
 
     @property
     def _text(self) -> bytes:
-        """What is compiled: it includes the sources, and states how parameters are laid out in Python."""
+        """The translation unit: it includes the sources, and asserts that parameters are laid out as in Python."""
         return checked_source([self.kernel]).encode()
 
     def compile(self) -> Binary:
-        """Runs NVRTC; other threads go on.
+        """Runs NVRTC, without holding the interpreter lock.
 
         Raises:
-            CompileError: with the compiler's whole log, which names the files and lines of kernels/cuda.
+            CompileError: the kernel does not compile; the log names the files and lines of kernels/cuda.
         """
         nvrtc = _bindings()
         files = {name.encode(): content for name, content in self._sources.items()}
@@ -109,6 +110,8 @@ def _bindings() -> Any:
 
 
 def _check(answer: tuple[Any, ...]) -> Any:
+    """Returns the results of a call of the bindings, a single one on its own; raises RuntimeError for a status that is not
+    success."""
     status, *results = answer
     if status:
         text = _bindings().nvrtcGetErrorString(status)[1].decode()
@@ -118,25 +121,25 @@ def _check(answer: tuple[Any, ...]) -> Any:
 
 @cache
 def version() -> tuple[int, int]:
-    """NVRTC's, which is that of its CUDA toolkit."""
+    """Returns NVRTC's version, which is that of its CUDA toolkit."""
     major, minor = _check(_bindings().nvrtcVersion())
     return major, minor
 
 
 @cache
 def architectures() -> tuple[int, ...]:
-    """What this NVRTC compiles for: 80, 90, ..."""
+    """Returns the compute capabilities that this NVRTC compiles for, as numbers: 80, 90, ..."""
     return tuple(_check(_bindings().nvrtcGetSupportedArchs()))
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
-    """What a GPU's kernels are compiled for: with Hopper's own instructions on Hopper."""
+    """Returns the architecture for which kernels of a GPU are compiled; that of Hopper includes Hopper's own instructions."""
     number = f"{capability[0]}{capability[1]}"
     return f"sm_{number}a" if number == "90" else f"sm_{number}"
 
 
 def runs_on(kernel: Kernel, architecture: str) -> bool:
-    """Whether a row of the table is made for an architecture."""
+    """Returns whether a row of the table can run on an architecture."""
     if kernel.architecture.endswith("a"):
         return architecture == f"sm_{kernel.architecture}"
     return int(kernel.architecture) <= int(re.sub(r"\D", "", architecture))

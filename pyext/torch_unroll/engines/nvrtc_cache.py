@@ -1,9 +1,9 @@
 """Compiled kernels on disk, so that a kernel is compiled once on a machine and not once in every process.
 
-One file a kernel, named by what its code depends on (`Recipe.digest`), written beside its place and moved there whole: any
-number of processes may fill and read one folder at once. A file that is not what its checksum says is compiled again. Where the
-folder cannot be used (a read-only home, a full disk, a folder that others may write to) kernels are compiled in memory, and one
-warning says why.
+Each kernel has one file, named by `Recipe.digest`. It is written under another name and then renamed, so any number of processes
+may fill and read one folder at once. A kernel whose file does not match its checksum is compiled again. Where the folder cannot
+be used (a read-only home, a full disk, a folder that others may write to), kernels are compiled in memory, and one warning says
+why.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ _MAGIC = b"torch_unroll kernel 1"
 
 
 def folder() -> Path:
-    """TORCH_UNROLL_CACHE_DIR, else a folder in the user's cache.
+    """Returns the folder that TORCH_UNROLL_CACHE_DIR names, else a folder in the user's cache.
 
     Raises:
-        RuntimeError: the user has no home.
+        RuntimeError: the user has no home directory.
     """
     named = environment.path("TORCH_UNROLL_CACHE_DIR")
     return named or (environment.path("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_unroll"
 
 
 def fetch(recipe: Recipe) -> Binary:
-    """The compiled kernel, from the disk or else from the compiler."""
-    found = load(recipe)
-    if found is None:
-        found = recipe.compile()
+    """Returns the compiled kernel, from the disk or else from the compiler."""
+    binary = load(recipe)
+    if binary is None:
+        binary = recipe.compile()
         try:
-            store(recipe, found)
+            store(recipe, binary)
         except (OSError, RuntimeError) as error:
-            _warn(str(error))
-    return found
+            warn_once(str(error))
+    return binary
 
 
 def load(recipe: Recipe) -> Binary | None:
-    """The compiled kernel if it is on the disk, whole and private."""
+    """Returns the compiled kernel if its file is intact and nobody else could have written it; else None."""
     try:
         _check_private(folder())
         data = _path(recipe).read_bytes()
     except (OSError, RuntimeError):
-        return None  # `store` will meet the same, and tell
+        return None  # `store` meets the same error and reports it
     magic, _, rest = data.partition(b"\n")
     checksum, _, payload = rest.partition(b"\n")
     if magic != _MAGIC or checksum != hashlib.sha256(payload).hexdigest().encode():
@@ -60,7 +60,7 @@ def load(recipe: Recipe) -> Binary | None:
 
 
 def store(recipe: Recipe, binary: Binary) -> None:
-    """Puts a compiled kernel on the disk, in the place of whatever stands there.
+    """Writes a compiled kernel to the disk, replacing any file that it has there.
 
     Raises:
         OSError, RuntimeError: the folder cannot be used.
@@ -86,7 +86,7 @@ def _path(recipe: Recipe) -> Path:
 
 
 def _check_private(path: Path) -> None:
-    """Code is run only from where nobody else could have put it."""
+    """Raises PermissionError for a folder in which somebody else could have put code."""
     status = path.stat()
     if status.st_uid not in (os.geteuid(), 0):
         raise PermissionError(f"{path} belongs to another user")
@@ -95,10 +95,10 @@ def _check_private(path: Path) -> None:
 
 
 @cache
-def _warn(reason: str) -> None:
-    """Once for each reason."""
+def warn_once(reason: str) -> None:
+    """Warns that kernels are not kept, once for each reason."""
     warnings.warn(
-        f"torch_unroll: compiled kernels are not kept ({reason}), so every process compiles them anew; "
+        f"torch_unroll: compiled kernels are not kept ({reason}), so every process compiles them again; "
         "name a folder of your own in TORCH_UNROLL_CACHE_DIR",
         RuntimeWarning,
     )

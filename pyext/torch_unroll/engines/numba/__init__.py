@@ -1,4 +1,5 @@
-"""Engine `numba`: the twins in kernels/numba, compiled by Numba on first use, zero-copy on torch's tensors and stream.
+"""Engine `numba`: the twins in kernels/numba, compiled by Numba on first use; they work on torch's tensors and stream, without
+copies.
 
 It runs on CUDA tensors, and in Numba's simulator (NUMBA_ENABLE_CUDASIM=1, set before numba is imported) on CPU tensors, where the
 kernels are ordinary Python: for tests and for stepping through them with a debugger. fp32 products are IEEE whatever the
@@ -22,8 +23,8 @@ def _is_simulated() -> bool:
 
 
 @cache
-def _lack() -> str | None:
-    """What is missing on this machine, and the command that adds it."""
+def _missing_requirement() -> str | None:
+    """Returns what the machine lacks, and the command that adds it; None if it lacks nothing."""
     release = (torch.version.cuda or "13").partition(".")[0]
     install = f"pip install 'numba-cuda[cu{release}]>=0.30'"
     if find_spec("numba_cuda") is None:
@@ -40,7 +41,7 @@ def _lack() -> str | None:
         from numba.cuda.cudadrv.nvvm import NVVM
 
         NVVM()
-    except Exception as error:  # its own kinds of error, where the library is missing
+    except Exception as error:  # Numba raises errors of its own where the library is missing
         return f"libNVVM does not load ({error}): {install}"
     return None
 
@@ -55,4 +56,4 @@ def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return "Numba's simulator takes CPU tensors only: start without NUMBA_ENABLE_CUDASIM"
     if dtype not in DTYPES:
         return f"has no kernels for {dtype}"
-    return _lack()
+    return _missing_requirement()

@@ -11,65 +11,69 @@ import torch
 from numba import cuda, types
 from torch import Tensor
 
+from torch_unroll.kernels.arithmetic import ceil_divide
 from torch_unroll.kernels.numba.types import SIMULATED, THREADS, TILE
 
-_DTYPES = {torch.bfloat16: torch.uint16}  # as its bits, see kernels/numba/types.py
+_STORED = {torch.bfloat16: torch.uint16}  # see kernels/numba/types.py
 
 
 def launch(kernel: Any, grid: int | tuple[int, ...], block: int | tuple[int, ...], *arguments: Any) -> None:
-    """Launches a kernel; tensors become arrays, sequences of sizes tuples, everything else is passed as it is."""
+    """Launches a kernel; tensors become arrays, sequences of sizes become tuples, and everything else is passed as it is."""
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
-    values = [tuple(map(int, each)) if isinstance(each, Sequence) else each for each in arguments]
+    values = [tuple(map(int, value)) if isinstance(value, Sequence) else value for value in arguments]
     if device.type == "cpu":
-        kernel[grid, block](*(_host_array(each) if isinstance(each, Tensor) else each for each in values))
+        kernel[grid, block](*(_host_array(value) if isinstance(value, Tensor) else value for value in values))
         return
     index = torch.cuda.current_device() if device.index is None else device.index
     with cuda.gpus[index]:
         stream = _stream(torch._C._cuda_getCurrentRawStream(index))
-        kernel[grid, block, stream](*(_device_array(each) if isinstance(each, Tensor) else each for each in values))
+        kernel[grid, block, stream](*(_device_array(value) if isinstance(value, Tensor) else value for value in values))
 
 
 def launch_elements(kernel: Any, count: int, device: torch.device, *arguments: Any) -> None:
-    """Launches a kernel whose threads share `count` elements among them."""
-    launch(kernel, _blocks(-(-count // THREADS), device), THREADS, *arguments)
+    """Launches a kernel whose threads share `count` elements."""
+    launch(kernel, _blocks(ceil_divide(count, THREADS), device), THREADS, *arguments)
 
 
 def launch_tiles(kernel: Any, count: int, device: torch.device, *arguments: Any) -> None:
-    """Launches a kernel whose blocks share `count` tiles among them."""
+    """Launches a kernel whose blocks share `count` tiles."""
     launch(kernel, _blocks(count, device), (TILE, TILE), *arguments)
 
 
 def _blocks(most: int, device: torch.device) -> int:
-    """As many blocks as there is work for, up to eight rounds of 256 threads a multiprocessor; they take the rest in turn."""
-    return min(most, 2 if SIMULATED else 8 * _multiprocessors(device))
+    """Returns how many blocks to launch: one for each piece of work, but at most eight for each multiprocessor; blocks take the
+    remaining pieces in turn."""
+    return min(most, 2 if SIMULATED else 8 * multiprocessors(device))
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """Returns the number of multiprocessors of a CUDA device."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def splits(tiles: int, device: torch.device) -> int:
-    """Into how many parts to cut the sums of so few tiles that two blocks each would not fill the GPU."""
-    return max(1, 2 * (4 if SIMULATED else _multiprocessors(device)) // tiles)
+    """Returns into how many parts to split the sums of that many tiles, so that there are two blocks for each multiprocessor."""
+    return max(1, 2 * (4 if SIMULATED else multiprocessors(device)) // tiles)
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def as_stored(tensor: Tensor) -> Tensor:
+    """Returns a view of a tensor in the dtype of the kernels' arrays."""
     tensor = tensor.detach()
-    return tensor.view(_DTYPES[tensor.dtype]) if tensor.dtype in _DTYPES else tensor
+    return tensor.view(_STORED[tensor.dtype]) if tensor.dtype in _STORED else tensor
 
 
 def _host_array(tensor: Tensor) -> Any:
-    """The tensor's memory as the simulator's kernels see it; a numpy array itself would be copied, and must be contiguous."""
+    """Returns the tensor's memory as an array of the simulator, which would copy a numpy array and want it contiguous."""
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
-    return FakeCUDAArray(_bits(tensor).numpy())
+    return FakeCUDAArray(as_stored(tensor).numpy())
 
 
 def _device_array(tensor: Tensor) -> Any:
-    """The tensor's memory, which the caller keeps alive. Its strides are no part of its type, so that a kernel is compiled once a
-    dtype and not once for every mixture of layouts."""
-    array = cuda.as_cuda_array(_bits(tensor), sync=False)
+    """Returns the tensor's memory, which the caller keeps alive, as a device array. Its type does not hold its strides, so that a
+    kernel is compiled once for each dtype and not for every combination of layouts."""
+    array = cuda.as_cuda_array(as_stored(tensor), sync=False)
     array._numba_type_ = types.Array(_numba_dtype(array.dtype), array.ndim, "A")
     return array
 
