@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_unroll.autocast import lowered
 from torch_unroll.checks import is_traced, require_shape, widened
-from torch_unroll.engines import DTYPES, claims, limits, resolve
+from torch_unroll.engines import claims, limits, resolve
+from torch_unroll.engines.interface import DTYPES
 from torch_unroll.ops.linear import linear
 from torch_unroll.ops.rnn import check_batch_sizes, part, rnn_forward
 from torch_unroll.ops.rnn_cell import rnn_cell_forward

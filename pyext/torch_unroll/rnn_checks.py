@@ -10,8 +10,7 @@ from torch import Tensor
 
 from torch_unroll.autocast import lowered_dtype
 from torch_unroll.checks import check_lengths, is_traced, require_shape
-from torch_unroll.engines import DTYPES
-from torch_unroll.engines.interface import NONLINEARITIES
+from torch_unroll.engines.interface import DTYPES, NONLINEARITIES
 from torch_unroll.programs import is_transformed
 from torch_unroll.shapes import require
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from torch_unroll.engines import DTYPES, resolve, select
+from torch_unroll.engines import resolve, select
+from torch_unroll.engines.interface import DTYPES
 from torch_unroll.kernels.table import OPS
 
 

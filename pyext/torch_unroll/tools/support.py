@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from torch_unroll.engines import DTYPES
+from torch_unroll.engines.interface import DTYPES
 from torch_unroll.kernels.table import kernels_of
 
 #: Function -> the op whose kernels it runs.

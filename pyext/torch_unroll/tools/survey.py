@@ -15,7 +15,8 @@ import torch
 
 import torch_unroll
 from torch_unroll import kernels
-from torch_unroll.engines import DTYPES, NAMES, cuda, nvrtc, refusal, resolve_precision
+from torch_unroll.engines import NAMES, cuda, nvrtc, refusal, resolve_precision
+from torch_unroll.engines.interface import DTYPES
 from torch_unroll.kernels import build, table
 from torch_unroll.kernels.cuda.conv2d import choice
 
