@@ -180,7 +180,7 @@ class TestEveryKind:
         assert _state() == before
         inside = function()
         assert inside != before
-        assert function.__doc__ == "What holds inside."
+        assert function.__doc__ == "The setting inside the block."
         assert nested() == inside
         for seen in generator():
             assert seen == inside
