@@ -88,7 +88,7 @@ def sources_digest() -> str:
     return known.hexdigest()
 
 
-def _digest_file(binaries: Path, program: str) -> Path:
+def digest_file(binaries: Path, program: str) -> Path:
     return binaries / f"{program}.sources"
 
 
@@ -99,7 +99,7 @@ def stale(binaries: Path, chosen: Iterable[str]) -> list[str]:
         program
         for program in chosen
         if not (binaries / program).exists()
-        or not (recorded := _digest_file(binaries, program)).exists()
+        or not (recorded := digest_file(binaries, program)).exists()
         or recorded.read_text().strip() != digest
     ]
 
@@ -111,7 +111,7 @@ def build(nvcc: str, binaries: Path, chosen: Iterable[str]) -> dict[str, str]:
     jobs: dict[str, subprocess.Popen[str]] = {}
     for program in chosen:
         output = binaries / program
-        _digest_file(binaries, program).unlink(missing_ok=True)
+        digest_file(binaries, program).unlink(missing_ok=True)
         command = compile_command(nvcc, HERE / f"{program}.cu", output)
         jobs[program] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if len(jobs) % (os.cpu_count() or 1) == 0:
@@ -119,7 +119,7 @@ def build(nvcc: str, binaries: Path, chosen: Iterable[str]) -> dict[str, str]:
     said = {program: job.communicate()[0] for program, job in jobs.items()}
     for program, job in jobs.items():
         if not job.returncode:
-            _digest_file(binaries, program).write_text(digest + "\n")
+            digest_file(binaries, program).write_text(digest + "\n")
     return {program: said[program] for program, job in jobs.items() if job.returncode}
 
 

@@ -1,4 +1,4 @@
-"""The timings of a run: the most telling cases first, every tile of a convolution with its prediction beside it."""
+"""The timings of a run, the most telling cases first; every tile of a convolution is compared with its prediction."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from benchmarks.suites import SUITES, select, telling
 from benchmarks.timing import QUICK, Limits
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 
-#: A second for each case: fewer samples of more cases tell more in minutes.
+#: About a second for each case, since in a short run more cases tell more than more samples.
 LIMITS = Limits(least=10, most=60, seconds=0.8, uncertainty=0.01)
-#: Samples of each tile.
+#: How often each tile is sampled.
 SAMPLES = 15
 
 _CONVOLUTIONS = ("fprop", "dgrad", "wgrad")
 _POOLINGS = ("fprop", "dgrad")
 _RECURRENCES = ("fprop", "train")
-#: What tells most: directions, and the case without its direction.
+#: The most telling cases: op, directions, and the rest of the key.
 _FIRST = (
     ("conv2d", _CONVOLUTIONS, "bf16/channels_last/N=32,C=256,H=14,W=14,K=256,R=3,S=3,padding=1"),
     ("conv2d", _CONVOLUTIONS, "bf16/channels_last/N=32,C=64,H=56,W=56,K=64,R=3,S=3,padding=1"),
@@ -47,16 +47,16 @@ _FIRST = (
 
 
 def first(small: bool) -> list[str]:
-    """The cases that tell most; on the emulator one of each op, made small."""
-    told = [f"{op}/{direction}/{rest}" for op, directions, rest in _FIRST for direction in directions]
+    """The keys of the most telling cases; with `small`, of one small case of each op for the emulator."""
+    names = [f"{op}/{direction}/{rest}" for op, directions, rest in _FIRST for direction in directions]
     if not small:
-        return told
-    one_each = {key.split("/")[0]: key for key in reversed(told)}
-    return [parse(key).shrunk().key for key in one_each.values()]
+        return names
+    by_op = {key.split("/")[0]: key for key in reversed(names)}
+    return [parse(key).shrunk().key for key in by_op.values()]
 
 
 def keys(small: bool) -> list[str]:
-    """The cases in order: those that tell most, then on a GPU the suites' most telling."""
+    """The keys of all cases in order: first the most telling ones and then, on a GPU, those of the suites."""
     if small:
         return first(small)
     suites = select(SUITES, ("bf16", "tf32"), ("channels_last",), ("conv2d", "max_pool2d", "rnn", "rnn_cell"))
@@ -64,11 +64,12 @@ def keys(small: bool) -> list[str]:
 
 
 def run_timing(key: str, device_name: str, seed: int) -> None:
-    """Measures a case and tells its row, and of a convolution each tile's time and prediction."""
+    """Measures a case and reports its row and, for a convolution, the time and the prediction of each tile."""
     device, case = torch.device(device_name), parse(key)
     on_gpu = device.type == "cuda"
-    setting = Setting(device, (engine_of(device),), ("eager",), LIMITS if on_gpu else QUICK, seed)
-    engine = setting.engines[0]
+    engine = engine_of(device)
+    limits = LIMITS if on_gpu else QUICK
+    setting = Setting(device=device, engines=(engine,), baselines=("eager",), limits=limits, seed=seed)
     row = {**measure_case(case, setting), "suites": [], "labels": []}
     tell("result", row=row)
     ours = row["providers"].get(engine, row)
@@ -82,15 +83,15 @@ def run_timing(key: str, device_name: str, seed: int) -> None:
 
 
 def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
-    """The best splits of each variant's tiles: what was measured, what the model says, and what was wrong."""
+    """Times each tile of each variant with the number of splits that is predicted to be fastest, and reports the predictions."""
     stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
     with fair(case.dtype), stream:
         prepared = Prepared(case, device, engine_of(device), seed)
         best: dict[tuple[str, str], Choice] = {}
-        for choice in prepared.choices:  # the one predicted fastest comes first
+        for choice in prepared.choices:  # in the order of their predicted times
             best.setdefault((choice.variant, choice.tile), choice)
         prepared.choices = list(best.values())
-        searched = search(prepared, _time_all, lambda doing: tell("doing", detail=doing))
+        searched = search(prepared, _time_all, lambda activity: tell("doing", detail=activity))
     predicted = {str(choice): float(f"{1e6 * prepared.predicted[choice]:.4g}") for choice in prepared.choices}
     return {"key": prepared.key, **searched, "predicted_us": predicted}
 
@@ -101,6 +102,6 @@ def _time_all(choices: Any, timer: Timer) -> tuple[Choice, dict[Choice, float]]:
 
 
 def run_ceilings(device_name: str) -> None:
-    """Copy bandwidth, products, and the start-up of a graph: what every share is a share of."""
+    """Reports the ceilings of the device, to which shares are relative."""
     device = torch.device(device_name)
     tell("result", ceilings=measure_ceilings(device, QUICK, quick=True))

@@ -274,5 +274,5 @@ def test_a_case_of_another_version_does_not_hide_the_others(case: dict, tmp_path
     file = tmp_path / "checks.jsonl"
     file.write_text(json.dumps({"job": "cuda: a", "cases": cases}) + "\n")
     told = explain(file)
-    assert "cannot be told" in told
+    assert "cannot be determined" in told
     assert "right there" in told

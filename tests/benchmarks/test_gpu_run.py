@@ -70,7 +70,7 @@ def planted(job: ExactJob) -> None:
 
 
 def _options(out: Path, *more: str) -> argparse.Namespace:
-    return command._parser().parse_args(["--device", "cpu", "--minutes", "2", "--out", str(out), "--processes", "2", *more])
+    return command.make_parser().parse_args(["--device", "cpu", "--minutes", "2", "--out", str(out), "--processes", "2", *more])
 
 
 def _reported(out: Path) -> dict[str, dict[str, Any]]:
@@ -276,7 +276,7 @@ def test_a_disk_that_fills_up_is_no_failure_of_a_kernel(tmp_path: Path, monkeypa
     store = Store(tmp_path, ENVIRONMENT)
     store.add("checks.jsonl", record_of("a"))
     monkeypatch.setattr("benchmarks.gpu.store.LEAST_FREE_BYTES", 1 << 62)
-    with pytest.raises(OSError, match=r"the disk is full; .* the same command goes on"):
+    with pytest.raises(OSError, match=r"the disk is full; .* the same command continues"):
         store.add("checks.jsonl", record_of("b", "failed"))
     assert list(Store(tmp_path, ENVIRONMENT).done("checks.jsonl")) == ["a"]
 
