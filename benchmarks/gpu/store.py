@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import ForeignError
+from benchmarks.results import ForeignError, differences, load, save
 
 SCHEMA, VERSION = "torch-unroll-gpu", 1
 #: A run continues only if these fields agree, so that results of different GPUs or kernels are never mixed.
@@ -40,11 +40,7 @@ class Store:
 
     def _resume(self, environment: Mapping[str, Any]) -> None:
         earlier = load_run(self.folder)
-        changed = [
-            f"{name}: {earlier['environment'].get(name)} → {environment.get(name)}"
-            for name in IDENTITY
-            if earlier["environment"].get(name) != environment.get(name)
-        ]
+        changed = differences(earlier["environment"], environment, IDENTITY)
         if changed:
             raise ForeignError(
                 f"{self.folder}: holds another run ({'; '.join(changed)}); name another --out, or delete the folder"
@@ -78,9 +74,7 @@ class Store:
 
     def write_run(self) -> None:
         """Writes `run.json` atomically: a reader sees either the old or the new one."""
-        temporary = self.folder / "run.json.new"
-        temporary.write_text(json.dumps(self.run, indent=1) + "\n")
-        os.replace(temporary, self.folder / "run.json")
+        save(self.run, self.folder / "run.json")
 
 
 @contextmanager
@@ -109,14 +103,7 @@ def load_run(folder: Path) -> Record:
     Raises:
         ForeignError: it is not JSON, or has another schema or version.
     """
-    path = folder / "run.json"
-    try:
-        run = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ForeignError(f"{path}: not JSON ({error})") from error
-    if not isinstance(run, dict) or (run.get("schema"), run.get("version")) != (SCHEMA, VERSION):
-        raise ForeignError(f"{path}: expected schema {SCHEMA} version {VERSION}")
-    return run
+    return load(folder / "run.json", SCHEMA, VERSION)
 
 
 def _read(path: Path) -> list[Record]:

@@ -27,6 +27,7 @@ ARITHMETIC = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
+LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 #: The most important arithmetic first.
 BY_INTEREST = tuple(ARITHMETIC)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.exact.case import ARITHMETIC, Case, RefusedError, generator, integers
+from benchmarks.gpu.exact.case import ARITHMETIC, LAYOUTS, Case, RefusedError, generator, integers
 from torch_unroll.engines.compiled import conv2d, conv2d_call
 from torch_unroll.kernels.cuda.conv2d import variants
 from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
@@ -20,7 +20,6 @@ from torch_unroll.kernels.cuda.conv2d.model import Variant
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
-LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 
 
 class Geometry(NamedTuple):

@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.exact.case import ARITHMETIC, Case, RefusedError, generator, integers
+from benchmarks.gpu.exact.case import ARITHMETIC, LAYOUTS, Case, RefusedError, generator, integers
 from torch_unroll.kernels.cuda.max_pool2d import variants
 from torch_unroll.shapes import pooling_offset_dtype
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 
 
 class Window(NamedTuple):

@@ -131,9 +131,7 @@ def _result(case: Case, evidence: Mapping[str, Any]) -> Iterator[str]:
         return
     failure = Failure(case, evidence)
     claims = findings(failure)
-    kept = (
-        f" of the {failure.wrong:,} that were kept" if failure.wrong < evidence.get("first wrong step", evidence["wrong"]) else ""
-    )
+    kept = " that were kept" if failure.wrong < evidence.get("first wrong step", evidence["wrong"]) else ""
     if not claims:
         yield from _line("  pattern", f"no known pattern in the {failure.wrong:,} wrong elements{kept}")
     for number, claim in enumerate(claims[:_MOST_CLAIMS]):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC
 from benchmarks.gpu.exact.rnn import RnnCase, RnnCellCase, inputs
-from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, padded
+from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, ceil_divide, padded
 from torch_unroll.kernels.cuda.rnn import variants
 
 _WARPS = variants.SLICE_WARPS
@@ -118,7 +118,7 @@ class _Pass:
             yield "wrong place", words, partial(whole, lambda d: self._weight(D - 1 - d), usual, added)
         for later in (1, -1) if self.name != "dh0" and self.case.T > 1 else ():
             words = f"{product.addend} is that of the step {'after' if later == 1 else 'before'}"
-            shift = later * (-(-self.case.N // _COLUMNS) * _COLUMNS)
+            shift = later * ceil_divide(self.case.N, _COLUMNS) * _COLUMNS
             moved = partial(lambda d, by: product.parts[d].addend.roll(-by, 1), by=shift)  # type: ignore[union-attr]
             yield "wrong bias", words, partial(whole, self._weight, usual, moved)
 

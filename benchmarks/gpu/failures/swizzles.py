@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.exact.conv2d import Conv2dCase
-from benchmarks.gpu.failures.products import Depth
+from benchmarks.gpu.failures.products import Depth, ceil_divide
 from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
 from torch_unroll.kernels.cuda.conv2d import wgmma
 
@@ -97,7 +97,7 @@ def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
         draw = torch.Generator().manual_seed(0)
         for tile in failure.tiles:
             elements = (tile.wrong & (tile.result < UNWRITTEN)).nonzero()
-            elements = elements[torch.randperm(len(elements), generator=draw)[: -(-_SAMPLE // len(failure.tiles))]]
+            elements = elements[torch.randperm(len(elements), generator=draw)[: ceil_divide(_SAMPLE, len(failure.tiles))]]
             row, column = elements.T
             matrices.append(
                 torch.stack([_eighths(tile, row, column, side, flip * piece) for flip in range(_PERIOD)], 2).flatten(1)
