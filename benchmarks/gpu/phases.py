@@ -66,7 +66,7 @@ def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
     more = {"cuda": MORE_EMULATED if plan.small else None, "cupy": MORE_COMPILED, "numba": NUMBA_CASES}[engine]
     if engine == "numba":
         names = names[:: max(1, len(names) // 12)]
-    jobs = [ExactJob(name, engine, plan.device, plan.seed, plan.small, more) for name in names]
+    jobs = [ExactJob(name=name, engine=engine, device=plan.device, seed=plan.seed, small=plan.small, more=more) for name in names]
     return [job for job in jobs if plan.only(job.key)]
 
 
@@ -93,7 +93,9 @@ def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator
     with outputs(plan) as folder:
         for number, job in enumerate(jobs):
             by_output[folder / f"{number}.txt"] = job
-        work = [Job(plan.exact, (job,), EXACT_SECONDS, output) for output, job in by_output.items()]
+        work = [
+            Job(function=plan.exact, arguments=(job,), limit=EXACT_SECONDS, output=output) for output, job in by_output.items()
+        ]
         for job_run, process in progress(run_all(work, plan.processes, plan.until(phase)), len(work), phase):
             job = by_output[job_run.output]
             record = {"engine": job.engine, **outcome.read(job.key, job_run.output, process)}
@@ -120,9 +122,10 @@ def run_timings(plan: Plan) -> None:
         jobs = []
         if plan.only("ceilings") and "ceilings" not in done:
             work[folder / "ceilings.txt"] = "ceilings"
-            jobs.append(Job(timings.run_ceilings, (plan.device,), TIMING_SECONDS, folder / "ceilings.txt"))
+            output = folder / "ceilings.txt"
+            jobs.append(Job(function=timings.run_ceilings, arguments=(plan.device,), limit=TIMING_SECONDS, output=output))
         jobs += [
-            Job(plan.timing, (key, plan.device, plan.seed), TIMING_SECONDS, output)
+            Job(function=plan.timing, arguments=(key, plan.device, plan.seed), limit=TIMING_SECONDS, output=output)
             for output, key in work.items()
             if key != "ceilings"
         ]

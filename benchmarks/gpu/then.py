@@ -45,7 +45,10 @@ def run_second(plan: Plan) -> int:
     waiting = [tool for tool in wanted if tool.name not in done]
     with outputs(plan) as folder:
         by_output = {folder / f"{number}.txt": tool for number, tool in enumerate(waiting)}
-        jobs = [Job(run_tool, (tool.command,), tool.seconds, output) for output, tool in by_output.items()]
+        jobs = [
+            Job(function=run_tool, arguments=(tool.command,), limit=tool.seconds, output=output)
+            for output, tool in by_output.items()
+        ]
         for job, process in progress(run_all(jobs, 1, plan.until("timings")), len(jobs), "second run"):
             record = outcome.read(by_output[job.output].name, job.output, process)
             record["said"] = outcome.end(job.output, _MOST_OUTPUT)

@@ -97,11 +97,11 @@ def judge(case: Case, engine: Any, device: torch.device) -> Verdict:
     wrong = tuple((name, once[name], expected[name]) for name in expected if not same(once[name], expected[name]))
     if wrong:
         counts = ", ".join(f"{name}: {differing(result, wanted)} of {wanted.numel()}" for name, result, wanted in wrong)
-        return Verdict("wrong", f"wrong elements: {counts}", rows, wrong)
+        return Verdict("wrong", f"wrong elements: {counts}", rows=rows, wrong=wrong)
     unsteady = tuple((name, again[name], once[name]) for name in expected if not same(again[name], once[name]))
     if unsteady:
         counts = ", ".join(f"{name}: {differing(result, first)} of {first.numel()}" for name, result, first in unsteady)
-        return Verdict("unsteady", f"elements that the second run gave other bits: {counts}", rows, unsteady)
+        return Verdict("unsteady", f"elements whose bits differ in the second run: {counts}", rows=rows, wrong=unsteady)
     return Verdict("right", rows=rows)
 
 

@@ -95,7 +95,8 @@ def inputs(geometry: Geometry, seed: int) -> Inputs:
     draw = generator(seed, "conv2d", *geometry)
     x = integers((geometry.N, geometry.C, geometry.H, geometry.W), draw)
     w = integers((geometry.K, geometry.C // geometry.groups, geometry.R, geometry.S), draw)
-    return Inputs(x, w, integers((geometry.K,), draw, most=3), integers(tuple(convolve(geometry, x, w).shape), draw))
+    bias = integers((geometry.K,), draw, most=3)
+    return Inputs(x=x, w=w, bias=bias, dy=integers(tuple(convolve(geometry, x, w).shape), draw))
 
 
 def convolve(geometry: Geometry, x: Tensor, w: Tensor) -> Tensor:

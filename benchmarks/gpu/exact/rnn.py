@@ -55,7 +55,8 @@ def inputs(T: int, N: int, H: int, D: int, seed: int) -> Inputs:
     z, h0, dh = integers((T, N, D * H), draw), integers((D, N, H), draw), integers((T, N, D * H), draw)
     order = torch.stack([torch.randperm(H, generator=draw) for _ in range(D)])
     sign = 2.0 * torch.randint(0, 2, (D, H), generator=draw).double() - 1
-    return Inputs(z, h0, dh, order, sign, torch.randint(0, T + 1, (N,), generator=draw))
+    lengths = torch.randint(0, T + 1, (N,), generator=draw)
+    return Inputs(z=z, h0=h0, dh=dh, order=order, sign=sign, lengths=lengths)
 
 
 @cache

@@ -159,7 +159,7 @@ def _part(part: Mapping[str, Any]) -> Iterator[str]:
         yield from _line("  registers", f"lanes {part['lanes']}; {fragment}")
 
 
-# ---- what was planned, and what the emulator makes of it ----------------------------------------------------------------------
+# ---- the launches, and the outcome on the emulator -----------------------------------------------------------------------------
 
 
 def _plan(case: Case) -> Iterator[str]:

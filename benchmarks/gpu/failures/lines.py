@@ -52,7 +52,7 @@ def lines(failure: Failure) -> Iterator[Hypothesis]:
             def hypothesis(words: str, bits: float, sources: Iterable[Tensor]) -> Hypothesis:
                 predicted = [_copied(failure, tile, source) for tile, source in zip(turned, sources, strict=True)]  # noqa: B023
                 predicted = [values.mT if across else values for values in predicted]  # noqa: B023
-                return Hypothesis(kind, words + ending, bits + own_addend, predicted)  # noqa: B023
+                return Hypothesis(kind=kind, words=words + ending, bits=bits + own_addend, predicted=predicted)  # noqa: B023
 
             rules = Counter(rule for tile, alike in zip(turned, matches, strict=True) for rule in _rules(tile, alike))
             for (operation, by), _ in rules.most_common(_MOST_RULES):

@@ -51,7 +51,7 @@ def _values(failure: Failure) -> Iterator[Hypothesis]:
         ("zero", "the elements are 0", 0.0),
     ):
         predicted = [torch.where(tile.box, torch.full_like(tile.result, value), _NAN) for tile in failure.tiles]
-        yield Hypothesis(kind, words, 8, predicted)
+        yield Hypothesis(kind=kind, words=words, bits=8, predicted=predicted)
 
 
 def _addends(failure: Failure) -> Iterator[Hypothesis]:
@@ -126,4 +126,4 @@ def _alternatives(failure: Failure) -> Iterator[Hypothesis]:
         predicted = [
             failure.product.finished(values[tile.place.clamp(min=0)], tile.place, failure.dtype) for tile in failure.tiles
         ]
-        yield Hypothesis(kind, words, 5, predicted)
+        yield Hypothesis(kind=kind, words=words, bits=5, predicted=predicted)

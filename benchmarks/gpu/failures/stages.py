@@ -45,7 +45,7 @@ def by_warp(failure: Failure) -> Iterator[Hypothesis]:
             if not away:
                 break
             description = f"{words}, by so many steps before (-) or after: {', '.join(map(str, away))}; it differs between warps"
-            yield Hypothesis("stale stage", description, choices, predicted)
+            yield Hypothesis(kind="stale stage", words=description, bits=choices, predicted=predicted)
             distances = [0, *away]
 
 

@@ -64,18 +64,19 @@ def _samples(failure: Failure) -> list[_Sample]:
         usable.append(elements.nonzero())
     if failure.tiles and failure.tiles[0].left is None:
         return []
-    total = sum(map(len, usable))
+    available = sum(map(len, usable))
     draw = torch.Generator().manual_seed(0)
     samples = []
     for tile, elements in zip(failure.tiles, usable, strict=True):
         assert tile.left is not None
         assert tile.right is not None
         most = min(_SAMPLE, max(200, _MOST_PRODUCTS // max(tile.left.shape[1], 1)))
-        count = len(elements) if total <= most else ceil_divide(len(elements) * most, total)
+        count = len(elements) if available <= most else ceil_divide(len(elements) * most, available)
         row, column = elements[torch.randperm(len(elements), generator=draw)[:count]].T
         left, right = tile.left[row], tile.right[column]
         exact = (left * right).double().sum(1)
-        samples.append(_Sample(tile.part, left, right, (tile.result - tile.addend)[row, column], exact))
+        total = (tile.result - tile.addend)[row, column]
+        samples.append(_Sample(part=tile.part, left=left, right=right, total=total, exact=exact))
     return [sample for sample in samples if len(sample.total)]
 
 

@@ -70,7 +70,8 @@ def _along_depth(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
             predicted.append(values.gather(0, chosen[None])[0])
         bits = ", ".join(map(str, best[: min(len(best), _PERIOD)].tolist()))
         words = f"pieces of 16 bytes of {side} are permuted within {depth.line * depth.item} bytes of depth"
-        yield Hypothesis("swizzle", f"{words}: by flipping {bits} in lines 0, 1, ...", 3.0 * len(best), predicted)
+        words += f": by flipping {bits} in lines 0, 1, ..."
+        yield Hypothesis(kind="swizzle", words=words, bits=3.0 * len(best), predicted=predicted)
 
 
 def _classes(tile: WrongTile, classes: tuple[int, int]) -> Tensor:
@@ -169,7 +170,8 @@ def _by_wgmma(failure: Failure, depth: Depth, tile: wgmma.WgmmaTile) -> Iterator
         if read == _Read() or all(bool((source == _source(depth, tile, i, _Read())).all()) for i, source in enumerate(sources)):
             continue
         predicted = [_read_so(failure, wrong_tile, depth, sources) for wrong_tile in failure.tiles]
-        yield Hypothesis(kind, f"{side} of wgmma {'are' if of_left and of_right else 'is'} read {words}", 6, predicted)
+        words = f"{side} of wgmma {'are' if of_left and of_right else 'is'} read {words}"
+        yield Hypothesis(kind=kind, words=words, bits=6, predicted=predicted)
 
 
 def _spans(mode: int, layout: int) -> str:

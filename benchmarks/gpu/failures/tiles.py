@@ -127,7 +127,8 @@ class Failure:
 
     def predict(self, kind: str, words: str, bits: float, sums: Callable[[WrongTile], Tensor]) -> Hypothesis:
         """A hypothesis by the sums, including the addend, that it predicts for each tile."""
-        return Hypothesis(kind, words, bits, [self.finished(tile, sums(tile)) for tile in self.tiles])
+        predicted = [self.finished(tile, sums(tile)) for tile in self.tiles]
+        return Hypothesis(kind=kind, words=words, bits=bits, predicted=predicted)
 
     def judge(self, hypothesis: Hypothesis) -> Finding:
         """Judges a hypothesis for whole tiles, or for the rows and columns with wrong elements if that agrees better."""
