@@ -55,7 +55,7 @@ class Job:
 def run(function: Callable[..., object], arguments: tuple[Any, ...], *, limit: float, output: Path) -> Outcome:
     """Calls a function in a separate process, which is killed with its children after `limit` seconds. Its output is written to
     the file `output` line by line."""
-    ((_, outcome),) = run_all([Job(function, arguments, limit, output)])
+    ((_, outcome),) = run_all([Job(function=function, arguments=arguments, limit=limit, output=output)])
     return outcome
 
 

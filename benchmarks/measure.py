@@ -159,7 +159,7 @@ class Measurement:
             entry.update(status="out of memory", message=str(error).splitlines()[0])
             torch.cuda.empty_cache()
             return
-        except Exception as error:  # whatever a kernel or a compiler raises belongs into this row and must not end the run
+        except Exception as error:  # whatever a kernel or a compiler raises belongs in this row and must not end the run
             entry.update(status="error", message=f"{type(error).__name__}: {error}"[:500])
             return
         wrong = case.operation.complaint(case, name, tensors, results, reference.exact, reference.torchs)

@@ -15,6 +15,9 @@ LAYOUTS = ("nchw", "channels_last")
 #: fprop is the forward pass, dgrad and wgrad are one gradient each; train is the forward pass and every gradient.
 DIRECTIONS = ("fprop", "dgrad", "wgrad", "train")
 
+#: A field of this type is written as one number if both are equal, and as HxW otherwise.
+Pair = tuple[int, int]
+
 
 class UnknownNameError(ValueError):
     """Raised for an unknown name; the message suggests the closest known names."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ def new(environment: dict[str, Any], command: str, seed: int) -> Document:
     }
 
 
-def load(path: Path) -> Document:
-    """Reads a result file.
+def load(path: Path, schema: str = SCHEMA, version: int = VERSION) -> Document:
+    """Reads a file with a versioned schema, which is that of result files unless stated otherwise.
 
     Raises:
         ForeignError: the file is not JSON, or has another schema or version.
@@ -51,14 +51,14 @@ def load(path: Path) -> Document:
         document = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ForeignError(f"{path}: not JSON ({error})") from error
-    _check(document, path)
+    _check(document, path, schema, version)
     return document
 
 
-def _check(document: Any, path: Path) -> None:
-    schema, version = (document.get("schema"), document.get("version")) if isinstance(document, dict) else (None, None)
-    if schema != SCHEMA or version != VERSION:
-        raise ForeignError(f"{path}: expected schema {SCHEMA} version {VERSION}, got {schema} version {version}")
+def _check(document: Any, path: Path, schema: str, version: int) -> None:
+    actual = (document.get("schema"), document.get("version")) if isinstance(document, dict) else (None, None)
+    if actual != (schema, version):
+        raise ForeignError(f"{path}: expected schema {schema} version {version}, got {actual[0]} version {actual[1]}")
 
 
 def save(document: Document, path: Path) -> None:
@@ -69,9 +69,9 @@ def save(document: Document, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The differences between two environments in the fields of `IDENTITY`."""
-    return [f"{name}: {old.get(name)} → {new.get(name)}" for name in IDENTITY if old.get(name) != new.get(name)]
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str] = IDENTITY) -> list[str]:
+    """The fields, among `names`, in which two environments differ, with both values."""
+    return [f"{name}: {old.get(name)} → {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 
 class Journal:
@@ -95,7 +95,7 @@ class Journal:
         if self.path.exists():
             lines = self.path.read_text().splitlines()
             header = json.loads(lines[0]) if lines else {}
-            _check(header, self.path)
+            _check(header, self.path, SCHEMA, VERSION)
             changed = differences(header["environment"], document["environment"])
             if header["seed"] != document["seed"]:
                 changed.append(f"seed: {header['seed']} → {document['seed']}")

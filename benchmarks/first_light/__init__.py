@@ -1,1 +1,1 @@
-"""First light on a GPU: what its hardware does and how fast, by small CUDA programs; and golden data for the emulator."""
+"""Small CUDA programs that measure what a GPU does and how fast, and that record golden data for the emulator."""

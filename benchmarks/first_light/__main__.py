@@ -1,4 +1,4 @@
-"""`python -m benchmarks.first_light`: the hardware, measured; and golden data for the emulator. Needs nvcc and a Hopper GPU."""
+"""Measures the GPU, and records golden data for the emulator. It needs nvcc and a Hopper GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMI_FIELDS = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit
 
 
 def nvidia_smi() -> dict[str, str]:
-    """The driver, clocks and limits as nvidia-smi tells them; empty without it."""
+    """The driver, clocks and limits that nvidia-smi reports; empty without nvidia-smi."""
     smi = shutil.which("nvidia-smi")
     if not smi:
         return {}
@@ -41,16 +41,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.first_light",
         description=__doc__,
-        epilog="To keep what it finds: copy the JSON to benchmarks/results/, and golden/ to tests/emulator/golden/.",
+        epilog="To keep the results, copy the JSON file to benchmarks/results/, and golden/ to tests/emulator/golden/.",
     )
-    names = ", ".join(dict.fromkeys(each.program for each in MEASUREMENTS))
+    names = ", ".join(dict.fromkeys(measurement.program for measurement in MEASUREMENTS))
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "first_light", help="folder of results (%(default)s)")
     parser.add_argument("--binaries", type=Path, default=ROOT / "build" / "first_light", help="folder of programs (%(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="PROGRAM", help=f"of {names}")
-    parser.add_argument("--rebuild", action="store_true", help="compile although the programs were built from these sources")
-    parser.add_argument("--build-only", action="store_true", help="compile, for a machine that has a GPU but no nvcc")
+    parser.add_argument("--only", nargs="+", metavar="PROGRAM", help=f"only these programs, of {names}")
+    parser.add_argument("--rebuild", action="store_true", help="compile even if the programs were built from these sources")
+    parser.add_argument(
+        "--build-only", action="store_true", help="only compile, for use on a machine with a GPU but without nvcc"
+    )
     options = parser.parse_args()
-    chosen = [each for each in MEASUREMENTS if not options.only or each.program in options.only]
+    chosen = [measurement for measurement in MEASUREMENTS if not options.only or measurement.program in options.only]
 
     wanted = list(dict.fromkeys(measurement.program for measurement in chosen))
     build = wanted if options.rebuild else programs.stale(options.binaries, wanted)
@@ -59,7 +61,7 @@ def main() -> int:
         for program, words in programs.build(nvcc, options.binaries, build).items():
             print(f"{program} does not compile:\n{words}", file=sys.stderr)
     elif options.rebuild or not all((options.binaries / program).exists() for program in wanted):
-        sys.exit("first light needs nvcc: install the CUDA toolkit 12.4 or newer, or bring build/first_light from where it is")
+        sys.exit("first light needs nvcc: install the CUDA toolkit 12.4 or newer, or copy build/first_light from another machine")
     elif build:
         print(f"without nvcc, used although built from other sources: {', '.join(build)}", file=sys.stderr)
     if options.build_only:
@@ -71,10 +73,10 @@ def main() -> int:
         outcomes.append(programs.run(measurement, options.binaries))
         print(outcomes[-1].failure or f"{len(outcomes[-1].records)} results", flush=True)
         if outcomes[-1].failure and measurement == MEASUREMENTS[0]:
-            sys.exit("no GPU can be used here: first light needs one of compute capability 9.0, and its driver")
+            sys.exit("no usable GPU: first light needs one of compute capability 9.0, and its driver")
 
     measured, golden = programs.split(outcomes)
-    failures = {f"{each.measurement.program} {each.measurement.name}": each.failure for each in outcomes if each.failure}
+    failures = {outcome.measurement.title: outcome.failure for outcome in outcomes if outcome.failure}
     options.output.mkdir(parents=True, exist_ok=True)
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

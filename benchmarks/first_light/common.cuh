@@ -1,5 +1,5 @@
-// What every program of first light shares. A program prints one JSON object a line and nothing else to stdout; run without an
-// argument it does all its measurements, with one only that. The driver is __main__.py.
+// The functions that the programs of first light share. A program prints one JSON object per line to stdout and nothing else. It
+// makes all its measurements or, given an argument, the one of this name. __main__.py runs the programs.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -21,7 +21,7 @@
     }                                                                                                 \
   } while (0)
 
-// One result: a JSON object of a name and whatever `format` says, e.g. emit("copy", "\"bytes\": %zu", n).
+// Prints one result as a JSON object with a name and the fields in `format`, as in emit("copy", "\"bytes\": %zu", n).
 inline void emit(const char* name, const char* format, ...) {
   std::printf("{\"name\": \"%s\", ", name);
   va_list values;
@@ -32,7 +32,7 @@ inline void emit(const char* name, const char* format, ...) {
   std::fflush(stdout);
 }
 
-// Four hexadecimal digits for each 16-bit word, eight for each of 32 bits.
+// Four hexadecimal digits for each word of 16 bits, eight for each word of 32 bits.
 template <class Word>
 std::string hex(const std::vector<Word>& words) {
   std::string text(words.size() * sizeof(Word) * 2, '0');
@@ -98,7 +98,7 @@ void launch(const Launch& how, void (*kernel)(Parameters...), std::type_identity
   CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-// Milliseconds of GPU time that `work` takes.
+// The GPU time in milliseconds that `work` takes.
 inline float milliseconds(const std::function<void()>& work) {
   cudaEvent_t start, stop;
   CHECK(cudaEventCreate(&start));
@@ -117,7 +117,7 @@ inline float milliseconds(const std::function<void()>& work) {
 struct Spread {
   float least, median, most;
 };
-// Of `repeats` timings, after one that does not count.
+// The spread in milliseconds of `repeats` timings, after one that does not count.
 inline Spread spread(int repeats, const std::function<void()>& work) {
   work();
   std::vector<float> times;
@@ -126,7 +126,7 @@ inline Spread spread(int repeats, const std::function<void()>& work) {
   return {times.front(), times[times.size() / 2], times.back()};
 }
 
-// A reproducible sequence, the same on every machine (a linear congruential generator).
+// A linear congruential generator, whose sequence is the same on every machine.
 struct Sequence {
   uint64_t state;
   explicit Sequence(uint64_t seed) : state(seed * 2 + 1) {}
@@ -140,8 +140,8 @@ struct Measurement {
 };
 inline int run_measurements(int argc, char** argv, std::initializer_list<Measurement> measurements) {
   bool ran = false;
-  for (const Measurement& each : measurements)
-    if (argc < 2 || !std::strcmp(argv[1], each.name)) each.run(), ran = true;
+  for (const Measurement& measurement : measurements)
+    if (argc < 2 || !std::strcmp(argv[1], measurement.name)) measurement.run(), ran = true;
   if (!ran) std::fprintf(stderr, "no measurement %s\n", argv[1]);
   return ran ? 0 : 2;
 }

@@ -1,4 +1,4 @@
-// What the device says of itself, and how many clusters it holds at once.
+// The properties that the device reports, and how many clusters it can run at once.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -54,17 +54,17 @@ __global__ void spin(long long* elapsed, long long duration) {
     elapsed[0] = cycles() - start;
     elapsed[1] = (long long)(nanoseconds() - from);
   }
-  if (value == 12345.f) elapsed[2] = 1;  // never; keeps the arithmetic
+  if (value == 12345.f) elapsed[2] = 1;  // never true; keeps the compiler from removing the arithmetic
 }
 
-// Cycles over nanoseconds of a kernel that keeps every multiprocessor busy for a while.
+// The clock in GHz while a kernel keeps every multiprocessor busy.
 void sm_clock() {
   DeviceArray<long long> elapsed(3);
   for (int i = 0; i < 3; ++i) {
     launch({.grid = unsigned(multiprocessors()), .block = 256}, spin, elapsed.data, 200'000'000ll);
     CHECK(cudaDeviceSynchronize());
-    const auto found = elapsed.get();
-    emit("sm_clock_under_load", "\"gigahertz\": %.4f", double(found[0]) / double(found[1]));
+    const auto cycles_and_nanoseconds = elapsed.get();
+    emit("sm_clock_under_load", "\"gigahertz\": %.4f", double(cycles_and_nanoseconds[0]) / double(cycles_and_nanoseconds[1]));
   }
 }
 

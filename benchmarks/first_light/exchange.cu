@@ -1,6 +1,6 @@
-// How fast blocks can tell each other something: barriers, one-way hand-offs, and the all-gather of a recurrent state, each
-// through shared memory of a cluster or through L2. Every block writes its part and waits for all parts, as a persistent
-// recurrent kernel does once a step. Results are cycles of one step and, by the clock of the same run, nanoseconds.
+// How fast blocks exchange data: barriers, one-way hand-offs, and the all-gather of a recurrent state, each through the shared
+// memory of a cluster or through L2. In an all-gather every block writes its part and waits for all parts, as a persistent
+// recurrent kernel does at each step. The results are cycles and nanoseconds per step.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -24,7 +24,7 @@ struct Stopwatch {
   }
 };
 
-// Waits until a counter in global memory reaches a value; false after PATIENCE.
+// Waits until a counter in global memory reaches a value; returns false after PATIENCE.
 __device__ bool wait_for(const uint32_t* counter, uint32_t value) {
   const long long started = cycles();
   while (int(load_acquire(counter) - value) < 0)
@@ -52,13 +52,19 @@ __global__ void cluster_barriers(Result* result) {
   watch.stop(result, true);
 }
 
-// Two blocks of a cluster; a message is 16 bytes by st.async. A step is there and back.
+// Initializes mbarriers for one arrival each, visibly for all blocks of the cluster.
+__device__ void init_barriers(uint64_t* barriers, int count) {
+  if (threadIdx.x == 0)
+    for (int i = 0; i < count; ++i) barrier_init(&barriers[i], 1);
+  barrier_init_visible();
+  cluster_barrier();
+}
+
+// Two blocks of a cluster send each other 16 bytes by st.async. A step is a message in each direction.
 __global__ void ping_pong_cluster(Result* result) {
   __shared__ alignas(16) float4 inbox;
   __shared__ uint64_t arrived;
-  if (threadIdx.x == 0) barrier_init(&arrived, 1);
-  barrier_init_visible();
-  cluster_barrier();
+  init_barriers(&arrived, 1);
   const uint32_t rank = cluster_rank(), peer = rank ^ 1;
   const uint32_t peer_inbox = remote(shared_address(&inbox), peer), peer_arrived = remote(shared_address(&arrived), peer);
   bool fine = true;
@@ -74,8 +80,8 @@ __global__ void ping_pong_cluster(Result* result) {
   cluster_barrier();
 }
 
-// Block 0 and block `partner`, through L2. `flag_in_data`: one 8-byte word is message and flag; else a release and an acquire
-// of a flag beside the data.
+// Block 0 and block `partner` send each other messages through L2. With `flag_in_data`, one word of 8 bytes contains message and
+// flag; otherwise a separate flag is written with release and read with acquire semantics.
 __global__ void ping_pong_l2(uint64_t* boxes, uint32_t* flags, int partner, bool flag_in_data, Result* result) {
   const bool first = blockIdx.x == 0;
   if (threadIdx.x || (!first && blockIdx.x != partner)) return;
@@ -103,17 +109,17 @@ __global__ void ping_pong_l2(uint64_t* boxes, uint32_t* flags, int partner, bool
   watch.stop(result, fine);
 }
 
-// Every block of a cluster writes its slice into every block's copy of the state (st.async, 16 bytes a thread and turn). Two
-// copies by step parity suffice: a block writes step t + 1 only after it has all of t, so every peer is done with t - 1.
+// Every block of a cluster writes its slice into every block's copy of the state, by st.async of 16 bytes at a time. Two copies,
+// for even and odd steps, suffice: a block writes step t + 1 only after it has received all of step t, so that every peer has
+// finished reading step t - 1.
 __global__ void all_gather_cluster(int slice_bytes, Result* result) {
   extern __shared__ __align__(128) unsigned char state[];
   __shared__ uint64_t arrived[2];
   const uint32_t blocks = cluster_size(), rank = cluster_rank();
   const int state_bytes = slice_bytes * int(blocks);
-  const uint32_t pieces = uint32_t(slice_bytes) / 16, shift = uint32_t(__ffs(int(pieces)) - 1);  // powers of two, as blocks is
-  if (threadIdx.x == 0) barrier_init(&arrived[0], 1), barrier_init(&arrived[1], 1);
-  barrier_init_visible();
-  cluster_barrier();
+  const uint32_t pieces = uint32_t(slice_bytes) / 16;  // a power of two, as is `blocks`
+  const uint32_t shift = uint32_t(__ffs(int(pieces)) - 1);
+  init_barriers(arrived, 2);
   bool fine = true;
   const Stopwatch watch;
   for (int step = 0; step < STEPS && fine; ++step) {
@@ -131,15 +137,13 @@ __global__ void all_gather_cluster(int slice_bytes, Result* result) {
   cluster_barrier();
 }
 
-// The same by multicast: the slice goes to global memory, and one bulk copy takes it from L2 into every block.
+// The same by multicast: a block writes its slice to global memory, and one bulk copy moves it from L2 to every block.
 __global__ void all_gather_multicast(unsigned char* exchange, int slice_bytes, Result* result) {
   extern __shared__ __align__(128) unsigned char state[];
   __shared__ uint64_t arrived[2];
   const uint32_t blocks = cluster_size(), rank = cluster_rank();
   const int state_bytes = slice_bytes * int(blocks);
-  if (threadIdx.x == 0) barrier_init(&arrived[0], 1), barrier_init(&arrived[1], 1);
-  barrier_init_visible();
-  cluster_barrier();
+  init_barriers(arrived, 2);
   bool fine = true;
   const Stopwatch watch;
   for (int step = 0; step < STEPS && fine; ++step) {
@@ -160,8 +164,8 @@ __global__ void all_gather_multicast(unsigned char* exchange, int slice_bytes, R
   cluster_barrier();
 }
 
-// Every block of the grid writes its slice of the state to global memory and reads all of it: 16-byte words that carry the step
-// as their flag, one copy of the state per step parity.
+// Every block of the grid writes its slice of the state to global memory and reads the whole state. Words of 16 bytes contain the
+// step as a flag, and even and odd steps have separate copies of the state.
 __global__ void all_gather_l2(uint4* exchange, int words, Result* result) {
   const int slice = words / int(gridDim.x);
   bool fine = true;
@@ -180,8 +184,8 @@ __global__ void all_gather_l2(uint4* exchange, int words, Result* result) {
 
 std::string detail(const char* name, int value) { return "\"" + std::string(name) + "\": " + std::to_string(value) + ", "; }
 
-// Runs a kernel, whose last parameter is its Result, twice after `prepare`; the second run counts. A step has `parts` equal
-// parts.
+// Runs a kernel, whose last parameter is its Result, twice, each time after `prepare`; the second run counts. Results are divided
+// by `parts`, the number of equal parts of a step.
 template <class Kernel, class... Arguments>
 void measure(const char* name, const std::string& details, int parts, const Launch& how, const std::function<void()>& prepare,
              Kernel kernel, Arguments... arguments) {
@@ -191,9 +195,10 @@ void measure(const char* name, const std::string& details, int parts, const Laun
     launch(how, kernel, arguments..., result.data);
     CHECK(cudaDeviceSynchronize());
   }
-  const Result found = result.get()[0];
-  emit(name, "%s\"cycles\": %.1f, \"nanoseconds\": %.1f, \"gave_up\": %s", details.c_str(), double(found.cycles) / STEPS / parts,
-       double(found.nanoseconds) / STEPS / parts, found.gave_up ? "true" : "false");
+  const Result measured = result.get()[0];
+  emit(name, "%s\"cycles\": %.1f, \"nanoseconds\": %.1f, \"gave_up\": %s", details.c_str(),
+       double(measured.cycles) / STEPS / parts, double(measured.nanoseconds) / STEPS / parts,
+       measured.gave_up ? "true" : "false");
 }
 
 template <class T>
@@ -220,7 +225,7 @@ void hand_off() {
   DeviceArray<uint64_t> boxes(256);
   uint32_t* flags = reinterpret_cast<uint32_t*>(boxes.data + 128);
   for (bool flag_in_data : {true, false})
-    for (int partner : {1, 2, 17, 33, 65, 97, multiprocessors() - 1})  // near and far in the L2
+    for (int partner : {1, 2, 17, 33, 65, 97, multiprocessors() - 1})  // multiprocessors at different distances through L2
       measure(flag_in_data ? "l2_flag_in_data" : "l2_release_acquire", detail("partner", partner), 2,
               {.grid = unsigned(multiprocessors()), .block = 32, .cooperative = true}, clearing(boxes), ping_pong_l2, boxes.data,
               flags, partner, flag_in_data);

@@ -1,5 +1,6 @@
-// Golden data for the emulator: what the copy engine writes where. The tensor's element of linear index i is i + 1, so that a
-// dump names its source and 0 is a fill; shared memory is 0xFFFF before, so that what was not written shows.
+// Golden data for the emulator: what the copy engine writes to which place. The tensor's element of linear index i is i + 1, so
+// that a dump shows the source of each element, and 0 is a fill. Shared memory is 0xFFFF before, which shows what was not
+// written.
 #include <cuda.h>
 #include <cudaTypedefs.h>
 
@@ -10,39 +11,40 @@ static_assert(sizeof(TensorMap) == sizeof(CUtensorMap));
 
 template <class Function>
 Function driver_function(const char* name) {
-  void* found = nullptr;
+  void* function = nullptr;
   cudaDriverEntryPointQueryResult result;
-  CHECK(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result));
+  CHECK(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &result));
   if (result != cudaDriverEntryPointSuccess) std::fprintf(stderr, "the driver has no %s\n", name), std::exit(1);
-  return reinterpret_cast<Function>(found);
+  return reinterpret_cast<Function>(function);
 }
 
 // ---- boxes of a tensor of four dimensions
 constexpr CUtensorMapSwizzle SWIZZLES[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
                                            CU_TENSOR_MAP_SWIZZLE_128B};
-constexpr int MOST_ROWS = 256, MOST_BASE = 7 * 128;  // of a box in shared memory, 128 bytes each; and where it begins
+constexpr int MOST_ROWS = 256, MOST_BASE = 7 * 128;  // rows of 128 bytes of a box in shared memory, and its largest offset
 
 struct Box {
   int C, W, H, N;
-  int channels, rows;  // of one copy
+  int channels, rows;  // extents of one copy
   CUtensorMapSwizzle swizzle;
   int start[4];  // c, w, h, n
-  int base;      // of the destination, past a multiple of 1024 bytes
+  int base;      // offset of the destination from a multiple of 1024 bytes
 
-  int swizzle_bytes() const { return swizzle == CU_TENSOR_MAP_SWIZZLE_NONE ? 0 : 16 << int(swizzle); }  // counted 1, 2, 3
+  // The enumerators of 32, 64 and 128 bytes are 1, 2 and 3.
+  int swizzle_bytes() const { return swizzle == CU_TENSOR_MAP_SWIZZLE_NONE ? 0 : 16 << int(swizzle); }
   int pitch() const { return swizzle_bytes() ? swizzle_bytes() : channels * 2; }
   int widest() const { return (swizzle_bytes() ? swizzle_bytes() : 128) / 2; }
   bool fits() const { return C * W * H * N < 0xFFFF; }
 };
 
 struct Im2col : Box {
-  int lower[2], upper[2];  // pixel box corners, width first
+  int lower[2], upper[2];  // corners of the pixel box, width first
   int stride[2];
   int offset[2];  // w, h
 };
 
 struct Tiled : Box {
-  int box[3], stride[3];  // w, h, n: positions of the box, of which every `stride`-th is copied
+  int box[3], stride[3];  // w, h, n: extents of the box, of which every `stride`-th position is copied
 };
 
 __device__ void start_copy(const Im2col& what, uint32_t to, const TensorMap* map, uint32_t barrier) {
@@ -79,7 +81,7 @@ struct Outcome {
   std::string shared;
 };
 
-// Copies one box; `encode` fills the map, given the tensor's address, extents and strides.
+// Copies one box; `encode` fills the tensor map for the address, extents and strides of the tensor.
 template <class What, class Encode>
 Outcome copy(const What& what, Encode encode) {
   static DeviceArray<uint16_t> tensor(0x10000), dump(MOST_ROWS * 64);
@@ -104,9 +106,9 @@ Outcome copy(const What& what, Encode encode) {
 }
 
 // ---- im2col
-// A convolution's copy, drawn at random: any padding, stride and dilation; offsets as a kernel would use them, boxes as small and
-// as large as theirs. One in four starts in an image beyond the last, which no kernel of ours does; one in four with a channel
-// beyond the last, or so that channels of the box are.
+// A random copy as a convolution makes it, with any padding, stride and dilation, and with the offsets and sizes of boxes that
+// kernels use. One in four starts in an image beyond the last one, which no kernel of this project does, and in one in four the
+// box reaches beyond the last channel.
 Im2col draw_im2col(Sequence& random) {
   for (;;) {
     Im2col what{};
@@ -160,8 +162,8 @@ void im2col() {
 }
 
 // ---- tiled boxes
-// Half of them as a kernel takes a filter, one position (w, h) of up to 256 n; the others of any form. Along any dimension a box
-// may begin before the tensor, reach over its end, or lie beyond it.
+// A random copy. Half of them load a filter as a kernel does, one position (w, h) of up to 256 n; the others have any form. Along
+// any dimension a box may begin before the tensor, reach beyond its end, or lie outside of it.
 Tiled draw_tiled(Sequence& random) {
   for (;;) {
     Tiled what{};
@@ -212,7 +214,7 @@ void tiled() {
   }
 }
 
-// ---- what the copy engine makes of fp32 values when the map says TF32
+// ---- how the copy engine converts fp32 values if the map has type TF32
 __global__ void load_tiled(const __grid_constant__ TensorMap map, uint32_t* dump, int* arrived_in_time) {
   __shared__ alignas(1024) uint32_t to[256];
   __shared__ uint64_t arrived;

@@ -1,5 +1,5 @@
-// Golden data for the emulator: the fragments of mma.sync, ldmatrix and stmatrix, and what TF32 does to a value. Registers go in
-// and come out, lane by lane; products are of small integers, so that they are exact in any order.
+// Golden data for the emulator: the fragments of mma.sync, ldmatrix and stmatrix, and the rounding to TF32. Inputs and outputs
+// are the registers of each lane. Products are those of small integers, so that they are exact in any order.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -23,7 +23,7 @@ uint32_t word(float value) {
   std::memcpy(&bits, &value, 4);
   return bits;
 }
-// A register of integers from -8 to 7: two of 16 bits, or one of 32.
+// A register that contains random integers from -8 to 7: two of 16 bits, or one of 32 bits.
 uint32_t operand(Type type, Sequence& random) {
   auto fp16 = [](int value) {
     const uint32_t bits = word(float(value));
@@ -41,9 +41,9 @@ void mma() {
   for (const Type type : {HALF, BFLOAT16, TF32})
     for (int round = 0; round < 3; ++round) {
       std::vector<uint32_t> a(128), b(64), c(128);
-      for (uint32_t& each : a) each = operand(type, random);
-      for (uint32_t& each : b) each = operand(type, random);
-      for (uint32_t& each : c) each = word(float(random.below(64)));
+      for (uint32_t& bits : a) bits = operand(type, random);
+      for (uint32_t& bits : b) bits = operand(type, random);
+      for (uint32_t& bits : c) bits = word(float(random.below(64)));
       DeviceArray<uint32_t> a_device(128), b_device(64), d_device(128);
       a_device.set(a), b_device.set(b), d_device.set(c);
       launch({.block = 32}, multiply, type, a_device.data, b_device.data, reinterpret_cast<float*>(d_device.data));
@@ -53,7 +53,7 @@ void mma() {
     }
 }
 
-// ---- ldmatrix and stmatrix: 64 rows of 16 bytes, whose 16-bit elements are their own indices
+// ---- ldmatrix and stmatrix on 64 rows of 16 bytes, whose 16-bit elements are their own indices
 template <int Matrices, bool Transposed>
 __global__ void load(const int* row_of_lane, uint32_t* registers) {
   __shared__ alignas(16) uint16_t memory[64 * 8];
@@ -86,8 +86,8 @@ void move(Sequence& random) {
   for (int i = 0; i < 64; ++i) rows[i] = i;
   for (int i = 63; i > 0; --i) std::swap(rows[i], rows[random.below(i + 1)]);
   rows.resize(32);
-  std::vector<uint32_t> given(32 * Matrices);
-  for (size_t i = 0; i < given.size(); ++i) given[i] = uint32_t(2 * i) | uint32_t(2 * i + 1) << 16;
+  std::vector<uint32_t> stored(32 * Matrices);
+  for (size_t i = 0; i < stored.size(); ++i) stored[i] = uint32_t(2 * i) | uint32_t(2 * i + 1) << 16;
   std::string row_text;
   for (int row : rows) row_text += (row_text.empty() ? "" : ", ") + std::to_string(row);
   DeviceArray<int> row_of_lane(32);
@@ -100,11 +100,11 @@ void move(Sequence& random) {
          transposed ? "true" : "false", row_text.c_str(), hex(registers.get()).c_str());
   }
   DeviceArray<uint16_t> dump(64 * 8);
-  registers.set(given);
+  registers.set(stored);
   launch({.block = 32}, store<Matrices>, row_of_lane.data, registers.data, dump.data);
   CHECK(cudaDeviceSynchronize());
   emit("golden_stmatrix", "\"matrices\": %d, \"rows\": [%s], \"registers\": \"%s\", \"shared\": \"%s\"", Matrices,
-       row_text.c_str(), hex(given).c_str(), hex(dump.get()).c_str());
+       row_text.c_str(), hex(stored).c_str(), hex(dump.get()).c_str());
 }
 
 void matrices() {
@@ -112,7 +112,7 @@ void matrices() {
   move<1>(random), move<2>(random), move<4>(random);
 }
 
-// ---- TF32: what cvt.rna makes of a value, and what mma.sync makes of one that was not rounded (times 1, by lane 0)
+// ---- TF32: the value rounded by cvt.rna, and the product of the unrounded value with 1 by mma.sync, in lane 0
 __global__ void round_and_multiply(const uint32_t* values, int count, uint32_t* rounded, float* products) {
   for (int i = 0; i < count; ++i) {
     const bool first = threadIdx.x == 0;

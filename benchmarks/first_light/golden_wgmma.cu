@@ -1,6 +1,6 @@
-// Golden data for the emulator: which element of shared memory a wgmma descriptor names as (mn, k). The operand under test lies
-// in a region whose elements are their own indices; the other operand is the identity, so D is the operand as the hardware read
-// it. Indices pass through bf16 and TF32 exactly as a low and a high byte, one product each.
+// Golden data for the emulator: the element of shared memory that a wgmma descriptor selects for (mn, k). The operand under test
+// lies in a region whose elements are their own indices. The other operand is the identity, so that D is the operand as the
+// hardware read it. bf16 and TF32 do not represent all indices, so that the low and the high byte are multiplied separately.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -22,7 +22,7 @@ __device__ Element element(float value) {
     return value;
 }
 
-// D as [row m][column n], 64 x 64. Transposed: the operand under test is MN-major.
+// The result is D as [m][n], 64 x 64. With `Transposed`, the operand under test is MN-major.
 template <class Element, bool TestA, int Transposed>
 __global__ void product(Case what, int shift, float* result) {
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -31,7 +31,7 @@ __global__ void product(Case what, int shift, float* result) {
   constexpr int SIZE = sizeof(Element), PIECE = 16 / SIZE, K = 2 * PIECE;
   for (int i = int(threadIdx.x); i < REGION_BYTES / SIZE; i += int(blockDim.x))
     region[i] = element<Element>(float(i >> shift & 255));
-  for (int i = int(threadIdx.x); i < 64 * K; i += int(blockDim.x)) {  // K-major without swizzle: 8 x 16-byte matrices
+  for (int i = int(threadIdx.x); i < 64 * K; i += int(blockDim.x)) {  // K-major without swizzle: matrices of 8 rows of 16 bytes
     const int row = i / K, k = i % K;
     identity[(row / 8 * 256 + row % 8 * 16 + k / PIECE * 128) / SIZE + k % PIECE] = element<Element>(row == k ? 1.f : 0.f);
   }
@@ -41,7 +41,7 @@ __global__ void product(Case what, int shift, float* result) {
   const uint64_t other = matrix_descriptor(shared_address(identity), 128, 256, NO_SWIZZLE);
   const uint64_t a = TestA ? tested : other, b = TestA ? other : tested;
   float d[32];
-  for (float& each : d) each = 0;
+  for (float& sum : d) sum = 0;
   wgmma_fence();
   if constexpr (SIZE == 4)
     wgmma_tf32(d, a, b, 0);
@@ -92,7 +92,7 @@ void descriptors() {
       for (const auto& [leading, stride] : {std::pair{128u, 256u}, {1024u, 128u}, {256u, 512u}})
         run({tf32, operand, false, NO_SWIZZLE, 0, leading, stride});
       for (const auto& [swizzle, span] : {std::pair{SWIZZLE_32, 32u}, {SWIZZLE_64, 64u}, {SWIZZLE_128, 128u}})
-        for (uint32_t start = 0; start < span; start += 32)  // the k tiles of a row
+        for (uint32_t start = 0; start < span; start += 32)  // the k tiles within a row
           for (uint32_t apart : {1u, 2u})
             for (uint32_t leading : {16u, 512u}) run({tf32, operand, false, swizzle, start, leading, 8 * span * apart});
     }

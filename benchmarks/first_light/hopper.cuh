@@ -1,5 +1,5 @@
-// What the programs of first light need of Hopper, as PTX: mbarriers, clusters, bulk copies, wgmma. Forms and operand order
-// follow the PTX ISA; anything wrong here shows up as a wrong dump or as a wait that gives up, never as a hang.
+// The PTX instructions of Hopper that the programs of first light use: mbarriers, clusters, bulk copies, wgmma. Every wait gives
+// up after PATIENCE, so that an error here leads to a wrong dump or a reported timeout but never to a hang.
 #pragma once
 #include "platform/memory.h"
 #include "platform/mma.h"
@@ -17,7 +17,7 @@ __device__ inline unsigned long long nanoseconds() {
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(value)::"memory");
   return value;
 }
-constexpr long long PATIENCE = 400'000'000;  // cycles; a wait that takes longer has hung
+constexpr long long PATIENCE = 400'000'000;  // cycles after which a wait gives up
 
 // ---- mbarriers (8 bytes of shared memory)
 __device__ inline void barrier_init(uint64_t* barrier, int arrivals) {
@@ -35,7 +35,7 @@ __device__ inline bool barrier_try_wait(uint64_t* barrier, int parity) {
                : "memory");
   return done;
 }
-// False if the phase did not complete within PATIENCE.
+// Returns false if the phase does not complete within PATIENCE.
 __device__ inline bool barrier_wait(uint64_t* barrier, int parity) {
   const long long started = cycles();
   while (!barrier_try_wait(barrier, parity))
@@ -62,7 +62,7 @@ __device__ inline uint32_t remote(uint32_t address, uint32_t rank) {
 __device__ inline void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// 16 bytes into another block's shared memory, counted by that block's barrier.
+// Stores 16 bytes to another block's shared memory; that block's mbarrier counts the bytes.
 __device__ inline void store_async(uint32_t to, float4 value, uint32_t barrier) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to), "f"(value.x),
                "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier)
@@ -80,7 +80,7 @@ __device__ inline void copy_multicast(uint32_t to, const void* from, int bytes, 
       "l"(from), "r"(bytes), "r"(barrier), "h"(blocks)
       : "memory");
 }
-// Coordinates c, w, h, n; offsets w, h.
+// `start` holds the coordinates c, w, h, n.
 __device__ inline void copy_im2col(uint32_t to, const TensorMap* map, uint32_t barrier, int4 start, uint16_t offset_w,
                                    uint16_t offset_h) {
   asm volatile(
@@ -94,7 +94,7 @@ __device__ inline void copy_tiled(uint32_t to, const TensorMap* map, uint32_t ba
                "l"(map), "r"(column), "r"(row), "r"(barrier)
                : "memory");
 }
-// Coordinates c, w, h, n.
+// `start` holds the coordinates c, w, h, n.
 __device__ inline void copy_tiled(uint32_t to, const TensorMap* map, uint32_t barrier, int4 start) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2,%3,%4,%5}], [%6];" ::"r"(to),
@@ -102,8 +102,8 @@ __device__ inline void copy_tiled(uint32_t to, const TensorMap* map, uint32_t ba
       : "memory");
 }
 
-// ---- wgmma: D (64 x N, fp32) = or += A (64 x 16) B (16 x N)
-enum Swizzle : int { NO_SWIZZLE = 0, SWIZZLE_128 = 1, SWIZZLE_64 = 2, SWIZZLE_32 = 3 };  // as descriptors number them
+// ---- wgmma: D (64 x N, fp32) = A (64 x 16) B (16 x N), added to D if `accumulate` is set
+enum Swizzle : int { NO_SWIZZLE = 0, SWIZZLE_128 = 1, SWIZZLE_64 = 2, SWIZZLE_32 = 3 };  // the encoding in descriptors
 __host__ __device__ inline uint64_t matrix_descriptor(uint32_t start, uint32_t leading, uint32_t stride, Swizzle swizzle) {
   auto field = [](uint32_t bytes) { return uint64_t((bytes & 0x3FFFF) >> 4); };
   return field(start) | field(leading) << 16 | field(stride) << 32 | uint64_t(swizzle) << 62;
@@ -136,7 +136,7 @@ __device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligne
 #define OUT64(i) OUT32(i), OUT32(i + 32)
 #define OUT128(i) OUT64(i), OUT64(i + 64)
 
-// R is N / 2; I0 ... are the operand numbers from R on.
+// R is N / 2, the number of registers of D; I0, I1, ... are the numbers R, R + 1, ... of the next operands.
 #define WGMMA_BF16(N, R, I0, I1, I2, I3, I4, I5)                                                                         \
   template <int TransposedA, int TransposedB>                                                                            \
   __device__ inline void wgmma(float (&d)[R], uint64_t a, uint64_t b, int accumulate) {                                  \
@@ -158,7 +158,7 @@ WGMMA_BF16(64, 32, 32, 33, 34, 35, 36, 37)
 WGMMA_BF16(128, 64, 64, 65, 66, 67, 68, 69)
 WGMMA_BF16(256, 128, 128, 129, 130, 131, 132, 133)
 
-// A (64 x 8) B (8 x N), both K-major: TF32 has no other form.
+// A (64 x 8) B (8 x N), both K-major, which is the only form for TF32.
 #define WGMMA_TF32(N, R, I0, I1, I2)                                                                \
   __device__ inline void wgmma_tf32(float (&d)[R], uint64_t a, uint64_t b, int accumulate) {        \
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #I2 ", 0; wgmma.mma_async.sync.aligned.m64n" #N \

@@ -1,4 +1,4 @@
-// What a launch costs: from the host, as a graph node, cooperatively, as clusters.
+// The time of a launch from the host, as a node of a graph, cooperatively, and in clusters.
 #include <chrono>
 
 #include "common.cuh"

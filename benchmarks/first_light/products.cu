@@ -1,6 +1,7 @@
-// A recurrent step's product, W (in registers, or in shared memory) times h of few columns: mma.sync with n = 8 against wgmma
-// with n = 8 ... 256. Each warp (each warpgroup for wgmma) multiplies its rows of W, K = 256 long, by an h in shared memory,
-// again and again; a step's D is waited for, as the next step depends on it. Reported: cycles of a step on one multiprocessor.
+// The product of a recurrent step, W (in registers or in shared memory) times h with few columns, by mma.sync with n = 8 and by
+// wgmma with n = 8 ... 256. In each step, each warp (for wgmma each warpgroup) multiplies its rows of W, of length K = 256, by h
+// in shared memory, and waits for D, because the next step depends on it. The result is the cycles of a step on one
+// multiprocessor.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -14,21 +15,22 @@ struct Result {
 __device__ void finish(Result* result, long long started, float sum) {
   __syncthreads();
   if (threadIdx.x == 0) result->cycles = cycles() - started;
-  if (sum == 12345.f) result->sink = sum;  // never; keeps the products
+  if (sum == 12345.f) result->sink = sum;  // never true; keeps the compiler from removing the products
 }
 
-// Values of W from shared memory, of `words` words: what was loaded must be kept in registers, a constant could be made again.
+// Loads W from `words` words of shared memory: the compiler keeps loaded values in registers, but might recompute constants.
 __device__ void load_w(uint32_t (&w)[TILES][4], const void* shared, uint32_t words) {
   for (int i = 0; i < TILES * 4; ++i)
     w[i / 4][i % 4] = static_cast<const volatile uint32_t*>(shared)[(threadIdx.x + uint32_t(i)) % words];
 }
 
-// 16 rows of W a warp, 64 registers; h [8 columns][K], read by ldmatrix. Chains: accumulators that the K tiles take turns with.
+// Each warp holds 16 rows of W in 64 registers and reads h [8 columns][K] by ldmatrix. The K tiles use `Chains` accumulators in
+// turn.
 template <int Chains>
 __global__ void __launch_bounds__(512) mma_step(Result* result) {
   extern __shared__ __align__(1024) unsigned char shared[];
   bfloat16* h = reinterpret_cast<bfloat16*>(shared);
-  constexpr int PITCH = K + 8;  // rows start 16 bytes further in the banks: ldmatrix reads without conflicts
+  constexpr int PITCH = K + 8;  // shifts each row by 16 bytes, so that ldmatrix has no bank conflicts
   for (int i = int(threadIdx.x); i < 8 * PITCH; i += int(blockDim.x)) h[i] = narrow<bfloat16>(1.f);
   __syncthreads();
   uint32_t w[TILES][4];
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(512) mma_step(Result* result) {
   for (int step = 0; step < STEPS; ++step) {
     float d[Chains][4] = {};
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile += 2) {  // ldmatrix x4 gives B of two tiles
+    for (int tile = 0; tile < TILES; tile += 2) {  // ldmatrix x4 loads B of two tiles
       uint32_t both[4];
       ldmatrix(both, row + tile * 16);
       const uint32_t first[2] = {both[0], both[1]}, second[2] = {both[2], both[3]};
@@ -53,15 +55,16 @@ __global__ void __launch_bounds__(512) mma_step(Result* result) {
   finish(result, started, sum);
 }
 
-// 64 rows of W a warpgroup, in registers (64 of them) or in shared memory; h [N][K] in shared memory: K-major, 128-byte swizzle,
-// blocks of 64 k.
+// Each warpgroup has 64 rows of W, in 64 registers or in shared memory. h [N][K] is in shared memory, K-major in blocks of 64 k,
+// with a swizzle of 128 bytes.
 template <int N, bool InRegisters>
-constexpr int most_threads = N / 2 + (InRegisters ? 64 : 0) + 24 > 128 ? 256 : 512;  // D, W and some more, of 65536 registers
+constexpr int most_threads =
+    N / 2 + (InRegisters ? 64 : 0) + 24 > 128 ? 256 : 512;  // limited by the registers of D, W and 24 others
 
 template <int N, bool InRegisters>
 __global__ void __launch_bounds__(most_threads<N, InRegisters>) wgmma_step(Result* result) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  constexpr int BLOCK_BYTES = N * 128;  // of one block of 64 k
+  constexpr int BLOCK_BYTES = N * 128;  // size of a block of 64 k
   const uint32_t h = shared_address(shared), w = h + uint32_t(K / 64 * BLOCK_BYTES) + threadIdx.x / 128 * (K / 64 * 64 * 128);
   const int total = K / 64 * BLOCK_BYTES + (InRegisters ? 0 : int(blockDim.x) / 128 * K / 64 * 64 * 128);
   for (int i = int(threadIdx.x); i < total / 4; i += int(blockDim.x)) reinterpret_cast<uint32_t*>(shared)[i] = 0x3C003C00u;
@@ -70,7 +73,7 @@ __global__ void __launch_bounds__(most_threads<N, InRegisters>) wgmma_step(Resul
   uint32_t in_registers[TILES][4];
   if constexpr (InRegisters) load_w(in_registers, shared, uint32_t(total / 4));
   float d[N / 2], sum = 0;
-  for (float& each : d) each = 0;
+  for (float& value : d) value = 0;
   const long long started = cycles();
   for (int step = 0; step < STEPS; ++step) {
     wgmma_fence();

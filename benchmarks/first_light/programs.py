@@ -1,4 +1,4 @@
-"""The programs of first light: how they are built, run one measurement at a time, and understood. Needs no torch."""
+"""Builds the programs of first light, runs one measurement at a time, and parses the results. It needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TARGET = ("-gencode", "arch=compute_90a,code=sm_90a")
-#: What a program emits under such a name is golden data, not a measurement.
+#: The prefix of the names under which programs emit golden data rather than measurements.
 GOLDEN = "golden_"
 
 Record = dict[str, Any]
@@ -25,11 +25,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of one program, in a process of its own, so that what hangs or faults loses nothing else."""
+    """One run of one program, in a separate process, so that a hang or a fault affects no other measurement."""
 
     program: str
     name: str
-    seconds: int = 27  # it is stopped after that: ten minutes for all, whatever hangs
+    seconds: int = 27  # the limit, so that all take at most ten minutes even if each of them hangs
 
     @property
     def title(self) -> str:
@@ -67,7 +67,7 @@ MEASUREMENTS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a measurement said, and why it said no more."""
+    """The records of a measurement, and why it failed."""
 
     measurement: Measurement
     records: list[Record] = field(default_factory=list)
@@ -80,72 +80,73 @@ def compile_command(nvcc: str, source: Path, output: Path) -> list[str]:
 
 
 def sources_digest() -> str:
-    """A digest of what the programs are made of; dates of files say nothing in a tree that was copied."""
+    """A digest of the sources of the programs; file dates would not do, because they change when a tree is copied."""
     sources = [*HERE.glob("*.cu"), *HERE.glob("*.cuh"), *(ROOT / "kernels" / "cuda" / "platform").glob("*.h")]
-    known = hashlib.sha256(" ".join(TARGET).encode())
+    digest = hashlib.sha256(" ".join(TARGET).encode())
     for path in sorted(sources, key=lambda path: path.name):
-        known.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return known.hexdigest()
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
-def _digest_file(binaries: Path, program: str) -> Path:
+def digest_file(binaries: Path, program: str) -> Path:
+    """The file that records the digest of the sources from which a program was built."""
     return binaries / f"{program}.sources"
 
 
 def stale(binaries: Path, chosen: Iterable[str]) -> list[str]:
-    """The programs that are missing, or were not built from these sources."""
+    """The programs that are missing, or were built from other sources."""
     digest = sources_digest()
     return [
         program
         for program in chosen
         if not (binaries / program).exists()
-        or not (recorded := _digest_file(binaries, program)).exists()
+        or not (recorded := digest_file(binaries, program)).exists()
         or recorded.read_text().strip() != digest
     ]
 
 
 def build(nvcc: str, binaries: Path, chosen: Iterable[str]) -> dict[str, str]:
-    """Compiles programs and records beside each what it was built from; returns what failed: program -> the compiler's words."""
+    """Compiles programs and records the digest of their sources; returns the compiler's output for programs that failed."""
     binaries.mkdir(parents=True, exist_ok=True)
     digest = sources_digest()
     jobs: dict[str, subprocess.Popen[str]] = {}
     for program in chosen:
         output = binaries / program
-        _digest_file(binaries, program).unlink(missing_ok=True)
+        digest_file(binaries, program).unlink(missing_ok=True)
         command = compile_command(nvcc, HERE / f"{program}.cu", output)
         jobs[program] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if len(jobs) % (os.cpu_count() or 1) == 0:
             jobs[program].wait()
-    said = {program: job.communicate()[0] for program, job in jobs.items()}
+    outputs = {program: job.communicate()[0] for program, job in jobs.items()}
     for program, job in jobs.items():
         if not job.returncode:
-            _digest_file(binaries, program).write_text(digest + "\n")
-    return {program: said[program] for program, job in jobs.items() if job.returncode}
+            digest_file(binaries, program).write_text(digest + "\n")
+    return {program: outputs[program] for program, job in jobs.items() if job.returncode}
 
 
 def run(measurement: Measurement, binaries: Path) -> Outcome:
-    """Runs one measurement. A program that hangs is killed with its children; what it had said by then counts."""
+    """Runs one measurement. A program that hangs is killed with its children, and its output by then counts."""
     command = measurement.command(binaries)
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     except OSError as error:
         return Outcome(measurement, failure=f"did not start: {error}")
     try:
-        said, errors = process.communicate(timeout=measurement.seconds)
+        output, errors = process.communicate(timeout=measurement.seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        said = ""
-        with suppress(subprocess.TimeoutExpired):  # of a child in a session of its own, which holds the pipe
-            said, _ = process.communicate(timeout=10)
-        return Outcome(measurement, parse(said), f"no end within {measurement.seconds} s")
+        output = ""
+        with suppress(subprocess.TimeoutExpired):  # a child in another session may still hold the pipe
+            output, _ = process.communicate(timeout=10)
+        return Outcome(measurement, parse(output), f"no end within {measurement.seconds} s")
     failure = f"exit status {process.returncode}: {errors.strip()[-500:]}" if process.returncode else None
-    return Outcome(measurement, parse(said), failure)
+    return Outcome(measurement, parse(output), failure)
 
 
-def parse(said: str) -> list[Record]:
-    """The records of a program's output: each line that is a whole JSON object with a name. A line cut off is left out."""
+def parse(output: str) -> list[Record]:
+    """The records in the output of a program, which are the lines that are complete JSON objects with a name."""
     records = []
-    for line in said.splitlines():
+    for line in output.splitlines():
         try:
             record = json.loads(line)
         except ValueError:
@@ -156,7 +157,7 @@ def parse(said: str) -> list[Record]:
 
 
 def split(outcomes: Iterable[Outcome]) -> tuple[list[Record], dict[str, list[Record]]]:
-    """Measurements in order, and golden data by kind."""
+    """Separates measurements, in order, from golden data by kind."""
     measured: list[Record] = []
     golden: dict[str, list[Record]] = {}
     for outcome in outcomes:
@@ -170,7 +171,7 @@ def split(outcomes: Iterable[Outcome]) -> tuple[list[Record], dict[str, list[Rec
 
 
 def write_golden(directory: Path, golden: dict[str, list[Record]]) -> list[Path]:
-    """One file a kind, a case a line; the same cases give the same bytes (see tests/emulator/golden/README.md)."""
+    """Writes a file per kind with a case per line; the same cases give the same bytes (see tests/emulator/golden/README.md)."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind, cases in golden.items():
@@ -182,7 +183,7 @@ def write_golden(directory: Path, golden: dict[str, list[Record]]) -> list[Path]
 
 
 def table(records: Sequence[Record]) -> str:
-    """Measurements as text, one table a name."""
+    """Measurements as text, in one table per name."""
     lines = []
     for name in dict.fromkeys(record["name"] for record in records):
         rows = [{key: value for key, value in record.items() if key != "name"} for record in records if record["name"] == name]

@@ -1,4 +1,5 @@
-// The ceilings: bandwidth of memory and of L2, and what each kind of arithmetic reaches with its operands at hand.
+// The ceilings: the bandwidth of memory and of L2, and the rate of each kind of arithmetic with operands in shared memory or
+// registers.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -18,7 +19,7 @@ void copies() {
   emit("fill", "\"by\": \"cudaMemset\", \"gigabytes_per_second\": %.1f", double(bytes) / fill.median / 1e6);
 }
 
-// Every block reads all of a small buffer, past L1, again and again: how fast L2 gives the same data to everyone.
+// Every block repeatedly reads a whole small buffer past L1, which measures how fast L2 delivers the same data to all blocks.
 __global__ void read_all(const uint4* from, int count, int rounds, uint32_t* sink) {
   uint32_t sum = 0;
   for (int round = 0; round < rounds; ++round)
@@ -27,7 +28,7 @@ __global__ void read_all(const uint4* from, int count, int rounds, uint32_t* sin
       const uint4 value = __ldcg(from + i);
       sum ^= value.x ^ value.y ^ value.z ^ value.w;
     }
-  if (sum == 1) *sink = sum;  // never: the buffer is zero
+  if (sum == 1) *sink = sum;  // never true, because the buffer is zero
 }
 
 void l2_broadcast() {
@@ -44,12 +45,12 @@ void l2_broadcast() {
   }
 }
 
-// ---- arithmetic. A block of two warpgroups repeats D += A B from the same tiles in shared memory: A 128 x 64, B 64 x 256 of
-// 16-bit elements (half as wide in K for TF32), rows of 128 bytes, K-major, 128-byte swizzle.
+// ---- arithmetic. A block of two warpgroups repeats D += A B with the same tiles in shared memory: A is 128 x 64 and B is 64 x
+// 256 elements of 16 bits (for TF32, half as many in K), K-major in rows of 128 bytes, with a swizzle of 128 bytes.
 constexpr int A_BYTES = 128 * 128, B_BYTES = 256 * 128;
 
 __device__ void fill_with_noise(uint32_t* words, int count, bool bf16) {
-  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {  // values in +-[1, 2): products that switch real bits
+  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {  // values in +-[1, 2), since zeros would take less power
     const uint32_t noise = (uint32_t(i) + 12345u) * 2654435761u;
     words[i] = bf16 ? (noise & 0x807F807Fu) | 0x3F803F80u : (noise & 0x807FFFFFu) | 0x3F800000u;
   }
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(256, 1) wgmma_rate(int rounds, float* sink) {
   __syncthreads();
   const uint32_t a_start = shared_address(tiles) + threadIdx.x / 128 * (A_BYTES / 2), b_start = shared_address(tiles) + A_BYTES;
   float d[128];
-  for (float& each : d) each = 0;
+  for (float& value : d) value = 0;
   for (int round = 0; round < rounds; ++round) {
     wgmma_fence();
 #pragma unroll
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(256, 1) wgmma_rate(int rounds, float* sink) {
     wgmma_wait();
   }
   float sum = 0;
-  for (float each : d) sum += each;
+  for (float value : d) sum += value;
   if (sum == 12345.f) *sink = sum;
 }
 
@@ -91,11 +92,11 @@ __global__ void __launch_bounds__(512) fma_rate(int rounds, float* sink) {
 #pragma unroll
     for (int i = 0; i < 16; ++i) value[i] = fmaf(value[i], factor, 0.5f);
   float sum = 0;
-  for (float each : value) sum += each;
+  for (float term : value) sum += term;
   if (sum == 12345.f) *sink = sum;
 }
 
-// At first, and after a second of it: the clock falls when the power limit is reached.
+// Measures the rate at first and after about a second, because the clock falls when the power limit is reached.
 void rate(const char* kind, double operations, const std::function<void()>& work) {
   work();
   CHECK(cudaDeviceSynchronize());
@@ -115,7 +116,7 @@ void matrices() {
   DeviceArray<float> sink(1);
   const int blocks = multiprocessors(), rounds = 20000;
   const Launch how{.grid = unsigned(blocks), .block = 256, .shared_bytes = A_BYTES + B_BYTES};
-  const double products = 2. * 128 * 256 * 4 * rounds * blocks;  // times K of one instruction
+  const double products = 2. * 128 * 256 * 4 * rounds * blocks;  // to be multiplied by the K of one instruction
   rate("bf16 wgmma m64n256k16", products * 16, [&] { launch(how, wgmma_rate<true>, rounds, sink.data); });
   rate("TF32 wgmma m64n256k8", products * 8, [&] { launch(how, wgmma_rate<false>, rounds, sink.data); });
   rate("IEEE fp32 fma", 2. * 16 * 512 * 4 * rounds * blocks, [&] { fma_rate<<<blocks * 4, 512>>>(rounds, sink.data); });

@@ -1,1 +1,1 @@
-"""`make gpu`: minutes on a GPU turned into evidence: every kernel exact, the hardware's ceilings, and timings."""
+"""`make gpu`: within minutes on a GPU, checks every kernel exactly, measures the hardware's ceilings, and times cases."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu`: one command that proves and measures everything on a GPU within minutes."""
+"""`python -m benchmarks gpu`: one command that checks and measures everything on a GPU within minutes."""
 
 from __future__ import annotations
 
@@ -21,43 +21,48 @@ from benchmarks.gpu.store import Store, alone
 from benchmarks.gpu.then import run_second
 
 _HELP = """\
-Phases, in the order of what they tell:
-  exact     every kernel of the tables on small integers, for equality, twice, on poisoned memory: cuda, then cupy and numba
-  hardware  bandwidths, latencies and the products' rates (first light), and golden data for the emulator
-  timings   the most telling cases beside torch's, every tile with the model's prediction beside it
+Phases, the most important first:
+  exact     runs every kernel twice, on small integers and poisoned memory, and compares for equality: cuda, then cupy and numba
+  hardware  measures bandwidths, latencies and rates of products (first_light), and golden data for the emulator
+  timings   times the most telling cases against torch, and every tile against the prediction of the model
 
-Each job is a process of its own and is on disk as soon as it has ended; the same command goes on where it was.
+Each job runs in its own process, and its result is saved as soon as it has ended; the same command continues where it stopped.
 
-  python -m benchmarks gpu --minutes 8 --out out/gpu     the whole, on one GPU
-  python -m benchmarks gpu --then --out out/gpu          a second, shorter run: failures under memcheck, else profiles and tests
-  python -m benchmarks gpu explain out/gpu/checks.jsonl  what a wrong result tells, and the same case on the emulator; no GPU
-  python -m benchmarks gpu keep out/gpu                  puts results, golden data and choices where the repository keeps them
+  python -m benchmarks gpu --minutes 8 --out out/gpu     the whole run on one GPU
+  python -m benchmarks gpu --then --out out/gpu          a second, shorter run: failures under memcheck, or profiles and tests
+  python -m benchmarks gpu explain out/gpu/checks.jsonl  analyses wrong results, and runs their cases on the emulator; no GPU
+  python -m benchmarks gpu keep out/gpu                  copies results, golden data and choices into the repository
   python -m benchmarks gpu --device cpu --minutes 2      a rehearsal on the emulator
 
-Exit status: 0 all was right; 1 something was not, or was left; 2 it could not begin.
+Exit status: 0 everything was right; 1 something was wrong or is left to do; 2 the run could not begin.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks gpu",
-        description="Proves and measures everything on a GPU within minutes.",
+        description="Checks and measures everything on a GPU within minutes.",
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "what", nargs="?", choices=("run", "explain", "keep"), default="run", help="run (the default), explain, keep"
     )
-    parser.add_argument("path", nargs="?", type=Path, help="of explain: a file of checks; of keep: the folder of a run")
-    parser.add_argument("--minutes", type=_minutes, default=8.0, help="for everything, from 1 to 240 (8)")
+    parser.add_argument("path", nargs="?", type=Path, help="for explain, a file of checks; for keep, the folder of a run")
+    parser.add_argument("--minutes", type=_minutes, default=8.0, help="time for the whole run, from 1 to 240 (8)")
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder of the results (out/gpu)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: the emulator (cuda)")
-    parser.add_argument("--processes", type=_count, help="jobs at once (8 on a GPU, on the emulator one a core)")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs, and of what the emulator runs (0)")
-    parser.add_argument("--only", metavar="PATTERN", type=_pattern, help="jobs whose name holds this regular expression")
-    parser.add_argument("--shared", action="store_true", help="go ahead although others use the card")
-    parser.add_argument("--then", action="store_true", help="the second run, of what the first one in --out asks for")
-    parser.add_argument("--case", metavar="TEXT", help="of explain: only cases whose description holds this")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu stands for the emulator (cuda)")
+    parser.add_argument("--processes", type=_count, help="concurrent jobs (8 on a GPU, one per core on the emulator)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the inputs, and of the selection of cases on the emulator (0)"
+    )
+    parser.add_argument("--only", metavar="PATTERN", type=_pattern, help="only jobs whose name matches this regular expression")
+    parser.add_argument("--shared", action="store_true", help="run although other processes use the GPU")
+    parser.add_argument(
+        "--then", action="store_true", help="the second run, which depends on the results of the first one in --out"
+    )
+    parser.add_argument("--case", metavar="TEXT", help="for explain, only cases whose description contains this text")
     return parser
 
 
@@ -85,8 +90,12 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command; the exit status. Raises ValueError or OSError, in one sentence, where it cannot begin."""
-    parser = _parser()
+    """Runs the command and returns its exit status.
+
+    Raises:
+        ValueError, OSError: the command cannot begin; the message is one sentence.
+    """
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if options.what == "run":
         if options.path is not None:
@@ -102,22 +111,25 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def see(device: str, folder: Path) -> dict[str, Any]:
-    """What the process that looks at the device tells.
+    """Looks at the device in a separate process and returns what `place.look` reports.
 
     Raises:
-        ValueError: it died.
+        ValueError: the process died.
     """
     with TemporaryDirectory(prefix=".jobs-", dir=folder) as jobs:
         output = Path(jobs) / "look.txt"
         process = isolation.run(place.look, (device,), limit=60.0, output=output)
         seen = outcome.read("look", output, process)
     if seen["outcome"] != "right":
-        raise ValueError(f"the {'GPU' if device == 'cuda' else 'emulator'} cannot be asked what it is: {seen['detail']}")
+        raise ValueError(f"the {'GPU' if device == 'cuda' else 'emulator'} cannot be queried: {seen['detail']}")
     return seen
 
 
 def run(options: argparse.Namespace, command: str = "", **planted: Any) -> int:
-    """The phases, within the time. `command` is what goes on with them; `planted` replaces fields of the plan, for tests."""
+    """Runs the phases within the time and returns the exit status.
+
+    `command` is the command line that continues the run. `planted` replaces fields of the plan in tests.
+    """
     began = time.monotonic()
     # use_deterministic_algorithms would import torch._inductor.config in every process, which takes seconds.
     isolation.preload("benchmarks.gpu.timings", "torch._inductor.config")
@@ -126,7 +138,7 @@ def run(options: argparse.Namespace, command: str = "", **planted: Any) -> int:
         try:
             return _run(options, command, began, planted)
         except KeyboardInterrupt:
-            print("\ninterrupted: what is finished is kept, and the same command goes on", file=sys.stderr)
+            print("\ninterrupted: finished jobs are kept, and the same command continues", file=sys.stderr)
             raise
 
 
@@ -140,12 +152,21 @@ def _run(options: argparse.Namespace, command: str, began: float, planted: dict[
     store.write_run()
     only = options.only.search if options.only else lambda key: True
     workers = phases.processes(options.device, options.processes)
-    plan = phases.Plan(store, options.device, options.minutes, workers, options.seed, began, only, **planted)
+    plan = phases.Plan(
+        store=store,
+        device=options.device,
+        minutes=options.minutes,
+        processes=workers,
+        seed=options.seed,
+        began=began,
+        only=only,
+        **planted,
+    )
     if options.then:
         return run_second(plan)
     engines = [name for name in ("cuda", "cupy", "numba") if seen["engines"][name] is None]
     if not phases.anything(plan):
-        raise ValueError(f"--only {options.only.pattern!r}: no job has such a name")
+        raise ValueError(f"--only {options.only.pattern!r}: no job has a matching name")
     for engine in engines:
         phases.timed(store, f"exact {engine}", partial(phases.run_exactness, plan, engine))
     phases.timed(store, "hardware", partial(phases.run_hardware, plan))

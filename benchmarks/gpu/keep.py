@@ -1,4 +1,4 @@
-"""Puts a run where the repository keeps what GPUs have shown: results, golden data, convolution's choices."""
+"""Copies a run on a GPU into the repository: results, golden data, and convolution's choices."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ GOLDEN = REPOSITORY / "tests" / "emulator" / "golden"
 
 
 def keep(folder: Path, into: Path = RESULTS, golden: Path = GOLDEN) -> str:
-    """Copies a run into the repository; what was done, a line each.
+    """Copies a run into the repository and returns a line for each file that was written.
 
     Raises:
-        ValueError: the folder holds no run, or one of the emulator.
+        ValueError: the folder holds no run, or a run on the emulator.
     """
     if not (folder / "run.json").exists():
         raise ValueError(f"{folder}: expected the folder of a run, with run.json in it")
     run = load_run(folder)
     if run["environment"]["device_type"] != "cuda":
-        raise ValueError(f"{folder}: what is kept is what a GPU has shown, and this run is the emulator's")
+        raise ValueError(f"{folder}: only runs on a GPU are kept, and this run is the emulator's")
     store = Store(folder, run["environment"])
     target = into / re.sub(r"[^a-z0-9]+", "-", run["environment"]["device"].lower()).strip("-")
     target.mkdir(parents=True, exist_ok=True)
@@ -47,18 +47,18 @@ def keep(folder: Path, into: Path = RESULTS, golden: Path = GOLDEN) -> str:
 
 
 def document(store: Store, records: list[Record]) -> results.Document:
-    """The timings as a result file, of which the reports are made."""
-    made = results.new(store.run["environment"], "python -m benchmarks gpu", store.run["environment"]["seed"])
-    made.update(
+    """The timings as a result file, from which reports are made."""
+    result = results.new(store.run["environment"], "python -m benchmarks gpu", store.run["environment"]["seed"])
+    result.update(
         ceilings=store.done("timings.jsonl").get("ceilings", {}).get("ceilings", {}),
         rows=[record["row"] for record in records],
         complete=store.run.get("complete", False),
     )
-    return made
+    return result
 
 
 def choices_document(store: Store, records: list[Record]) -> dict[str, Any]:
-    """The tiles as `benchmarks choices` tells them."""
+    """The timings of tiles in the form of `benchmarks choices`."""
     problems = {record["job"]: record["tiles"] for record in records if record.get("tiles")}
     return {"environment": store.run["environment"], "problems": problems}
 
@@ -69,7 +69,7 @@ def _keep_hardware(store: Store, target: Path, golden: Path) -> list[str]:
         return []
     outcomes = [Outcome(Measurement(*record["job"].split(" ", 1)), record["records"]) for record in records]
     measured, _ = programs.split(outcomes)
-    # What a failed measurement told of a kind is not all of it.
+    # The records of a failed measurement are incomplete and must not replace golden data.
     whole = [outcome for outcome, record in zip(outcomes, records, strict=True) if not record["detail"]]
     _, recorded = programs.split(whole)
     failures = {record["job"]: record["detail"] for record in records if record["detail"]}

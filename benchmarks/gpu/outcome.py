@@ -1,4 +1,4 @@
-"""What came of a job: read from what it printed, and from how its process ended."""
+"""The outcome of a job, from the events that it printed and from how its process ended."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from benchmarks.isolation import Outcome
 
-#: The worst first. "left" is a job that the time did not reach; "missing" one whose engine cannot run here.
+#: From worst to best. A job is "left" if there was no time for it, and "missing" if its engine cannot run here.
 SEVERITY = ("hung", "crashed", "lost", "failed", "wrong", "unsteady", "error", "left", "missing", "right")
-#: What a reader has to look at.
+#: The outcomes that are failures.
 BAD = SEVERITY[:7]
 _LONGEST_OUTPUT = 4000
-#: What faulthandler says when it ends a process.
+#: The message of faulthandler when it ends a process.
 _TIMEOUT = "Timeout ("
 
 Record = dict[str, Any]
 
 
 def read(key: str, output: Path, process: Outcome) -> Record:
-    """A job's record: how it ended, its cases that were not right, and the kernels that it launched."""
+    """The record of a job: how it ended, the cases that were not right, and the kernels that it launched."""
     record: Record = {"job": key, "outcome": "right", "detail": "", "seconds": round(process.seconds, 2), "cases": []}
     counts, refusals, rows = Counter[str](), Counter[str](), set[str]()
     begun: Record | None = None
@@ -44,7 +44,7 @@ def read(key: str, output: Path, process: Outcome) -> Record:
             record |= event
         elif kind == "doing":
             doing = f", {event['detail']}"
-        elif kind == "verdict":  # of a job that has no cases
+        elif kind == "verdict":  # from a job without cases
             record |= event
         elif kind == "lost":
             record["outcome"] = "lost"
@@ -70,13 +70,13 @@ def read(key: str, output: Path, process: Outcome) -> Record:
 
 
 def worst(cases: Sequence[Record]) -> Record:
-    """The outcome of a job with these cases, and its detail."""
+    """The worst outcome among some cases, with its detail."""
     case = min(cases, key=lambda case: SEVERITY.index(case["outcome"]))
     return {"outcome": case["outcome"], "detail": case["detail"]}
 
 
 def events(output: Path) -> Iterator[Record]:
-    """The events among the lines of an output; the last may have been cut off."""
+    """The events in the output of a job, without a last line that was cut off."""
     if not output.exists():
         return
     for line in output.read_text(errors="backslashreplace").splitlines():
@@ -88,7 +88,7 @@ def events(output: Path) -> Iterator[Record]:
 
 
 def end(output: Path, most: int = _LONGEST_OUTPUT) -> str:
-    """The last that a process said beside its events: a traceback, the driver's words."""
+    """The last `most` characters of the output without its events, such as a traceback or a message of the driver."""
     if not output.exists():
         return ""
     lines = output.read_text(errors="backslashreplace").splitlines()

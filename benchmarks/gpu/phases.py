@@ -1,4 +1,4 @@
-"""The phases of a run, in the order of what they tell: exact results, ceilings and golden data, timings."""
+"""The phases of a run, the most important first: exact results, ceilings and golden data, timings."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from benchmarks.gpu.store import Record, Store
 from benchmarks.gpu.work import ExactJob, run_exact
 from benchmarks.isolation import Job, run_all
 
-#: Of the whole time, when each phase has to be over; what a phase leaves is the next one's. The emulator has hardly more than
-#: exactness to show.
+#: The end of each phase as a share of the whole time; a phase that ends early leaves its time to the next one. The emulator
+#: spends most of the time on exactness.
 ENDS = {"exact cuda": 0.34, "exact cupy": 0.46, "exact numba": 0.49, "hardware": 0.64, "timings": 0.98}
 ENDS_EMULATED = dict.fromkeys(ENDS, 0.85) | {"timings": 0.98}
-#: Seconds of one job; of an exact one, whose cases have limits of their own, no more than a last resort.
+#: Limits of one job. The one for exact jobs is a last resort, because their cases have their own limits.
 EXACT_SECONDS, TIMING_SECONDS = 300.0, 45.0
-#: A job whose process died goes on behind the case that it died in, so many times.
+#: How many times a job whose process died is continued after the case in which it died.
 CONTINUATIONS = 2
-#: Cases of a job on the emulator, and on an engine that compiles each kernel first, beside those that launch every kernel.
+#: Cases of a job besides those that launch every kernel: on the emulator, with cupy and with numba (which compile kernels first).
 MORE_EMULATED, MORE_COMPILED, NUMBA_CASES = 4, 2, 1
 
 
 @dataclass
 class Plan:
-    """What a run is to do, and where it puts it."""
+    """What a run does, and where its results go."""
 
     store: Store
     device: str
@@ -44,39 +44,40 @@ class Plan:
     seed: int
     began: float  # by time.monotonic
     only: Callable[[str], bool] = lambda key: True
-    #: What a job runs; tests plant theirs.
+    #: The functions that jobs run; tests replace them.
     exact: Callable[[ExactJob], None] = run_exact
     timing: Callable[[str, str, int], None] = timings.run_timing
 
     @property
     def small(self) -> bool:
-        """The emulator has small cases."""
+        """Whether cases are small, as on the emulator."""
         return self.device == "cpu"
 
     def until(self, phase: str) -> float:
+        """When a phase has to end, by time.monotonic."""
         return self.began + 60 * self.minutes * (ENDS_EMULATED if self.small else ENDS)[phase]
 
 
 def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
-    """The jobs of an engine. Where kernels are compiled first, those of 16 bits come first: they are what users run."""
+    """The exact jobs of an engine. With cupy, which compiles kernels first, the 16-bit dtypes that most users run come first."""
     names = list(by_job(plan.small, plan.seed))
     if engine == "cupy":
         names.sort(key=lambda name: name.endswith(("tf32", "float32", "float64")))
     more = {"cuda": MORE_EMULATED if plan.small else None, "cupy": MORE_COMPILED, "numba": NUMBA_CASES}[engine]
     if engine == "numba":
         names = names[:: max(1, len(names) // 12)]
-    jobs = [ExactJob(name, engine, plan.device, plan.seed, plan.small, more) for name in names]
+    jobs = [ExactJob(name=name, engine=engine, device=plan.device, seed=plan.seed, small=plan.small, more=more) for name in names]
     return [job for job in jobs if plan.only(job.key)]
 
 
 def anything(plan: Plan) -> bool:
-    """Whether any job has a name that was asked for."""
+    """Whether the run selects any job."""
     names = ["ceilings", *timings.keys(plan.small), *(f"hardware: {measurement.title}" for measurement in programs.MEASUREMENTS)]
     return bool(exact_jobs(plan, "cuda") or exact_jobs(plan, "cupy")) or any(map(plan.only, names))
 
 
 def run_exactness(plan: Plan, engine: str) -> None:
-    """Runs an engine's jobs that are not done, several at once; one that died goes on behind the case that it died in."""
+    """Runs the unfinished exact jobs of an engine; one that dies is continued after the case in which it died."""
     done = plan.store.done("checks.jsonl")
     died_in = {record["resumes"]: record["died_in"] for record in plan.store.lines["checks.jsonl"] if "resumes" in record}
     waiting = [replace(job, after=died_in.get(job.key, -1) + 1) for job in exact_jobs(plan, engine) if job.key not in done]
@@ -87,18 +88,20 @@ def run_exactness(plan: Plan, engine: str) -> None:
 
 
 def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator[ExactJob]:
-    """Runs each job once and yields what is to go on."""
+    """Runs each job once, and yields those that have to continue."""
     by_output: dict[Path, ExactJob] = {}
     with outputs(plan) as folder:
         for number, job in enumerate(jobs):
             by_output[folder / f"{number}.txt"] = job
-        work = [Job(plan.exact, (job,), EXACT_SECONDS, output) for output, job in by_output.items()]
+        work = [
+            Job(function=plan.exact, arguments=(job,), limit=EXACT_SECONDS, output=output) for output, job in by_output.items()
+        ]
         for job_run, process in progress(run_all(work, plan.processes, plan.until(phase)), len(work), phase):
             job = by_output[job_run.output]
             record = {"engine": job.engine, **outcome.read(job.key, job_run.output, process)}
             job_run.output.unlink(missing_ok=True)
             if record["outcome"] == "left":
-                if record["cases"]:  # what it found by then counts, and it is run again
+                if record["cases"]:  # what it has found counts, although the job will run again
                     worst = outcome.worst(record["cases"])
                     plan.store.add("checks.jsonl", record | worst | {"job": f"{job.key} (until the time was over)"})
                 continue
@@ -110,7 +113,7 @@ def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator
 
 
 def run_timings(plan: Plan) -> None:
-    """Times cases one after the other until the time is over."""
+    """Times one case after the other until the time is over."""
     done = plan.store.done("timings.jsonl")
     with outputs(plan) as folder:
         work: dict[Path, str] = {}
@@ -119,9 +122,10 @@ def run_timings(plan: Plan) -> None:
         jobs = []
         if plan.only("ceilings") and "ceilings" not in done:
             work[folder / "ceilings.txt"] = "ceilings"
-            jobs.append(Job(timings.run_ceilings, (plan.device,), TIMING_SECONDS, folder / "ceilings.txt"))
+            output = folder / "ceilings.txt"
+            jobs.append(Job(function=timings.run_ceilings, arguments=(plan.device,), limit=TIMING_SECONDS, output=output))
         jobs += [
-            Job(plan.timing, (key, plan.device, plan.seed), TIMING_SECONDS, output)
+            Job(function=plan.timing, arguments=(key, plan.device, plan.seed), limit=TIMING_SECONDS, output=output)
             for output, key in work.items()
             if key != "ceilings"
         ]
@@ -132,37 +136,42 @@ def run_timings(plan: Plan) -> None:
 
 
 def run_hardware(plan: Plan) -> Record:
-    """First light: what the hardware can do at most, and golden data for the emulator, a line for each measurement."""
+    """Runs the measurements of first_light, which are rates of the hardware and golden data for the emulator.
+
+    Returns a note if measurements were left out.
+    """
     if plan.device == "cpu":
         return {"note": "left out: the emulator has no hardware to measure"}
     if plan.store.run["environment"]["capability"] != [9, 0]:
-        return {"note": "left out: the programs of first light are for compute capability 9.0"}
+        return {"note": "left out: the programs of first_light need compute capability 9.0"}
     binaries = programs.ROOT / "build" / "first_light"
     done = plan.store.done("hardware.jsonl")
     waiting = [measurement for measurement in programs.MEASUREMENTS if measurement.title not in done]
     waiting = [measurement for measurement in waiting if plan.only(f"hardware: {measurement.title}")]
     if stale := programs.stale(binaries, dict.fromkeys(measurement.program for measurement in waiting)):
-        remedy = "python -m benchmarks.first_light --build-only makes them"
-        return {"note": f"left out: {', '.join(stale)} in {binaries} are missing, or of other sources; {remedy}"}
+        remedy = "python -m benchmarks.first_light --build-only builds them"
+        return {"note": f"left out: {', '.join(stale)} in {binaries} are missing, or built from other sources; {remedy}"}
     for number, measurement in enumerate(progress(iter(waiting), len(waiting), "hardware")):
         room = plan.until("hardware") - time.monotonic()
         if room <= 1:
-            return {"note": f"{len(waiting) - number} of {len(programs.MEASUREMENTS)} measurements left, as the time went"}
-        said = programs.run(replace(measurement, seconds=min(measurement.seconds, int(room))), binaries)
-        record = {"job": measurement.title, "records": said.records, "detail": said.failure or ""}
-        plan.store.add("hardware.jsonl", {**record, "outcome": "failed" if said.failure else "right"})
+            return {
+                "note": f"{len(waiting) - number} of {len(programs.MEASUREMENTS)} measurements left, because the time was over"
+            }
+        result = programs.run(replace(measurement, seconds=min(measurement.seconds, int(room))), binaries)
+        record = {"job": measurement.title, "records": result.records, "detail": result.failure or ""}
+        plan.store.add("hardware.jsonl", {**record, "outcome": "failed" if result.failure else "right"})
     return {}
 
 
 @contextmanager
 def outputs(plan: Plan) -> Iterator[Path]:
-    """A folder for what jobs print, beside the results, so that the disk they are written to is the one that has to have room."""
+    """A folder for the output of jobs. It is in the folder of the results, whose disk `Store.add` checks for free space."""
     with TemporaryDirectory(prefix=".jobs-", dir=plan.store.folder) as folder:
         yield Path(folder)
 
 
 def progress(outcomes: Iterator[Any], total: int, phase: str) -> Iterator[Any]:
-    """The outcomes, with a bar."""
+    """Shows a progress bar for the outcomes."""
     bar = tqdm(total=total, desc=phase, unit="job", file=sys.stderr, dynamic_ncols=True, disable=total == 0)
     with bar:
         for item in outcomes:
@@ -171,29 +180,29 @@ def progress(outcomes: Iterator[Any], total: int, phase: str) -> Iterator[Any]:
 
 
 def timed(store: Store, name: str, run: Callable[[], Record | None]) -> None:
-    """Runs a phase and notes how long it took, and what it had to say."""
+    """Runs a phase, and records how long it took and its note."""
     began = time.monotonic()
-    said = run() or {}
+    note = run() or {}
     earlier = [phase for phase in store.run["phases"] if phase["phase"] != name]
-    store.run["phases"] = [*earlier, {"phase": name, "seconds": round(time.monotonic() - began, 1), **said}]
+    store.run["phases"] = [*earlier, {"phase": name, "seconds": round(time.monotonic() - began, 1), **note}]
     store.write_run()
 
 
-def processes(device: str, asked: int | None) -> int:
-    """How many jobs run at once: a GPU serves eight, the emulator takes a core each."""
+def processes(device: str, requested: int | None) -> int:
+    """How many jobs run at once if nothing is requested: up to eight on a GPU, and one per core on the emulator."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or (min(8, cores) if device == "cuda" else cores)
+    return requested or (min(8, cores) if device == "cuda" else cores)
 
 
 def left(plan: Plan) -> list[str]:
-    """What the time did not reach of what a run has to show: engine cuda's exactness."""
+    """The unfinished exact jobs of engine cuda, which a run has to complete, in words."""
     done = plan.store.done("checks.jsonl")
     undone = [job for job in exact_jobs(plan, "cuda") if job.key not in done]
     return [f"{len(undone)} jobs of engine cuda, from {undone[0].name} on"] if undone else []
 
 
 def beyond(plan: Plan, engines: Sequence[str]) -> list[str]:
-    """What else the time did not reach, in words: compiling kernels and timing cases go as far as their share of it."""
+    """The other unfinished jobs in words: those of engines that compile kernels, and timings, for which time may not suffice."""
     done, words = plan.store.done("checks.jsonl"), []
     for engine in engines:
         jobs = exact_jobs(plan, engine)

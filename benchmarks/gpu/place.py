@@ -1,4 +1,4 @@
-"""Where a run would be made: what has to be so before it begins, each lack in one sentence."""
+"""The conditions for a run: a usable GPU, built kernels, free memory, a writable folder."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from torch_unroll.engines import NAMES, cuda, refusal
 from torch_unroll.tools import doctor
 from torch_unroll.tools.environment import Survey, examine_machine
 
-#: Memory that the largest cases take with torch's own results beside ours.
+#: Memory that the largest cases take, including torch's results.
 _LEAST_FREE_BYTES = 12 << 30
 
 
 def look(device_name: str) -> None:
-    """Tells the environment, which engines refuse and why, and what other processes use the card; or what is lacking. Runs in a
-    process of its own: the one that starts the jobs never touches CUDA."""
+    """Reports what is lacking, the environment, the reasons of engines that cannot run, and other processes on the GPU.
+
+    It runs in a separate process, because the one that starts the jobs must not touch CUDA.
+    """
     device = torch.device(device_name)
-    others = _processes() if device.type == "cuda" else []  # before this process is one of them
+    others = _processes() if device.type == "cuda" else []  # asked before this process uses the GPU itself
     if device.type == "cuda" and (lack := lacking(examine_machine())):
         tell("result", lack=lack)
         return
@@ -41,7 +43,7 @@ def look(device_name: str) -> None:
 
 
 def _processes() -> list[str]:
-    """What computes on the card, as nvidia-smi tells it; nothing where it does not."""
+    """The processes that compute on the GPU, as nvidia-smi lists them; empty if it fails."""
     card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
     query = ["nvidia-smi", "-i", card, "--query-compute-apps=pid,name,used_memory", "--format=csv,noheader"]
     try:
@@ -52,7 +54,7 @@ def _processes() -> list[str]:
 
 
 def lacking(seen: Survey) -> str | None:
-    """Why torch can use no GPU here, or one that is too old, with what would mend it; None where it can."""
+    """Why torch cannot use a GPU that is new enough, with a remedy; None if it can."""
     if not seen.torch_sees_gpu:
         why = doctor.advice(seen)[0]
         return f"{why.finding}: {why.remedy}; or rehearse on the emulator: python -m benchmarks gpu --device cpu"
@@ -63,7 +65,7 @@ def lacking(seen: Survey) -> str | None:
 
 
 def require_place(seen: dict[str, Any], shared: bool) -> None:
-    """Raises ValueError where there is no device, where the kernels are not built, and where others use the card."""
+    """Raises ValueError if there is no device, if the kernels are not built, or if other processes use the GPU."""
     if seen["lack"]:
         raise ValueError(seen["lack"])
     if reason := seen["engines"]["cuda"]:
@@ -72,15 +74,17 @@ def require_place(seen: dict[str, Any], shared: bool) -> None:
         return
     if seen["processes"]:
         raise ValueError(
-            f"others use the card ({'; '.join(seen['processes'][:3])}), which spoils timings: wait, or pass --shared"
+            f"others use the card ({'; '.join(seen['processes'][:3])}), which disturbs timings: wait, or pass --shared"
         )
     if seen["free_bytes"] < _LEAST_FREE_BYTES:
         free = seen["free_bytes"] >> 30
-        raise ValueError(f"the card has {free} GiB of free memory, of {_LEAST_FREE_BYTES >> 30} needed: wait, or pass --shared")
+        raise ValueError(
+            f"the card has {free} GiB of free memory, but {_LEAST_FREE_BYTES >> 30} are needed: wait, or pass --shared"
+        )
 
 
 def require_folder(folder: Path) -> None:
-    """Raises OSError where nothing can be written."""
+    """Creates the folder; raises OSError if it is not writable."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".writable"
     probe.write_bytes(b"\0" * (1 << 20))

@@ -1,4 +1,4 @@
-"""The folder of a run: what it is of, and each finished job on disk at once, so that the same command goes on where it was."""
+"""The folder of a run. Each finished job is saved at once, so that the same command continues where it stopped."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import ForeignError
+from benchmarks.results import ForeignError, differences, load, save
 
 SCHEMA, VERSION = "torch-unroll-gpu", 1
-#: What must agree for a run to go on: results of another card or other kernels are never mixed.
+#: A run continues only if these fields agree, so that results of different GPUs or kernels are never mixed.
 IDENTITY = ("device", "device_type", "driver", "engine_digest", "torch", "seed")
-#: By phase; `second.jsonl` is what `--then` found.
+#: The files of finished jobs by phase; `second.jsonl` belongs to `--then`.
 LINES = ("checks.jsonl", "hardware.jsonl", "timings.jsonl", "second.jsonl")
-#: Without so much, what jobs print is cut off.
+#: With less free space, the output of jobs would be cut off.
 LEAST_FREE_BYTES = 4 << 20
-#: A file that a person may want to commit or mail.
+#: The largest file, so that it can be committed or mailed.
 MOST_BYTES = 16 << 20
 
 Record = dict[str, Any]
 
 
 class Store:
-    """`run.json` and, a line for each finished job, the files of `LINES`."""
+    """`run.json`, and the files of `LINES` with a line for each finished job."""
 
     def __init__(self, folder: Path, environment: Mapping[str, Any]):
         self.folder = folder
@@ -40,11 +40,7 @@ class Store:
 
     def _resume(self, environment: Mapping[str, Any]) -> None:
         earlier = load_run(self.folder)
-        changed = [
-            f"{name}: {earlier['environment'].get(name)} → {environment.get(name)}"
-            for name in IDENTITY
-            if earlier["environment"].get(name) != environment.get(name)
-        ]
+        changed = differences(earlier["environment"], environment, IDENTITY)
         if changed:
             raise ForeignError(
                 f"{self.folder}: holds another run ({'; '.join(changed)}); name another --out, or delete the folder"
@@ -52,17 +48,19 @@ class Store:
         self.run = earlier
 
     def done(self, name: str) -> dict[str, Record]:
-        """The finished jobs of a file, by key."""
+        """The finished jobs of a file by key."""
         return {record["job"]: record for record in self.lines[name]}
 
     def add(self, name: str, record: Record) -> None:
-        """Puts a finished job on disk. A file that is full takes no more evidence, only outcomes.
+        """Saves a finished job, without its evidence if the file would become too large.
 
         Raises:
-            OSError: the disk is full, of which the job itself may have died.
+            OSError: the disk is full; the job itself may have failed for this reason, so it is not recorded.
         """
         if shutil.disk_usage(self.folder).free < LEAST_FREE_BYTES:
-            raise OSError(f"{self.folder}: the disk is full; what is finished is kept: make room, and the same command goes on")
+            raise OSError(
+                f"{self.folder}: the disk is full; finished jobs are kept: free some space, and the same command continues"
+            )
         path = self.folder / name
         line = json.dumps(record) + "\n"
         if (path.stat().st_size if path.exists() else 0) + len(line) > MOST_BYTES - (1 << 20):
@@ -75,18 +73,16 @@ class Store:
         self.lines[name].append(record)
 
     def write_run(self) -> None:
-        """`run.json` as a whole: a reader sees the old one or the new one."""
-        temporary = self.folder / "run.json.new"
-        temporary.write_text(json.dumps(self.run, indent=1) + "\n")
-        os.replace(temporary, self.folder / "run.json")
+        """Writes `run.json` atomically: a reader sees either the old or the new one."""
+        save(self.run, self.folder / "run.json")
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder.
+    """Locks a folder against other runs, and deletes the output of jobs of a run that was killed.
 
     Raises:
-        ValueError: another run is at work in it.
+        ValueError: another run is at work in the folder.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -94,7 +90,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{folder}: another run is at work in this folder; wait, or name another --out") from None
-        for leftover in folder.glob(".jobs-*"):  # of a run that was killed
+        for leftover in folder.glob(".jobs-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
     finally:
@@ -102,19 +98,16 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def load_run(folder: Path) -> Record:
-    """The `run.json` of a folder."""
-    path = folder / "run.json"
-    try:
-        run = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ForeignError(f"{path}: not JSON ({error})") from error
-    if not isinstance(run, dict) or (run.get("schema"), run.get("version")) != (SCHEMA, VERSION):
-        raise ForeignError(f"{path}: expected schema {SCHEMA} version {VERSION}")
-    return run
+    """Reads the `run.json` of a folder.
+
+    Raises:
+        ForeignError: it is not JSON, or has another schema or version.
+    """
+    return load(folder / "run.json", SCHEMA, VERSION)
 
 
 def _read(path: Path) -> list[Record]:
-    """The whole lines of a file. A line that was cut off, by a full disk or a power cut, is taken out: its job is run again."""
+    """Reads the complete lines of a file, and truncates a line that was cut off, so that its job is run again."""
     if not path.exists():
         return []
     records: list[Record] = []

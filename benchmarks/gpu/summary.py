@@ -1,4 +1,4 @@
-"""The last lines of a run: what was right, what was not, how fast, and what to do next."""
+"""The summary of a run: what was right, what was wrong, the times, and what to do next."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from benchmarks.gpu import outcome
 from benchmarks.gpu.store import Record, Store
 from torch_unroll.kernels.table import kernels
 
-#: What fits on a screen, and into what a remote queue gives back.
+#: Few enough for a screen, and for the output that a job queue returns.
 MOST_LINES = 60
 _MOST_BAD = 14
 
 
 def rows_of(records: Sequence[Record], engine: str) -> set[str]:
-    """The kernels that an engine's jobs launched."""
+    """The kernels that the jobs of an engine launched."""
     return {row for record in records if record["job"].startswith(f"{engine}: ") for row in record.get("rows", ())}
 
 
 def never_launched(records: Sequence[Record], capability: Sequence[int] | None) -> list[str]:
-    """Kernels of the tables that no job of engine cuda launched, of those that the card runs; the emulator runs all."""
+    """The kernels that the GPU can run and no job of engine cuda launched; without a capability, those of the emulator."""
     known = tuple(capability) if capability else (9, 0)
     launched = rows_of(records, "cuda")
-    return [row.expression for row in kernels() if row.expression not in launched and _runs(row.architecture, known)]
+    return [row.expression for row in kernels() if row.expression not in launched and runs(row.architecture, known)]
 
 
-def _runs(architecture: str, capability: Sequence[int]) -> bool:
+def runs(architecture: str, capability: Sequence[int]) -> bool:
+    """Whether a GPU of a compute capability runs code for an architecture; "90a" is for 9.0 alone, "90" for 9.0 and later."""
     least = int(architecture.rstrip("a"))
     actual = 10 * capability[0] + capability[1]
     return actual == least if architecture.endswith("a") else actual >= least
 
 
 def verdict(store: Store, complete: bool) -> bool:
-    """Whether all was right: every job, every kernel launched, nothing left."""
+    """Whether every job was right, every kernel was launched and, by `complete`, no job is left."""
     records = [record for name in store.lines for record in store.lines[name]]
     bad = any(record["outcome"] in outcome.BAD for record in records)
     missing = complete and never_launched(store.lines["checks.jsonl"], store.run["environment"].get("capability"))
@@ -42,12 +43,12 @@ def verdict(store: Store, complete: bool) -> bool:
 
 
 def text(store: Store, left: Sequence[str], beyond: Sequence[str] = ()) -> str:
-    """At most MOST_LINES lines."""
+    """The summary in at most MOST_LINES lines."""
     environment, checks = store.run["environment"], store.lines["checks.jsonl"]
-    told = (
+    versions = (
         f"{name} {environment[key]}" for name, key in (("driver", "driver"), ("torch", "torch"), ("kernels", "engine_digest"))
     )
-    lines = [", ".join([environment["device"], *told])]
+    lines = [", ".join([environment["device"], *versions])]
     lines += [f"engine {name}: {reason}" for name, reason in store.run.get("engines", {}).items() if reason]
     lines += _exactness(checks)
     idle = never_launched(checks, environment.get("capability"))
@@ -76,21 +77,19 @@ def _exactness(checks: Sequence[Record]) -> list[str]:
         cases = Counter[str]()
         for record in records:
             cases.update(record.get("counts", {}))
-        told = ", ".join(f"{count} {name}" for name, count in cases.items() if count)
+        counts = ", ".join(f"{count} {name}" for name, count in cases.items() if count)
         launched = rows_of(records, engine)
         jobs = Counter(record["outcome"] for record in records)
         ended = ", ".join(f"{count} {name}" for name, count in jobs.items())
-        lines.append(f"{engine}: jobs: {ended}; cases: {told or 'none'}; {len(launched)} of {len(kernels())} kernels launched")
+        lines.append(f"{engine}: jobs: {ended}; cases: {counts or 'none'}; {len(launched)} of {len(kernels())} kernels launched")
     return lines
 
 
 def _timings(store: Store) -> list[str]:
-    """A line for each case: ours, torch's, and the best and the chosen tile with the prediction."""
+    """A line for each case: our time, torch's, their ratio, and the time of the best tile with its prediction."""
     records = {record["job"]: record for record in store.lines["timings.jsonl"] if "row" in record}
     if store.run["environment"]["device_type"] != "cuda":
-        return (
-            [f"{len(records)} cases went through the timings; what the emulator takes says nothing of a GPU"] if records else []
-        )
+        return [f"{len(records)} cases were timed; times on the emulator say nothing about a GPU"] if records else []
     lines = [f"{'µs, cold':<84} {'ours':>9} {'torch':>9} {'ratio':>6}  best tile (predicted)"] if records else []
     for key, record in records.items():
         providers: dict[str, Any] = record["row"]["providers"]
@@ -102,7 +101,7 @@ def _timings(store: Store) -> list[str]:
 
 
 def _copied(store: Store, row: Record) -> str:
-    """What the copy bandwidth allows, of an op that does little but move bytes."""
+    """The time of copying as many bytes, for an op that does little but move them."""
     bandwidth = store.done("timings.jsonl").get("ceilings", {}).get("ceilings", {}).get("copy_gb_s")
     if not bandwidth or row["op"] != "max_pool2d":
         return ""
@@ -122,7 +121,7 @@ def _advice(store: Store, bad: Sequence[Record], left: Sequence[str], idle: Sequ
     if bad:
         return f"next: {gpu} explain {folder}/checks.jsonl; on the GPU again: {again} --then"
     if left:
-        return f"next: the same command goes on: {again}"
+        return f"next: the same command continues: {again}"
     if idle:
         return "not all right: kernels were never launched (a run with --only leaves most of them out)"
     if store.run["environment"]["device_type"] != "cuda":

@@ -1,4 +1,4 @@
-"""The second, shorter run: what failed under memcheck; where nothing did, profiles, the GPU's tests and a minute of choices."""
+"""The second, shorter run: failed cases under memcheck or, if nothing failed, profiles, tests and a search for choices."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from benchmarks.gpu.phases import Plan, outputs, progress
 from benchmarks.gpu.work import tell
 from benchmarks.isolation import Job, run_all
 
-#: Of how many failing jobs one case each is run again.
+#: How many failed jobs are run again, with one case each.
 MOST_CASES = 8
-#: What is kept of a tool's output.
+#: Characters of a tool's output that are kept.
 _MOST_OUTPUT = 6000
 _SANITIZER_STATUS = 86
-#: Convolutions worth a profile: the key, and the choice that is predicted to be best.
+#: Convolutions that are profiled.
 _PROFILED = tuple(key for key in timings.first(small=False) if key.startswith("conv2d/"))[::4][:3]
 _SECTIONS = ("SpeedOfLight", "WarpStateStats", "Occupancy", "LaunchStats")
 _METRICS = "sm__inst_executed_pipe_tensor_op_gmma.sum,sm__cycles_active.avg,lts__t_bytes.sum,dram__bytes.sum"
@@ -31,7 +31,7 @@ _METRICS = "sm__inst_executed_pipe_tensor_op_gmma.sum,sm__cycles_active.avg,lts_
 
 @dataclass(frozen=True)
 class Tool:
-    """A command to run, and within how many seconds."""
+    """A command, and the seconds that it may take."""
 
     name: str
     command: tuple[str, ...]
@@ -39,13 +39,16 @@ class Tool:
 
 
 def run_second(plan: Plan) -> int:
-    """Runs what the first run asks for; the exit status."""
-    asked = tools(plan)
+    """Runs the tools that follow from the first run, and returns the exit status."""
+    wanted = tools(plan)
     done = plan.store.done("second.jsonl")
-    waiting = [tool for tool in asked if tool.name not in done]
+    waiting = [tool for tool in wanted if tool.name not in done]
     with outputs(plan) as folder:
         by_output = {folder / f"{number}.txt": tool for number, tool in enumerate(waiting)}
-        jobs = [Job(run_tool, (tool.command,), tool.seconds, output) for output, tool in by_output.items()]
+        jobs = [
+            Job(function=run_tool, arguments=(tool.command,), limit=tool.seconds, output=output)
+            for output, tool in by_output.items()
+        ]
         for job, process in progress(run_all(jobs, 1, plan.until("timings")), len(jobs), "second run"):
             record = outcome.read(by_output[job.output].name, job.output, process)
             record["said"] = outcome.end(job.output, _MOST_OUTPUT)
@@ -56,21 +59,21 @@ def run_second(plan: Plan) -> int:
     for record in records:
         print(f"{record['outcome']:>8}  {record['job']}: {record['detail']}"[:150])
         print("".join(f"          {line[:140]}\n" for line in record.get("said", "").splitlines()[-8:]), end="")
-    left = [tool.name for tool in asked if tool.name not in plan.store.done("second.jsonl")]
+    left = [tool.name for tool in wanted if tool.name not in plan.store.done("second.jsonl")]
     for name in left:
         print(f"    left  {name}")
     return 1 if left or any(record["outcome"] in outcome.BAD for record in records) else 0
 
 
 def tools(plan: Plan) -> list[Tool]:
-    """What the first run asks for: its failures under memcheck, or profiles, the GPU's tests and a minute of choices.
+    """The tools for the second run: memcheck for failures of the first or, without any, profiles, tests and a search for choices.
 
     Raises:
-        ValueError: there was no first run.
+        ValueError: there are no results of a first run.
     """
     checks = plan.store.lines["checks.jsonl"]
     if not checks:
-        raise ValueError(f"{plan.store.folder}: expected the results of a first run; run without --then before")
+        raise ValueError(f"{plan.store.folder}: expected the results of a first run: first run without --then")
     failing = [record for record in checks if record["outcome"] in outcome.BAD and record["cases"]]
     python = (sys.executable, "-m")
     if failing:
@@ -101,16 +104,17 @@ def _ncu() -> Sequence[str]:
 
 
 def run_tool(command: Sequence[str]) -> None:
-    """Runs a command in a job's process, with which it is killed, and tells how it ended; what it says is the job's output."""
+    """Runs a command as a job, and reports how it ended; its output is the output of the job, and it is killed with the job."""
     program = shutil.which(command[0]) or shutil.which(command[0], path="/usr/local/cuda/bin")
     if program is None:
-        tell("missing", detail=f"{command[0]} is not here: it comes with the CUDA toolkit")
+        tell("missing", detail=f"{command[0]} was not found: it comes with the CUDA toolkit")
         return
     paths = os.pathsep.join([str(REPOSITORY / "pyext"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": paths}
-    if command[0] == "compute-sanitizer":  # torch's cache would hide what lies beyond a tensor
+    if command[0] == "compute-sanitizer":  # torch's memory cache would hide accesses beyond a tensor
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
-    ran = subprocess.run([program, *command[1:]], cwd=REPOSITORY, env=environment, check=False)
-    if ran.returncode:
-        why = "the sanitizer found errors" if ran.returncode == _SANITIZER_STATUS else f"exit status {ran.returncode}"
-        tell("verdict", outcome="error", detail=why)
+    process = subprocess.run([program, *command[1:]], cwd=REPOSITORY, env=environment, check=False)
+    if process.returncode:
+        found_errors = process.returncode == _SANITIZER_STATUS
+        reason = "the sanitizer found errors" if found_errors else f"exit status {process.returncode}"
+        tell("verdict", outcome="error", detail=reason)

@@ -20,15 +20,15 @@ from benchmarks.tuning.search import search
 from benchmarks.tuning.strategies import Timer
 from torch_unroll.kernels.planning import Configuration
 
-#: A second for each case: fewer samples of more cases tell more in minutes.
+#: About a second for each case, since in a short run more cases tell more than more samples.
 LIMITS = Limits(least=10, most=60, seconds=0.8, uncertainty=0.01)
-#: Samples of each tile.
+#: How often each tile is sampled.
 SAMPLES = 15
 
 _CONVOLUTIONS = ("fprop", "dgrad", "wgrad")
 _POOLINGS = ("fprop", "dgrad")
 _RECURRENCES = ("fprop", "train")
-#: What tells most: directions, and the case without its direction.
+#: The most telling cases: op, directions, and the rest of the key.
 _FIRST = (
     ("conv2d", _CONVOLUTIONS, "bf16/channels_last/N=32,C=256,H=14,W=14,K=256,R=3,S=3,padding=1"),
     ("conv2d", _CONVOLUTIONS, "bf16/channels_last/N=32,C=64,H=56,W=56,K=64,R=3,S=3,padding=1"),
@@ -49,16 +49,16 @@ _FIRST = (
 
 
 def first(small: bool) -> list[str]:
-    """The cases that tell most; on the emulator one of each op, made small."""
-    told = [f"{op}/{direction}/{rest}" for op, directions, rest in _FIRST for direction in directions]
+    """The keys of the most telling cases; with `small`, of one small case of each op for the emulator."""
+    names = [f"{op}/{direction}/{rest}" for op, directions, rest in _FIRST for direction in directions]
     if not small:
-        return told
-    one_each = {key.split("/")[0]: key for key in reversed(told)}
-    return [parse(key).shrunk().key for key in one_each.values()]
+        return names
+    by_op = {key.split("/")[0]: key for key in reversed(names)}
+    return [parse(key).shrunk().key for key in by_op.values()]
 
 
 def keys(small: bool) -> list[str]:
-    """The cases in order: those that tell most, then on a GPU the suites' most telling."""
+    """The keys of all cases in order: first the most telling ones and then, on a GPU, those of the suites."""
     if small:
         return first(small)
     suites = select(SUITES, ("bf16", "tf32"), ("channels_last",), ("conv2d", "max_pool2d", "rnn", "rnn_cell"))
@@ -69,8 +69,9 @@ def run_timing(key: str, device_name: str, seed: int) -> None:
     """Measures a case and reports its row, and the time and the prediction of each tile that could compute it."""
     device, case = torch.device(device_name), parse(key)
     on_gpu = device.type == "cuda"
-    setting = Setting(device, (engine_name(device),), ("eager",), LIMITS if on_gpu else QUICK, seed)
-    engine = setting.engines[0]
+    engine = engine_name(device)
+    limits = LIMITS if on_gpu else QUICK
+    setting = Setting(device=device, engines=(engine,), baselines=("eager",), limits=limits, seed=seed)
     row = {**measure_case(case, setting), "suites": [], "labels": []}
     tell("result", row=row)
     ours = row["providers"].get(engine, row)
@@ -85,15 +86,15 @@ def run_timing(key: str, device_name: str, seed: int) -> None:
 
 
 def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
-    """Returns, for the best splits of each variant's tiles, what was measured, what the model predicts, and what was wrong."""
+    """Times each tile of each variant with the number of splits that is predicted to be fastest, and reports the predictions."""
     stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
     with fair(case.dtype), stream:
         prepared = Prepared(case, device, engine_name(device), seed)
         best: dict[tuple[str, str], Configuration] = {}
-        for configuration in prepared.configurations:  # the one predicted to be fastest comes first
+        for configuration in prepared.configurations:  # in the order of their predicted times
             best.setdefault((configuration.variant, configuration.tile), configuration)
         prepared.configurations = list(best.values())
-        searched = search(prepared, _time_all, lambda doing: tell("doing", detail=doing))
+        searched = search(prepared, _time_all, lambda activity: tell("doing", detail=activity))
     predicted = {str(choice): float(f"{1e6 * prepared.predicted[choice]:.4g}") for choice in prepared.configurations}
     return {"key": prepared.key, **searched, "predicted_us": predicted}
 
@@ -104,6 +105,6 @@ def _time_all(configurations: Any, timer: Timer) -> tuple[Configuration, dict[Co
 
 
 def run_ceilings(device_name: str) -> None:
-    """Copy bandwidth, products, and the start-up of a graph: what every share is a share of."""
+    """Reports the ceilings of the device, to which shares are relative."""
     device = torch.device(device_name)
     tell("result", ceilings=measure_ceilings(device, QUICK, quick=True))

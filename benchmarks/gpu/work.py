@@ -1,4 +1,4 @@
-"""What runs in the process of a job: its cases one after the other, each told before it is launched."""
+"""The process of a job: it runs cases one after the other, and reports each one before launching it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from benchmarks.gpu.failures.evidence import evidence
 from benchmarks.runner import device_is_lost
 from torch_unroll.engines import load, refusal
 
-#: Of how many wrong cases of a job the evidence is kept.
+#: How many wrong cases of a job keep their evidence.
 MOST_EVIDENCE = 3
-#: Seconds of one case, of which the first of a process also loads every kernel; and where a case compiles its kernels first.
+#: Limits of one case. The first case of a process also loads all kernels, and with some engines a case compiles its kernels.
 CASE_SECONDS, COMPILED_CASE_SECONDS = 30.0, 120.0
 
 
 @dataclass(frozen=True)
 class ExactJob:
-    """Cases of one name on one engine. `more` None runs them all; else as many as launch every kernel, and so many more."""
+    """The cases of one job on one engine: all or, if `more` is given, those that launch every kernel and `more` others."""
 
     name: str
     engine: str
@@ -33,7 +33,7 @@ class ExactJob:
     seed: int
     small: bool = False
     more: int | None = None
-    after: int = 0  # so many cases were run before, the last of which took its process down
+    after: int = 0  # the number of cases that earlier processes ran; the last of these killed its process
 
     @property
     def key(self) -> str:
@@ -41,12 +41,12 @@ class ExactJob:
 
 
 def tell(event: str, **fields: Any) -> None:
-    """A line for whoever reads the output, at once."""
+    """Prints an event as a line of JSON, which `outcome.read` parses."""
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
 def run_exact(job: ExactJob) -> None:
-    """Runs a job's cases; what it prints is read by `outcome.read`."""
+    """Runs the cases of a job; `outcome.read` parses its output."""
     device = torch.device(job.device)
     if reason := refusal(job.engine, "conv2d", device, torch.float32):
         tell("missing", detail=reason)
@@ -62,8 +62,8 @@ def run_exact(job: ExactJob) -> None:
 def run_cases(
     cases: list[Case], engine: Any, device: torch.device, after: int = 0, seconds: float = COMPILED_CASE_SECONDS
 ) -> bool:
-    """Judges cases in order, from the one numbered `after` on; whether none was bad. A case that takes more than so many seconds
-    ends the process, and is what its output tells last."""
+    """Judges the cases from number `after` on, and returns whether none was bad. A case that takes longer than `seconds` ends
+    the process, and is the last one in its output."""
     rows: set[str] = set()
     bad = 0
     for number, case in enumerate(cases[after:], after):
@@ -92,7 +92,7 @@ def run_cases(
 
 
 def _evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[str, Any]:
-    """What is kept of a wrong result; what cannot be told of it does not take the verdict away."""
+    """The evidence of a wrong result; if it cannot be collected, the verdict counts nevertheless."""
     try:
         return evidence(case, name, result, expected)
     except Exception as error:
@@ -100,5 +100,5 @@ def _evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[s
 
 
 def run_case(case: dict[str, Any], engine: str, device: str) -> bool:
-    """One case, as a result file tells it; whether it was right."""
+    """Runs one case in the form of a result file, and returns whether it was right."""
     return run_cases([from_json(case)], load(engine), torch.device(device))

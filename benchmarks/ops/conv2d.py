@@ -9,12 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from benchmarks.cases import Case, Operation
-from benchmarks.names import Shape
+from benchmarks.names import Pair, Shape
 from benchmarks.providers import is_engine
 from torch_unroll.engines import refusal
 from torch_unroll.shapes import convolved
-
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)

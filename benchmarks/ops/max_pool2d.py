@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 from benchmarks.cases import Operation
-from benchmarks.names import Shape
+from benchmarks.names import Pair, Shape
 from benchmarks.ops.conv2d import shrink_channels, shrink_extent
 from benchmarks.providers import is_engine
 from torch_unroll.shapes import pooled
-
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the tests of runs on a GPU share."""
+"""Helpers for the tests of runs on a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENVIRONMENT = {
 
 
 class Broken:
-    """Engine cuda, but for what a function does to its results."""
+    """Engine cuda with the first result of each call spoiled by a function."""
 
     def __init__(self, spoil: Callable[[Tensor], Tensor]):
         self.engine, self.spoil = load("cuda"), spoil
@@ -43,11 +43,12 @@ class Broken:
 
 
 def first_of(op: str) -> Case:
-    """A case of an op that its variant takes."""
+    """The first case whose job begins with `op` that its variant does not refuse."""
     jobs = by_job(small=True, seed=0)
     cases = next(cases for name, cases in jobs.items() if name.startswith(op))
     return next(case for case in cases if judge(case, load("cuda"), CPU).outcome == "right")
 
 
-def record_of(job: str, outcome_: str = "right", **more: Any) -> dict[str, Any]:
-    return {"job": job, "outcome": outcome_, "detail": "", "seconds": 1.0, "cases": [], **more}
+def record_of(job: str, outcome: str = "right", **more: Any) -> dict[str, Any]:
+    """The record of a job, with the fields `more`."""
+    return {"job": job, "outcome": outcome, "detail": "", "seconds": 1.0, "cases": [], **more}

@@ -1,4 +1,4 @@
-"""The runner's arithmetic: cases and their names, bytes and FLOPs, samples and verdicts."""
+"""The arithmetic of the benchmarks: cases and their keys, bytes and FLOPs, samples and verdicts."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def case(op: str, shape, direction: str = "fprop", dtype: str = "bf16") -> Case:
     return Case(OPERATIONS[op], direction, dtype, "nchw", shape)
 
 
-def test_a_name_says_everything_and_reads_back() -> None:
+def test_a_key_names_everything_and_can_be_parsed() -> None:
     key = case("conv2d", CONV, "dgrad").key
     assert key == "conv2d/dgrad/bf16/nchw/N=32,C=64,H=56,W=56,K=128,R=3,S=3,stride=2x1,padding=1"
     assert parse(key) == case("conv2d", CONV, "dgrad")
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_every_case_of_a_suite_reads_back(suite: str) -> None:
-    found = select([suite], ["bf16"], ["nchw"])
-    assert found
-    for selected in found:
+def test_the_key_of_every_case_of_a_suite_can_be_parsed(suite: str) -> None:
+    cases = select([suite], ["bf16"], ["nchw"])
+    assert cases
+    for selected in cases:
         assert parse(selected.case.key) == selected.case
         assert parse(selected.case.shrunk().key).op == selected.case.op
 
@@ -54,12 +54,12 @@ def test_every_case_of_a_suite_reads_back(suite: str) -> None:
         ("conv2d/fprop/bf16/nchw/N=", "expected NAME=VALUE"),
     ],
 )
-def test_a_wrong_name_is_told_the_nearest(key: str, message: str) -> None:
+def test_the_error_for_a_wrong_name_suggests_the_nearest(key: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(key)
 
 
-def test_what_resembles_nothing_is_told_everything() -> None:
+def test_the_error_for_a_name_that_resembles_nothing_lists_all_names() -> None:
     with pytest.raises(UnknownNameError, match="known: cuda, torch"):
         find("engine", "???", ["cuda", "torch"])
 
@@ -123,11 +123,11 @@ def test_sizes_are_those_of_the_call() -> None:
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_inputs_have_the_layout_and_follow_the_seed(layout: str) -> None:
     measured = Case(OPERATIONS["conv2d"], "fprop", "bf16", layout, CONV).shrunk()
-    first, again, other = (measured.operation.tensors(measured, torch.device("cpu"), seed) for seed in (1, 1, 2))
+    first, same, other = (measured.operation.tensors(measured, torch.device("cpu"), seed) for seed in (1, 1, 2))
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     for name in ("x", "w", "dy"):
         assert first[name].is_contiguous(memory_format=form)
-        assert torch.equal(first[name], again[name])
+        assert torch.equal(first[name], same[name])
         assert not torch.equal(first[name], other[name])
 
 
@@ -148,22 +148,22 @@ def test_layers_are_read_off_the_model() -> None:
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, stride=2, bias=False), shared, shared, torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.MaxPool2d(2)
     )
-    found = layers(model, torch.rand(2, 3, 9, 9))
-    assert [(entry.op, entry.directions, entry.labels) for entry in found] == [
+    entries = layers(model, torch.rand(2, 3, 9, 9))
+    assert [(entry.op, entry.directions, entry.labels) for entry in entries] == [
         ("conv2d", ("fprop", "wgrad"), ("0",)),
         ("conv2d", ("fprop", "dgrad", "wgrad"), ("1", "1", "3")),
         ("max_pool2d", ("fprop", "dgrad"), ("4",)),
     ]
-    assert found[0].shape == WindowShape(2, 3, 9, 9, 4, 3, 3, stride=(2, 2))
-    assert found[1].shape == WindowShape(2, 4, 4, 4, 4, 3, 3, padding=(1, 1), bias=1)
+    assert entries[0].shape == WindowShape(2, 3, 9, 9, 4, 3, 3, stride=(2, 2))
+    assert entries[1].shape == WindowShape(2, 4, 4, 4, 4, 3, 3, padding=(1, 1), bias=1)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_the_networks_have_their_published_layers() -> None:
-    convolutions = {name: sum(len(e.labels) for e in SUITES[name].entries if e.op == "conv2d") for name in NETWORKS}
+    convolutions = {name: sum(len(entry.labels) for entry in SUITES[name].entries if entry.op == "conv2d") for name in NETWORKS}
     assert convolutions == {"lenet5": 3, "alexnet": 5, "googlenet": 57, "resnet18": 20, "resnet50": 53, "densenet121": 120}
     flops = OPERATIONS["network"].flops(NetworkShape("resnet50", 1, 224), "train") / 3
-    assert flops == pytest.approx(2 * 4.1e9, rel=0.02)  # the 4.1 GMAC that everyone quotes
+    assert flops == pytest.approx(2 * 4.1e9, rel=0.02)  # the 4.1 GMAC that are usually quoted
 
 
 def test_a_suite_has_each_case_once_and_a_budget_takes_the_telling_ones_first() -> None:
@@ -171,15 +171,15 @@ def test_a_suite_has_each_case_once_and_a_budget_takes_the_telling_ones_first() 
     assert len({selected.case.key for selected in cases}) == len(cases)
     assert any(selected.suites == ["resnet18", "resnet50"] for selected in cases)
     first = telling(cases)
-    assert sorted(each.case.key for each in first) == sorted(each.case.key for each in cases)
-    directions = {each.case.direction for each in first[:12]}
+    assert sorted(selected.case.key for selected in first) == sorted(selected.case.key for selected in cases)
+    directions = {selected.case.direction for selected in first[:12]}
     assert directions >= {"fprop", "dgrad", "wgrad"}
 
 
 def test_in_turn() -> None:
     made = [Selected(case("conv2d", CONV), [], [str(i)]) for i in range(5)]
     order = in_turn([made[:1], made[1:4], made[4:]])
-    assert [each.labels[0] for each in order] == ["0", "1", "4", "2", "3"]
+    assert [selected.labels[0] for selected in order] == ["0", "1", "4", "2", "3"]
 
 
 def test_summary_is_median_and_quartiles() -> None:
@@ -192,8 +192,8 @@ def test_summary_is_median_and_quartiles() -> None:
         summarize([])
 
 
-def test_a_ratio_is_of_pairs() -> None:
-    """A clock that slows both down threefold in one round leaves the ratio of every pair alone."""
+def test_a_ratio_is_the_median_of_pairs() -> None:
+    """A clock that is slower for both in one round does not change the ratio of any pair."""
     ours, theirs = [1.0, 1.0, 3.0], [2.0, 2.0, 6.0]
     assert ratio(ours, theirs) == Summary(2, 2, 2, 3)
     with pytest.raises(ValueError, match="longer"):
@@ -211,7 +211,7 @@ def test_sampling_alternates_and_stops_when_steady() -> None:
         return sample
 
     samples = interleave({"a": sampler("a"), "b": sampler("b")}, Limits(least=4, most=100, seconds=10), clock=lambda: 0.0)
-    assert {name: len(each) for name, each in samples.items()} == {"a": 4, "b": 4}
+    assert {name: len(drawn) for name, drawn in samples.items()} == {"a": 4, "b": 4}
     assert order[:6] == ["a", "b", "b", "a", "a", "b"]
 
 
@@ -233,9 +233,9 @@ def test_sampling_of_the_unsteady_stops_at_the_limits() -> None:
         ((100, 99, 101), (90, 89, 91), "FASTER"),
         ((100, 99, 101), (110, 109, 111), "SLOWER"),
         ((100, 99, 101), (101, 100, 102), "SAME"),
-        ((100, 90, 110), (95, 85, 105), "UNSURE"),  # a change, but the ranges overlap
-        ((100, 90, 110), (101, 91, 111), "UNSURE"),  # no change, but it could not have been seen
-        ((100, 100, 100), (101.9, 101.9, 101.9), "SAME"),  # ranges apart, but within what clocks do
+        ((100, 90, 110), (95, 85, 105), "UNSURE"),  # the medians differ, but the ranges overlap
+        ((100, 90, 110), (101, 91, 111), "UNSURE"),  # the medians agree, but the spread would hide a change
+        ((100, 100, 100), (101.9, 101.9, 101.9), "SAME"),  # the ranges do not overlap, but the difference is within the tolerance
     ],
 )
 def test_verdicts(old, new, expected: str) -> None:

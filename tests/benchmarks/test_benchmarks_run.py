@@ -1,4 +1,4 @@
-"""Runs of the benchmark runner from its command line, on the CPU: what is kept, what is resumed, what is said."""
+"""Runs of the benchmarks from the command line, on the CPU: their results, how they resume, and what they print."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def case(**changes: int) -> Case:
 
 
 def fake_row(measured: Case, median: float = 10.0, status: str = "ok", provider: str = "torch") -> results.Row:
-    """The row of a case that took so many µs, half of eager's."""
+    """The row of a case that took `median` microseconds, half of the time of eager torch."""
     ours = Summary(median, median * 0.99, median * 1.01, 10).as_json()
     theirs = Summary(2 * median, 1.98 * median, 2.02 * median, 10).as_json()
     timed = {"warm": ours} if status == "ok" else {}
@@ -90,7 +90,7 @@ def test_a_quick_run_of_every_suite(suite: str, some: str, tmp_path: Path, capsy
     assert document["rows"]
     for row in document["rows"]:
         assert suite in row["suites"]
-        assert {name: (each["status"], each["message"]) for name, each in row["providers"].items()} == {
+        assert {name: (entry["status"], entry["message"]) for name, entry in row["providers"].items()} == {
             "torch": ("ok", ""),
             "eager": ("ok", ""),
         }
@@ -102,14 +102,14 @@ def test_a_quick_run_of_every_suite(suite: str, some: str, tmp_path: Path, capsy
 
 @pytest.mark.gpu
 def test_a_run_on_a_gpu(tmp_path: Path) -> None:
-    """Short calls are replayed from graphs, cold and warm; memory, ceilings and host time are there; report and page take it."""
+    """Short calls are replayed from graphs, cold and warm; memory, ceilings and host times are measured; a report can be made."""
     out = tmp_path / "gpu.json"
     chosen = ["--suite", "lenet5", "--suite", "rnn", "--dtype", "bf16", "--baseline", "eager", "--case", "N=256|H=256"]
     assert main(["run", "--quick", *chosen, "--out", str(out)]) == 0
     document = results.load(out)
     assert document["environment"]["device_type"] == "cuda"
     assert set(document["ceilings"]["product_tflop_s"]) == {"bf16", "fp16", "tf32", "fp32", "fp64"}
-    assert {each["op"] for each in document["overheads"]} >= {"conv2d", "rnn"}
+    assert {overhead["op"] for overhead in document["overheads"]} >= {"conv2d", "rnn"}
     assert any(row["method"] == "graph" for row in document["rows"])
     for row in document["rows"]:
         assert row["clocks_after"]["sm_mhz"] > 0
@@ -143,16 +143,16 @@ def test_what_is_wrong_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("problem", "status"), [(RuntimeError("no kernel"), "error"), (torch.OutOfMemoryError("full"), "out of memory")]
+    ("error", "status"), [(RuntimeError("no kernel"), "error"), (torch.OutOfMemoryError("full"), "out of memory")]
 )
-def test_what_fails_says_so(monkeypatch: pytest.MonkeyPatch, problem: Exception, status: str) -> None:
+def test_what_fails_says_so(monkeypatch: pytest.MonkeyPatch, error: Exception, status: str) -> None:
     def fail(*_: object) -> None:
-        raise problem
+        raise error
 
     monkeypatch.setattr(load("torch"), "conv2d_fprop", fail, raising=False)
     row = Measurement(case(), SETTING).run()
     assert row["providers"]["torch"]["status"] == status
-    assert str(problem) in row["providers"]["torch"]["message"]
+    assert str(error) in row["providers"]["torch"]["message"]
     assert row["providers"]["eager"]["warm"]["median"] > 0
 
 
@@ -172,20 +172,20 @@ def a_run(tmp_path: Path, measure: Any, count: int = 4, minutes: float | None = 
 def test_an_interrupted_run_keeps_what_it_has_and_resumes(tmp_path: Path) -> None:
     measured: list[str] = []
 
-    def measure(each: Case, setting: Setting) -> results.Row:
+    def measure(measured_case: Case, setting: Setting) -> results.Row:
         if len(measured) == 2:
             raise KeyboardInterrupt
-        measured.append(each.key)
-        return fake_row(each)
+        measured.append(measured_case.key)
+        return fake_row(measured_case)
 
     with pytest.raises(KeyboardInterrupt):
         a_run(tmp_path, measure).go()
     kept = results.load(tmp_path / "r.json")
     assert (kept["complete"], len(kept["rows"])) == (False, 2)
 
-    def measure_rest(each: Case, setting: Setting) -> results.Row:
-        assert each.key not in measured, "measured twice"
-        return fake_row(each)
+    def measure_rest(measured_case: Case, setting: Setting) -> results.Row:
+        assert measured_case.key not in measured, "measured twice"
+        return fake_row(measured_case)
 
     document = a_run(tmp_path, measure_rest).go()
     assert [row["case"] for row in document["rows"]] == [case(C=i + 1).key for i in range(4)]
@@ -198,15 +198,15 @@ def test_a_case_that_took_the_process_down_is_not_tried_again(tmp_path: Path) ->
     class Died(BaseException):
         pass
 
-    def die(each: Case, setting: Setting) -> results.Row:
-        if each == case(C=2):
+    def die(measured_case: Case, setting: Setting) -> results.Row:
+        if measured_case == case(C=2):
             raise Died
-        return fake_row(each)
+        return fake_row(measured_case)
 
     with pytest.raises(Died):
         a_run(tmp_path, die).go()
     with (tmp_path / "r.json.partial").open("a") as journal:
-        journal.write('{"begun": "cut o')  # the disk was full in the middle of a line
+        journal.write('{"begun": "cut o')  # as on a disk that is full in the middle of a line
     document = a_run(tmp_path, die).go()
     statuses = {row["case"]: (row["status"], row["message"]) for row in document["rows"]}
     assert statuses[case(C=2).key] == ("error", "RuntimeError: the process ended in this case")
@@ -229,10 +229,10 @@ def test_a_budget_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: pyte
     now = 0.0
     monkeypatch.setattr(runner.time, "monotonic", lambda: now)
 
-    def measure(each: Case, setting: Setting) -> results.Row:
+    def measure(measured_case: Case, setting: Setting) -> results.Row:
         nonlocal now
         now += 25
-        return fake_row(each)
+        return fake_row(measured_case)
 
     document = a_run(tmp_path, measure, count=9, minutes=1).go()
     assert len(document["rows"]) == 2  # a third would end after 75 of 60 seconds
@@ -363,7 +363,7 @@ def test_a_report_shows_everything(tmp_path: Path) -> None:
         assert expected in text
     html = (tmp_path / "r.html").read_text()
     assert html.count("data:image/svg+xml") == 3
-    assert "http" not in html.replace("http://www.w3.org", "")  # nothing from elsewhere
+    assert "http" not in html.replace("http://www.w3.org", "")  # the page loads nothing from other sites
     data = json.loads(html.split('type="application/json">')[1].split("</script>")[0])
     assert [row["eager"] for row in data["rows"] if row["provider"] == "torch" and row["status"] == "ok"] == [2, 0.5, 2]
 
@@ -374,7 +374,7 @@ def test_results_of_different_machines_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_readme_is_what_the_results_say() -> None:
-    """After new results: python -m benchmarks report --readme."""
+    """If this fails after new results were added: python -m benchmarks report --readme."""
     source = README.read_text()
     assert readme.apply(source, readme.text(readme.measured())) == source
 

@@ -1,4 +1,4 @@
-"""First light: that its driver loses nothing to a program that hangs or faults, and that its programs compile."""
+"""First light: a program that hangs or faults costs no other results, and all programs compile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch_unroll.kernels import build
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN_README = ROOT / "tests" / "emulator" / "golden" / "README.md"
 
-#: As the programs print, with made-up numbers; the last line is cut off, as by a kill.
+#: Output as the programs print it, with made-up numbers; the last line is cut off, as if the program was killed.
 SAID = """\
 {"name": "device", "gpu": "a GPU", "capability": "9.0", "driver": 13000, "l2_bytes": 1024}
 a warning that some library printed
@@ -35,7 +35,7 @@ a warning that some library printed
 
 @pytest.fixture
 def program(tmp_path: Path):
-    """Makes a program out of a shell script."""
+    """Returns a function that makes a program out of a shell script."""
 
     def make(script: str) -> None:
         path = tmp_path / "program"
@@ -51,7 +51,7 @@ def test_whole_records_are_read_and_the_rest_is_left() -> None:
     assert parse(SAID)[2]["gave_up"] is True
 
 
-def test_golden_data_is_told_from_measurements() -> None:
+def test_golden_data_is_separated_from_measurements() -> None:
     measured, golden = split([Outcome(MEASUREMENTS[0], parse(SAID)), Outcome(MEASUREMENTS[1], failure="no end within 60 s")])
     assert [record["name"] for record in measured] == ["device", "cluster_barrier", "cluster_barrier"]
     assert golden == {"mma": [{"instruction": "m16n8k8 tf32", "a": "00000000", "b": "3f800000", "c": "00", "d": "00"}]}
@@ -90,7 +90,7 @@ def test_golden_files_are_the_same_bytes_for_the_same_cases(tmp_path: Path) -> N
 
 
 def emitted() -> dict[str, set[str]]:
-    """What each golden kind is emitted with: the names before every value of its format."""
+    """The names of the fields with which the programs emit each kind of golden data."""
     kinds: dict[str, set[str]] = {}
     for path in programs.HERE.glob("golden_*.cu"):
         for kind, format_ in re.findall(r'emit\(\s*"golden_(\w+)",\s*((?:"(?:[^"\\]|\\.)*"\s*)+)', path.read_text()):
@@ -107,18 +107,18 @@ def test_the_golden_format_is_documented() -> None:
 
 
 def test_every_program_is_run_and_every_measurement_exists() -> None:
-    assert {each.program for each in MEASUREMENTS} == {path.stem for path in programs.HERE.glob("*.cu")}
+    assert {measurement.program for measurement in MEASUREMENTS} == {path.stem for path in programs.HERE.glob("*.cu")}
     for measurement in MEASUREMENTS:
         assert f'{{"{measurement.name}", ' in (programs.HERE / f"{measurement.program}.cu").read_text()
 
 
 def test_all_of_it_ends_within_ten_minutes_whatever_hangs() -> None:
-    assert sum(each.seconds for each in MEASUREMENTS) <= 600
+    assert sum(measurement.seconds for measurement in MEASUREMENTS) <= 600
 
 
 @pytest.fixture
 def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler that lists what it is asked for; its programs answer nothing."""
+    """A compiler that records its outputs; the programs that it makes print nothing."""
     folder = tmp_path / "bin"
     folder.mkdir()
     path = folder / "nvcc"
@@ -133,7 +133,7 @@ printf '#!/bin/sh\\n' > "$last" && chmod +x "$last"
 
 
 def first_light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> list[str]:
-    """Builds; the programs that the compiler was asked for."""
+    """Builds the programs, and returns those that were compiled."""
     listed = tmp_path / "compiled"
     listed.unlink(missing_ok=True)
     monkeypatch.setattr(sys, "argv", ["first_light", "--binaries", str(tmp_path / "binaries"), "--build-only", *options])
@@ -148,7 +148,7 @@ PROGRAMS = sorted({measurement.program for measurement in MEASUREMENTS})
 def test_programs_are_built_once_for_the_same_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_light(tmp_path, monkeypatch) == PROGRAMS
     assert first_light(tmp_path, monkeypatch) == []
-    for path in (tmp_path / "binaries").iterdir():  # as in a copy, where every file has the date of the copy or an older one
+    for path in (tmp_path / "binaries").iterdir():  # as in a copied tree, where dates mean nothing
         os.utime(path, (1, 1))
     assert first_light(tmp_path, monkeypatch) == []
     assert first_light(tmp_path, monkeypatch, "--rebuild") == PROGRAMS
@@ -174,7 +174,7 @@ def test_the_digest_is_of_every_source_and_of_no_date(tmp_path: Path, monkeypatc
         before = after
 
 
-def test_without_nvcc_programs_that_are_there_are_used(
+def test_without_nvcc_existing_programs_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvcc: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first_light(tmp_path, monkeypatch)

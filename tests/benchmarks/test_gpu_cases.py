@@ -1,4 +1,4 @@
-"""The exact cases of a run on a GPU: they cover every kernel, and nothing wrong is right."""
+"""The exact cases of a run on a GPU cover every kernel, and no wrong result counts as right."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("small", [True, False], ids=["emulator", "GPU"])
-def test_a_case_is_made_again_from_what_a_file_tells(small: bool) -> None:
+def test_a_case_is_restored_from_its_json(small: bool) -> None:
     for name, cases in by_job(small, seed=3).items():
         for case in (cases[0], cases[-1]):
             assert from_json(json.loads(json.dumps(case.as_json()))) == case
@@ -44,14 +44,14 @@ def test_a_run_on_a_gpu_has_geometries_of_every_kind() -> None:
 
 
 def test_what_is_expected_is_what_engine_torch_computes() -> None:
-    """The full sizes are too much for the emulator: that the expectations are right is seen by an engine of torch's operators."""
+    """Checks the expected results with engine torch, because the full sizes would take too long on the emulator."""
     kept: dict[tuple[object, ...], Case] = {}
     for case in itertools.chain.from_iterable(by_job(small=False, seed=1).values()):
-        told = case.as_json()
-        if "32-bit" in str(told.get("window")):
-            continue  # the reference unfolds its windows of 33,000 cells
-        if told.get("arithmetic", told.get("dtype")) == "float64" and told.get("nonlinearity") != "identity":
-            extents = (told.get(name) for name in ("op", "direction", "geometry", "window", "T", "N", "H", "lengths", "bias"))
+        fields = case.as_json()
+        if "32-bit" in str(fields.get("window")):
+            continue  # engine torch would unfold windows of 33,000 cells
+        if fields.get("arithmetic", fields.get("dtype")) == "float64" and fields.get("nonlinearity") != "identity":
+            extents = (fields.get(name) for name in ("op", "direction", "geometry", "window", "T", "N", "H", "lengths", "bias"))
             kept[tuple(extents)] = case
     assert len(kept) > 150
     for case in kept.values():
@@ -90,7 +90,7 @@ def test_other_bits_the_second_time_are_noticed() -> None:
     assert judge(first_of("conv2d fprop"), Broken(spoil), CPU).outcome == "unsteady"
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])  # of 0 the rehearsal in .ci/run
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])  # the rehearsal in .ci/run uses seed 0
 def test_a_sample_launches_every_kernel(seed: int) -> None:
     planned: set[str] = set()
     for cases in by_job(small=True, seed=seed).values():
@@ -115,5 +115,5 @@ def test_what_no_evidence_can_be_kept_of_is_wrong_all_the_same(
 
     monkeypatch.setattr(work, "evidence", fail)
     assert not work.run_cases([first_of("rnn forward")], Broken(lambda result: result + 1), CPU)
-    assert '"event": "wrong"' in (said := capsys.readouterr().out)
-    assert "KeyError: 'float64'" in said
+    assert '"event": "wrong"' in (printed := capsys.readouterr().out)
+    assert "KeyError: 'float64'" in printed

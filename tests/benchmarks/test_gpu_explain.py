@@ -1,4 +1,4 @@
-"""A wrong result carries enough to be taken apart without a GPU: what evidence keeps, what it is put down to, what is told."""
+"""The evidence of a wrong result suffices to explain it without a GPU: its content, the faults that are found, the text."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def _emulator() -> None:
 
 
 def record(case: Case, wrong: list[tuple[str, Tensor, Tensor]]) -> dict[str, object]:
-    """A wrong case as a result file tells it."""
-    told = {"outcome": "wrong", "case": case.as_json(), "detail": "", "evidence": [evidence(case, *result) for result in wrong]}
-    return json.loads(json.dumps(told))
+    """A wrong case in the form of a result file."""
+    kept = [evidence(case, *result) for result in wrong]
+    return json.loads(json.dumps({"outcome": "wrong", "case": case.as_json(), "detail": "", "evidence": kept}))
 
 
-# ---- results made by hand: any case, without a kernel --------------------------------------------------------------------------
+# ---- results that are computed without a kernel, for any case -----------------------------------------------------------------
 
 
 def whole(case: Case, name: str, change: Callable[[Part, int], Tensor]) -> Tensor:
-    """A result whose parts are what `change` makes of their operands; addend included, not rounded."""
+    """A result whose parts are computed from their operands by `change`, including the addend and without rounding."""
     product, expected = product_of(case, name, operands=True), case.expected()[name]
     result = expected.flatten().clone()
     for part in product.parts:
@@ -56,7 +56,7 @@ def added(part: Part) -> Tensor:
 
 
 def without_a_step(part: Part, step: int) -> Tensor:
-    """The second step, where there is one, is not summed."""
+    """The sums without the second step, if there is one."""
     assert part.left is not None
     left = part.left.clone()
     left[:, step : 2 * step] = 0
@@ -72,14 +72,14 @@ def from_the_next_row(part: Part, step: int) -> Tensor:
 
 
 def from_the_step_before(part: Part, step: int) -> Tensor:
-    """The left operand is a step late."""
+    """The sums with the left operand of the step before."""
     assert part.left is not None
     left = torch.cat([part.left[:, :step], part.left[:, :-step]], 1)
     return left @ part.right.mT + added(part)  # type: ignore[union-attr]
 
 
 def with_pieces_exchanged(part: Part, step: int) -> Tensor:
-    """Of every two pieces of the left operand each stands in the other's place, in odd rows."""
+    """The sums with every two pieces of the left operand exchanged in odd rows."""
     assert part.left is not None
     piece = 16 // ITEM
     left = part.left.clone()
@@ -111,13 +111,13 @@ CASES = (
 
 
 def applies(kind: str, case: Case, name: str) -> bool:
-    """Whether a fault of the kind is any for the case."""
+    """Whether the case can have a fault of the kind."""
     part, depth = product_of(case, name, operands=True).parts[0], product_of(case, name, operands=True).depth
     if kind == "missing bias":
         return part.addend is not None
     if kind == "swizzle":
         return isinstance(case, Conv2dCase) and depth is not None and bool(depth.line) and depth.major[0] == "depth"
-    if kind == "stale stage":  # a recurrence's stale state is one of an earlier step of time
+    if kind == "stale stage":  # in a recurrence, a stale state is one of an earlier time step
         return isinstance(case, Conv2dCase)
     return True
 
@@ -164,18 +164,18 @@ def test_random_corruption_has_no_known_pattern(case: Case, share: float) -> Non
 # ---- evidence ------------------------------------------------------------------------------------------------------------------
 
 
-def test_evidence_tells_what_is_wrong_and_keeps_the_tile() -> None:
+def test_evidence_describes_what_is_wrong_and_keeps_the_tile() -> None:
     expected = TENSOR.expected()["y"]
     result = expected.clone()
     result[0, 8:16, 0, 3] += 2  # row 3 of the product, eight columns
     result[1, 64, 0, 0] = torch.nan  # row 255, in the second column of tiles
-    told = json.loads(json.dumps(evidence(TENSOR, "y", result, expected)))
-    assert (told["wrong"], told["elements"]) == (9, expected.numel())
-    assert told["values"] == {"NaN": 1, "0": int((result == 0)[result != expected].sum()), "differences": {"2": 8}}
-    (part,) = told["parts"]
+    kept_evidence = json.loads(json.dumps(evidence(TENSOR, "y", result, expected)))
+    assert (kept_evidence["wrong"], kept_evidence["elements"]) == (9, expected.numel())
+    assert kept_evidence["values"] == {"NaN": 1, "0": int((result == 0)[result != expected].sum()), "differences": {"2": 8}}
+    (part,) = kept_evidence["parts"]
     assert (part["rows"], part["columns"], part["tiles"]) == ("3, 255", "8-15, 64", [[0, 0], [3, 1]])
     assert (part["lanes"], part["rows of a fragment"]) == ("12-15, 28", "3, 15")
-    failure = Failure(TENSOR, told)
+    failure = Failure(TENSOR, kept_evidence)
     assert [tile.number for tile in failure.tiles] == [(0, 0), (3, 1)]
     assert failure.tiles[0].wrong.nonzero().tolist() == [[3, column] for column in range(8, 16)]
     assert torch.equal(failure.tiles[0].result[:, :64], result.permute(0, 2, 3, 1).reshape(-1, 72)[:64, :64].double())
@@ -185,13 +185,13 @@ def test_evidence_tells_what_is_wrong_and_keeps_the_tile() -> None:
 def test_no_more_is_kept_than_there_is_room_for(geometry: str) -> None:
     case = conv("fprop", "hopper", "256x128", "tf32", geometry)
     expected = case.expected()["y"]
-    result = torch.rand(expected.shape, generator=torch.Generator().manual_seed(0))  # hardly compresses
-    told = evidence(case, "y", result, expected)
-    assert sum(len(kept["data"]) for kept in told["kept"]) <= MOST_KEPT
-    assert len(json.dumps(told)) < MOST_KEPT + (8 << 10)
+    result = torch.rand(expected.shape, generator=torch.Generator().manual_seed(0))  # hardly compressible
+    kept_evidence = evidence(case, "y", result, expected)
+    assert sum(len(kept["data"]) for kept in kept_evidence["kept"]) <= MOST_KEPT
+    assert len(json.dumps(kept_evidence)) < MOST_KEPT + (8 << 10)
 
 
-def test_a_result_of_another_shape_or_dtype_is_told() -> None:
+def test_evidence_names_another_shape_or_dtype() -> None:
     expected = TENSOR.expected()["y"]
     assert evidence(TENSOR, "y", expected.double(), expected)["instead"] == f"float64 of shape {list(expected.shape)}"
     assert evidence(TENSOR, "y", expected[1:], expected)["instead"] == f"bfloat16 of shape {list(expected[1:].shape)}"
@@ -216,7 +216,7 @@ def test_ranges(numbers: list[int], words: str) -> None:
 # ---- explain -------------------------------------------------------------------------------------------------------------------
 
 
-def test_explain_tells_pattern_plan_and_what_the_emulator_makes_of_it(tmp_path: Path) -> None:
+def test_explain_names_pattern_plan_and_outcome_on_the_emulator(tmp_path: Path) -> None:
     case = conv("fprop", "tensor", "64x64", "bfloat16", "3x3", small=True)
     wrong = case.expected()["y"].clone()
     wrong[:] = whole(case, "y", without_addend)
@@ -224,15 +224,15 @@ def test_explain_tells_pattern_plan_and_what_the_emulator_makes_of_it(tmp_path: 
     right = {"job": "cuda: b", "engine": "cuda", "cases": []}
     file = tmp_path / "checks.jsonl"
     file.write_text(f"{json.dumps(job)}\n\n{json.dumps(right)}\n")
-    told = explain(file)
+    text = explain(file)
     count = f"{int((wrong != case.expected()['y']).sum()):,}"
-    assert "missing bias: the bias is not added; explains " + f"{count} of {count}" in " ".join(told.split())
-    assert "conv2d_fprop_mma_kernel<bfloat16, MmaTile<64, 64, 2, 2>" in told
-    assert "right there: the hardware and the emulator differ" in told
-    lines = told.splitlines()
+    assert "missing bias: the bias is not added; explains " + f"{count} of {count}" in " ".join(text.split())
+    assert "conv2d_fprop_mma_kernel<bfloat16, MmaTile<64, 64, 2, 2>" in text
+    assert "right there: the hardware and the emulator differ" in text
+    lines = text.splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 110
-    assert explain(file, case="fprop", emulate=False) == told[: told.index("\nemulator")]
+    assert explain(file, case="fprop", emulate=False) == text[: text.index("\nemulator")]
     assert explain(file, case="dgrad") == f"{file}: no failed case that has 'dgrad' in its line"
 
 
@@ -241,9 +241,9 @@ def test_a_case_without_results_is_explained_by_its_plan(outcome: str, tmp_path:
     case = RnnCase("backward", "single_block", "float32", 0, 2, 3, 40, 1, False, "relu")
     file = tmp_path / "case.json"
     file.write_text(json.dumps({"outcome": outcome, "case": case.as_json(), "detail": "no end within 60 s"}, indent=1))
-    told = explain(file, emulate=False)
-    assert f"{outcome}; no end within 60 s" in told
-    assert "rnn_single_block_kernel<float, BackwardPass<ElmanCell>>" in told
+    text = explain(file, emulate=False)
+    assert f"{outcome}; no end within 60 s" in text
+    assert "rnn_single_block_kernel<float, BackwardPass<ElmanCell>>" in text
 
 
 def test_a_bare_case_is_run_on_the_emulator(tmp_path: Path) -> None:
@@ -270,9 +270,9 @@ def test_a_file_of_something_else_is_refused(content: bytes, tmp_path: Path) -> 
 @pytest.mark.parametrize("case", [{"op": "nope"}, {"op": "rnn", "x": 3}, {"op": "conv2d"}])
 def test_a_case_of_another_version_does_not_hide_the_others(case: dict, tmp_path: Path) -> None:
     good = MaxPool2dCase("indices", "flat", "float32", "nchw", "2x2").as_json()
-    cases = [{"outcome": "wrong", "case": told, "detail": "d", "evidence": []} for told in (case, good)]
+    cases = [{"outcome": "wrong", "case": fields, "detail": "d", "evidence": []} for fields in (case, good)]
     file = tmp_path / "checks.jsonl"
     file.write_text(json.dumps({"job": "cuda: a", "cases": cases}) + "\n")
-    told = explain(file)
-    assert "cannot be told" in told
-    assert "right there" in told
+    text = explain(file)
+    assert "cannot be determined" in text
+    assert "right there" in text

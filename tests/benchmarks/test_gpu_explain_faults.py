@@ -1,4 +1,4 @@
-"""Faults planted into kernels are named, from what a run on a GPU would keep of their results."""
+"""Faults planted into kernels are recognized from the evidence that a run on a GPU would keep."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _emulator() -> None:
 
 
 class FaultyLauncher:
-    """Plans as the emulator's launcher does, and launches from sources that have the fault."""
+    """Plans as the emulator's launcher does, and launches kernels with a planted fault."""
 
     def __init__(self, fault: Fault, case: Case):
         launcher = cuda.LAUNCHER
@@ -55,12 +55,12 @@ def conv(direction: str, variant: str, tile: str, arithmetic: str, geometry: str
 
 
 class Planted(NamedTuple):
-    """A fault, the case that shows it, and what it has to be called."""
+    """A fault, the case that shows it, and the kind that has to be recognized."""
 
     kind: str
     fault: Fault
     case: Case
-    share: float = 1.0  # of the wrong elements that the name has to explain
+    share: float = 1.0  # the share of wrong elements that the kind has to explain
     quick: bool = False
 
 
@@ -166,7 +166,7 @@ PLANTED = (
         RnnCase("forward", "cluster", "bfloat16", 2, 5, 9, 200, 2, False, "identity"),
     ),
     Planted(
-        "stale stage",  # and refilled while it is read
+        "stale stage",  # the stage is also refilled while it is read
         plain(
             WGMMA,
             "a = advance(first_a, place.stage * Tile::kStageBytes)",
@@ -201,7 +201,7 @@ PLANTED = (
 
 @cache
 def causes(planted: Planted) -> tuple[int, list[Finding]]:
-    """How many elements of the first wrong result were kept, and what they are put down to."""
+    """The number of wrong elements that were kept of the first wrong result, and the findings."""
     verdict = judge(planted.case, CompiledEngine("cuda", FaultyLauncher(planted.fault, planted.case)), CPU)
     assert verdict.outcome == "wrong", verdict.detail
     failure = Failure(planted.case, json.loads(json.dumps(evidence(planted.case, *verdict.wrong[0]))))
@@ -228,7 +228,7 @@ SIX = {planted.kind: planted for planted in PLANTED if planted.quick}
 @pytest.mark.parametrize("other", SIX)
 @pytest.mark.parametrize("kind", SIX)
 def test_none_of_six_faults_is_taken_for_another(kind: str, other: str) -> None:
-    """The planted one explains every wrong element, another one fewer."""
+    """The planted fault explains every wrong element, and any other fault fewer."""
     wrong, claims = causes(SIX[kind])
     explained = max((claim.explained for claim in claims if claim.kind == other), default=0)
     assert (explained == wrong) == (kind == other), claims

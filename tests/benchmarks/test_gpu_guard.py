@@ -1,4 +1,4 @@
-"""A test that loses the device, or hangs on it, costs itself only; tried with a device that is made up."""
+"""A test that loses the device, or hangs on it, affects no other test; the device here is made up."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_c(n):
 
 @pytest.fixture
 def guarded(tmp_path: Path):
-    """Runs pytest over tests of a made-up GPU, with some of its plugins."""
+    """Returns a function that runs pytest on tests of a made-up GPU, with some plugins."""
 
     def run(tests: str, *options: str, plugins: tuple[str, ...] = ()) -> str:
         (tmp_path / "conftest.py").write_text(CONFTEST)

@@ -1,4 +1,4 @@
-"""What a run on a GPU leaves: timings, a summary, what is kept of it, and what the second run asks."""
+"""The results of a run on a GPU: timings, a summary, what is kept in the repository, and the second run."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_summary_of_a_gpu_shows_prediction_beside_outcome(tmp_path: Path) ->
     [("80", (8, 6), True), ("90a", (10, 0), False), ("90a", (9, 0), True), ("90", (8, 0), False)],
 )
 def test_kernels_of_other_cards_are_not_asked_for(architecture: str, capability: tuple[int, int], runs: bool) -> None:
-    assert summary._runs(architecture, capability) is runs
+    assert summary.runs(architecture, capability) is runs
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_the_hardware_is_measured_by_programs_that_are_there(tmp_path: Path, mon
     monkeypatch.setattr(phases.programs, "ROOT", tmp_path)
     monkeypatch.setattr(phases.programs, "MEASUREMENTS", (Measurement("fake", "good"), Measurement("fake", "bad")))
     plan = phases.Plan(Store(tmp_path / "run", ENVIRONMENT), "cuda", 8, 1, 0, time.monotonic())
-    assert "fake in" in phases.run_hardware(plan)["note"]  # of unknown sources
-    programs._digest_file(binaries, "fake").write_text(programs.sources_digest())
+    assert "fake in" in phases.run_hardware(plan)["note"]  # its sources are unknown
+    programs.digest_file(binaries, "fake").write_text(programs.sources_digest())
     assert phases.run_hardware(plan) == {}
     good, bad = plan.store.lines["hardware.jsonl"]
     assert (good["outcome"], bad["outcome"]) == ("right", "failed")

@@ -1,4 +1,4 @@
-"""A run on a GPU, rehearsed on the emulator: what goes wrong in a job is told as what it is, and takes nothing else down."""
+"""A run on a GPU, rehearsed on the emulator: a fault in a job is reported as what it is, and affects no other job."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _crash() -> None:
 
 
 def planted(job: ExactJob) -> None:
-    """What a job does, with a fault that the job's name asks for."""
+    """Runs a job with the fault that its name selects."""
     counter: list[int] = []
 
     def spoil(result: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def planted(job: ExactJob) -> None:
 
 
 def _options(out: Path, *more: str) -> argparse.Namespace:
-    return command._parser().parse_args(["--device", "cpu", "--minutes", "2", "--out", str(out), "--processes", "2", *more])
+    return command.make_parser().parse_args(["--device", "cpu", "--minutes", "2", "--out", str(out), "--processes", "2", *more])
 
 
 def _reported(out: Path) -> dict[str, dict[str, Any]]:
@@ -87,7 +87,7 @@ def test_each_planted_fault_is_reported_as_what_it_is(
     reported = _reported(tmp_path)
     hung = reported[f"cuda: {HANGS} (up to case 1)"]
     assert (hung["outcome"], hung["cases"][0]["case"]["arithmetic"]) == ("hung", "float16")
-    assert reported[f"cuda: {HANGS}"]["outcome"] == "hung"  # again, behind it
+    assert reported[f"cuda: {HANGS}"]["outcome"] == "hung"  # it hangs again after that case
     crashed = reported[f"cuda: {CRASHES} (up to case 1)"]
     assert crashed["outcome"] == "crashed"
     assert "SIGSEGV" in crashed["detail"]
@@ -108,13 +108,13 @@ def test_each_planted_fault_is_reported_as_what_it_is(
         assert word in printed
     assert not list(tmp_path.glob(".jobs-*"))
 
-    began = time.monotonic()  # the same command has nothing more to do
+    began = time.monotonic()  # the same command has nothing left to do
     assert command.run(options, exact=planted) == 1
     assert time.monotonic() - began < 60
     assert _reported(tmp_path) == reported
 
 
-def test_what_the_time_did_not_reach_is_left_and_done_by_the_same_command(
+def test_jobs_without_time_are_left_and_done_by_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = _options(tmp_path, "--only", "rnn_cell forward|^rnn/")
@@ -122,7 +122,7 @@ def test_what_the_time_did_not_reach_is_left_and_done_by_the_same_command(
     assert command.run(options) == 1
     assert "5 jobs of engine cuda" in capsys.readouterr().out
     monkeypatch.undo()
-    assert command.run(options) == 1  # all that was asked for is right, and most kernels were never launched
+    assert command.run(options) == 1  # all selected jobs are right, but most kernels were never launched
     printed = capsys.readouterr().out
     assert "never launched" in printed
     assert "left:" not in printed
@@ -171,7 +171,7 @@ def test_a_full_file_keeps_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert kept["cases"][0]["evidence"] == []
 
 
-# ---- what came of a job -----------------------------------------------------------------------------------------------------
+# ---- the outcome of a job ----------------------------------------------------------------------------------------------------
 
 BEGIN = '{"event": "begin", "number": 4, "case": {"op": "rnn"}}'
 GOOD = '{"event": "good", "outcome": "right", "detail": "", "rows": ["k<float>"]}'
@@ -276,7 +276,7 @@ def test_a_disk_that_fills_up_is_no_failure_of_a_kernel(tmp_path: Path, monkeypa
     store = Store(tmp_path, ENVIRONMENT)
     store.add("checks.jsonl", record_of("a"))
     monkeypatch.setattr("benchmarks.gpu.store.LEAST_FREE_BYTES", 1 << 62)
-    with pytest.raises(OSError, match=r"the disk is full; .* the same command goes on"):
+    with pytest.raises(OSError, match=r"the disk is full; .* the same command continues"):
         store.add("checks.jsonl", record_of("b", "failed"))
     assert list(Store(tmp_path, ENVIRONMENT).done("checks.jsonl")) == ["a"]
 

@@ -1,4 +1,4 @@
-"""Calls in processes of their own: whatever one does, the others go on, and nothing of it is left behind."""
+"""Calls in separate processes: whatever a call does, the others continue, and nothing of it remains."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def use_cuda() -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process ends within seconds."""
+    """Whether a process ends within 20 seconds."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
         try:

@@ -1,1 +1,1 @@
-"""Cases whose results are known exactly: every kernel of the tables, over geometries that each tell something."""
+"""Cases with exactly known results, which cover every kernel in geometries that each test something different."""

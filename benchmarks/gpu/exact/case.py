@@ -1,7 +1,7 @@
-"""A case: one call of a kernel whose result is known exactly, and the verdict on what came out.
+"""A case is a call of a kernel whose result is known exactly, and its verdict says whether the result is right.
 
-Inputs are small integers, and the weights of a recurrence signed permutations, so that every sum is exact in fp32 in any order
-and the result is rounded at most once: results are compared for equality, and a wrong element says which products are missing.
+Inputs are small integers, and the weights of a recurrence are signed permutations. So every sum is exact in fp32 in any order and
+the result is rounded at most once: results are compared for equality, and a wrong element shows which products are missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from torch_unroll.engines.compiled.recording import recording
 
-#: torch's dtype of each arithmetic; tf32 multiplies fp32 tensors.
+#: The torch dtype of each arithmetic; tf32 multiplies fp32 tensors.
 ARITHMETIC = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -27,36 +27,37 @@ ARITHMETIC = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-#: Arithmetic by what is most worth knowing first.
+LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
+#: The most important arithmetic first.
 BY_INTEREST = tuple(ARITHMETIC)
 
 
 class RefusedError(Exception):
-    """A variant does not take a case; the message is its reason."""
+    """Raised if a variant refuses a case; the message is its reason."""
 
 
 @dataclass(frozen=True)
 class Case(ABC):
-    """One call. The fields are all it takes to make its inputs again, in another process and on another device."""
+    """One call. Its fields suffice to make the same inputs again in another process and on another device."""
 
     op: ClassVar[str]
 
     @property
     @abstractmethod
     def job(self) -> str:
-        """What runs in one process with it: op, direction, variant and tile, or arithmetic."""
+        """The name of the cases that run in the same process: op, direction, variant and tile, or arithmetic."""
 
     @abstractmethod
     def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
-        """The results by name; raises RefusedError where the variant does not take the case."""
+        """Computes the results by name; raises RefusedError if the variant refuses the case."""
 
     @abstractmethod
     def expected(self) -> Mapping[str, Tensor]:
-        """The exact results on the CPU, rounded once to the results' dtype."""
+        """The exact results on the CPU, rounded once to the dtype of the results."""
 
     @property
     def key(self) -> str:
-        """The case in a line, for people."""
+        """The case in one readable line."""
         return " ".join([self.op, *(f"{name}={value}" for name, value in asdict(self).items())])
 
     def as_json(self) -> dict[str, Any]:
@@ -65,18 +66,17 @@ class Case(ABC):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a case: right, refused, wrong, or other bits the second time; and the results that were not right."""
+    """The outcome of a case: right, refused, wrong, or unsteady if two runs gave different bits; and the wrong results."""
 
     outcome: str
     detail: str = ""
     rows: frozenset[str] = frozenset()
-    wrong: tuple[tuple[str, Tensor, Tensor], ...] = ()  # name, result and expectation, both on the CPU
+    wrong: tuple[tuple[str, Tensor, Tensor], ...] = ()  # name, result and expected result, both on the CPU
 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Whatever is allocated within is full of NaN, and of the largest number where it holds integers: an element that no kernel
-    writes is then wrong."""
+    """Fills new allocations with NaN, or with the largest integer, so that an element that no kernel writes is wrong."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -86,7 +86,7 @@ def poisoned() -> Iterator[None]:
 
 
 def judge(case: Case, engine: Any, device: torch.device) -> Verdict:
-    """Computes a case twice on poisoned memory and compares it with what it has to be, bit for bit."""
+    """Computes a case twice on poisoned memory and compares both results with the expected one, bit for bit."""
     with recording() as recorded, poisoned():
         try:
             once, again = ({name: tensor.cpu() for name, tensor in case.compute(engine, device).items()} for _ in range(2))
@@ -97,29 +97,30 @@ def judge(case: Case, engine: Any, device: torch.device) -> Verdict:
     wrong = tuple((name, once[name], expected[name]) for name in expected if not same(once[name], expected[name]))
     if wrong:
         counts = ", ".join(f"{name}: {differing(result, wanted)} of {wanted.numel()}" for name, result, wanted in wrong)
-        return Verdict("wrong", f"wrong elements: {counts}", rows, wrong)
+        return Verdict("wrong", f"wrong elements: {counts}", rows=rows, wrong=wrong)
     unsteady = tuple((name, again[name], once[name]) for name in expected if not same(again[name], once[name]))
     if unsteady:
         counts = ", ".join(f"{name}: {differing(result, first)} of {first.numel()}" for name, result, first in unsteady)
-        return Verdict("unsteady", f"elements that the second run gave other bits: {counts}", rows, unsteady)
+        return Verdict("unsteady", f"elements whose bits differ in the second run: {counts}", rows=rows, wrong=unsteady)
     return Verdict("right", rows=rows)
 
 
 def same(result: Tensor, expected: Tensor) -> bool:
-    """Equal in shape, dtype and value; nothing equals NaN."""
+    """Whether two results are equal in shape, dtype and values; NaN equals nothing."""
     return result.shape == expected.shape and result.dtype == expected.dtype and bool((result == expected).all())
 
 
 def differing(result: Tensor, expected: Tensor) -> int:
+    """The number of elements that differ."""
     return expected.numel() if result.shape != expected.shape else int((result != expected).sum())
 
 
 def generator(seed: int, *name: Any) -> torch.Generator:
-    """Draws that depend on a name alone, and on the seed of the run; on the CPU, so that every device is given the same."""
-    text = json.dumps([seed, *name])  # Python's own hash of it would differ from process to process
+    """A generator seeded by the run's seed and a name; it is on the CPU, so that every device gets the same inputs."""
+    text = json.dumps([seed, *name])  # Python's own hash differs between processes
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))
 
 
 def integers(size: tuple[int, ...], draw: torch.Generator, most: int = 1) -> Tensor:
-    """Integers from -most to most, as float64."""
+    """Random integers from -most to most, as float64."""
     return torch.randint(-most, most + 1, size, generator=draw).double()

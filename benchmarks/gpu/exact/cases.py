@@ -1,4 +1,4 @@
-"""Every case, by the job that runs it; and of these, few that launch every kernel."""
+"""All exact cases by job, and the selection of a few that launch every kernel."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ KINDS: Mapping[str, type[Case]] = {
         max_pool2d.UnfoldCase,
     )
 }
-#: How many cases in a row may launch nothing new before a search for more kernels ends.
+#: The search for cases that launch further kernels ends after this many cases in a row that launch no new one.
 _PATIENCE = 120
 
 
 def by_job(small: bool, seed: int) -> dict[str, list[Case]]:
-    """All cases; jobs and the cases of each in their order of interest."""
+    """All cases by job; the jobs, and the cases of each job, are in the order of their importance."""
     jobs: dict[str, list[Case]] = {}
     for cases in MODULES:
         for case in cases(small, seed):
@@ -45,13 +45,13 @@ def by_job(small: bool, seed: int) -> dict[str, list[Case]]:
 
 
 def from_json(fields: Mapping[str, Any]) -> Case:
-    """The case that `Case.as_json` told."""
+    """The inverse of `Case.as_json`."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items() if name != "op"}
     return KINDS[fields["op"]](**values)
 
 
 class Planner:
-    """A launcher that plans as another does, and launches nothing."""
+    """A launcher that plans as another one does but launches nothing."""
 
     def __init__(self, launcher: Any):
         self.resident, self.properties, self.preload = launcher.resident, launcher.properties, launcher.preload
@@ -62,14 +62,16 @@ class Planner:
 
 
 def covering(cases: Sequence[Case], engine: Engine, device: torch.device, seed: int, more: int) -> list[Case]:
-    """Cases, drawn by a seed, that launch every kernel that the whole list launches, and so many more; of an engine that chooses
-    its kernels by itself, so many."""
+    """Cases, in an order drawn by the seed, that launch every kernel that the whole list launches, and `more` others.
+
+    For an engine that does not launch the kernels of the tables, it returns `more` cases.
+    """
     drawn = list(cases)
     Random(f"{seed} {cases[0].job}").shuffle(drawn)
     if not isinstance(engine, CompiledEngine):
         return drawn[:more]
     planner = CompiledEngine(engine.name, Planner(engine.launcher))
-    kept, further, rows, in_vain = list[Case](), list[Case](), set[str](), 0
+    kept, further, rows, unsuccessful = list[Case](), list[Case](), set[str](), 0
     for case in drawn:
         try:
             with recording() as recorded:
@@ -79,11 +81,11 @@ def covering(cases: Sequence[Case], engine: Engine, device: torch.device, seed: 
         launched = {plan.kernel.expression for _, plan in recorded.launches}
         if launched <= rows:
             further.append(case)
-            in_vain += 1
+            unsuccessful += 1
         else:
             kept.append(case)
             rows |= launched
-            in_vain = 0
-        if in_vain >= _PATIENCE:
+            unsuccessful = 0
+        if unsuccessful >= _PATIENCE:
             break
     return [*kept, *further[:more]]

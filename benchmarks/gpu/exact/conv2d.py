@@ -1,4 +1,4 @@
-"""Convolution: every direction, variant, tile and arithmetic, over geometries that each tell something, in both layouts."""
+"""Exact cases of convolution: every direction, variant, tile, arithmetic and layout, over different geometries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.exact.case import ARITHMETIC, Case, RefusedError, generator, integers
+from benchmarks.gpu.exact.case import ARITHMETIC, LAYOUTS, Case, RefusedError, generator, integers
 from torch_unroll.engines.compiled import conv2d, conv2d_call
 from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d import variants
@@ -21,11 +21,10 @@ from torch_unroll.kernels.cuda.conv2d.model import Variant
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
-LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 
 
 class Geometry(NamedTuple):
-    """A convolution without its dtype; `padding` is top, bottom, left, right."""
+    """The sizes of a convolution; `padding` is top, bottom, left, right."""
 
     N: int
     C: int
@@ -41,49 +40,49 @@ class Geometry(NamedTuple):
 
 
 NO_PADDING = (0, 0, 0, 0)
-#: By what each is there for.
+#: By the purpose of each geometry.
 GEOMETRIES = {
-    "1x1": Geometry(3, 64, 13, 11, 96, 1, 1, padding=NO_PADDING),
-    "3x3": Geometry(2, 64, 17, 15, 72, 3, 3),
-    "3 channels": Geometry(2, 3, 23, 19, 16, 7, 7, (2, 2), (3, 3, 3, 3)),
-    "16 channels": Geometry(2, 16, 17, 15, 24, 3, 3),
-    "32 channels": Geometry(2, 32, 17, 15, 40, 3, 3),
-    "40 channels": Geometry(2, 40, 9, 9, 24, 3, 3),
-    "stride 2": Geometry(3, 64, 16, 15, 72, 3, 3, (2, 2)),
-    "stride 3, dilation 2": Geometry(2, 32, 19, 23, 40, 3, 3, (3, 3), (2, 2, 2, 2), (2, 2)),
-    "dilation 1x3": Geometry(2, 48, 14, 17, 56, 2, 3, (1, 1), (0, 1, 3, 3), (1, 3)),
-    "residues without taps": Geometry(2, 32, 12, 12, 32, 1, 1, (2, 2), NO_PADDING),
-    "groups": Geometry(2, 64, 9, 9, 64, 3, 3, groups=2),
-    "depthwise": Geometry(2, 24, 11, 9, 24, 3, 3, groups=24),
-    "wide padding": Geometry(2, 16, 5, 5, 16, 5, 5, padding=(4, 4, 4, 4)),
-    "one pixel": Geometry(5, 64, 3, 3, 64, 3, 3, padding=NO_PADDING),
-    "several column tiles": Geometry(2, 64, 31, 29, 320, 3, 3),
-    "persistent blocks": Geometry(16, 16, 56, 56, 40, 3, 3),
-    "deep": Geometry(1, 512, 7, 7, 128, 3, 3),
-    "one row of the filter": Geometry(4, 64, 9, 12, 80, 1, 5, padding=(0, 0, 2, 2)),
+    "1x1": Geometry(N=3, C=64, H=13, W=11, K=96, R=1, S=1, padding=NO_PADDING),
+    "3x3": Geometry(N=2, C=64, H=17, W=15, K=72, R=3, S=3),
+    "3 channels": Geometry(N=2, C=3, H=23, W=19, K=16, R=7, S=7, stride=(2, 2), padding=(3, 3, 3, 3)),
+    "16 channels": Geometry(N=2, C=16, H=17, W=15, K=24, R=3, S=3),
+    "32 channels": Geometry(N=2, C=32, H=17, W=15, K=40, R=3, S=3),
+    "40 channels": Geometry(N=2, C=40, H=9, W=9, K=24, R=3, S=3),
+    "stride 2": Geometry(N=3, C=64, H=16, W=15, K=72, R=3, S=3, stride=(2, 2)),
+    "stride 3, dilation 2": Geometry(N=2, C=32, H=19, W=23, K=40, R=3, S=3, stride=(3, 3), padding=(2, 2, 2, 2), dilation=(2, 2)),
+    "dilation 1x3": Geometry(N=2, C=48, H=14, W=17, K=56, R=2, S=3, stride=(1, 1), padding=(0, 1, 3, 3), dilation=(1, 3)),
+    "residues without taps": Geometry(N=2, C=32, H=12, W=12, K=32, R=1, S=1, stride=(2, 2), padding=NO_PADDING),
+    "groups": Geometry(N=2, C=64, H=9, W=9, K=64, R=3, S=3, groups=2),
+    "depthwise": Geometry(N=2, C=24, H=11, W=9, K=24, R=3, S=3, groups=24),
+    "wide padding": Geometry(N=2, C=16, H=5, W=5, K=16, R=5, S=5, padding=(4, 4, 4, 4)),
+    "one pixel": Geometry(N=5, C=64, H=3, W=3, K=64, R=3, S=3, padding=NO_PADDING),
+    "several column tiles": Geometry(N=2, C=64, H=31, W=29, K=320, R=3, S=3),
+    "persistent blocks": Geometry(N=16, C=16, H=56, W=56, K=40, R=3, S=3),
+    "deep": Geometry(N=1, C=512, H=7, W=7, K=128, R=3, S=3),
+    "one row of the filter": Geometry(N=4, C=64, H=9, W=12, K=80, R=1, S=5, padding=(0, 0, 2, 2)),
 }
-#: The same purposes at the emulator's speed.
+#: Smaller geometries for the emulator, with the same purposes.
 SMALL_GEOMETRIES = {
-    "1x1": Geometry(2, 16, 5, 4, 24, 1, 1, padding=NO_PADDING),
-    "3x3": Geometry(1, 16, 6, 5, 16, 3, 3),
-    "3 channels": Geometry(1, 3, 9, 8, 8, 5, 5, (2, 2), (2, 2, 2, 2)),
-    "32 channels": Geometry(1, 32, 5, 6, 16, 3, 2, padding=(1, 1, 1, 0)),
-    "64 channels": Geometry(1, 64, 4, 5, 32, 2, 2, padding=NO_PADDING),
-    "40 channels": Geometry(1, 40, 4, 4, 8, 2, 2),
-    "stride 2": Geometry(1, 16, 7, 8, 16, 3, 3, (2, 2)),
-    "stride 3, dilation 2": Geometry(1, 16, 9, 8, 8, 2, 3, (3, 3), (2, 2, 2, 2), (2, 2)),
-    "residues without taps": Geometry(1, 16, 6, 6, 16, 1, 1, (2, 2), NO_PADDING),
-    "groups": Geometry(1, 32, 4, 5, 32, 3, 3, groups=2),
-    "depthwise": Geometry(1, 6, 5, 6, 6, 3, 3, groups=6),
-    "wide padding": Geometry(1, 16, 3, 3, 8, 3, 3, padding=(2, 2, 2, 2)),
-    "one pixel": Geometry(2, 16, 2, 2, 16, 2, 2, padding=NO_PADDING),
-    "several column tiles": Geometry(1, 16, 4, 4, 136, 1, 1, padding=NO_PADDING),
-    "deep": Geometry(1, 128, 3, 3, 16, 3, 3),
+    "1x1": Geometry(N=2, C=16, H=5, W=4, K=24, R=1, S=1, padding=NO_PADDING),
+    "3x3": Geometry(N=1, C=16, H=6, W=5, K=16, R=3, S=3),
+    "3 channels": Geometry(N=1, C=3, H=9, W=8, K=8, R=5, S=5, stride=(2, 2), padding=(2, 2, 2, 2)),
+    "32 channels": Geometry(N=1, C=32, H=5, W=6, K=16, R=3, S=2, padding=(1, 1, 1, 0)),
+    "64 channels": Geometry(N=1, C=64, H=4, W=5, K=32, R=2, S=2, padding=NO_PADDING),
+    "40 channels": Geometry(N=1, C=40, H=4, W=4, K=8, R=2, S=2),
+    "stride 2": Geometry(N=1, C=16, H=7, W=8, K=16, R=3, S=3, stride=(2, 2)),
+    "stride 3, dilation 2": Geometry(N=1, C=16, H=9, W=8, K=8, R=2, S=3, stride=(3, 3), padding=(2, 2, 2, 2), dilation=(2, 2)),
+    "residues without taps": Geometry(N=1, C=16, H=6, W=6, K=16, R=1, S=1, stride=(2, 2), padding=NO_PADDING),
+    "groups": Geometry(N=1, C=32, H=4, W=5, K=32, R=3, S=3, groups=2),
+    "depthwise": Geometry(N=1, C=6, H=5, W=6, K=6, R=3, S=3, groups=6),
+    "wide padding": Geometry(N=1, C=16, H=3, W=3, K=8, R=3, S=3, padding=(2, 2, 2, 2)),
+    "one pixel": Geometry(N=2, C=16, H=2, W=2, K=16, R=2, S=2, padding=NO_PADDING),
+    "several column tiles": Geometry(N=1, C=16, H=4, W=4, K=136, R=1, S=1, padding=NO_PADDING),
+    "deep": Geometry(N=1, C=128, H=3, W=3, K=16, R=3, S=3),
 }
 
 
 class Inputs(NamedTuple):
-    """Integers as float64 on the CPU; dy fits y."""
+    """Integers as float64 on the CPU; dy has the shape of y."""
 
     x: Tensor
     w: Tensor
@@ -93,22 +92,23 @@ class Inputs(NamedTuple):
 
 @cache
 def inputs(geometry: Geometry, seed: int) -> Inputs:
-    """Those of every case of a geometry."""
+    """The inputs of all cases of a geometry."""
     draw = generator(seed, "conv2d", *geometry)
     x = integers((geometry.N, geometry.C, geometry.H, geometry.W), draw)
     w = integers((geometry.K, geometry.C // geometry.groups, geometry.R, geometry.S), draw)
-    return Inputs(x, w, integers((geometry.K,), draw, most=3), integers(tuple(convolve(geometry, x, w).shape), draw))
+    bias = integers((geometry.K,), draw, most=3)
+    return Inputs(x=x, w=w, bias=bias, dy=integers(tuple(convolve(geometry, x, w).shape), draw))
 
 
 def convolve(geometry: Geometry, x: Tensor, w: Tensor) -> Tensor:
-    """By torch, without a bias."""
+    """Computes a convolution by torch, without a bias."""
     top, bottom, left, right = geometry.padding
     return F.conv2d(F.pad(x, (left, right, top, bottom)), w, None, geometry.stride, 0, geometry.dilation, geometry.groups)
 
 
 @cache
 def _exact(geometry: Geometry, direction: str, seed: int) -> Tensor:
-    """By torch on the CPU in float64, without the bias."""
+    """Computes the result of a direction by torch on the CPU in float64, without the bias."""
     x, w, _, dy = inputs(geometry, seed)
     if direction == "fprop":
         return convolve(geometry, x, w)
@@ -120,7 +120,10 @@ def _exact(geometry: Geometry, direction: str, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Conv2dCase(Case):
-    """One direction of a convolution by one choice; `wide` asks im2col for 64-bit positions, which small planes do not need."""
+    """One direction of a convolution by one variant, tile and number of splits.
+
+    `wide` makes im2col compute 64-bit positions, which only large planes need.
+    """
 
     op: ClassVar[str] = "conv2d"
     direction: str
@@ -200,7 +203,7 @@ class _forced:  # noqa: N801 (a context manager)
 
 @lru_cache
 def _example(arithmetic: str) -> Conv2dProblem:
-    """A problem that every variant of the arithmetic takes."""
+    """A problem that every variant that supports the arithmetic accepts."""
     x = torch.empty((2, 64, 9, 9), dtype=ARITHMETIC[arithmetic]).contiguous(memory_format=torch.channels_last)
     w = torch.empty((64, 64, 3, 3), dtype=x.dtype).contiguous(memory_format=torch.channels_last)
     geometry = Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1)
@@ -208,7 +211,7 @@ def _example(arithmetic: str) -> Conv2dProblem:
 
 
 def cases(small: bool, seed: int) -> Iterator[Conv2dCase]:
-    """All of them; what a variant does not take, it refuses when it is asked."""
+    """All cases, including those that a variant refuses when it is to compute them."""
     geometries = SMALL_GEOMETRIES if small else GEOMETRIES
     for direction in DIRECTIONS:
         for variant, arithmetic in product(VARIANTS[direction], ARITHMETIC):
@@ -220,5 +223,16 @@ def cases(small: bool, seed: int) -> Iterator[Conv2dCase]:
                     (False, True) if direction == "fprop" else (False,),
                     (False, True) if variant.name == "explicit" else (False,),
                 ):
-                    named = (direction, variant.name, tile, splits, arithmetic, layout, geometry, bias, wide)
-                    yield Conv2dCase(*named, small, seed)
+                    yield Conv2dCase(
+                        direction=direction,
+                        variant=variant.name,
+                        tile=tile,
+                        splits=splits,
+                        arithmetic=arithmetic,
+                        layout=layout,
+                        geometry=geometry,
+                        bias=bias,
+                        wide=wide,
+                        small=small,
+                        seed=seed,
+                    )

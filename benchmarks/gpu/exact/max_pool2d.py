@@ -1,4 +1,4 @@
-"""Max pooling by every variant, with ties; its gather and indices; unfold and fold."""
+"""Exact cases of max pooling by every variant, with ties, of its gather and indices, and of unfold and fold."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.exact.case import ARITHMETIC, Case, RefusedError, generator, integers
+from benchmarks.gpu.exact.case import ARITHMETIC, LAYOUTS, Case, RefusedError, generator, integers
 from torch_unroll.engines.interface import Pool2dGeometry
 from torch_unroll.kernels.cuda.max_pool2d import variants
 from torch_unroll.shapes import pooling_offset_dtype
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 
 
 class Window(NamedTuple):
-    """A pooling of a plane."""
+    """The size of an input, (N, C, H, W), and the window that pools it."""
 
     size: tuple[int, int, int, int]
     kernel: tuple[int, int]
@@ -35,10 +34,10 @@ class Window(NamedTuple):
 
 _ANY = {
     "2x2": Window((2, 16, 9, 8), (2, 2), (2, 2)),
-    "3x3/2": Window((1, 24, 9, 7), (3, 3), (2, 2), (1, 1)),
-    "3x3/1": Window((1, 16, 6, 7), (3, 3), (1, 1), (1, 1)),
-    "dilated": Window((1, 8, 9, 9), (2, 3), (1, 2), (1, 1), (2, 1), True),
-    "odd channels": Window((2, 5, 7, 9), (3, 2), (2, 3), (1, 0)),
+    "3x3/2": Window((1, 24, 9, 7), (3, 3), (2, 2), padding=(1, 1)),
+    "3x3/1": Window((1, 16, 6, 7), (3, 3), (1, 1), padding=(1, 1)),
+    "dilated": Window((1, 8, 9, 9), (2, 3), (1, 2), padding=(1, 1), dilation=(2, 1), ceil_mode=True),
+    "odd channels": Window((2, 5, 7, 9), (3, 2), (2, 3), padding=(1, 0)),
     "16-bit offsets": Window((1, 8, 22, 21), (20, 20), (1, 1)),
     "32-bit offsets": Window((1, 8, 184, 182), (182, 181), (1, 1)),
     "tall": Window((1, 8, 200, 1), (200, 1), (200, 1)),
@@ -48,20 +47,20 @@ _ANY = {
     "tall, one channel, 16-bit offsets": Window((1, 1, 20, 20), (20, 20), (20, 20)),
     "tall, one channel, 32-bit offsets": Window((1, 1, 182, 181), (182, 181), (182, 181)),
 }
-#: By what each is there for.
+#: By the purpose of each window.
 WINDOWS = _ANY | {
     "2x2, several blocks": Window((3, 64, 63, 61), (2, 2), (2, 2)),
-    "3x3/2, several blocks": Window((2, 128, 57, 55), (3, 3), (2, 2), (1, 1)),
-    "3x3/1, several blocks": Window((4, 64, 28, 28), (3, 3), (1, 1), (1, 1)),
+    "3x3/2, several blocks": Window((2, 128, 57, 55), (3, 3), (2, 2), padding=(1, 1)),
+    "3x3/1, several blocks": Window((4, 64, 28, 28), (3, 3), (1, 1), padding=(1, 1)),
     "7x7": Window((4, 128, 7, 7), (7, 7), (7, 7)),
-    "5x5/3": Window((2, 40, 31, 33), (5, 5), (3, 3), (2, 2)),
-    "large plane": Window((1, 8, 224, 224), (3, 3), (2, 2), (1, 1)),
+    "5x5/3": Window((2, 40, 31, 33), (5, 5), (3, 3), padding=(2, 2)),
+    "large plane": Window((1, 8, 224, 224), (3, 3), (2, 2), padding=(1, 1)),
 }
 
 
 @cache
 def exact_results(window: Window, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, y, dy and dx by torch in float64, which takes the first of equal values as ours do."""
+    """x, y, dy and dx by torch in float64; of equal values torch takes the first, as our kernels do."""
     draw = generator(seed, "max_pool2d", *window)
     x = integers(window.size, draw, most=3).requires_grad_()
     y = F.max_pool2d(x, *window[1:])
@@ -72,7 +71,7 @@ def exact_results(window: Window, seed: int) -> tuple[Tensor, Tensor, Tensor, Te
 
 @cache
 def exact_offsets(window: Window, seed: int) -> tuple[Tensor, Tensor]:
-    """Where in its window each maximum stands, from the positions in the plane that torch tells; and those positions."""
+    """The offset of each maximum in its window, and its index in the plane, from which the offset is computed."""
     x = exact_results(window, seed)[0]
     _, indices = F.max_pool2d(x, *window[1:], return_indices=True)
     W, Q = x.shape[3], indices.shape[3]
@@ -104,7 +103,7 @@ def _forced(direction: str, name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MaxPool2dCase(Case):
-    """One kernel of pooling: forward and backward by a variant, gather and indices as they are."""
+    """One kernel of pooling: forward or backward by a variant, or gather, or indices."""
 
     op: ClassVar[str] = "max_pool2d"
     direction: str  # "forward", "backward", "gather" or "indices"
@@ -191,7 +190,7 @@ class UnfoldCase(Case):
 
 
 def cases(small: bool, seed: int) -> Iterator[Case]:
-    """All of them; what a variant does not take, it refuses when it is asked."""
+    """All cases, including those that a variant refuses when it is to compute them."""
     names = {
         "forward": tuple(variants._FORWARD),
         "backward": tuple(variants._BACKWARD),
@@ -200,8 +199,18 @@ def cases(small: bool, seed: int) -> Iterator[Case]:
     }
     for direction, dtype, layout, window in product(names, DTYPES, LAYOUTS, _ANY if small else WINDOWS):
         for variant in names[direction]:
-            yield MaxPool2dCase(direction, variant, dtype, layout, window, seed)
+            yield MaxPool2dCase(direction=direction, variant=variant, dtype=dtype, layout=layout, window=window, seed=seed)
     unfolds = (((3, 3), (2, 2), (1, 1), (1, 1)), ((2, 4), (1, 3), (0, 2), (2, 1)), ((1, 1), (1, 1), (0, 0), (1, 1)))
     for direction, dtype, layout, geometry in product(("unfold", "fold"), DTYPES, LAYOUTS, unfolds):
         if direction == "unfold" or layout == "nchw":
-            yield UnfoldCase(direction, dtype, layout, *geometry, seed)
+            kernel, stride, padding, dilation = geometry
+            yield UnfoldCase(
+                direction=direction,
+                dtype=dtype,
+                layout=layout,
+                kernel=kernel,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                seed=seed,
+            )

@@ -1,4 +1,4 @@
-"""Recurrence: every variant and arithmetic in both directions, with signed permutations for weights, and the cell on its own."""
+"""Exact cases of recurrences, with signed permutations as weights: every variant, arithmetic and direction, and single steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.engines.interface import RnnOptions
 from torch_unroll.kernels.cuda.rnn import variants
 
-#: T, N, H, D. The variants differ in which H they hold, and in how they cut H and the batch.
+#: T, N, H, D. The variants differ in the H that they support, and in how they divide H and the batch.
 SIZES = (
     (4, 3, 64, 1),
     (3, 32, 256, 1),
@@ -29,12 +29,12 @@ SIZES = (
     (4, 8, 1000, 1),
 )
 SMALL_SIZES = ((3, 3, 40, 2), (2, 9, 40, 1))
-#: How many tiles of rows a block may hold; the other variants have no such argument.
+#: How many tiles of rows a block may hold; other variants have no such argument.
 ROW_TILES = {"grid_flags": variants.GRID_FLAGS_ROW_TILES, "cluster": variants.CLUSTER_ROW_TILES}
 
 
 class Inputs(NamedTuple):
-    """As float64 on the CPU. Row i of a direction's weight is `sign[i]` at `order[i]`, and 0 elsewhere."""
+    """Inputs as float64 on the CPU. Row i of a direction's weight holds `sign[i]` in column `order[i]`, and 0 elsewhere."""
 
     z: Tensor
     h0: Tensor
@@ -51,17 +51,18 @@ class Inputs(NamedTuple):
 
 @cache
 def inputs(T: int, N: int, H: int, D: int, seed: int) -> Inputs:
-    """Those of every case of these sizes."""
+    """The inputs of all cases of these sizes."""
     draw = generator(seed, "rnn", T, N, H, D)
     z, h0, dh = integers((T, N, D * H), draw), integers((D, N, H), draw), integers((T, N, D * H), draw)
     order = torch.stack([torch.randperm(H, generator=draw) for _ in range(D)])
     sign = 2.0 * torch.randint(0, 2, (D, H), generator=draw).double() - 1
-    return Inputs(z, h0, dh, order, sign, torch.randint(0, T + 1, (N,), generator=draw))
+    lengths = torch.randint(0, T + 1, (N,), generator=draw)
+    return Inputs(z=z, h0=h0, dh=dh, order=order, sign=sign, lengths=lengths)
 
 
 @cache
 def _exact(sizes: tuple[int, int, int, int], lengths: bool, relu: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """h, dz and dh0: the recurrence and BPTT as their formulas say, a permutation in place of the product."""
+    """h, dz and dh0 by the formulas of the recurrence and of BPTT, with a permutation in place of the product."""
     T, N, H, D = sizes
     drawn = inputs(T, N, H, D, seed)
     steps = drawn.lengths if lengths else torch.full((N,), T)
@@ -79,8 +80,8 @@ def _exact(sizes: tuple[int, int, int, int], lengths: bool, relu: bool, seed: in
             active = (t < steps)[:, None]
             total = drawn.dh[t, :, part] + carried
             dz[t, :, part] = (total * (h[t, :, part] > 0) if relu else total) * active
-            passed_on = torch.zeros_like(carried).index_add_(1, drawn.order[d], dz[t, :, part] * drawn.sign[d])
-            carried = torch.where(active, passed_on, carried)
+            propagated = torch.zeros_like(carried).index_add_(1, drawn.order[d], dz[t, :, part] * drawn.sign[d])
+            carried = torch.where(active, propagated, carried)
         dh0[d] = carried
     return h, dz, dh0
 
@@ -108,7 +109,7 @@ def _forced(variant: str, row_tiles: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RnnCase(Case):
-    """One pass over one layer; `row_tiles` 0 leaves the cut to the variant."""
+    """One pass over one layer; with `row_tiles` 0 the variant decides how many tiles of rows a block holds."""
 
     op: ClassVar[str] = "rnn"
     direction: str  # "forward" or "backward"
@@ -156,13 +157,13 @@ class RnnCase(Case):
 
 @dataclass(frozen=True)
 class RnnCellCase(Case):
-    """One step on its own; the weights hold -1, 0 and 1."""
+    """A single step, with weights of -1, 0 and 1."""
 
     op: ClassVar[str] = "rnn_cell"
     direction: str
     arithmetic: str
     N: int
-    I: int  # noqa: E741 (the field's letter)
+    I: int  # noqa: E741 (the usual letter of the input size)
     H: int
     bias: bool
     nonlinearity: str
@@ -173,7 +174,7 @@ class RnnCellCase(Case):
         return f"rnn_cell {self.direction} {self.arithmetic}"
 
     def inputs(self) -> dict[str, Tensor]:
-        """By name, in float64 on the CPU."""
+        """The inputs by name, in float64 on the CPU."""
         sizes: dict[str, tuple[int, ...]] = {
             "x": (self.N, self.I),
             "h": (self.N, self.H),
@@ -212,14 +213,30 @@ class RnnCellCase(Case):
 
 
 def cases(small: bool, seed: int) -> Iterator[Case]:
-    """All of them; what a variant cannot hold, it refuses when it is asked."""
+    """All cases, including those that a variant refuses when it is to compute them."""
     for variant, arithmetic, direction in product(variants.VARIANTS, BY_INTEREST, ("forward", "backward")):
         for row_tiles in (0, *ROW_TILES.get(variant.name, ())):
             for sizes, lengths, nonlinearity in product(SMALL_SIZES if small else SIZES, (False, True), ("identity", "relu")):
-                yield RnnCase(direction, variant.name, arithmetic, row_tiles, *sizes, lengths, nonlinearity, seed)
+                T, N, H, D = sizes
+                yield RnnCase(
+                    direction=direction,
+                    variant=variant.name,
+                    arithmetic=arithmetic,
+                    row_tiles=row_tiles,
+                    T=T,
+                    N=N,
+                    H=H,
+                    D=D,
+                    lengths=lengths,
+                    nonlinearity=nonlinearity,
+                    seed=seed,
+                )
     cells = ((3, 19, 21), (9, 24, 40)) if small else ((3, 19, 21), (9, 64, 96), (32, 128, 256), (70, 40, 33))
     for direction, arithmetic, extents, bias, nonlinearity in product(
         ("forward", "backward"), BY_INTEREST, cells, (False, True), ("identity", "relu")
     ):
         if not (bias and direction == "backward"):
-            yield RnnCellCase(direction, arithmetic, *extents, bias, nonlinearity, seed)
+            N, I, H = extents  # noqa: E741
+            yield RnnCellCase(
+                direction=direction, arithmetic=arithmetic, N=N, I=I, H=H, bias=bias, nonlinearity=nonlinearity, seed=seed
+            )

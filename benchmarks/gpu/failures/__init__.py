@@ -1,1 +1,1 @@
-"""A wrong result taken apart without the GPU that gave it: what is kept of it, and what it looks like."""
+"""The analysis of a wrong result without the GPU that computed it: the evidence that is kept, and the faults that explain it."""

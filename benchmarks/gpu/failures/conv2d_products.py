@@ -1,4 +1,4 @@
-"""A convolution's result as its kernels see it: rows, columns and depth of the product, in the order of the kernel."""
+"""The result of a convolution as its kernels see it: rows, columns and depth of the product in the order of the kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PIXEL, CHANNEL, TAP = "pixel", "channel", "filter tap and channel"
 
 
 def conv2d_product(case: Conv2dCase, operands: bool) -> Product:
-    """The result of a case, with its operands or only with the places of its elements."""
+    """The result of a case, with or without its operands."""
     walk = _Walk(case)
     parts = list({"fprop": _fprop, "dgrad": _dgrad, "wgrad": _wgrad}[case.direction](walk, operands))
     rows, columns = extents(case.tile)
@@ -31,7 +31,7 @@ def conv2d_product(case: Conv2dCase, operands: bool) -> Product:
 
 
 class _Walk:
-    """How the variant of a case walks what is summed over."""
+    """The order in which the variant of a case walks the depth."""
 
     def __init__(self, case: Conv2dCase):
         self.case, self.sizes, self.inputs = case, case.sizes, inputs(case.sizes, case.seed)
@@ -41,10 +41,10 @@ class _Walk:
         C, K = self.sizes.C // groups, self.sizes.K // groups
         piece = 16 // self.item
         hopper, tensor = case.variant == "hopper", case.variant == "tensor"
-        self.reversed = hopper and direction == "dgrad"  # its filter positions are walked from the last one back
+        self.reversed = hopper and direction == "dgrad"  # it walks the filter positions from the last to the first
         last = case.layout == "channels_last"
         self.channels_inner = hopper or tensor or direction == "dgrad" or (last and case.variant != "explicit")
-        self.whole = 1  # channels of the image that is gathered from are padded to a multiple of it
+        self.whole = 1  # channels of the gathered image are padded to a multiple of this
         if hopper:
             span = wgmma.span(direction, dtype, ceil_divide(K if direction == "dgrad" else C, piece) * piece)
             self.whole, step = span // self.item, wgmma.STEP_BYTES // self.item
@@ -58,16 +58,16 @@ class _Walk:
             self.depth = Depth(step, self.item, case.splits)
 
     def in_order(self, columns: Tensor, taps: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(..., taps, channels) -> (..., depth) in whole steps, and what each depth is."""
+        """Flattens (..., taps, channels) to (..., depth) in whole steps, and labels each depth with its tap and channel."""
         channels = columns.shape[-1]
         numbers = torch.arange(columns.shape[-2])[:, None].expand(-1, channels)
-        of_channel = torch.arange(channels).expand(columns.shape[-2], -1)
+        channel_numbers = torch.arange(channels).expand(columns.shape[-2], -1)
         if self.channels_inner:
             columns = padded(columns, -1, self.whole)
-            numbers, of_channel = (padded(label, -1, self.whole, -1) for label in (numbers, of_channel))
+            numbers, channel_numbers = (padded(label, -1, self.whole, -1) for label in (numbers, channel_numbers))
         else:
-            columns, numbers, of_channel = (tensor.transpose(-1, -2) for tensor in (columns, numbers, of_channel))
-        label = {"tap": numbers, "channel": of_channel}
+            columns, numbers, channel_numbers = (tensor.transpose(-1, -2) for tensor in (columns, numbers, channel_numbers))
+        label = {"tap": numbers, "channel": channel_numbers}
         depth = padded(columns.flatten(-2), -1, self.depth.step)
         return depth, {kind: padded(index.flatten(), 0, self.depth.step, -1) for kind, index in label.items()}
 
@@ -85,7 +85,7 @@ def _places(size: tuple[int, ...]) -> Tensor:
 
 
 def _columns(sizes: Geometry, x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N P Q, groups, taps, C of a group)."""
+    """Unfolds (N, C, H, W) to (N·P·Q, groups, taps, channels of a group)."""
     top, bottom, left, right = sizes.padding
     unfolded = F.unfold(F.pad(x, (left, right, top, bottom)), (sizes.R, sizes.S), sizes.dilation, 0, sizes.stride)
     cut = unfolded.unflatten(1, (sizes.groups, sizes.C // sizes.groups, sizes.R * sizes.S))
@@ -112,7 +112,7 @@ def _fprop(walk: _Walk, operands: bool) -> Iterator[Part]:
 
 
 def _dgrad(walk: _Walk, operands: bool) -> Iterator[Part]:
-    """A part for each group and residue of the pixels modulo the stride, which is a convolution of its own."""
+    """Yields a part for each group and each residue of the pixels modulo the stride, which is a separate convolution."""
     sizes, groups = walk.sizes, walk.sizes.groups
     (top, _, left, _), dy = sizes.padding, walk.inputs.dy.float()
     places = _places(tuple(walk.inputs.x.shape))
@@ -130,7 +130,9 @@ def _dgrad(walk: _Walk, operands: bool) -> Iterator[Part]:
         place = places[:, :, lines][..., pixels].permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (groups, -1))[:, group]
         part = Part(" ".join(filter(None, (_name("residue", number, count), _name("group", group, groups)))), place)
         if operands:
-            cut = dy.unflatten(1, (groups, -1))[:, group]  # (N, K, P, Q), and a border of zeros that -1 points to
+            cut = dy.unflatten(1, (groups, -1))[
+                :, group
+            ]  # (N, K, P, Q); index -1 selects the border of zeros that is added below
             gathered = F.pad(cut, (0, 1, 0, 1))[:, :, p][..., q]  # (N, K, lines, r, pixels, s)
             left_columns = gathered.permute(0, 2, 4, 3, 5, 1).flatten(0, 2).flatten(1, 2)
             w = walk.inputs.w.float().unflatten(0, (groups, -1))[group][:, :, r][..., s].permute(1, 2, 3, 0).flatten(1, 2)
@@ -147,8 +149,8 @@ def _dgrad(walk: _Walk, operands: bool) -> Iterator[Part]:
 def _axis(
     residue: int, extent: int, stride: int, taps: int, dilation: int, pad: int, outputs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels of a residue; the filter positions that they receive from; and for each pixel and position the output that it
-    receives from, -1 where there is none."""
+    """The pixels of a residue, the filter positions that contribute to them, and for each pixel and position the output whose
+    gradient contributes, -1 if there is none."""
     pixels, positions = torch.arange(residue, extent, stride), torch.arange(taps)
     positions = positions[(residue + pad - positions * dilation) % stride == 0]
     output = (pixels[:, None] + pad - positions * dilation) // stride
@@ -181,7 +183,7 @@ def _name(kind: str, number: int, count: int) -> str:
 
 
 def _alternatives(case: Conv2dCase) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
-    """Other convolutions of the same inputs."""
+    """Faulty convolutions of the same inputs."""
     sizes, drawn = case.sizes, inputs(case.sizes, case.seed)
     changed = {"with the filter's taps in reverse": drawn._replace(w=drawn.w.flip(2, 3), x=drawn.x)}
     if sizes.R == sizes.S and sizes.R > 1:
@@ -198,7 +200,7 @@ def _alternatives(case: Conv2dCase) -> Iterator[tuple[str, str, Callable[[], Ten
 
 
 def _shifted(image: Tensor, shift: tuple[int, int]) -> Tensor:
-    """Pixel (h, w) holds what was `shift` further; zeros come in."""
+    """An image whose pixel (h, w) is the pixel (h, w) + shift of the original, with zeros from outside."""
     return F.pad(image, (1, 1, 1, 1))[:, :, 1 + shift[0] : 1 + shift[0] + image.shape[2], 1 + shift[1] :][..., : image.shape[3]]
 
 

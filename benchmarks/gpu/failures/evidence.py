@@ -1,6 +1,6 @@
-"""What a wrong result tells: how many elements, which, in what pattern, and the wrong tiles themselves.
+"""The evidence of a wrong result: the number, places, values and pattern of the wrong elements, and some wrong tiles.
 
-It is all that is left of a failure once the GPU is gone, so it holds what `explain` needs to take the failure apart without one.
+Nothing else of a failure remains without the GPU, so the evidence contains everything that `explain` needs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from benchmarks.gpu.failures.max_pool2d_products import max_pool2d_product, unfo
 from benchmarks.gpu.failures.products import Part, Product, Tiling, padded, tiles_of
 from benchmarks.gpu.failures.rnn_products import cell_product, first_wrong, rnn_product
 
-#: Characters of the tiles that are kept of one result.
+#: The most characters that the kept tiles of one result take.
 MOST_KEPT = 64 << 10
 _MOST_TILES, _MOST_PARTS, _MOST_VALUES = 64, 4, 8
 
 
 def product_of(case: Case, name: str, operands: bool) -> Product:
-    """A result of a case as its kernel sees it, with its operands or without."""
+    """A result of a case as its kernel sees it, with or without its operands."""
     if isinstance(case, Conv2dCase):
         return conv2d_product(case, operands)
     if isinstance(case, RnnCase):
@@ -42,41 +42,41 @@ def product_of(case: Case, name: str, operands: bool) -> Product:
 
 
 def evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[str, Any]:
-    """What is kept of a wrong result."""
-    told: dict[str, Any] = {"result": name, "shape": list(expected.shape), "dtype": _name(expected.dtype)}
+    """The evidence of a wrong result, which can be written as JSON."""
+    record: dict[str, Any] = {"result": name, "shape": list(expected.shape), "dtype": _name(expected.dtype)}
     if result.shape != expected.shape or result.dtype != expected.dtype:
-        return told | {"wrong": expected.numel(), "instead": f"{_name(result.dtype)} of shape {list(result.shape)}"}
+        return record | {"wrong": expected.numel(), "instead": f"{_name(result.dtype)} of shape {list(result.shape)}"}
     flat, exact = result.flatten(), expected.flatten()
     wrong = flat != exact
-    told |= {"elements": len(flat), "wrong": int(wrong.sum()), "values": _values(flat[wrong], exact[wrong])}
-    told["first"] = [
+    record |= {"elements": len(flat), "wrong": int(wrong.sum()), "values": _values(flat[wrong], exact[wrong])}
+    record["first"] = [
         [*place, result[tuple(place)].item(), expected[tuple(place)].item()]
         for place in (result != expected).nonzero()[:8].tolist()
     ]
     spoiled = torch.zeros_like(wrong)
-    if isinstance(case, RnnCase):  # what follows from a wrong state says nothing of its own
+    if isinstance(case, RnnCase):  # steps after a wrong state are wrong because of it
         wrong, spoiled = first_wrong(case, name, wrong)
-        told["first wrong step"] = int(wrong.sum())
+        record["first wrong step"] = int(wrong.sum())
     product = product_of(case, name, operands=False)
-    wrong_of = {number: _of_part(part, wrong) for number, part in enumerate(product.parts)}
-    wrong_of = {number: elements for number, elements in wrong_of.items() if elements.any()}
-    told["parts"] = [_pattern(product, number, elements) for number, elements in list(wrong_of.items())[:_MOST_PARTS]]
-    told["wrong parts"] = len(wrong_of)
-    told["kept"] = _kept(product, wrong_of, flat, spoiled)
-    return told
+    wrong_by_part = {number: _mask_of(part, wrong) for number, part in enumerate(product.parts)}
+    wrong_by_part = {number: elements for number, elements in wrong_by_part.items() if elements.any()}
+    record["parts"] = [_pattern(product, number, elements) for number, elements in list(wrong_by_part.items())[:_MOST_PARTS]]
+    record["wrong parts"] = len(wrong_by_part)
+    record["kept"] = _kept(product, wrong_by_part, flat, spoiled)
+    return record
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _of_part(part: Part, elements: Tensor) -> Tensor:
-    """(rows, columns): which of a part's elements are among those of the flat result."""
+def _mask_of(part: Part, elements: Tensor) -> Tensor:
+    """(rows, columns): the mask `elements` of the flat result as a mask of a part."""
     return elements[part.place.clamp(min=0)] & (part.place >= 0)
 
 
 def _values(result: Tensor, exact: Tensor) -> dict[str, Any]:
-    """What wrong elements hold: NaN (never written, memory is poisoned), 0, and by how much they differ."""
+    """Counts NaN (the content of poisoned memory that was never written), zeros, and the most frequent differences."""
     wide, wanted = result.double(), exact.double()
     counts: dict[str, Any] = {"NaN": int(wide.isnan().sum()), "0": int((wide == 0).sum())}
     differences, times = (wide - wanted)[wide.isfinite() & wanted.isfinite()].unique(return_counts=True)
@@ -85,11 +85,11 @@ def _values(result: Tensor, exact: Tensor) -> dict[str, Any]:
 
 
 def _pattern(product: Product, number: int, wrong: Tensor) -> dict[str, Any]:
-    """Where the wrong elements of a part are, against the tile and, where sums lie as mma has them, against lanes."""
+    """The places of a part's wrong elements, by tile and, if the sums lie in fragments of mma, by lane."""
     tiling = product.tiling
     rows, columns = wrong.any(1).nonzero().flatten(), wrong.any(0).nonzero().flatten()
     tiles = tiles_of(product.parts[number], tiling, wrong)
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "part": number,
         "name": product.parts[number].name,
         "wrong": int(wrong.sum()),
@@ -103,25 +103,25 @@ def _pattern(product: Product, number: int, wrong: Tensor) -> dict[str, Any]:
     }
     if tiling.fragments:
         row, column = wrong.nonzero().T
-        told["lanes"] = ranges((row % 8 * 4 + column % 8 // 2).unique().tolist())
-        told["rows of a fragment"] = ranges((row % 16).unique().tolist())
-        told["columns of a fragment"] = ranges((column % 8).unique().tolist())
-    return told
+        record["lanes"] = ranges((row % 8 * 4 + column % 8 // 2).unique().tolist())
+        record["rows of a fragment"] = ranges((row % 16).unique().tolist())
+        record["columns of a fragment"] = ranges((column % 8).unique().tolist())
+    return record
 
 
 def ranges(numbers: Iterable[int], most: int = 12) -> str:
-    """Ascending numbers in a few words: "0-63, 128-191", or "0-2046 by 2"."""
-    all_of_them = list(numbers)
+    """Abbreviates ascending numbers, as in "0-63, 128-191" and "0-2046 by 2"."""
+    numbers = list(numbers)
     words, begin = [], 0
-    while begin < len(all_of_them):
+    while begin < len(numbers):
         end, step = begin + 1, 1
-        if end < len(all_of_them):
-            step = all_of_them[end] - all_of_them[begin]
-            while end < len(all_of_them) and all_of_them[end] - all_of_them[end - 1] == step:
+        if end < len(numbers):
+            step = numbers[end] - numbers[begin]
+            while end < len(numbers) and numbers[end] - numbers[end - 1] == step:
                 end += 1
-        if end - begin == 2 and step > 1:  # two numbers are no series
+        if end - begin == 2 and step > 1:  # two numbers do not make a series
             end = begin + 1
-        first, last = all_of_them[begin], all_of_them[end - 1]
+        first, last = numbers[begin], numbers[end - 1]
         words.append(str(first) if end == begin + 1 else f"{first}-{last}" + (f" by {step}" if step > 1 else ""))
         begin = end
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
@@ -130,24 +130,25 @@ def ranges(numbers: Iterable[int], most: int = 12) -> str:
 # ---- tiles ---------------------------------------------------------------------------------------------------------------------
 
 
-def _kept(product: Product, wrong_of: Mapping[int, Tensor], flat: Tensor, spoiled: Tensor) -> list[dict[str, Any]]:
-    """The first wrong tiles, as they came out, as many as there is room for; some of each part first."""
+def _kept(product: Product, wrong_by_part: Mapping[int, Tensor], flat: Tensor, spoiled: Tensor) -> list[dict[str, Any]]:
+    """The first wrong tiles with their wrong values, taken from all parts in turn, as many as there is room for."""
     waiting = [
-        [(number, tile) for tile in tiles_of(product.parts[number], product.tiling, wrong)] for number, wrong in wrong_of.items()
+        [(number, tile) for tile in tiles_of(product.parts[number], product.tiling, wrong)]
+        for number, wrong in wrong_by_part.items()
     ]
     kept: list[dict[str, Any]] = []
     room = MOST_KEPT
-    for round_ in range(max((len(tiles) for tiles in waiting), default=0)):
+    for turn in range(max((len(tiles) for tiles in waiting), default=0)):
         for tiles in waiting:
-            if round_ >= len(tiles) or len(kept) >= _MOST_TILES:
+            if turn >= len(tiles) or len(kept) >= _MOST_TILES:
                 continue
-            number, (row, column) = tiles[round_]
+            number, (row, column) = tiles[turn]
             place = tile_of(product.parts[number].place, product.tiling, row, column, -1)
             data = _packed(flat[place.clamp(min=0)])
             if len(data) > room:
                 if kept:
                     return kept
-                data = ""  # not even one: what is told in words has to do
+                data = ""  # not even one tile fits: only the description is kept
             room -= len(data)
             if data:
                 columns = (spoiled[place.clamp(min=0)] & (place >= 0)).any(0).nonzero().flatten().tolist()
@@ -156,7 +157,7 @@ def _kept(product: Product, wrong_of: Mapping[int, Tensor], flat: Tensor, spoile
 
 
 def tile_of(matrix: Tensor, tiling: Tiling, row: int, column: int, value: float = 0) -> Tensor:
-    """A tile of a matrix, filled up beyond its edges."""
+    """A tile of a matrix, padded with `value` beyond the edges."""
     rows, columns = tiling.rows, tiling.columns
     cut = matrix[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
     return padded(padded(cut, 0, rows, value), 1, columns, value)
@@ -167,6 +168,6 @@ def _packed(tile: Tensor) -> str:
 
 
 def unpacked(data: str, dtype: str, tiling: Tiling) -> Tensor:
-    """A kept tile."""
+    """The tile that was kept as `data`."""
     raw = bytearray(zlib.decompress(base64.b64decode(data)))
     return torch.frombuffer(raw, dtype=getattr(torch, dtype)).view(tiling.rows, tiling.columns)

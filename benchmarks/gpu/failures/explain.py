@@ -1,4 +1,4 @@
-"""A failure on a GPU, taken apart without one: what is wrong, what was planned, and what the emulator makes of the case."""
+"""The explanation of a failure without the GPU: what is wrong, what was launched, and what the emulator computes."""
 
 from __future__ import annotations
 
@@ -22,44 +22,49 @@ from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled.engine import CompiledEngine
 from torch_unroll.engines.compiled.recording import recording
 
-#: Seconds that the emulator has for a case.
+#: Seconds that a case may take on the emulator.
 EMULATOR_SECONDS = 120.0
 _CPU = torch.device("cpu")
 _WIDTH, _INDENT, _MOST_CLAIMS, _MOST_WORDS = 110, 14, 3, 220
 
 
 def explain(file: Path, case: str | None = None, emulate: bool = True) -> str:
-    """Says of each failed case in a file what went wrong. The file holds jobs, a line each, as `benchmarks gpu` writes them, or
-    one case as JSON. `case` is what a case's line has to contain. With `emulate` the same cases run on the emulator."""
-    told = list(_failed(file))
+    """Explains each failed case in a file, which contains a job per line as `benchmarks gpu` writes them, or one case as JSON.
+
+    `case` selects the cases whose line contains it. With `emulate`, the cases also run on the emulator.
+
+    Raises:
+        ValueError: the file contains something else.
+    """
+    failures = list(_failed(file))
     if case is not None:
-        told = [failed for failed in told if case in _key(failed)]
-    if not told:
+        failures = [failed for failed in failures if case in _key(failed)]
+    if not failures:
         return f"{file}: no failed case" + (f" that has {case!r} in its line" if case else "")
-    return "\n\n".join("\n".join(_explained_or_not(failed, emulate)) for failed in told)
+    return "\n\n".join("\n".join(_explained_or_not(failed, emulate)) for failed in failures)
 
 
 def _key(failed: Mapping[str, Any]) -> str:
     try:
         return from_json(failed["case"]).key
-    except (KeyError, TypeError):  # of another version
+    except (KeyError, TypeError):  # written by another version
         return json.dumps(failed["case"])
 
 
 def _explained_or_not(failed: Mapping[str, Any], emulate: bool) -> Iterator[str]:
-    """One case that cannot be explained does not take the others' explanations away."""
+    """Explains a case; an error while doing so is reported, and does not prevent the explanations of other cases."""
     try:
         yield from list(_explained(failed, emulate))
     except Exception as error:
         yield from _line("case", _key(failed))
         yield from _line("outcome", "; ".join(filter(None, (failed["outcome"], failed.get("detail")))))
-        yield from _line("pattern", f"cannot be told: {type(error).__name__}: {error}")
+        yield from _line("pattern", f"cannot be determined: {type(error).__name__}: {error}")
 
 
 def _failed(file: Path) -> Iterator[Mapping[str, Any]]:
     text = file.read_text(errors="backslashreplace")
     try:
-        records = [json.loads(text)]  # one record, over however many lines
+        records = [json.loads(text)]  # one record, possibly over several lines
     except json.JSONDecodeError:
         records = []
         for number, line in enumerate(text.splitlines(), 1):
@@ -90,13 +95,13 @@ def _explained(failed: Mapping[str, Any], emulate: bool) -> Iterator[str]:
     for evidence in results:
         yield from _result(case, evidence)
     if {"dz", "dh0"} <= {evidence["result"] for evidence in results}:
-        yield from _line("", "dh0 is made of dz, and wrong where that is, if for no other reason")
+        yield from _line("", "dh0 is computed from dz, so it is wrong where dz is")
     if emulate:
         yield from _line("emulator", _emulated(failed))
 
 
 def _line(title: str, text: str) -> Iterator[str]:
-    """A title and what there is to say, in aligned lines."""
+    """A title and a text in aligned lines."""
     lines = textwrap.wrap(text, _WIDTH - _INDENT) or [""]
     yield f"{title:<{_INDENT}}{lines[0]}".rstrip()
     yield from (" " * _INDENT + line for line in lines[1:])
@@ -114,21 +119,21 @@ def _result(case: Case, evidence: Mapping[str, Any]) -> Iterator[str]:
         yield from _line(name, f"expected {evidence['dtype']} of shape {evidence['shape']}, got {evidence['instead']}")
         return
     values = evidence["values"]
-    told = f"{evidence['wrong']:,} of {evidence['elements']:,} elements are wrong"
+    text = f"{evidence['wrong']:,} of {evidence['elements']:,} elements are wrong"
     if evidence.get("first wrong step", evidence["wrong"]) != evidence["wrong"]:
-        told += f"; {evidence['first wrong step']:,} at the first step that is wrong for their sample, of which the rest speaks"
-    yield from _line(name, told)
+        text += f"; the following concerns the {evidence['first wrong step']:,} in the first wrong step of their sample"
+    yield from _line(name, text)
     yield from _line("  values", f"{values['NaN']:,} NaN, {values['0']:,} zero; off by {_counted(values['differences'])}")
     for part in evidence["parts"]:
         yield from _part(part)
     if not evidence["kept"]:
-        yield from _line("  pattern", "no tile was kept: it did not fit into the evidence")
+        yield from _line("  pattern", "no tile was kept, because none fits into the evidence")
         return
     failure = Failure(case, evidence)
     claims = findings(failure)
-    kept = f" of those kept: {failure.wrong:,}" if failure.wrong < evidence.get("first wrong step", evidence["wrong"]) else ""
+    kept = " that were kept" if failure.wrong < evidence.get("first wrong step", evidence["wrong"]) else ""
     if not claims:
-        yield from _line("  pattern", f"no known pattern{kept}")
+        yield from _line("  pattern", f"no known pattern in the {failure.wrong:,} wrong elements{kept}")
     for number, claim in enumerate(claims[:_MOST_CLAIMS]):
         words = claim.words if len(claim.words) <= _MOST_WORDS else claim.words[:_MOST_WORDS] + " ..."
         where = " in the rows and columns that are wrong" if claim.restricted else ""
@@ -154,11 +159,11 @@ def _part(part: Mapping[str, Any]) -> Iterator[str]:
         yield from _line("  registers", f"lanes {part['lanes']}; {fragment}")
 
 
-# ---- what was planned, and what the emulator makes of it ----------------------------------------------------------------------
+# ---- the launches, and the outcome on the emulator -----------------------------------------------------------------------------
 
 
 def _plan(case: Case) -> Iterator[str]:
-    """The launches, as planned for the emulator's device: its number of multiprocessors is another one than a GPU's."""
+    """The launches as planned for the emulator, which has fewer multiprocessors than a GPU."""
     launcher = cuda.LAUNCHER
     if reason := cuda.refuses("conv2d", _CPU, torch.float32):
         yield from _line("plan", f"unknown: engine cuda {reason}")
@@ -188,9 +193,9 @@ def _extents(extents: tuple[int, int, int]) -> str:
 
 
 def _emulated(failed: Mapping[str, Any]) -> str:
-    """What the same kernels do on the CPU, in a process of its own."""
+    """The outcome of the same case on the emulator, in a separate process."""
     if reason := cuda.refuses("conv2d", _CPU, torch.float32):
-        return f"not asked: engine cuda {reason}"
+        return f"not run: engine cuda {reason}"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
         process = isolation.run(run_case, (dict(failed["case"]), "cuda", "cpu"), limit=EMULATOR_SECONDS, output=output)
@@ -198,7 +203,7 @@ def _emulated(failed: Mapping[str, Any]) -> str:
     if record["outcome"] in ("hung", "crashed", "failed"):
         return f"{record['outcome']}: {record['detail']}"
     if record["cases"]:
-        return f"{record['outcome']} there too, so the kernel's source or its host code is: {record['detail']}"
+        return f"{record['outcome']} there too, so the fault is in the kernel or in its host code: {record['detail']}"
     if record["counts"].get("right"):
-        return "right there: the hardware and the emulator differ, or the source has changed since"
+        return "right there: the hardware and the emulator differ, or the sources have changed since"
     return "refused there, where there are fewer multiprocessors"

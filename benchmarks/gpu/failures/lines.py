@@ -1,4 +1,4 @@
-"""Rows of a product that hold the values of other rows, and columns that do."""
+"""Hypotheses that rows or columns of a product contain the values of other rows or columns."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from torch import Tensor
 from benchmarks.gpu.failures.products import padded
 from benchmarks.gpu.failures.tiles import Failure, Hypothesis, WrongTile
 
-#: How many rules are tried, and how many lines another may look like to tell one.
+#: The most rules that are tried, and the most lines that a line may equal to suggest a rule.
 _MOST_RULES, _MOST_ALIKE = 6, 64
-#: How many pairs of lines, and how many values one by one, are compared for a tile.
+#: The most pairs of lines, and the most single values, that are compared for a tile.
 _MOST_MATCHES, _MOST_COMPARED = 16_000_000, 64_000_000
 _NAN = float("nan")
 
 
 @dataclass
 class _Lines:
-    """A tile, turned so that its rows are the lines in question, and what each line of the part would put there."""
+    """A tile, transposed if necessary so that its rows are the lines in question, and the values of all lines of the part."""
 
     first: int  # the number of the tile's first line in the part
     wrong: Tensor
     judged: Tensor
     result: Tensor
     place: Tensor
-    addend: Tensor | None  # added to `values`; None: they are results as they are
+    addend: Tensor | None  # added to `values`; None if these already are results
     values: Tensor  # (lines of the part, width of the tile)
-    known: Tensor  # which of the part's lines exist
+    known: Tensor  # whether each line of the part exists
 
 
 def lines(failure: Failure) -> Iterator[Hypothesis]:
-    """A rule is a distance, or bits that are flipped in a line's number; without a rule every line is looked for by itself. The
-    addend is the other line's, or the line's own."""
+    """Looks for a rule, which adds a distance to a line's number or flips bits of it, and for the source of each line separately.
+
+    The addend is either that of the other line or the line's own.
+    """
     tiling = failure.product.tiling
     for across, kind, line, are in ((0, "wrong row", "row", tiling.rows_are), (1, "wrong column", "column", tiling.columns_are)):
         for own_addend in (False, True):
@@ -48,13 +50,13 @@ def lines(failure: Failure) -> Iterator[Hypothesis]:
             ending = f" ({line}s: {are})" + (f", but its own {failure.product.addend}" if own_addend else "")
 
             def hypothesis(words: str, bits: float, sources: Iterable[Tensor]) -> Hypothesis:
-                predicted = [_taken(failure, tile, source) for tile, source in zip(turned, sources, strict=True)]  # noqa: B023
+                predicted = [_copied(failure, tile, source) for tile, source in zip(turned, sources, strict=True)]  # noqa: B023
                 predicted = [values.mT if across else values for values in predicted]  # noqa: B023
-                return Hypothesis(kind, words + ending, bits + own_addend, predicted)  # noqa: B023
+                return Hypothesis(kind=kind, words=words + ending, bits=bits + own_addend, predicted=predicted)  # noqa: B023
 
             rules = Counter(rule for tile, alike in zip(turned, matches, strict=True) for rule in _rules(tile, alike))
             for (operation, by), _ in rules.most_common(_MOST_RULES):
-                words = f"{line} i holds the values of {line} i {'+' if by > 0 else '-'} {abs(by)}"
+                words = f"{line} i has the values of {line} i {'+' if by > 0 else '-'} {abs(by)}"
                 if operation == "xor":
                     words = f"{line}s i and i xor {by} are exchanged"
                 yield hypothesis(words, 2 * log2(count + 1), (_by_rule(tile, operation, by) for tile in turned))
@@ -64,12 +66,12 @@ def lines(failure: Failure) -> Iterator[Hypothesis]:
                 for tile, source in zip(turned, sources, strict=True)
                 for i in (source >= 0).nonzero().flatten().tolist()
             ]
-            words = f"{line}s hold the values of other {line}s: {', '.join(first[:4])}"
+            words = f"{line}s have the values of other {line}s: {', '.join(first[:4])}"
             yield hypothesis(words, log2(count + 1) * len(first) + 2, sources)
 
 
 def _differs(addend: Tensor, across: int) -> bool:
-    """Whether another line's is another one."""
+    """Whether the addends of the lines differ."""
     return bool((addend != addend.select(across, 0).unsqueeze(across)).any())
 
 
@@ -90,18 +92,25 @@ def _turned(failure: Failure, tile: WrongTile, across: int, own_addend: bool) ->
     wrong, judged, result, own, addend = (tensor.mT if across else tensor for tensor in tensors)
     values = padded(values, 1, width)[:, :width]
     return _Lines(
-        tile.number[across] * len(wrong), wrong, judged, result, own, addend if own_addend else None, values, (place >= 0).any(1)
+        first=tile.number[across] * len(wrong),
+        wrong=wrong,
+        judged=judged,
+        result=result,
+        place=own,
+        addend=addend if own_addend else None,
+        values=values,
+        known=(place >= 0).any(1),
     )
 
 
 def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
-    """The tile's wrong lines, and which of the part's lines each could hold: (wrong lines, lines of the part)."""
+    """The wrong lines of the tile, and a mask (wrong lines, lines of the part) of the lines that they equal."""
     numbers = tile.wrong.any(1).nonzero().flatten()
     numbers = numbers[: max(1, _MOST_MATCHES // len(tile.values))]
     counted = tile.judged[numbers] & tile.wrong.any(0)
     plain = tile.addend is None or (not failure.product.relu and failure.product.kept is None)
     if len(numbers) and plain and bool((counted == counted[0]).all()):
-        # Lines are compared by a number that is made of their values, which are integers, as good as exactly.
+        # Lines are compared by a random linear combination of their values, which are integers: equality is all but certain.
         columns = counted[0].nonzero().flatten()
         code = torch.randint(1 << 24, (len(columns),), generator=torch.Generator().manual_seed(0)).double()
         result = tile.result[numbers][:, columns]
@@ -119,7 +128,7 @@ def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
 
 
 def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, int]]:
-    """How the numbers of the lines that a wrong line could hold differ from its own."""
+    """The rules by which wrong lines would have the values of the lines that they equal."""
     numbers, alike = matches
     clear = alike.sum(1) <= _MOST_ALIKE
     for line, other in alike[clear].nonzero().tolist():
@@ -131,12 +140,12 @@ def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, 
 def _by_rule(tile: _Lines, operation: str, by: int) -> Tensor:
     number = tile.first + torch.arange(len(tile.result))
     source = number + by if operation == "plus" else number ^ by
-    beyond = len(tile.values) if tile.addend is not None else -1  # where operands are 0 and an addend is not known
+    beyond = len(tile.values) if tile.addend is not None else -1  # beyond the last line, operands are 0 and addends are unknown
     return torch.where(source < len(tile.values), source, beyond).clamp(min=-1)
 
 
 def _nearest(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Tensor:
-    """For each of the tile's lines the nearest one that it could hold, -1 where there is none."""
+    """For each line of the tile, the nearest line that it equals; -1 if there is none."""
     numbers, alike = matches
     distance = (torch.arange(len(tile.values)) - (tile.first + numbers)[:, None]).abs().masked_fill(~alike, 1 << 40)
     source = torch.full((len(tile.result),), -1)
@@ -145,8 +154,8 @@ def _nearest(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Tensor:
     return source
 
 
-def _taken(failure: Failure, tile: _Lines, source: Tensor) -> Tensor:
-    """Each line from another one, the one beyond the last being 0; NaN where there is none."""
+def _copied(failure: Failure, tile: _Lines, source: Tensor) -> Tensor:
+    """The lines of the tile with the values of their source lines: 0 beyond the last line, NaN without a source."""
     values = padded(tile.values, 0, len(tile.values) + 1)[source.clamp(min=0)]
     if tile.addend is not None:
         values = failure.product.finished(values + tile.addend, tile.place, failure.dtype)

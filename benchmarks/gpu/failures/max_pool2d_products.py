@@ -1,4 +1,4 @@
-"""Results of pooling, unfold and fold as matrices, and what they would be if windows were read otherwise."""
+"""Results of pooling, unfold and fold as matrices, and the results of faulty computations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.gpu.failures.products import Part, Product, Tiling
 
 Alternative = tuple[str, str, Callable[[], Tensor]]
 _MOST_ROWS, _MOST_COLUMNS = 1024, 64
-#: Rows and columns that something may be off by.
+#: Offsets by a row or a column: the kind of the fault, and the direction in words.
 _SHIFTS = {
     (1, 0): ("wrong row", "a row below"),
     (-1, 0): ("wrong row", "a row above"),
@@ -24,71 +24,71 @@ _SHIFTS = {
 
 
 def max_pool2d_product(case: MaxPool2dCase, name: str, operands: bool) -> Product:
-    """The result `name` of a case: rows are pixels, columns channels."""
+    """The result `name` of a case as a matrix of pixels by channels."""
     N, C, H, W = case.expected()[name].shape
     place = torch.arange(N * C * H * W).view(N, C, H, W).permute(0, 2, 3, 1).flatten(0, 2)
     tiling = Tiling(min(H * W, _MOST_ROWS), min(C, _MOST_COLUMNS), "pixel", "channel")
     product = Product(tiling, [Part("", place)])
     if operands:
-        product.alternatives = list(_otherwise(WINDOWS[case.window], case.seed, name))
+        product.alternatives = list(_alternatives(WINDOWS[case.window], case.seed, name))
     return product
 
 
 def unfold_product(case: UnfoldCase, name: str, operands: bool) -> Product:
-    """The result of a case: taps or lines down, positions across."""
+    """The result of a case as a matrix of taps by positions, or of lines by positions."""
     expected = case.expected()[name]
     rows, columns = expected.shape[-2:]
     place = torch.arange(expected.numel()).view(-1, columns)
     product = Product(Tiling(min(rows, _MOST_ROWS), min(columns, _MOST_COLUMNS), "line", "position"), [Part("", place)])
     if operands:
-        x, taken = case.exact()
+        x, columns_of_x = case.exact()
         for (down, right), (kind, words) in _SHIFTS.items():
             if name == "columns":
                 shifted = partial(lambda x, *by: F.unfold(_shifted(x, *by), *case.geometry), x, down, right)
             else:
-                whole = F.fold(taken, (11, 13), *case.geometry)
+                whole = F.fold(columns_of_x, (11, 13), *case.geometry)
                 shifted = partial(_shifted, whole, down, right)
-            product.alternatives.append((kind, f"pixels are taken {words} of their place", shifted))
+            product.alternatives.append((kind, f"pixels are read {words} of their place", shifted))
     return product
 
 
 def _shifted(image: Tensor, down: int, right: int) -> Tensor:
-    """Pixel (h, w) holds what stands so far below and to the right; zeros come in."""
+    """An image whose pixel (h, w) is the pixel (h + down, w + right) of the original, with zeros from outside."""
     H, W = image.shape[2:]
     return F.pad(image, (1, 1, 1, 1))[:, :, 1 + down : 1 + down + H, 1 + right : 1 + right + W]
 
 
-def _otherwise(window: Window, seed: int, name: str) -> Iterator[Alternative]:
+def _alternatives(window: Window, seed: int, name: str) -> Iterator[Alternative]:
     x, _, dy, _ = exact_results(window, seed)
     offsets, indices = exact_offsets(window, seed)
     R, S = window.kernel
     if name in ("y", "offsets"):
         for (down, right), (kind, words) in _SHIFTS.items():
             yield kind, f"windows are read {words} of their place", partial(_pooled, window, x, name, (down, right))
-        for left_out, words in _lines(R, S).items():
-            yield "missing products", f"{words} of each window is left out", partial(_pooled, window, x, name, (0, 0), *left_out)
+        for missing, words in _lines(R, S).items():
+            yield "missing products", f"{words} of each window is missing", partial(_pooled, window, x, name, (0, 0), *missing)
         if name == "offsets":
-            yield "wrong place", "of equal values the last one is taken", partial(_pooled, window, x, name, last=True)
+            yield "wrong place", "the last of equal values is taken", partial(_pooled, window, x, name, last=True)
         return
     rows, columns = indices // x.shape[3], indices % x.shape[3]
     for (down, right), (kind, words) in _SHIFTS.items():
-        there = (rows + down, columns + right)
+        moved = (rows + down, columns + right)
         if name == "indices":
-            yield kind, f"chosen pixels are told {words} of their place", partial(_index, x, *there)
+            yield kind, f"the indices are those of pixels {words} of their place", partial(_index, x, *moved)
         elif name == "gathered":
-            yield kind, f"chosen pixels are read {words} of their place", partial(_gathered, x, *there)
+            yield kind, f"the selected pixels are read {words} of their place", partial(_gathered, x, *moved)
         else:
-            yield kind, f"gradients go {words} of their place", partial(_scattered, x, dy, *there)
+            yield kind, f"gradients are added {words} of their place", partial(_scattered, x, dy, *moved)
     if name == "dx":
         r, s = offsets.long() // S, offsets.long() % S
-        for (line, column), words in _lines(R, S).items():
-            elsewhere = s != column if line is None else r != line
+        for (row, column), words in _lines(R, S).items():
+            elsewhere = s != column if row is None else r != row
             kept = partial(_scattered, x, dy * elsewhere, rows, columns)
-            yield "missing products", f"gradients of {words} of each window are left out", kept
+            yield "missing products", f"gradients of {words} of each window are missing", kept
 
 
 def _lines(R: int, S: int) -> dict[tuple[int | None, int | None], str]:
-    """The border lines of a window."""
+    """The outer rows and columns of a window, in words."""
     lines: dict[tuple[int | None, int | None], str] = {}
     if R > 1:
         lines |= {(0, None): "the first row", (R - 1, None): "the last row"}
@@ -106,7 +106,7 @@ def _pooled(
     without_column: int | None = None,
     last: bool = False,
 ) -> Tensor:
-    """Pooling by its definition, with windows moved or lines of them left out."""
+    """Pools by definition, with the windows shifted, a row or column left out, or the last of equal maxima taken."""
     (H, W), (R, S) = x.shape[2:], window.kernel
     P, Q = F.max_pool2d(x, *window[1:]).shape[2:]
     h = torch.arange(P)[:, None] * window.stride[0] - window.padding[0] + torch.arange(R) * window.dilation[0] + shift[0]

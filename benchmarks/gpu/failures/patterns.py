@@ -1,4 +1,4 @@
-"""What a wrong result looks like: every hypothesis is tested by computing anew, from the inputs, what it would have given."""
+"""The search for the fault behind a wrong result: each hypothesis is tested by computing the result that it predicts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from benchmarks.gpu.failures.swizzles import swizzles
 from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Finding, Hypothesis, WrongTile
 
 _NAN = float("nan")
-#: Sizes of the squares that something may be transposed within.
+#: Sizes of the squares within which a result may be transposed.
 _SQUARES = (256, 128, 64, 32, 16, 8, 4, 2)
-#: The share of the wrong elements that has to be explained for the search to end.
+#: The search by warps, which is slow, is left out if a hypothesis explains at least this share of the wrong elements.
 _MOST_OF = 0.9
-#: How many rows or columns an addend may be off by.
+#: The most rows or columns by which an addend may be off.
 _FURTHEST = 16
 
 
 def findings(failure: Failure) -> list[Finding]:
-    """The hypotheses that are more than an accident, the likeliest first; none of them if no pattern is known."""
+    """The findings that are unlikely to be accidental, the likeliest first; empty if no pattern is known."""
     if not failure.wrong:
         return []
     claimed: dict[tuple[str, str], Finding] = {}
@@ -45,17 +45,17 @@ def findings(failure: Failure) -> list[Finding]:
 
 
 def _values(failure: Failure) -> Iterator[Hypothesis]:
-    """Elements that hold what no product gives."""
+    """Hypothesizes that elements were never written, or are zero."""
     for kind, words, value in (
-        ("never written", "the elements are NaN: never written, or made of what never was", UNWRITTEN),
-        ("zero", "the elements hold 0", 0.0),
+        ("never written", "the elements are NaN: they, or values that they depend on, were never written", UNWRITTEN),
+        ("zero", "the elements are 0", 0.0),
     ):
         predicted = [torch.where(tile.box, torch.full_like(tile.result, value), _NAN) for tile in failure.tiles]
-        yield Hypothesis(kind, words, 8, predicted)
+        yield Hypothesis(kind=kind, words=words, bits=8, predicted=predicted)
 
 
 def _addends(failure: Failure) -> Iterator[Hypothesis]:
-    """What is added to a sum is missing, there more than once, or that of another row or column."""
+    """Hypothesizes that the addend is missing, was added more than once, or is that of another row or column."""
     if not any(tile.addend.any() for tile in failure.tiles):
         return
     name, tiling = failure.product.addend, failure.product.tiling
@@ -67,7 +67,7 @@ def _addends(failure: Failure) -> Iterator[Hypothesis]:
         for by in range(-min(_FURTHEST, extent - 1), min(_FURTHEST, extent - 1) + 1):
             moved = partial(_with_addend_moved, failure, axis, by)
             if by and any((moved(tile) != tile.sums + tile.addend).any() for tile in failure.tiles):
-                words = f"{name} is the one of the {are} {abs(by)} {'further on' if by > 0 else 'before'}"
+                words = f"{name} is that of the {are} {abs(by)} {'after' if by > 0 else 'before'}"
                 yield failure.predict("wrong bias", words, 2 * log2(2 * _FURTHEST), moved)
 
 
@@ -78,7 +78,7 @@ def _with_addend_moved(failure: Failure, axis: int, by: int, tile: WrongTile) ->
 
 
 def _transposed(failure: Failure) -> Iterator[Hypothesis]:
-    """The operands are exchanged: within some block of rows and columns the product is transposed."""
+    """Hypothesizes that the operands are exchanged, so that the product is transposed within some block."""
     if failure.tiles[0].left is None:
         return
     rows, columns = failure.product.tiling[:2]
@@ -105,11 +105,13 @@ def _by_itself(side: str, tile: WrongTile) -> Tensor:
 
 
 def _exchanged(block: tuple[int, int], with_addend: bool, tile: WrongTile) -> Tensor:
-    return _turned(tile.sums + tile.addend, block) if with_addend else _turned(tile.sums, block) + tile.addend
+    return (
+        _transposed_blocks(tile.sums + tile.addend, block) if with_addend else _transposed_blocks(tile.sums, block) + tile.addend
+    )
 
 
-def _turned(values: Tensor, block: tuple[int, int]) -> Tensor:
-    """Element (i, j) of a block is its element (j, i); NaN where that is outside of the tile."""
+def _transposed_blocks(values: Tensor, block: tuple[int, int]) -> Tensor:
+    """Transposes each block; NaN where an element comes from outside of the tile."""
     row, column = torch.arange(values.shape[0])[:, None], torch.arange(values.shape[1])
     from_row, from_column = row // block[0] * block[0] + column % block[1], column // block[1] * block[1] + row % block[0]
     outside = (from_row >= values.shape[0]) | (from_column >= values.shape[1])
@@ -118,10 +120,10 @@ def _turned(values: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def _alternatives(failure: Failure) -> Iterator[Hypothesis]:
-    """The result by another meaning of the operation."""
+    """Hypothesizes the alternative results of the product."""
     for kind, words, whole in failure.product.alternatives:
         values = whole().flatten().double()
         predicted = [
             failure.product.finished(values[tile.place.clamp(min=0)], tile.place, failure.dtype) for tile in failure.tiles
         ]
-        yield Hypothesis(kind, words, 5, predicted)
+        yield Hypothesis(kind=kind, words=words, bits=5, predicted=predicted)

@@ -1,7 +1,7 @@
-"""Results as the kernels see them: matrices of rows and columns, cut into tiles, and the operands whose product they are.
+"""Results as the kernels see them: matrices that are cut into tiles, and the operands whose products they are.
 
-Only the places and the tiling are made for every wrong result; the operands, in the order in which a kernel walks the depth, are
-made where a failure is taken apart.
+For every wrong result, only the places of its elements and the tiling are computed. The operands, in the order in which a kernel
+walks the depth, are computed when a failure is analysed.
 """
 
 from __future__ import annotations
@@ -16,44 +16,45 @@ from torch import Tensor
 
 
 class Tiling(NamedTuple):
-    """Of a result, in elements."""
+    """The tiles of a result, in elements."""
 
     rows: int
     columns: int
-    rows_are: str  # in words: what a row of the product is
+    rows_are: str  # what a row of the product is, in words
     columns_are: str
-    fragments: bool = False  # whether sums lie in registers as mma and wgmma have them
+    fragments: bool = False  # whether the sums lie in registers as mma and wgmma arrange them
 
 
 class Depth(NamedTuple):
-    """What is summed over, in the order of the kernel; padding included."""
+    """The dimension that is summed over, including padding, in the order of the kernel."""
 
-    step: int  # elements that are fetched at once
-    item: int  # bytes of one
-    splits: int = 1  # blocks that share it
-    line: int = 0  # elements of a line of a stage, whose pieces of 16 bytes may be permuted
-    major: tuple[str, str] = ("depth", "depth")  # of the left and the right operand: what is contiguous in a stage
-    span: tuple[int, int] = (0, 0)  # bytes of the swizzle of each operand, where wgmma reads them; else 0
-    warps: int = 0  # that take steps in turn; 0: steps are nobody's own
+    step: int  # elements that are loaded at once
+    item: int  # bytes of an element
+    splits: int = 1  # blocks that share the depth
+    line: int = 0  # elements of a line of a stage, within which a swizzle permutes pieces of 16 bytes; 0 without one
+    major: tuple[str, str] = ("depth", "depth")  # the contiguous dimension of the left and of the right operand in a stage
+    span: tuple[int, int] = (0, 0)  # bytes of the swizzle of each operand that wgmma reads; 0 for other kernels
+    warps: int = 0  # warps that take steps in turn; 0 if all warps take part in every step
 
 
 @dataclass
 class Part:
-    """One matrix of a result: a group, a residue, a direction of a recurrence.
+    """One matrix of a result, such as a group, a residue modulo the stride, or a direction of a recurrence.
 
-    Of the product `left @ right.mT + addend`; `label[kind][d]` tells which unit of a kind depth d belongs to, -1 for padding.
+    It is the product `left @ right.mT + addend`. `label[kind][d]` is the number of the unit (tap, channel, image) to which depth
+    d belongs, and -1 for padding.
     """
 
     name: str
-    place: Tensor  # (rows, columns): where an element is in the flat result; -1 where it has none
+    place: Tensor  # (rows, columns): the index of each element in the flat result; -1 for padding
     left: Tensor | None = None  # (rows, depth)
     right: Tensor | None = None  # (columns, depth)
-    addend: Tensor | None = None  # (rows, columns), or what expands to it
+    addend: Tensor | None = None  # (rows, columns), or a shape that expands to it
     label: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def sums(self) -> Tensor:
-        """Without the addend."""
+        """The product without the addend."""
         assert self.left is not None
         assert self.right is not None
         return self.left @ self.right.mT
@@ -61,19 +62,19 @@ class Part:
 
 @dataclass
 class Product:
-    """A result of a case, taken apart."""
+    """A result of a case as matrices."""
 
     tiling: Tiling
     parts: list[Part]
-    depth: Depth | None = None  # None: nothing is summed
+    depth: Depth | None = None  # None if nothing is summed
     addend: str = "the bias"
     relu: bool = False
-    kept: Tensor | None = None  # flat: elements that the product decides; the others are 0 whatever it is
-    #: Results by another meaning: kind, words, and what makes the whole of it.
+    kept: Tensor | None = None  # flat: the elements that depend on the product; the others are always 0
+    #: Results of faulty computations: the kind of the fault, its description, and a function that computes the whole result.
     alternatives: list[tuple[str, str, Callable[[], Tensor]]] = field(default_factory=list)
 
     def finished(self, values: Tensor, place: Tensor, dtype: torch.dtype) -> Tensor:
-        """What becomes of sums; NaN stays."""
+        """Applies the nonlinearity, zeros and rounding to sums; NaN stays NaN."""
         if self.relu:
             values = values.clamp(min=0)
         if self.kept is not None:
@@ -82,12 +83,12 @@ class Product:
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """To a dtype's precision, as float64."""
+    """Rounds to the precision of a dtype, and returns float64."""
     return values.to(dtype).double()
 
 
 def padded(tensor: Tensor, dim: int, multiple: int, value: float = 0) -> Tensor:
-    """With its extent rounded up to a multiple."""
+    """Pads a dimension with `value` to a multiple."""
     missing = -tensor.shape[dim] % multiple
     if not missing:
         return tensor
@@ -101,9 +102,7 @@ def ceil_divide(a: int, b: int) -> int:
 
 
 def tiles_of(part: Part, tiling: Tiling, elements: Tensor) -> list[tuple[int, int]]:
-    """The tiles, by their numbers down and across, that hold any of the elements (rows, columns) that are true."""
-    down, across = (padded(padded(elements, 0, tiling.rows), 1, tiling.columns).shape[i] for i in (0, 1))
-    grid = padded(padded(elements, 0, tiling.rows), 1, tiling.columns).view(
-        down // tiling.rows, tiling.rows, across // tiling.columns, tiling.columns
-    )
+    """The (row, column) of each tile that contains a true element of the mask `elements`."""
+    whole = padded(padded(elements, 0, tiling.rows), 1, tiling.columns)
+    grid = whole.unflatten(1, (-1, tiling.columns)).unflatten(0, (-1, tiling.rows))
     return [(row, column) for row, column in grid.any(3).any(1).nonzero().tolist()]

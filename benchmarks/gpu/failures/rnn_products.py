@@ -1,6 +1,6 @@
-"""A recurrence's result as its kernels see it: for each direction units down, and steps and samples across.
+"""The result of a recurrence as its kernels see it: for each direction, rows are units, and columns are steps and samples.
 
-The state before a step is taken to be the exact one, which it is for whatever went wrong first.
+The state before a step is assumed to be exact, as it is before the first step that went wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC
 from benchmarks.gpu.exact.rnn import RnnCase, RnnCellCase, inputs
-from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, padded
+from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, ceil_divide, padded
 from torch_unroll.kernels.cuda.rnn import variants
 
 _WARPS = variants.SLICE_WARPS
@@ -21,7 +21,7 @@ _COLUMNS = variants.TILE_COLUMNS
 
 
 def rnn_product(case: RnnCase, name: str, operands: bool) -> Product:
-    """The result `name` of a case."""
+    """The result `name` of a case, with or without its operands."""
     item = ARITHMETIC[case.arithmetic].itemsize
     rows = {"single_block": variants.SINGLE_BLOCK_ROWS}.get(case.variant, variants.TILE_ROWS * max(case.row_tiles, 1))
     tiling = Tiling(rows, _COLUMNS, "unit", "sample" if name == "dh0" else "step and sample", fragments=True)
@@ -36,7 +36,7 @@ def rnn_product(case: RnnCase, name: str, operands: bool) -> Product:
 
 
 class _Pass:
-    """A pass over a layer, all steps at once."""
+    """A pass over a layer, with all steps at once."""
 
     def __init__(self, case: RnnCase, name: str):
         self.case, self.name = case, name
@@ -48,6 +48,7 @@ class _Pass:
         self.kept = None if name == "dh0" else active.flatten()
 
     def parts(self, operands: bool) -> Iterator[Part]:
+        """A part for each direction."""
         T, N, H, D = self.case.T, self.case.N, self.case.H, self.case.D
         for d in range(D):
             if self.name == "dh0":
@@ -70,17 +71,17 @@ class _Pass:
 
     @staticmethod
     def _across(tensor: Tensor, value: float = 0) -> Tensor:
-        """(steps, N, H) -> (steps · N in whole tiles, H)."""
+        """Flattens (steps, N, H) to (steps · N, H), where N is padded to whole tiles."""
         return padded(tensor, 1, _COLUMNS, value).flatten(0, 1)
 
     def state(self, d: int, back: int = 1) -> Tensor:
-        """What a step multiplies by the weight, of so many steps back: (T, N, H); for dh0 (1, N, H)."""
+        """The state `back` steps before each step, which the step multiplies by the weight: (T, N, H), or (1, N, H) for dh0."""
         T, N, H = self.case.T, self.case.N, self.case.H
         carried = (self.h if self.name == "h" else self.dz)[:, :, d * H : (d + 1) * H]
         down = (d == 1) != (self.name != "h")
         time = torch.arange(T)[:, None] if self.name != "dh0" else torch.full((1, 1), -1 if down else 0)
         if self.name == "dh0":
-            time = time if down else self.steps[None, :]  # one step after the last
+            time = time if down else self.steps[None, :]  # the step after the last one
         source = time + back if down else time - back
         outside = (source >= self.steps) | (source < 0) if down else (source < 0).expand(-1, N)
         before = carried[source.clamp(0, T - 1).expand(-1, N), torch.arange(N)]
@@ -88,6 +89,7 @@ class _Pass:
         return torch.where(outside[:, :, None], initial, before)
 
     def alternatives(self, product: Product) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
+        """Results of faulty passes, as `Product.alternatives`."""
         D = self.case.D
 
         def whole(left: Callable[[int], Tensor], right: Callable[[int], Tensor], addend: Callable[[int], Tensor]) -> Tensor:
@@ -108,21 +110,23 @@ class _Pass:
             return stale(d, 1)
 
         for back in (2, 3):
-            words = f"the state is the one of {back} steps back, not of the step before"
+            words = f"the state is that of {back} steps before instead of the previous step"
             yield "stale stage", words, partial(whole, self._weight, partial(stale, back=back), added)
         yield "swapped operands", "the weight is transposed", partial(whole, lambda d: self._weight(d).mT, usual, added)
         if D > 1:
-            words = "the weight is the other direction's"
+            words = "the weight is that of the other direction"
             yield "wrong place", words, partial(whole, lambda d: self._weight(D - 1 - d), usual, added)
         for later in (1, -1) if self.name != "dh0" and self.case.T > 1 else ():
-            words = f"{product.addend} is the one of the step {'after' if later == 1 else 'before'}"
-            shift = later * (-(-self.case.N // _COLUMNS) * _COLUMNS)
+            words = f"{product.addend} is that of the step {'after' if later == 1 else 'before'}"
+            shift = later * ceil_divide(self.case.N, _COLUMNS) * _COLUMNS
             moved = partial(lambda d, by: product.parts[d].addend.roll(-by, 1), by=shift)  # type: ignore[union-attr]
             yield "wrong bias", words, partial(whole, self._weight, usual, moved)
 
     def first_wrong(self, wrong: Tensor) -> tuple[Tensor, Tensor]:
-        """Of h or dz: the wrong elements of the first step that is wrong for its sample, in the order of the walk; and all
-        elements of the steps after it."""
+        """For h or dz, the wrong elements in the first wrong step of each sample, and all elements of the steps after it.
+
+        Steps are counted in the order in which the pass walks them.
+        """
         T, N, H, D = self.case.T, self.case.N, self.case.H, self.case.D
         first, later = wrong.view(T, N, D, H).clone(), torch.zeros(T, N, D, H, dtype=torch.bool)
         for d in range(D):
@@ -136,13 +140,12 @@ class _Pass:
 
 
 def first_wrong(case: RnnCase, name: str, wrong: Tensor) -> tuple[Tensor, Tensor]:
-    """A result's wrong elements that are not wrong because an earlier step was; and the elements that an earlier step may have
-    spoiled."""
+    """The wrong elements of a result that no wrong earlier step explains, and the elements that such a step may have spoiled."""
     return (wrong, torch.zeros_like(wrong)) if name == "dh0" else _Pass(case, name).first_wrong(wrong)
 
 
 def cell_product(case: RnnCellCase, name: str, operands: bool) -> Product:
-    """The result `name` of a step on its own."""
+    """The result `name` of a single step, with or without its operands."""
     item = ARITHMETIC[case.arithmetic].itemsize
     depth = Depth(variants.CHUNK_BYTES // item, item, warps=_WARPS)
     tiling = Tiling(variants.TILE_ROWS, _COLUMNS, "unit", "sample", fragments=True)

@@ -1,5 +1,5 @@
-"""Steps whose operands come from other steps, for every warp in its own way: what a warp reads of a stage that is being refilled
-depends on when it reads it."""
+"""Hypotheses that operands of some steps come from other steps, differently for each warp: what a warp reads from a stage while
+it is refilled depends on the time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from torch import Tensor
 
 from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
 
-#: Rows of the product that one warp has; steps that are searched for each step; coefficients that are sought at once.
+#: Rows of the product of one warp, the distance of the steps that are tried, and the most unknown coefficients of a system.
 _WARP_ROWS, _FURTHEST, _MOST_UNKNOWN = 16, 8, 400
 
 
 def by_warp(failure: Failure) -> Iterator[Hypothesis]:
-    """Of every 16 rows of a tile: which step of the left operand, of the right one, or of both stands in for each step; and, at
-    the distances that this finds, for each quarter of a step, which is what one wgmma reads."""
+    """Finds, for every 16 rows of a tile, the step from which each step's left, right or both operands come.
+
+    At the distances that this finds, it then looks at each quarter of a step, which one wgmma reads.
+    """
     depth = failure.product.depth
     if depth is None or failure.tiles[0].left is None or failure.product.relu:
         return
     for side, words in (
-        ("both", "both operands of a step are those of another one"),
-        ("left", "the left operand of a step is the one of another step"),
-        ("right", "the right operand of a step is the one of another step"),
+        ("both", "both operands of a step are those of another step"),
+        ("left", "the left operand of a step is that of another step"),
+        ("right", "the right operand of a step is that of another step"),
     ):
         distances: Collection[int] = range(-_FURTHEST, _FURTHEST + 1)
         for unit in (depth.step, depth.step // 4):
-            predicted, choices, taken = [], 0.0, Counter[int]()
+            predicted, choices, distances_used = [], 0.0, Counter[int]()
             for tile in failure.tiles:
                 values = torch.full_like(tile.result, float("nan"))
                 for begin in range(0, len(values), _WARP_ROWS):
@@ -37,19 +39,18 @@ def by_warp(failure: Failure) -> Iterator[Hypothesis]:
                     sums, chosen = _fitted(tile, rows, unit, side, [by * (depth.step // unit) for by in distances])
                     values[rows] = sums + tile.addend[rows]
                     choices += len(chosen) * log2(len(distances))
-                    taken.update(by * unit // depth.step for by in chosen)
+                    distances_used.update(by * unit // depth.step for by in chosen)
                 predicted.append(failure.finished(tile, values))
-            away = sorted(by for by in taken if by)
+            away = sorted(by for by in distances_used if by)
             if not away:
                 break
-            told = f"{words}, so many steps before (-) or after: {', '.join(map(str, away))}; differently from warp to warp"
-            yield Hypothesis("stale stage", told, choices, predicted)
+            description = f"{words}, by so many steps before (-) or after: {', '.join(map(str, away))}; it differs between warps"
+            yield Hypothesis(kind="stale stage", words=description, bits=choices, predicted=predicted)
             distances = [0, *away]
 
 
 def _fitted(tile: WrongTile, rows: slice, unit: int, side: str, distances: Collection[int]) -> tuple[Tensor, list[int]]:
-    """The sums of some rows with each unit's operands from where they fit best, and the distances of those that are not at their
-    place."""
+    """The sums of some rows if each unit's operands come from the units that fit best, and the distances to these units."""
     assert tile.left is not None
     assert tile.right is not None
     left, right = tile.left[rows].unflatten(1, (-1, unit)).transpose(0, 1), tile.right.unflatten(1, (-1, unit)).transpose(0, 1)
@@ -75,13 +76,13 @@ def _fitted(tile: WrongTile, rows: slice, unit: int, side: str, distances: Colle
         coefficients = _solved(products[:, known].mT, target[known])
         if coefficients is None:
             return usual
-        taken = coefficients.nonzero().flatten()
-        chosen = [by for by in (other - at)[taken].tolist() if by]
+        used = coefficients.nonzero().flatten()
+        chosen = [by for by in (other - at)[used].tolist() if by]
     return torch.einsum("p,pmn->mn", coefficients, products), chosen
 
 
 def _solved(matrix: Tensor, target: Tensor) -> Tensor | None:
-    """The integer combination of columns that makes up the target; None if there is none that can be told."""
+    """The integer combination of columns that gives most of the target; None if it cannot be determined."""
     if matrix.shape[1] > _MOST_UNKNOWN or len(matrix) < 2 * matrix.shape[1]:
         return None
     solution = torch.linalg.lstsq(matrix, target[:, None], driver="gelsd").solution[:, 0].round()

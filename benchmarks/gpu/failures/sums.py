@@ -1,7 +1,8 @@
-"""Which products a wrong sum is made of: what is missing, what was added twice, and what came from another step.
+"""Hypotheses on the products that make up a wrong sum: some are missing, were added twice, or come from another step.
 
-A wrong element differs from the right one by a combination of the products of its own row and column. With the depth cut into
-units (steps, splits, filter taps, ...) the same combination for every element, small integers, is found by least squares.
+A wrong element differs from the right one by a combination of the products of its own row and column. The depth is divided into
+units (steps, splits, filter taps, ...), and least squares find the combination of units, with small integers as coefficients,
+that is the same for every element.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from benchmarks.gpu.failures.evidence import ranges
 from benchmarks.gpu.failures.products import Part, ceil_divide
 from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
 
-#: Wrong elements that the combination is sought for; all of them are compared with what it predicts.
+#: The most wrong elements, units and products in a system of equations; its solution is then compared with all elements.
 _SAMPLE, _MOST_UNITS, _MOST_PRODUCTS = 1500, 512, 16_000_000
-#: How many steps away another stage's data may come from.
+#: The distances of the steps from which wrong data may come.
 _SHIFTS = (1, -1, 2, -2, 3, -3, 4, -4)
 
 
 @dataclass
 class _Sample:
-    """Wrong elements: the factors of their products, and what their sums are and ought to be."""
+    """Wrong elements with the factors of their products, their wrong sums, and the exact sums."""
 
     part: Part
     left: Tensor  # (elements, depth)
@@ -36,7 +37,7 @@ class _Sample:
 
 
 def combinations(failure: Failure) -> Iterator[Hypothesis]:
-    """Hypotheses on which products are summed."""
+    """Yields the hypotheses on which products are summed."""
     samples = _samples(failure)
     if not samples or failure.product.depth is None:
         return
@@ -54,7 +55,7 @@ def combinations(failure: Failure) -> Iterator[Hypothesis]:
 
 
 def _samples(failure: Failure) -> list[_Sample]:
-    """Some wrong elements of each tile whose sums can be told from what became of them."""
+    """Some wrong elements of each tile whose sums can be derived from their values."""
     usable = []
     for tile in failure.tiles:
         elements = tile.wrong & (tile.result < UNWRITTEN) & ((tile.result > 0) if failure.product.relu else True)
@@ -63,23 +64,24 @@ def _samples(failure: Failure) -> list[_Sample]:
         usable.append(elements.nonzero())
     if failure.tiles and failure.tiles[0].left is None:
         return []
-    total = sum(map(len, usable))
+    available = sum(map(len, usable))
     draw = torch.Generator().manual_seed(0)
     samples = []
     for tile, elements in zip(failure.tiles, usable, strict=True):
         assert tile.left is not None
         assert tile.right is not None
         most = min(_SAMPLE, max(200, _MOST_PRODUCTS // max(tile.left.shape[1], 1)))
-        count = len(elements) if total <= most else ceil_divide(len(elements) * most, total)
+        count = len(elements) if available <= most else ceil_divide(len(elements) * most, available)
         row, column = elements[torch.randperm(len(elements), generator=draw)[:count]].T
         left, right = tile.left[row], tile.right[column]
         exact = (left * right).double().sum(1)
-        samples.append(_Sample(tile.part, left, right, (tile.result - tile.addend)[row, column], exact))
+        total = (tile.result - tile.addend)[row, column]
+        samples.append(_Sample(part=tile.part, left=left, right=right, total=total, exact=exact))
     return [sample for sample in samples if len(sample.total)]
 
 
 def _units(failure: Failure, part: Part) -> dict[str, Tensor]:
-    """The depth in units of each kind: the number of the unit of each depth, -1 for padding; what is likeliest first."""
+    """For each kind of unit, the likeliest first, the number of the unit to which each depth belongs; -1 for padding."""
     depth = failure.product.depth
     assert depth is not None
     assert part.left is not None
@@ -102,14 +104,14 @@ def _units(failure: Failure, part: Part) -> dict[str, Tensor]:
 
 
 def _by_unit(products: Tensor, units: Tensor) -> Tensor:
-    """(elements, depth) -> (elements, units), added up."""
+    """Sums (elements, depth) over each unit to (elements, units)."""
     there = units >= 0
     count = int(units.max()) + 1
     return products.new_zeros(len(products), count).index_add_(1, units[there], products[:, there]).double()
 
 
 def _solutions(matrix: Tensor, wanted: Tensor) -> Iterator[Tensor]:
-    """Integer combinations of the columns that make up what is wanted: of one column for most elements, and of any for all."""
+    """Integer combinations of the columns that give `wanted`: of the column that fits most elements, and by least squares."""
     for sign in (-1.0, 1.0):
         agrees = (matrix * sign == wanted[:, None]).sum(0)
         solution = torch.zeros(matrix.shape[1], dtype=torch.float64)
@@ -122,7 +124,7 @@ def _solutions(matrix: Tensor, wanted: Tensor) -> Iterator[Tensor]:
 
 
 def _runs(solution: Tensor) -> int:
-    """How many stretches of equal coefficients other than 0."""
+    """The number of runs of equal coefficients other than 0."""
     return int(((solution != 0) & (solution != torch.cat([solution.new_zeros(1), solution[:-1]]))).sum())
 
 
@@ -151,7 +153,7 @@ def _weights(failure: Failure, part: Part, kind: str, solution: Tensor) -> Tenso
 
 
 def _named(failure: Failure, kind: str, units: Tensor, verb: bool = True) -> str:
-    """Units in words, and what a step holds."""
+    """Units in words and, for a single step, what it contains."""
     many = len(units) != 1
     numbers = ranges(units.tolist())
     depth = failure.product.depth
@@ -162,7 +164,7 @@ def _named(failure: Failure, kind: str, units: Tensor, verb: bool = True) -> str
         words = ", ".join(str((unit // S, unit % S)) for unit in units[:6].tolist()) + (" ..." if len(units) > 6 else "")
         words = f"filter tap{'s' * many} {words}"
     elif kind == "place in a step":
-        words = f"depth{'s' * many} {numbers} of the {depth.step} of every step"
+        words = f"depth{'s' * many} {numbers} of the {depth.step} in every step"
     elif kind == "step from the end":
         words = f"step{'s' * many} {numbers} from the end of each split's depth ({depth.step} elements each; 0 is the last)"
     elif kind == "step of a split":
@@ -175,7 +177,7 @@ def _named(failure: Failure, kind: str, units: Tensor, verb: bool = True) -> str
 
 
 def _content(failure: Failure, steps: Tensor) -> str:
-    """What is summed in a step."""
+    """The taps, channels or images that are summed in a step."""
     label, depth = failure.tiles[0].part.label, failure.product.depth
     assert depth is not None
     if len(steps) != 1 or not label:
@@ -186,7 +188,7 @@ def _content(failure: Failure, steps: Tensor) -> str:
 
 
 def _shifted(failure: Failure, samples: list[_Sample], missing: Tensor, side: str, shift: int) -> Hypothesis | None:
-    """One operand's data of some steps come from other steps, the other operand's do not."""
+    """Hypothesizes that the data of one operand come from other steps in some steps, while those of the other do not."""
     depth = failure.product.depth
     assert depth is not None
     by = shift * depth.step
@@ -200,7 +202,7 @@ def _shifted(failure: Failure, samples: list[_Sample], missing: Tensor, side: st
         left = _moved(sample.left, by) if side == "left" else sample.left
         right = _moved(sample.right, by) if side == "right" else sample.right
         own, other = _by_unit(sample.left * sample.right, units), _by_unit(left * right, units)
-        matrices.append(torch.cat([torch.nn.functional.pad(m, (0, count - m.shape[1])) for m in (own, other)], 1))
+        matrices.append(torch.cat([torch.nn.functional.pad(sums, (0, count - sums.shape[1])) for sums in (own, other)], 1))
     solution = torch.linalg.lstsq(torch.cat(matrices), missing[:, None], driver="gelsd").solution[:, 0].round()
     own, other = solution[:count], solution[count:]
     if not other.any() or solution.abs().max() > 4:
@@ -215,13 +217,13 @@ def _shifted(failure: Failure, samples: list[_Sample], missing: Tensor, side: st
         return kept @ tile.right.mT + (left * _weights(failure, tile.part, "step", other)) @ right.mT + tile.addend
 
     away = f"{abs(shift)} step{'s' * (abs(shift) > 1)} {'before' if shift > 0 else 'after'}"
-    words = f"the {side} operand of {_named(failure, 'step', other.nonzero().flatten(), verb=False)} is the one of {away}"
+    words = f"the {side} operand of {_named(failure, 'step', other.nonzero().flatten(), verb=False)} is that of {away}"
     bits = 2 * (_runs(own) + _runs(other)) * log2(count + 1) + 6
     return failure.predict("stale stage", words, bits, sums)
 
 
 def _moved(operand: Tensor, by: int) -> Tensor:
-    """Depth d holds what was at d - by; zeros come in."""
+    """Shifts the depth, so that depth d has the values of d - by, and fills with zeros."""
     moved = operand.roll(by, 1)
     if by > 0:
         moved[:, :by] = 0

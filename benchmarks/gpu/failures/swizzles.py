@@ -1,5 +1,5 @@
-"""Operands that were read from other places of a stage than they were written to: pieces of 16 bytes permuted within lines, a
-swizzle of another span, and the next depth looked for at the wrong distance."""
+"""Hypotheses that operands were read from other places of a stage than they were written to: with pieces of 16 bytes permuted
+within lines, with a swizzle of another span, or with a wrong distance to the next depth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.exact.conv2d import Conv2dCase
-from benchmarks.gpu.failures.products import Depth
+from benchmarks.gpu.failures.products import Depth, ceil_divide
 from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
 from torch_unroll.kernels.cuda.conv2d import wgmma
 
@@ -21,7 +21,7 @@ _SIDES = {(True, False): "the left operand", (False, True): "the right operand",
 
 
 def swizzles(failure: Failure) -> Iterator[Hypothesis]:
-    """Hypotheses on where the operands of a stage are read."""
+    """Yields the hypotheses on where the operands of a stage are read."""
     depth = failure.product.depth
     if depth is None or failure.tiles[0].left is None:
         return
@@ -37,11 +37,13 @@ def swizzles(failure: Failure) -> Iterator[Hypothesis]:
 
 
 def _along_depth(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
-    """Lines go along the depth, and of each eight lines every one has its pieces permuted in its own way: by flipping bits of
-    their numbers. Which bits is told by what agrees with most elements."""
+    """Hypothesizes that pieces are permuted within lines along the depth, by flipping bits of their numbers.
+
+    Each of eight consecutive lines has its own bits, which are those that agree with most elements.
+    """
     piece = _PIECE_BYTES // depth.item
     flips = range(depth.line // piece)
-    choices = []  # of each tile: (flips, rows, columns)
+    choices = []  # for each tile: (flips, rows, columns)
     for tile in failure.tiles:
         assert tile.left is not None
         assert tile.right is not None
@@ -58,7 +60,7 @@ def _along_depth(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
             agrees = ((values == tile.result) & tile.judged).flatten(1).float()
             agreements.index_add_(1, _classes(tile, classes).flatten(), agrees)
         best = agreements.argmax(0)
-        # A class whose elements fit as they are is as it ought to be.
+        # A class of lines whose elements fit best without a permutation is not permuted.
         best[agreements.max(0).values == agreements[0]] = 0
         if not best.any():
             continue
@@ -66,9 +68,10 @@ def _along_depth(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
         for tile, values in zip(failure.tiles, choices, strict=True):
             chosen = best[_classes(tile, classes)]
             predicted.append(values.gather(0, chosen[None])[0])
-        told = ", ".join(map(str, best[: min(len(best), _PERIOD)].tolist()))
+        bits = ", ".join(map(str, best[: min(len(best), _PERIOD)].tolist()))
         words = f"pieces of 16 bytes of {side} are permuted within {depth.line * depth.item} bytes of depth"
-        yield Hypothesis("swizzle", f"{words}: by flipping {told} in lines 0, 1, ...", 3.0 * len(best), predicted)
+        words += f": by flipping {bits} in lines 0, 1, ..."
+        yield Hypothesis(kind="swizzle", words=words, bits=3.0 * len(best), predicted=predicted)
 
 
 def _classes(tile: WrongTile, classes: tuple[int, int]) -> Tensor:
@@ -77,14 +80,15 @@ def _classes(tile: WrongTile, classes: tuple[int, int]) -> Tensor:
 
 
 def _gathered(operand: Tensor, order: Tensor, size: int) -> Tensor:
-    """The operand in another order of its depth; zeros where that is outside."""
+    """Reorders the depth of an operand, with zeros from outside."""
     return torch.where(order < size, operand[:, order.clamp(max=size - 1)], 0)
 
 
 def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
-    """Lines are depths, and of each eight depths every one has its rows permuted in its own way, pieces of them at once.
+    """Hypothesizes that pieces are permuted within lines along the rows, one line for each depth.
 
-    A sum is one of the sums over each eighth of the depth; which of them, is linear.
+    Each of eight consecutive depths has its own permutation of the rows. A sum is linear in indicators of these permutations, so
+    that least squares find them.
     """
     piece = _PIECE_BYTES // depth.item
     for side, major in zip(("left", "right"), depth.major, strict=True):
@@ -94,7 +98,7 @@ def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
         draw = torch.Generator().manual_seed(0)
         for tile in failure.tiles:
             elements = (tile.wrong & (tile.result < UNWRITTEN)).nonzero()
-            elements = elements[torch.randperm(len(elements), generator=draw)[: -(-_SAMPLE // len(failure.tiles))]]
+            elements = elements[torch.randperm(len(elements), generator=draw)[: ceil_divide(_SAMPLE, len(failure.tiles))]]
             row, column = elements.T
             matrices.append(
                 torch.stack([_eighths(tile, row, column, side, flip * piece) for flip in range(_PERIOD)], 2).flatten(1)
@@ -121,12 +125,12 @@ def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
             return total
 
         words = f"pieces of 16 bytes of the {side} operand are permuted within each depth, across its rows"
-        told = ", ".join(map(str, best.tolist()))
-        yield failure.predict("swizzle", f"{words}: by flipping {told} in depths 0, 1, ...", 3.0 * _PERIOD, sums)
+        bits = ", ".join(map(str, best.tolist()))
+        yield failure.predict("swizzle", f"{words}: by flipping {bits} in depths 0, 1, ...", 3.0 * _PERIOD, sums)
 
 
 def _eighths(tile: WrongTile, row: Tensor, column: Tensor, side: str, flip: int) -> Tensor:
-    """(elements, 8): sums over every eighth depth, with the number of a row, or of a column, changed."""
+    """(elements, 8): sums over every eighth depth, with bits of the row or column number flipped."""
     assert tile.left is not None
     assert tile.right is not None
     left, right = (row ^ flip, column) if side == "left" else (row, column ^ flip)
@@ -139,8 +143,11 @@ def _eighths(tile: WrongTile, row: Tensor, column: Tensor, side: str, flip: int)
 
 @dataclass(frozen=True)
 class _Read:
-    """How the descriptor of an operand is wrong: the span of its swizzle and the span that its strides are made for (0: as they
-    ought to be), and what the distances to the next depth and to the one after are multiplied by."""
+    """The errors in the descriptor of an operand.
+
+    `mode` is the span of its swizzle, and `layout` the span for which its strides are computed; 0 stands for the right span. The
+    distances to the next depth and to the second next are multiplied by `odd` and `two`.
+    """
 
     mode: int = 0
     layout: int = 0
@@ -154,7 +161,7 @@ def _by_wgmma(failure: Failure, depth: Depth, tile: wgmma.WgmmaTile) -> Iterator
         (
             _Read(odd=odd, two=two),
             "wrong depth",
-            f"with the distances to the next depths {odd} and {two} times what they ought to be",
+            f"with the distances to the next two depths multiplied by {odd} and {two}",
         )
         for odd, two in ((1, 2), (2, 1), (2, 2), (0, 1), (1, 0), (0, 0))
     ]
@@ -163,7 +170,8 @@ def _by_wgmma(failure: Failure, depth: Depth, tile: wgmma.WgmmaTile) -> Iterator
         if read == _Read() or all(bool((source == _source(depth, tile, i, _Read())).all()) for i, source in enumerate(sources)):
             continue
         predicted = [_read_so(failure, wrong_tile, depth, sources) for wrong_tile in failure.tiles]
-        yield Hypothesis(kind, f"{side} of wgmma {'are' if of_left and of_right else 'is'} read {words}", 6, predicted)
+        words = f"{side} of wgmma {'are' if of_left and of_right else 'is'} read {words}"
+        yield Hypothesis(kind=kind, words=words, bits=6, predicted=predicted)
 
 
 def _spans(mode: int, layout: int) -> str:
@@ -172,7 +180,7 @@ def _spans(mode: int, layout: int) -> str:
 
 
 def _read_so(failure: Failure, tile: WrongTile, depth: Depth, sources: list[Tensor]) -> Tensor:
-    """What the tile would be with operands from these places of the stage; NaN where they are beyond it."""
+    """The tile if the operands are read from these places of the stage; NaN for places beyond it."""
     assert tile.left is not None
     assert tile.right is not None
     stage = torch.cat([tile.left, tile.right]).unflatten(1, (-1, depth.step))
@@ -185,8 +193,11 @@ def _read_so(failure: Failure, tile: WrongTile, depth: Depth, sources: list[Tens
 
 
 def _source(depth: Depth, tile: wgmma.WgmmaTile, operand: int, read: _Read) -> Tensor:
-    """(lines, step): which element of the stage, lines of the left operand and then of the right one, a step's element is read
-    from; -1 beyond the stage. As platform/wgmma.h and OperandLayout of implicit_gemm_wgmma.cuh have it."""
+    """(lines, step): the element of the stage from which each element of a step is read; -1 beyond the stage.
+
+    The stage contains the lines of the left operand and then those of the right one. The addresses follow platform/wgmma.h and
+    OperandLayout of implicit_gemm_wgmma.cuh.
+    """
     extents = (tile.rows, tile.columns)
     begin = operand * tile.rows * wgmma.STEP_BYTES
     mode, layout = read.mode or depth.span[operand], read.layout or depth.span[operand]
@@ -210,7 +221,7 @@ def _source(depth: Depth, tile: wgmma.WgmmaTile, operand: int, read: _Read) -> T
 
 
 def _written(depth: Depth, extents: tuple[int, int]) -> Tensor:
-    """What the copy engine leaves in a stage: the element at each place, as `_source` numbers them."""
+    """The element that the copy engine writes to each place of a stage, numbered as by `_source`."""
     places = torch.empty(sum(extents) * depth.step, dtype=torch.long)
     for operand, extent in enumerate(extents):
         span, begin = depth.span[operand], operand * extents[0]

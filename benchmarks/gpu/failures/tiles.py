@@ -1,4 +1,4 @@
-"""The kept tiles of a wrong result beside what they are made of, and hypotheses, which predict each tile as a whole."""
+"""The kept tiles of a wrong result with the operands that they result from, and hypotheses that predict whole tiles."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from benchmarks.gpu.exact.case import Case
 from benchmarks.gpu.failures.evidence import product_of, tile_of, unpacked
 from benchmarks.gpu.failures.products import Part, Product
 
-#: Bits of agreement beyond what a hypothesis was free to choose, from which on it is no accident.
+#: A hypothesis is no accident if its agreement is worth this many bits more than its free choices.
 _LEAST_BITS = 16
-#: What stands for NaN, and in integers for the largest number: what memory is poisoned with.
+#: Stands for the values with which memory is poisoned: NaN, and the largest integer.
 UNWRITTEN = 1e300
-#: Wrong elements of a row that is explained as a whole, and the share of all wrong elements that such rows have to hold.
+#: The least wrong elements of a row that counts as wholly explained, and the least share of them that such rows must have.
 _LEAST_IN_A_ROW, _LEAST_SHARE = 8, 0.05
-#: What restricting a hypothesis to the wrong rows and columns costs.
+#: The cost in bits of restricting a hypothesis to the wrong rows and columns.
 _BOX_BITS = 10
 
 
 @dataclass
 class WrongTile:
-    """One tile; all but `part` and the numbers have its rows and columns, as float64."""
+    """A tile that contains wrong elements. Tensors have its rows and columns, and are float64 unless stated otherwise."""
 
     part: Part
     number: tuple[int, int]
-    place: Tensor  # -1 beyond the edges
-    left: Tensor | None  # its rows of the left operand, as float32
-    right: Tensor | None
+    place: Tensor  # indices in the flat result; -1 beyond the edges
+    left: Tensor | None  # (rows, depth) of the left operand, as float32
+    right: Tensor | None  # (columns, depth) of the right operand, as float32
     addend: Tensor
     result: Tensor
     exact: Tensor
-    judged: Tensor  # where the operands are known: the element exists and no earlier step has spoiled it
+    judged: Tensor  # whether the operands are known: the element exists, and no wrong earlier step has spoiled it
 
     @cached_property
     def sums(self) -> Tensor:
-        """The right ones, without the addend."""
+        """The right sums, without the addend."""
         assert self.left is not None
         assert self.right is not None
         return (self.left @ self.right.mT).double()
@@ -52,7 +52,7 @@ class WrongTile:
 
     @cached_property
     def right_ones(self) -> Tensor:
-        """Elements that came out right."""
+        """The elements that are right."""
         return self.judged & (self.result == self.exact)
 
     @cached_property
@@ -63,40 +63,40 @@ class WrongTile:
 
 @dataclass
 class Hypothesis:
-    """What may have happened, and what each tile would hold then; NaN where that cannot be told."""
+    """A possible fault, and the tiles that it predicts; NaN where it predicts nothing."""
 
     kind: str
     words: str
-    bits: float  # what it was free to choose
+    bits: float  # of its free choices
     predicted: list[Tensor]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A hypothesis and what the tiles say to it."""
+    """A hypothesis and its agreement with the tiles."""
 
     kind: str
     words: str
-    explained: int  # of the wrong elements, exactly
-    contradicted: int  # right elements that it would have made wrong
-    restricted: bool  # to the rows and columns that hold wrong elements
-    bits: float
-    claimed: bool  # more than an accident
+    explained: int  # wrong elements that it predicts exactly
+    contradicted: int  # right elements that it predicts to be wrong
+    restricted: bool  # whether it applies only to the rows and columns that contain wrong elements
+    bits: float  # of agreement, less those of its free choices
+    claimed: bool  # whether it is unlikely to be accidental
 
 
 class Failure:
-    """A wrong result of a case, from its evidence."""
+    """A wrong result of a case, reconstructed from its evidence."""
 
-    def __init__(self, case: Case, told: Mapping[str, Any]):
-        self.case, self.name = case, told["result"]
+    def __init__(self, case: Case, evidence: Mapping[str, Any]):
+        self.case, self.name = case, evidence["result"]
         expected = case.expected()[self.name]
         self.dtype = expected.dtype
         self.product: Product = product_of(case, self.name, operands=True)
         self.exact = expected.flatten().double()
-        self.tiles = [self._tile(kept, told["dtype"]) for kept in told.get("kept", ())]
+        self.tiles = [self._tile(kept, evidence["dtype"]) for kept in evidence.get("kept", ())]
         results = torch.cat([tile.result[tile.wrong] for tile in self.tiles]) if self.tiles else torch.zeros(0)
         self.wrong = len(results)
-        #: Bits that the agreement of one element is worth: a hypothesis that knows nothing agrees by chance.
+        #: The bits that the agreement of one element is worth, since a random prediction agrees with some elements by chance.
         shares = torch.unique(results, return_counts=True)[1].double() / max(self.wrong, 1)
         self.bits = max(0.5, -log2(float((shares**2).sum()))) if self.wrong else 0.0
 
@@ -105,32 +105,33 @@ class Failure:
         place = tile_of(part.place, tiling, row, column, -1)
         judged = place >= 0
         judged[:, kept["spoiled"]] = False
-        if self.product.kept is not None:  # what is 0 whatever the product is says nothing of it, unless it is not 0
+        if self.product.kept is not None:  # an element that is 0 for any product counts only if it is not 0
             decided = self.product.kept[place.clamp(min=0)]
             judged &= decided | (_readable(unpacked(kept["data"], dtype, tiling)) != 0)
         addend = torch.zeros(1, 1) if part.addend is None else part.addend
         return WrongTile(
-            part,
-            (row, column),
-            place,
-            None if part.left is None else _lines(part.left, tiling.rows, row),
-            None if part.right is None else _lines(part.right, tiling.columns, column),
-            tile_of(addend.expand(part.place.shape), tiling, row, column).double(),
-            _readable(unpacked(kept["data"], dtype, tiling)),
-            self.exact[place.clamp(min=0)],
-            judged,
+            part=part,
+            number=(row, column),
+            place=place,
+            left=None if part.left is None else _lines(part.left, tiling.rows, row),
+            right=None if part.right is None else _lines(part.right, tiling.columns, column),
+            addend=tile_of(addend.expand(part.place.shape), tiling, row, column).double(),
+            result=_readable(unpacked(kept["data"], dtype, tiling)),
+            exact=self.exact[place.clamp(min=0)],
+            judged=judged,
         )
 
     def finished(self, tile: WrongTile, sums: Tensor) -> Tensor:
-        """What becomes of sums, addend included."""
+        """The elements of a tile that result from sums with their addend."""
         return self.product.finished(sums.double(), tile.place, self.dtype)
 
     def predict(self, kind: str, words: str, bits: float, sums: Callable[[WrongTile], Tensor]) -> Hypothesis:
-        """Of what the sums of a tile would be, addend included."""
-        return Hypothesis(kind, words, bits, [self.finished(tile, sums(tile)) for tile in self.tiles])
+        """A hypothesis by the sums, including the addend, that it predicts for each tile."""
+        predicted = [self.finished(tile, sums(tile)) for tile in self.tiles]
+        return Hypothesis(kind=kind, words=words, bits=bits, predicted=predicted)
 
     def judge(self, hypothesis: Hypothesis) -> Finding:
-        """The better of two readings: it holds all over the tiles, or in the rows and columns that hold wrong elements."""
+        """Judges a hypothesis for whole tiles, or for the rows and columns with wrong elements if that agrees better."""
         explained = inside = everywhere = in_whole_rows = 0
         for tile, predicted in zip(self.tiles, hypothesis.predicted, strict=True):
             agrees = predicted == tile.result
@@ -144,10 +145,18 @@ class Failure:
         readings.append((self.bits * (explained - inside) - hypothesis.bits - _BOX_BITS, inside, True))
         bits, contradicted, restricted = max(readings)
         likely = explained >= (1 + 2**-self.bits) / 2 * self.wrong and contradicted <= explained
-        # Something else may have been wrong as well: but accidents do not explain whole rows.
+        # Another fault may explain the other elements, but no accident explains whole rows.
         partly = in_whole_rows >= _LEAST_SHARE * self.wrong and self.bits * in_whole_rows - hypothesis.bits >= 4 * _LEAST_BITS
         claimed = (likely and bits >= _LEAST_BITS) or partly
-        return Finding(hypothesis.kind, hypothesis.words, explained, contradicted, restricted, bits, claimed)
+        return Finding(
+            kind=hypothesis.kind,
+            words=hypothesis.words,
+            explained=explained,
+            contradicted=contradicted,
+            restricted=restricted,
+            bits=bits,
+            claimed=claimed,
+        )
 
 
 def _readable(result: Tensor) -> Tensor:
@@ -156,6 +165,6 @@ def _readable(result: Tensor) -> Tensor:
 
 
 def _lines(operand: Tensor, extent: int, number: int) -> Tensor:
-    """The rows of an operand that a tile takes, zeros beyond the last."""
+    """The rows of an operand that belong to a tile, with zeros beyond the last one."""
     lines = operand[number * extent : (number + 1) * extent].float()
     return torch.cat([lines, lines.new_zeros(extent - len(lines), lines.shape[1])])
