@@ -55,13 +55,14 @@ class Channels(PoolingVariant):
         """Each byte passes device memory once: what strips and columns share comes from L1 and L2."""
         items, strips = _extents(problem)
         threads = items * strips * problem.N
+        at_once = 1 if problem.any_window else problem.window[1]  # a row of a compiled window is loaded together
         if problem.direction == "forward":
             bytes_ = touched_x_bytes(problem) + choice_bytes(problem)
             instructions = problem.outputs * forward_instructions(problem, problem.piece, problem.any_window)
         else:
             bytes_ = choice_bytes(problem) + problem.pixels * problem.item_bytes
             instructions = problem.pixels * backward_instructions(problem, problem.piece, problem.any_window)
-        return Cost(bytes=bytes_, instructions=instructions, loads=threads, threads=threads)
+        return Cost(bytes=bytes_, instructions=instructions, loads=threads * at_once, threads=threads)
 
 
 def _extents(problem: Pool2dProblem) -> tuple[int, int]:

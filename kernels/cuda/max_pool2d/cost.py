@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 from ...hardware import LAUNCH_SECONDS, Device, rates
 from ...planning import Prediction
-from .problem import STRIP, Pool2dProblem
+from .problem import PIECE_BYTES, STRIP, Pool2dProblem
 
-#: Threads that keep a multiprocessor busy, half of the 2,048 that it holds. With a 16-byte load each they have 16 KiB under way:
-#: what a multiprocessor of an H200 receives in 800 clocks at 20 bytes a clock, about the latency of device memory. They are also
-#: 8 warps for each of the 4 schedulers, which covers the 4 to 8 clocks from an instruction to one that needs its result.
+#: Threads that keep a multiprocessor busy, half of its 2,048: 8 warps for each of its 4 schedulers, which covers the
+#: 4 to 8 clocks from an instruction to one that needs its result.
 BUSY = 1024
+#: Clocks from a load of device memory to its result, assumed. To use the bandwidth, a multiprocessor has loads for so many clocks
+#: under way: on an H200 20 bytes a clock * 560 = 11 KiB, and on a B200 16 KiB, a 16-byte load of each of `BUSY` threads.
+LATENCY_CLOCKS = 560
 #: Threads of a multiprocessor that execute an instruction in one clock: a warp for each of the 4 schedulers.
 ISSUE = 128
 SECTOR_BYTES = 32  # the unit in which device memory is read
@@ -36,17 +38,17 @@ class Cost(NamedTuple):
     instructions: float  # summed over all threads
     loads: float  # under way at once, of 16 bytes each; a thread with narrower ones has several under way in an unrolled loop
     threads: float  # at once, if the device holds them
-    in_turn: bool = False  # whether a multiprocessor either loads or computes, because it holds a single block
+    in_turn: bool = False  # whether a multiprocessor has too few warps to execute some while others load
 
 
 def predict(cost: Cost, device: Device) -> Prediction:
     """Predicts the time of the slower of the two, memory and execution, and the share of the memory bandwidth that is used."""
     rate = rates(device)
     clocks = device.multiprocessors * rate.clock_hz  # clocks of all multiprocessors in a second
-    busy = device.multiprocessors * BUSY
+    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # that use the bandwidth
     full_rate = cost.bytes / (clocks * rate.memory)
-    memory = full_rate / min(1.0, cost.loads / busy)
-    execution = cost.instructions / (clocks * ISSUE * min(1.0, cost.threads / busy))
+    memory = full_rate / min(1.0, cost.loads / loads)
+    execution = cost.instructions / (clocks * ISSUE * min(1.0, cost.threads / (device.multiprocessors * BUSY)))
     work = memory + execution if cost.in_turn else max(memory, execution)
     bounds = {"bytes": memory, "instructions": execution, "launches": LAUNCH_SECONDS}
     seconds = LAUNCH_SECONDS + work

@@ -56,7 +56,7 @@ class Split(PoolingVariant):
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
         """Comparing the slices is left out: it is one cell for about four rows. So the least number of slices that keeps the GPU
-        busy is predicted to be as fast as any."""
+        busy is predicted to be as fast as any more."""
         V = _width(problem)
         threads = problem.outputs // V * configuration.splits
         waste = sector_waste(problem) if V == 1 else 1
@@ -65,6 +65,7 @@ class Split(PoolingVariant):
             instructions=problem.outputs * forward_instructions(problem, V, any_window=True),
             loads=threads,
             threads=threads,
+            in_turn=True,
         )
 
 
