@@ -1,4 +1,4 @@
-"""Which variant and configuration of max pooling is selected, forced or measured, and that each of them computes the same."""
+"""Max pooling: which variants and configurations are selected, forced and measured, and that all of them compute the same."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_keys_of_masked_sequences() -> None:
 @pytest.mark.parametrize("direction", ["forward", "backward", "gather"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_predictions(direction: str, channels_last: bool) -> None:
-    """They lie above what the bytes take at the full bandwidth, and double with the work."""
+    """Predicted times are longer than the bytes take at the full bandwidth, and double with the work."""
     once, twice = (
         _select(_problem((images, 64, 112, 112), 3, 2, 1, channels_last, direction=direction)).prediction for images in (64, 128)
     )
