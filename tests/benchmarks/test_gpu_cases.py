@@ -11,12 +11,12 @@ from torch import Tensor
 
 from benchmarks.gpu import work
 from benchmarks.gpu.exact import conv2d as conv2d_cases
-from benchmarks.gpu.exact import max_pool2d as max_pool2d_cases
 from benchmarks.gpu.exact import rnn as rnn_cases
 from benchmarks.gpu.exact.case import Case, judge
 from benchmarks.gpu.exact.cases import by_job, covering, from_json
 from tests.benchmarks.gpu_runs import CPU, Broken, first_of
 from torch_unroll.engines import load, refusal
+from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.table import kernels
 
 pytestmark = pytest.mark.skipif(
@@ -99,11 +99,19 @@ def test_a_sample_launches_every_kernel(seed: int) -> None:
     assert planned == {row.expression for row in kernels()}
 
 
+def pooling_variant() -> str:
+    """The variant that an ordinary call selects."""
+    x = torch.ones(1, 8, 4, 4, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    with recording() as recorded:
+        load("cuda").max_pool2d_forward(x, (2, 2), (2, 2), (0, 0), (1, 1), False, False)
+    return recorded.selections["max_pool2d_forward"].configuration.variant
+
+
 def test_a_choice_that_was_forced_is_taken_back() -> None:
-    before = conv2d_cases.conv2d.forced, rnn_cases.host.forced, dict(max_pool2d_cases.variants._FORWARD)
+    before = conv2d_cases.conv2d.forced, rnn_cases.host.forced, pooling_variant()
     for op in ("conv2d fprop", "rnn forward cluster", "rnn forward grid_flags", "max_pool2d forward staged"):
         judge(first_of(op), load("cuda"), CPU)
-    assert before == (conv2d_cases.conv2d.forced, rnn_cases.host.forced, dict(max_pool2d_cases.variants._FORWARD))
+    assert before == (conv2d_cases.conv2d.forced, rnn_cases.host.forced, pooling_variant())
     assert rnn_cases.ROW_TILES["cluster"] == rnn_cases.variants.CLUSTER_ROW_TILES
 
 

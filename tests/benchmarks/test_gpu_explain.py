@@ -248,7 +248,7 @@ def test_a_case_without_results_is_explained_by_its_plan(outcome: str, tmp_path:
 
 def test_a_bare_case_is_run_on_the_emulator(tmp_path: Path) -> None:
     file = tmp_path / "case.json"
-    file.write_text(json.dumps(MaxPool2dCase("indices", "flat", "float32", "nchw", "2x2").as_json()))
+    file.write_text(json.dumps(MaxPool2dCase("indices", "gather", "float32", "nchw", "2x2").as_json()))
     assert "right there" in explain(file)
 
 
@@ -269,7 +269,7 @@ def test_a_file_of_something_else_is_refused(content: bytes, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("case", [{"op": "nope"}, {"op": "rnn", "x": 3}, {"op": "conv2d"}])
 def test_a_case_of_another_version_does_not_hide_the_others(case: dict, tmp_path: Path) -> None:
-    good = MaxPool2dCase("indices", "flat", "float32", "nchw", "2x2").as_json()
+    good = MaxPool2dCase("indices", "gather", "float32", "nchw", "2x2").as_json()
     cases = [{"outcome": "wrong", "case": fields, "detail": "d", "evidence": []} for fields in (case, good)]
     file = tmp_path / "checks.jsonl"
     file.write_text(json.dumps({"job": "cuda: a", "cases": cases}) + "\n")

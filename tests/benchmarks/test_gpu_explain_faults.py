@@ -119,7 +119,7 @@ PLANTED = (
     Planted(
         "wrong row",
         plain(
-            "forward.cuh",
+            "channels.cuh",
             "return load_vector<V>(x + h * shape.x_stride[2]",
             "return load_vector<V>(x + (h ? h - 1 : 0) * shape.x_stride[2]",
         ),

@@ -1,4 +1,4 @@
-"""The accesses that the ladder notes of max pooling claim, counted in the PTX that nvcc makes of the kernels."""
+"""Counts the memory accesses in the PTX of max pooling's kernels, whose widths kernels/cuda/max_pool2d/README.md states."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 
 from torch_unroll.kernels import SOURCES, build
-from torch_unroll.kernels.cuda.max_pool2d.pooling import ITEM_BYTES, OFFSET_BYTES, STRIP
-from torch_unroll.kernels.dtypes import CPP_TYPES
+from torch_unroll.kernels.cuda.max_pool2d.problem import OFFSET_BYTES, STRIP
+from torch_unroll.kernels.dtypes import CPP_TYPES, ITEM_BYTES
 from torch_unroll.kernels.table import Kernel, instance_source, kernels
 
 pytestmark = pytest.mark.compile
@@ -27,16 +27,16 @@ def _rows(*parts: str) -> list[Kernel]:
 
 @pytest.fixture(scope="module")
 def ptx(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The PTX of every kernel that is said to move 16 bytes at a time, by name expression."""
+    """Name expression -> PTX, for every kernel that moves 16 bytes at a time."""
     if lack := build.cuda_lack():
         if os.environ.get("CI") == "true":
-            pytest.fail(f"nvcc must be there in CI: {lack}")
+            pytest.fail(f"CI requires nvcc: {lack}")
         pytest.skip(lack)
     bodies = {}
     folder = tmp_path_factory.mktemp("ptx")
-    for direction in ("forward", "backward"):
-        rows = [row for variant in ("channels", "staged") for row in _rows(f"max_pool2d_{direction}_{variant}_kernel")]
-        source, output = folder / f"{direction}.cu", folder / f"{direction}.ptx"
+    for variant in ("channels", "staged"):
+        rows = _rows(f"_{variant}_kernel")
+        source, output = folder / f"{variant}.cu", folder / f"{variant}.ptx"
         source.write_text(instance_source(rows))
         command = [build.find_nvcc(), "-std=c++20", f"-I{SOURCES}", "-arch=compute_80", "-ptx", str(source), "-o", str(output)]
         subprocess.run(command, check=True)
@@ -48,7 +48,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _symbol_part(row: Kernel) -> str:
-    """What the mangled symbol of a row, and of no other, contains."""
+    """The part of a row's mangled symbol that no other row's has."""
     types = {"half": "4half", "bfloat16": "8bfloat16", "float": "f", "double": "d", "uint8_t": "h", "int16_t": "s"}
     item, offset, window = row.arguments
     extents = "".join(f"Li{extent}E" for extent in re.findall(r"\d", window))
@@ -56,7 +56,7 @@ def _symbol_part(row: Kernel) -> str:
 
 
 def _accesses(body: str) -> tuple[Counter[int], Counter[int]]:
-    """Global loads and stores by their bytes."""
+    """Global loads and stores, counted by their bytes."""
     loads, stores = Counter[int](), Counter[int]()
     for kind, vector, bits in _ACCESS.findall(body):
         (loads if kind == "ld" else stores)[int(vector or 1) * int(bits) // 8] += 1

@@ -1,9 +1,13 @@
-"""Every row of the kernel tables of pooling and recurrence is launched, also those that a GPU of this size would pass over, and
-gives what engine `torch` gives. (Convolution's rows are all launched by test_conv2d_kernels.py.)"""
+"""Launches every row of the kernel tables of pooling and recurrence, even those that nothing selects on a device of this size.
+
+Results are compared with engine `torch`. (test_conv2d_kernels.py launches convolution's rows.)
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,10 +16,11 @@ from torch import Tensor
 from torch_unroll.engines import load
 from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.engines.compiled.recording import recording
-from torch_unroll.engines.interface import Pool2dGeometry, RnnOptions
-from torch_unroll.kernels.cuda.max_pool2d import variants as pooling_variants
+from torch_unroll.engines.interface import Pool2dGeometry
+from torch_unroll.kernels.cuda.max_pool2d.variants import SELECTORS as POOLING_SELECTORS
 from torch_unroll.kernels.cuda.rnn import variants
 from torch_unroll.kernels.dtypes import CPP_TYPES
+from torch_unroll.kernels.planning import force
 from torch_unroll.kernels.table import Kernel, kernels
 from torch_unroll.testing import assert_exact
 from torch_unroll.testing.recurrence import assert_backward_steps, assert_cell, assert_cell_backward, assert_forward_steps
@@ -32,7 +37,6 @@ def _id(row: Kernel) -> str:
 def _chosen_anew() -> Iterator[None]:
     """Plans made while a test forces something are forgotten with it."""
     caches = (variants.choose, variants._cut_grid_flags, variants._cut_cluster)
-    caches += (pooling_variants.forward_plan, pooling_variants.backward_plan)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -61,9 +65,8 @@ def test_recurrence(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     w, h0 = (torch.randn(D, H, H) / H**0.5).to(TYPES[math]), torch.randn(D, N, H).to(TYPES[math])
     precision = "tf32" if math == "tfloat32" else "ieee"
     ours, reference = load("cuda"), load("torch")
-    options = RnnOptions(None, None, "tanh", precision)
-    h = reference.rnn_forward(z, w, h0, options)
-    arguments = (w, h0, options)
+    h = reference.rnn_forward(z, w, h0, None, None, "tanh", precision)
+    arguments = (w, h0, None, None, "tanh", precision)
     with recording() as recorded:
         if "Forward" in direction:
             assert_forward_steps(ours.rnn_forward(z, *arguments), z, w, h0, [T] * N, "tanh", precision)
@@ -91,50 +94,55 @@ def test_cell(row: Kernel) -> None:
     assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}
 
 
-#: Windows whose number of cells asks for offsets of one byte, two and four.
+#: Windows whose number of cells needs offsets of one byte, two and four.
 WINDOWS = {"uint8_t": (3, 2), "int16_t": (20, 20), "int32_t": (182, 181)}
-PLAIN = [
-    row for row in kernels("max_pool2d") if any(name in row.name for name in ("strided", "flat", "split", "gather", "indices"))
-]
 
 
-def _pooled(kind: str, dtype: torch.dtype, cells: str, channels: int) -> tuple[Tensor, Pool2dGeometry]:
-    """An input and a window; ties, and planes that the window does not divide."""
-    R, S = (200, 1) if kind == "split" and cells == "uint8_t" else WINDOWS[cells]  # split serves tall windows
-    extent = (R, S) if kind == "split" else (R + 2, S + 1)
-    x = torch.randint(-4, 5, (1, channels, *extent)).to(dtype)
-    return x, Pool2dGeometry((R, S), (R, S) if kind == "split" else (1, 1), (0, 0), (1, 1))
+class PoolingCall(NamedTuple):
+    """A call that a row serves."""
+
+    function: str
+    x: Tensor
+    geometry: Pool2dGeometry
 
 
-@pytest.mark.usefixtures("_chosen_anew")
-@pytest.mark.parametrize("row", PLAIN, ids=_id)
-def test_pooling(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = next(argument for argument in row.arguments if argument in WINDOWS)
+def _pooling_call(row: Kernel) -> PoolingCall:
+    """The input has ties, and planes that windows do not divide."""
+    direction = row.name.removeprefix("max_pool2d_").partition("_")[0]
     dtype = TYPES.get(row.arguments[0], torch.float32)
-    kind = row.name.removeprefix("max_pool2d_").removesuffix("_kernel").rpartition("_")[2]
-    wide = kind == "split" and row.arguments[2] != "1"
-    x, window = _pooled(kind, dtype, cells, 16 // dtype.itemsize if wide else 1)
-    if wide:
+    offset_type = next(argument for argument in row.arguments if argument in WINDOWS)
+    R, S, step = (*WINDOWS[offset_type], 1)
+    if fixed := re.fullmatch(r"FixedWindow<(\d), (\d), (\d)>", row.arguments[-1]):
+        R, S, step = map(int, fixed.groups())
+    (H, W), stride = (R + 2, S + 1), (step, step)
+    if "split" in row.name:  # which serves tall windows only
+        R, S = (200, 1) if offset_type == "uint8_t" else (R, S)
+        (H, W), stride = (R, S), (R, S)
+    in_pieces = "channels" in row.name or ("split" in row.name and row.arguments[-1] != "1")
+    x = torch.randint(-4, 5, (1, 16 // dtype.itemsize if in_pieces else 1, H, W)).to(dtype)
+    if in_pieces:
         x = x.contiguous(memory_format=torch.channels_last)
-    if kind == "strided":
-        monkeypatch.setattr(pooling_variants, "_FORWARD", {"strided": pooling_variants._strided})
-    if kind == "flat":
-        monkeypatch.setattr(pooling_variants, "_BACKWARD", {"flat": pooling_variants._flat})
+    return PoolingCall(f"max_pool2d_{direction}", x, Pool2dGeometry((R, S), stride, (0, 0), (1, 1)))
+
+
+@pytest.mark.parametrize("row", kernels("max_pool2d"), ids=_id)
+def test_pooling(row: Kernel) -> None:
+    function, x, geometry = _pooling_call(row)
+    variant = row.name.removeprefix(f"{function}_").removesuffix("_kernel")
     ours, reference = load("cuda"), load("torch")
-    y, offsets = reference.max_pool2d_forward(x, window, False, True)
-    with recording() as recorded:
-        if kind in ("strided", "split"):
-            for result, wanted in zip(ours.max_pool2d_forward(x, window, False, True), (y, offsets), strict=True):
-                assert_exact(result, wanted)
-        elif kind == "flat":
-            dy = torch.randint(-3, 4, y.shape).to(dtype)
-            assert_exact(
-                ours.max_pool2d_backward(dy, offsets, x.shape[2:], window),
-                reference.max_pool2d_backward(dy, offsets, x.shape[2:], window),
-            )
-        elif kind == "gather":
-            assert_exact(ours.max_pool2d_gather(x, offsets, window), reference.max_pool2d_gather(x, offsets, window))
-        else:
-            indices = (offsets, x.shape[2:], window)
-            assert_exact(ours.max_pool2d_indices(*indices), reference.max_pool2d_indices(*indices))
+    y, offsets = reference.max_pool2d_forward(x, geometry, False, True)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "max_pool2d_forward": (x, geometry, False, True),
+        "max_pool2d_backward": (torch.randint(-3, 4, y.shape).to(x.dtype), offsets, x.shape[2:], geometry),
+        "max_pool2d_gather": (x, offsets, geometry),
+        "max_pool2d_indices": (offsets, x.shape[2:], geometry),
+    }
+    variants = POOLING_SELECTORS[function].by_name
+    with recording() as recorded, force(function, variant if variant in variants else None):
+        results = getattr(ours, function)(*arguments[function])
+    if function == "max_pool2d_forward":
+        assert_exact(results[0], y)
+        assert_exact(results[1], offsets)
+    else:
+        assert_exact(results, getattr(reference, function)(*arguments[function]))
     assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}

@@ -13,7 +13,8 @@ import pytest
 
 from torch_unroll.engines import nvrtc, nvrtc_cache
 from torch_unroll.engines.nvrtc import Binary, Recipe
-from torch_unroll.kernels.cuda.max_pool2d import variants
+from torch_unroll.kernels.cuda.max_pool2d.parameters import IndicesParameters
+from torch_unroll.kernels.cuda.max_pool2d.variants import PARAMETERS
 from torch_unroll.kernels.dtypes import DTYPES
 from torch_unroll.kernels.table import Kernel, kernels, kernels_of
 from torch_unroll.tools import compile as compile_command
@@ -58,7 +59,7 @@ def test_a_kernel_is_compiled_once(folder: Path, compilations: list[Recipe]) -> 
     assert stat.S_IMODE(entry.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("name", ["max_pool2d/gather.cuh", "max_pool2d/window.cuh", "shapes.h", "platform/types.h"])
+@pytest.mark.parametrize("name", ["max_pool2d/gather.cuh", "max_pool2d/windows.cuh", "shapes.h", "platform/types.h"])
 def test_the_digest_covers_every_included_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     files = nvrtc.sources(KERNEL.source)
     assert name in files
@@ -206,8 +207,8 @@ def test_code_from_a_folder_that_others_can_write_to_is_not_run(folder: Path, co
 
 def test_a_compile_error_shows_the_whole_log_with_our_file_and_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = dict(nvrtc.sources(KERNEL.source))
-    lines = files["max_pool2d/window.cuh"].split(b"\n")
-    files["max_pool2d/window.cuh"] = b"\n".join(
+    lines = files["max_pool2d/windows.cuh"].split(b"\n")
+    files["max_pool2d/windows.cuh"] = b"\n".join(
         [*lines, b"int first_mistake() { return undeclared; }", b"nonsense second_mistake;"]
     )
     monkeypatch.setattr(nvrtc, "sources", lambda _: files)
@@ -215,13 +216,13 @@ def test_a_compile_error_shows_the_whole_log_with_our_file_and_line(folder: Path
         nvrtc_cache.fetch(Recipe(KERNEL, "sm_80"))
     message = str(raised.value)
     assert message.startswith("max_pool2d_indices_kernel<uint8_t> does not compile for sm_80 (NVRTC ")
-    assert f'max_pool2d/window.cuh({len(lines) + 1}): error: identifier "undeclared" is undefined' in message
-    assert f'max_pool2d/window.cuh({len(lines) + 2}): error: identifier "nonsense" is undefined' in message
+    assert f'max_pool2d/windows.cuh({len(lines) + 1}): error: identifier "undeclared" is undefined' in message
+    assert f'max_pool2d/windows.cuh({len(lines) + 2}): error: identifier "nonsense" is undefined' in message
     assert not folder.exists()
 
 
 def test_a_kernel_that_is_not_in_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(variants.PARAMETERS, "missing_kernel", variants.IndicesParameters)
+    monkeypatch.setitem(PARAMETERS, "missing_kernel", IndicesParameters)
     with pytest.raises(nvrtc.CompileError, match="missing_kernel<float> does not compile"):
         Recipe(Kernel(KERNEL.source, "missing_kernel", ("float",)), "sm_80").compile()
 

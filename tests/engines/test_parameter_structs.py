@@ -219,7 +219,7 @@ PLANTS = (
     Plant(
         "a field in padding",
         "max_pool2d_gather",
-        "max_pool2d/dense.cuh",
+        "max_pool2d/parameters.cuh",
         "rows_per_block;  //",
         "rows_per_block, in_padding;  //",
         "rows_per_block] = whole.dense",

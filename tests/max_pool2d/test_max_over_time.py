@@ -1,4 +1,4 @@
-"""The maximum over the steps of a sequence, on every engine against torch's own operators."""
+"""The maximum over the steps of a sequence on every engine, compared with torch's own operators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 def _expected(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The maximum and a one-hot mask of the step it is taken from: the first of equals, or the last NaN."""
+    """Returns the maximum, and a one-hot mask of its step: the first of equal values, or the last NaN."""
     steps = torch.arange(x.shape[0], device=x.device).view(-1, 1, 1)
     counts = torch.full_like(steps[0, 0], x.shape[0]) if lengths is None else lengths.clamp(0, x.shape[0])
     inside = steps < counts.view(1, -1, 1)
@@ -92,7 +92,7 @@ def test_empty_batch(target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.engine == "cuda"], ids=str)
-def test_the_pooling_kernel_seen_sideways(target: Target) -> None:
+def test_pooling_kernels_serve_it(target: Target) -> None:
     x = torch.randn(6, 4, 16, dtype=torch.bfloat16, device=target.device, requires_grad=True)
     lengths = torch.full((4,), 3, device=target.device)
     launches = explain("max_over_time", x, lengths, engine=target.engine).launches

@@ -1,9 +1,8 @@
-"""Max pooling on every engine against torch: values, indices, gradients, layouts, and which kernel ran."""
+"""Max pooling on every engine, compared with torch: values, indices, gradients and layouts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_unroll.explain import explain
-from torch_unroll.kernels.cuda.max_pool2d import variants
-from torch_unroll.kernels.cuda.max_pool2d.pooling import Device, Pooling
+from torch_unroll.kernels.cuda.max_pool2d import channels
+from torch_unroll.kernels.cuda.max_pool2d.plan import cached_plan
 from torch_unroll.max_pool2d import max_pool2d
 from torch_unroll.testing import Target, assert_exact, targets
 
@@ -24,7 +23,7 @@ TARGETS = targets("max_pool2d")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 LAYOUTS = ["contiguous", "channels_last", "transposed", "expanded", "offset", "sliced"]
 
-# name -> (N, C, H, W), and the options: what the lecture's networks pool with, and what only the general kernel can do
+# name -> (N, C, H, W) and the options: pooling layers of well-known networks, and windows that are not compiled in
 CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "LeNet": ((2, 6, 10, 12), {"kernel_size": 2}),
     "AlexNet": ((2, 16, 13, 11), {"kernel_size": 3, "stride": 2}),
@@ -46,14 +45,14 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 
 @pytest.fixture(autouse=True)
 def _poisoned_outputs() -> Iterator[None]:
-    """torch.empty yields NaN (or the largest integer): whatever a kernel leaves unwritten shows."""
+    """Makes torch.empty yield NaN or the largest integer, so that an element that a kernel leaves unwritten shows."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
 def _data(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Many ties, some NaN, and whole windows of -inf."""
+    """Values with many ties, some NaN, and whole windows of -inf."""
     x = torch.randint(-2, 3, shape).to(dtype)
     x[torch.rand(shape) < 0.02] = torch.nan
     x[..., : max(1, shape[-2] // 3), : shape[-1] // 2 + 1] = -torch.inf
@@ -66,7 +65,7 @@ def _input(layout: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return _data((N, C, W, H), dtype).transpose(2, 3)
     if layout == "expanded":
         return _data((1, C, H, 1), dtype).expand(shape)
-    if layout == "offset":  # dense, but from an address that no vector may be loaded from
+    if layout == "offset":  # dense, but at an address from which no vector can be loaded
         return torch.empty(N * C * H * W + 1, dtype=dtype)[1:].view(shape).copy_(_data(shape, dtype))
     if layout == "sliced":
         return _data((N + 1, C + 8, H + 2, W + 3), dtype).contiguous(memory_format=torch.channels_last)[1:, 8:, 1:-1, 2:-1]
@@ -76,8 +75,8 @@ def _input(layout: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _both(x: Tensor, target: Target, options: dict[str, Any]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Every result of ours beside torch's: output, indices, gradient, gradient of the gradient. The upstream gradients are small
-    integers, so that no sum of them rounds."""
+    """Yields the name of each result, our tensor and torch's: output, indices, gradient, gradient of the gradient. The upstream
+    gradients are small integers, so that no sum of them rounds."""
     results = []
     dy = ddx = None
     for function, extra in ((max_pool2d, {"engine": target.engine}), (F.max_pool2d, {})):
@@ -116,7 +115,7 @@ def poolings(draw: st.DrawFn) -> tuple[tuple[int, ...], dict[str, Any], torch.dt
 
     kernel_size = draw(st.sampled_from([(2, 2), (3, 3), None])) or pairs(1, 5)
     dilation = draw(st.sampled_from([(1, 1), None])) or pairs(1, 3)
-    # with no more padding than half the window's cells times the dilation less one, no window misses the plane
+    # no padding where there is dilation, so that no window misses the plane
     padding = tuple(draw(st.integers(0, k // 2)) if d == 1 else 0 for k, d in zip(kernel_size, dilation, strict=True))
     least = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel_size, dilation, padding, strict=True)]
     extents = [max(1, low) + draw(st.integers(0, 9)) for low in least]
@@ -182,7 +181,7 @@ def test_windows_without_a_cell(target: Target, layout: torch.memory_format, cha
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_huge_dilation_and_stride(target: Target) -> None:
-    """pytorch/pytorch#189664: 32-bit cell positions overflow there, so torch is no measure here."""
+    """torch's own 32-bit positions of cells overflow (pytorch/pytorch#189664), so the results are written out."""
     largest = 2**31 - 1
     x = torch.randn(2, 3, 4, 5, device=target.device)
     first = x[:, :, :1, :1]
@@ -213,7 +212,7 @@ def test_images_two_thousand_million_elements_apart(
     gpu_memory(target.device, 2 * apart + 2**30)
     if target.device.type == "cuda":
         memory = torch.empty(apart + 4096, dtype=torch.float16, device=target.device)
-    else:  # a file with a hole: only the pages that are touched exist
+    else:  # a sparse file, of which only the pages that are touched take memory
         memory = torch.from_file(str(tmp_path / "sparse"), shared=True, size=apart + 4096, dtype=torch.float16)
     x = memory.as_strided((2, channels, 6, 5), (apart, 1, 5 * channels, channels))
     x.copy_(torch.randn(2, channels, 6, 5))
@@ -245,72 +244,27 @@ def test_more_than_two_to_the_31_elements(
     assert_exact(dx[-1:], torch.autograd.grad(expected, last, torch.ones_like(expected))[0])
 
 
-H200 = Device(132, 227 << 10)
+@pytest.fixture
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Limits grids of variant channels to two blocks in y and z."""
+    monkeypatch.setattr(channels, "GRID_LIMIT", 2)
+    cached_plan.cache_clear()
+    yield
+    cached_plan.cache_clear()
 
 
-def _pooling(shape: tuple[int, ...], window: int, stride: int, padding: int, channels_last: bool, dilation: int = 1) -> Pooling:
-    N, C, H, W = shape
-    P, Q = ((extent + 2 * padding - dilation * (window - 1) - 1) // stride + 1 for extent in (H, W))
-    return Pooling(N, C, H, W, P, Q, *((each, each) for each in (window, stride, padding, dilation)), channels_last)
-
-
-_2x2, _3x3, _3x3s2, _ANY = (str((name,)) for name in (*variants.FIXED_WINDOWS.values(), "AnyWindow"))
-
-
-@pytest.mark.parametrize(
-    ("pooling", "forward", "backward"),
-    [
-        (_pooling((256, 64, 112, 112), 3, 2, 1, True), f"channels {_3x3s2}", f"channels {_3x3s2}"),
-        (_pooling((256, 64, 112, 112), 3, 2, 1, False), f"staged {_3x3s2}", f"staged {_3x3s2}"),
-        (_pooling((32, 480, 14, 14), 3, 1, 1, True), f"channels {_3x3}", f"channels {_3x3}"),
-        (_pooling((128, 512, 4, 4), 2, 2, 0, False), f"staged {_2x2}", f"staged {_2x2}"),
-        (_pooling((32, 3, 28, 28), 2, 2, 0, True), f"staged {_2x2}", f"staged {_2x2}"),
-        (_pooling((32, 64, 28, 28), 5, 1, 2, True), f"channels {_ANY}", f"channels {_ANY}"),
-        (_pooling((32, 64, 28, 28), 3, 2, 1, False, dilation=2), f"staged {_ANY}", f"staged {_ANY}"),
-        (_pooling((8, 64, 56, 56), 56, 1, 0, True), "split ('8',)", f"channels {_ANY}"),
-        (_pooling((8, 64, 56, 56), 56, 1, 0, False), "split ('1',)", f"staged {_ANY}"),
-        (_pooling((512, 512, 8, 8), 8, 1, 0, False), f"staged {_ANY}", f"staged {_ANY}"),
-        (_pooling((4096, 64, 200, 200), 200, 1, 0, True), "split ('8',)", "flat ()"),
-        (_pooling((4096, 64, 200, 200), 200, 1, 0, False), "strided ()", "flat ()"),
-        (_pooling((1, 1, 64, 1 << 20), 2, 2, 0, False), "strided ()", "flat ()"),
-    ],
-)
-def test_chosen_variant(pooling: Pooling, forward: str, backward: str) -> None:
-    plans = (
-        variants.forward_plan(pooling, "bfloat16", pooling.x_strides, True, H200).plan,
-        variants.backward_plan(pooling, "bfloat16", True, H200).plan,
-    )
-    assert [f"{plan.variant} {plan.kernel.arguments[2:]}" for plan in plans] == [forward, backward]
-
-
-def test_every_row_is_chosen_for_some_call() -> None:
-    """The kernel table holds no kernel that nothing launches."""
-    reached = set()
-    windows = ((2, 2), (3, 1), (3, 2), (5, 1), (9, 1), (17, 1), (182, 1))
-    for (window, stride), channels_last, images in product(windows, (False, True), (2, 4096)):
-        for dtype, width in product(("float16", "bfloat16", "float32", "float64"), (window + 3, 1 << 19)):
-            pooling = _pooling((images, 8, window + 3, width), window, stride, 0, channels_last)
-            reached.add(variants.forward_plan(pooling, dtype, pooling.x_strides, True, H200).plan.kernel)
-            reached.add(variants.backward_plan(pooling, dtype, True, H200).plan.kernel)
-            reached.add(variants.gather_plan(pooling, dtype).plan.kernel)
-            reached.add(variants.indices_plan(pooling).plan.kernel)
-    assert set(variants.KERNELS) == reached
-
-
+@pytest.mark.usefixtures("small_grids")
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.engine == "cuda"], ids=str)
-def test_a_grid_smaller_than_the_work(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a grid's limit of 65535 does to more images or rows: a block takes several."""
-    monkeypatch.setattr(variants, "_GRID_LIMIT", 2)
+def test_a_grid_smaller_than_the_work(target: Target) -> None:
+    """Where the grid's limit is reached, a block computes several strips or images."""
     x = _input("channels_last", (700, 8, 17, 3), torch.float16)
     for options in ({"kernel_size": 3, "stride": 1, "padding": 1}, {"kernel_size": (4, 2), "stride": 1}):
         for name, ours, theirs in _both(x, target, options):
             assert_exact(ours, theirs, name)
-    variants.forward_plan.cache_clear()
-    variants.backward_plan.cache_clear()
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.engine == "cuda"], ids=str)
-def test_the_plan_depends_on_the_address(target: Target) -> None:
+def test_the_variant_depends_on_the_address(target: Target) -> None:
     memory = torch.zeros(2 * 8 * 6 * 6 + 8, dtype=torch.float16, device=target.device)
     chosen = []
     for first in (0, 1, 8):

@@ -20,7 +20,7 @@ LENGTHS = [5, 1, 9, 2]
 
 
 def _over_time(x: Tensor, engine: str | None = None) -> Tensor:
-    """A masked maximum; by torch's own operators without an engine."""
+    """A masked maximum, computed by torch's own operators if no engine is named."""
     lengths = torch.tensor(LENGTHS, device=x.device)
     if engine is not None:
         return max_over_time(x, lengths, engine=engine)
@@ -28,7 +28,7 @@ def _over_time(x: Tensor, engine: str | None = None) -> Tensor:
     return torch.where(steps < lengths.view(1, -1, 1), x, -torch.inf).amax(0)
 
 
-# name -> (call, shape of the input); without an engine the call is torch's
+# name -> (call, shape of the input); without options the call is torch's
 CALLS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "compiled window": (lambda x, **o: (max_pool2d if o else F.max_pool2d)(x, 3, 2, 1, **o), (2, 2, 5, 6)),
     "any window": (
@@ -41,7 +41,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
 
 
 def _distinct(shape: tuple[int, ...], target: Target, dtype: torch.dtype = torch.float64) -> Tensor:
-    """No two cells closer than a hundredth, so that no finite difference changes a choice."""
+    """Returns cells that differ by at least a hundredth, so that no finite difference changes which is chosen."""
     count = torch.Size(shape).numel()
     return (torch.randperm(count, device=target.device).to(dtype) / 100 - count / 200).view(shape)
 
@@ -162,7 +162,7 @@ def test_operators(target: Target) -> None:
 
 
 class _Calls(TorchDispatchMode):
-    """Notes whether each forward was asked for offsets."""
+    """Records for each forward pass whether it computes offsets."""
 
     def __init__(self) -> None:
         super().__init__()

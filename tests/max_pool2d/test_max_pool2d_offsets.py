@@ -1,5 +1,4 @@
-"""Offsets that no forward pass has made: a gather reads nothing by those which name no pixel; it takes the window for an empty
-one."""
+"""Gathers by arbitrary offsets: one that names no pixel gathers a zero, and nothing is read out of bounds."""
 
 from __future__ import annotations
 
@@ -15,10 +14,9 @@ pytestmark = pytest.mark.usefixtures("device")
 
 ENGINES = ("cuda", "torch")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-#: A window of as many cells as each type of offset is used for.
+#: Dtype of the offsets -> a window that needs it.
 WINDOWS: dict[torch.dtype, Pair] = {torch.uint8: (3, 3), torch.int16: (16, 17), torch.int32: (182, 182)}
-#: stride, padding, dilation, outputs: every window within the plane if it is small, and windows that padding, dilation and stride
-#: carry beyond each of its edges.
+#: stride, padding, dilation, outputs: small windows lie in the plane; padding, dilation and stride carry others beyond each edge.
 GEOMETRIES: list[tuple[Pair, Pair, Pair, Pair]] = [
     ((1, 1), (0, 0), (1, 1), (4, 5)),
     ((2, 1), (1, 1), (1, 1), (3, 7)),
@@ -28,15 +26,15 @@ GEOMETRIES: list[tuple[Pair, Pair, Pair, Pair]] = [
 
 
 def offsets_of(kind: torch.dtype, window: Pair, *size: int) -> Tensor:
-    """Cells of the window, none, cells beyond it, and the largest and smallest numbers that there are."""
+    """Returns offsets that name cells of the window, no cell, and cells beyond it, among them the dtype's extreme numbers."""
     (R, S), limits = window, torch.iinfo(kind)
     numbers = [0, 1, 2, S, S + 1, 2 * S + 2, R * S - 1, R * S, R * S + 1, limits.max // 2, limits.max, limits.min, -1, -2]
-    numbers = [each for each in numbers if limits.min <= each <= limits.max]
+    numbers = [number for number in numbers if limits.min <= number <= limits.max]
     return torch.tensor(numbers)[torch.randint(len(numbers), size)].to(kind)
 
 
 def chosen(x: Tensor, offsets: Tensor, geometry: tuple[Pair, Pair, Pair, Pair]) -> Tensor:
-    """Window by window, by the definition."""
+    """Gathers window by window, by the definition."""
     (R, S), stride, padding, dilation = geometry
     gathered = torch.zeros(offsets.shape, dtype=x.dtype)
     for n, c, p, q in torch.cartesian_prod(*map(torch.arange, offsets.shape)).tolist():
@@ -52,7 +50,7 @@ def chosen(x: Tensor, offsets: Tensor, geometry: tuple[Pair, Pair, Pair, Pair]) 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize(
     ("kind", "engine"),
-    # Engine `torch` looks at all 33,124 cells of the largest window, one after the other.
+    # Engine `torch` is left out where it would visit all 33,124 cells of the largest window one by one.
     [(kind, engine) for kind in WINDOWS for engine in ENGINES if (kind, engine) != (torch.int32, "torch")],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""torch's own cases of max_pool2d (op_db) and bad calls, through torch_unroll: values, gradients, exception types."""
+"""torch's own samples of max_pool2d (op_db), and bad calls: values, gradients and exception types."""
 
 from __future__ import annotations
 
@@ -100,19 +100,19 @@ BAD_CALLS: dict[str, Callable[[Any], Any]] = {
 def test_same_exception_as_torch(target: Target, what: str) -> None:
     expected = raised(lambda: BAD_CALLS[what](F.max_pool2d))
     result = raised(lambda: BAD_CALLS[what](partial(max_pool2d, engine=target.engine)))
-    assert expected is not None, "torch accepts this call: the case is not one of error"
+    assert expected is not None, "torch accepts this call, so that it is no bad one"
     assert type(result) is type(expected), f"torch: {type(expected).__name__}: {expected}\nours: {result!r}"
     assert "expected" in str(result)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_windows_beyond_counting_are_refused(target: Target) -> None:
+def test_windows_of_too_many_cells_are_refused(target: Target) -> None:
     with pytest.raises(RuntimeError, match="kernel_size: expected a window of at most"):
         max_pool2d(_t(1, 1, 4, 4), 65536, 2**31 - 1, ceil_mode=True, engine=target.engine)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8], ids=str)
-def test_what_no_engine_claims_is_torchs(dtype: torch.dtype) -> None:
+def test_dtypes_that_no_engine_takes_are_left_to_torch(dtype: torch.dtype) -> None:
     info = _info()
     for sample in list(info.sample_inputs("cpu", dtype))[::40] if info.supports_dtype(dtype, "cpu") else []:
         ours = max_pool2d(sample.input, *sample.args, **sample.kwargs)
@@ -123,6 +123,6 @@ def test_what_no_engine_claims_is_torchs(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_a_named_engine_refuses_what_it_does_not_claim(target: Target) -> None:
+def test_a_named_engine_refuses_other_dtypes(target: Target) -> None:
     with pytest.raises(RuntimeError, match="no engine takes"):
         max_pool2d(torch.arange(16, device=target.device).view(1, 1, 4, 4), 2, engine=target.engine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC, LAYOUTS, Case, RefusedError, generator, integers
 from torch_unroll.engines.interface import Pool2dGeometry
-from torch_unroll.kernels.cuda.max_pool2d import variants
+from torch_unroll.kernels.cuda.max_pool2d.variants import SELECTORS
+from torch_unroll.kernels.planning import force
 from torch_unroll.shapes import pooling_offset_dtype
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -81,26 +81,6 @@ def exact_offsets(window: Window, seed: int) -> tuple[Tensor, Tensor]:
     return (r * window.kernel[1] + s).to(pooling_offset_dtype(window.kernel[0] * window.kernel[1])), indices
 
 
-@contextmanager
-def _forced(direction: str, name: str) -> Iterator[None]:
-    """One variant of a direction for the calls within."""
-    table = {"forward": "_FORWARD", "backward": "_BACKWARD"}.get(direction)
-    if table is None:
-        yield
-        return
-    before = getattr(variants, table)
-    caches = (variants.forward_plan, variants.backward_plan)
-    try:
-        setattr(variants, table, {name: before[name]})
-        for cached in caches:
-            cached.cache_clear()
-        yield
-    finally:
-        setattr(variants, table, before)
-        for cached in caches:
-            cached.cache_clear()
-
-
 @dataclass(frozen=True)
 class MaxPool2dCase(Case):
     """One kernel of pooling: forward or backward by a variant, or gather, or indices."""
@@ -125,15 +105,15 @@ class MaxPool2dCase(Case):
             for tensor in (exact[0], exact[2], exact_offsets(window, self.seed)[0])
         )
         plane, geometry = (x.shape[2], x.shape[3]), Pool2dGeometry(*window[1:5])
-        with _forced(self.direction, self.variant):
+        with force(f"max_pool2d_{self.direction}", self.variant):
             try:
                 if self.direction == "forward":
                     y, offsets = engine.max_pool2d_forward(x, geometry, window.ceil_mode, True)
                     return {"y": y, "offsets": offsets}
                 if self.direction == "backward":
                     return {"dx": engine.max_pool2d_backward(dy, offsets, plane, geometry)}
-            except AssertionError as error:  # the table's last variant takes everything, and it is not in this one
-                if str(error) != variants.NONE_LEFT:
+            except RuntimeError as error:
+                if "no variant takes" not in str(error):
                     raise
                 raise RefusedError(f"{self.variant} does not take this pooling") from error
             if self.direction == "gather":
@@ -191,12 +171,7 @@ class UnfoldCase(Case):
 
 def cases(small: bool, seed: int) -> Iterator[Case]:
     """All cases, including those that a variant refuses when it is to compute them."""
-    names = {
-        "forward": tuple(variants._FORWARD),
-        "backward": tuple(variants._BACKWARD),
-        "gather": ("flat",),
-        "indices": ("flat",),
-    }
+    names = {selector.function.removeprefix("max_pool2d_"): tuple(selector.by_name) for selector in SELECTORS.values()}
     for direction, dtype, layout, window in product(names, DTYPES, LAYOUTS, _ANY if small else WINDOWS):
         for variant in names[direction]:
             yield MaxPool2dCase(direction=direction, variant=variant, dtype=dtype, layout=layout, window=window, seed=seed)

@@ -1,1 +1,1 @@
-"""Max pooling: `window.cuh` is one window, the other .cuh files are kernels, `variants.py` says which runs when."""
+"""Max pooling: README.md describes the variants and the order in which to read the files."""

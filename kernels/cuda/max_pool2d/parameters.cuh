@@ -1,0 +1,47 @@
+// What the kernels of max pooling are passed. parameters.py mirrors these structs.
+#pragma once
+#include "shapes.h"
+
+// A dense tensor of planes x rows x columns x inner elements, the last fastest. A contiguous tensor has N * C planes and inner 1;
+// a channels_last tensor has N planes and inner C.
+struct MaxPool2dDense {
+  int64_t planes;
+  int32_t inner;
+  int32_t planes_per_block, rows_per_block;  // staged only: a block computes whole planes, or a band of one plane's rows
+};
+
+template <class T, class Offset>
+struct MaxPool2dForwardParameters {
+  const T* x;              // [N, C, H, W]: any strides; for staged dense, in the memory format of y
+  T* y;                    // [N, C, P, Q], dense
+  Offset* offsets;         // laid out like y; null if they are not wanted
+  const int64_t* lengths;  // [N]: how many rows of an image's planes count, clamped to [0, H]; null if all do. Not for staged
+  MaxPool2dShape shape;
+  MaxPool2dDense dense;  // y; rows_per_block counts output rows
+};
+
+template <class T, class Offset>
+struct MaxPool2dBackwardParameters {
+  const T* dy;            // [N, C, P, Q], dense
+  const Offset* offsets;  // laid out like dy
+  T* dx;                  // [N, C, H, W], dense, in the memory format of dy
+  MaxPool2dShape shape;
+  MaxPool2dDense dense;  // dx; rows_per_block counts rows of pixel blocks
+};
+
+template <class T, class Offset>
+struct MaxPool2dGatherParameters {
+  const T* ddx;           // [N, C, H, W], dense
+  const Offset* offsets;  // [N, C, P, Q], dense, in the memory format of ddx, at a multiple of 16 bytes
+  T* ddy;                 // laid out like offsets, at a multiple of 16 bytes
+  MaxPool2dShape shape;
+  MaxPool2dDense dense;  // ddy
+};
+
+template <class Offset>
+struct MaxPool2dIndicesParameters {
+  const Offset* offsets;  // [N, C, P, Q], dense
+  int64_t* indices;       // laid out like offsets, at a multiple of 16 bytes
+  MaxPool2dShape shape;
+  MaxPool2dDense dense;  // indices
+};
