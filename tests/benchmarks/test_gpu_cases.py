@@ -17,6 +17,9 @@ from benchmarks.gpu.exact.case import Case, judge
 from benchmarks.gpu.exact.cases import by_job, covering, from_json
 from tests.benchmarks.gpu_runs import CPU, Broken, first_of
 from torch_unroll.engines import load, refusal
+from torch_unroll.engines.cuda import LAUNCHER
+from torch_unroll.kernels.cuda.rnn.problem import Recurrence
+from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 from torch_unroll.kernels.table import kernels
 
 pytestmark = pytest.mark.skipif(
@@ -100,11 +103,15 @@ def test_a_sample_launches_every_kernel(seed: int) -> None:
 
 
 def test_a_choice_that_was_forced_is_taken_back() -> None:
-    before = conv2d_cases.conv2d.forced, rnn_cases.host.forced, dict(max_pool2d_cases.variants._FORWARD)
-    for op in ("conv2d fprop", "rnn forward cluster", "rnn forward grid_flags", "max_pool2d forward staged"):
+    def selected() -> tuple[object, ...]:
+        problem = Recurrence(backward=False, T=3, N=2, H=40, D=1, dtype="float32", precision="ieee", aligned=True)
+        recurrence = SELECTORS["rnn_forward"].select(problem, LAUNCHER.properties(CPU))
+        return conv2d_cases.conv2d.forced, recurrence, dict(max_pool2d_cases.variants._FORWARD)
+
+    before = selected()
+    for op in ("conv2d fprop", "rnn forward cluster", "rnn forward grid_exchange", "max_pool2d forward staged"):
         judge(first_of(op), load("cuda"), CPU)
-    assert before == (conv2d_cases.conv2d.forced, rnn_cases.host.forced, dict(max_pool2d_cases.variants._FORWARD))
-    assert rnn_cases.ROW_TILES["cluster"] == rnn_cases.variants.CLUSTER_ROW_TILES
+    assert before == selected()
 
 
 def test_what_no_evidence_can_be_kept_of_is_wrong_all_the_same(

@@ -29,7 +29,7 @@ BARRIER = re.compile(
 
 #: (file, the line without its comment) of barriers that may be missing without harm, and why they stand there all the same.
 REDUNDANT: dict[tuple[str, str], str] = {
-    ("rnn/slices.cuh", "__syncwarp();"): "brings lanes that polled apart together again, which a GPU's mma.sync asks for; "
+    ("rnn/persistent.cuh", "__syncwarp();"): "brings lanes that polled apart together again, which a GPU's mma.sync asks for; "
     "the emulator's waits for them",
 }
 

@@ -15,6 +15,7 @@ from tests.engines import test_kernel_rows
 from tests.engines.test_kernel_rows import _chosen_anew
 from tests.rnn import test_rnn_kernels
 from torch_unroll.engines import cuda
+from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 from torch_unroll.kernels.table import Kernel
 
@@ -60,8 +61,8 @@ def test_convolution(name: str, variant: str | Choice, dtype: torch.dtype, preci
 @pytest.mark.parametrize(
     "row", [row for row in test_kernel_rows.RECURRENT if row.arguments[0] in ON_TENSOR_CORES], ids=test_kernel_rows._id
 )
-def test_recurrence(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    test_kernel_rows.test_recurrence(row, monkeypatch)
+def test_recurrence(row: Kernel) -> None:
+    test_kernel_rows.test_recurrence(row)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +78,8 @@ def test_cell(row: Kernel) -> None:
     ("dtype", "precision"),
     [math for math in test_rnn_kernels.MATHS if math.id in ("float16", "bfloat16", "tf32")],
 )
-def test_longer_recurrences(name: str, dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longer_recurrences(name: str, dtype: torch.dtype, precision: str) -> None:
     options: dict[str, Any] = {"dtype": dtype, "precision": precision}
-    monkeypatch.setattr(test_rnn_kernels.rnn, "forced", name)
-    test_rnn_kernels.test_both_directions_of_unequal_samples(None, name, **options)
-    test_rnn_kernels.test_packed(None, name, **options)
+    with planning.force("rnn", name):
+        test_rnn_kernels.test_both_directions_of_unequal_samples(name, **options)
+        test_rnn_kernels.test_packed(name, **options)

@@ -1,5 +1,5 @@
-// Number types without a header of the toolkit, so that nvcc, NVRTC (which has no include path) and a host compiler
-// agree on them. Arithmetic is done in the accumulator type; the 16-bit types only store.
+// Number types without a header of the toolkit, so that nvcc, NVRTC (which has no include path) and host compilers agree on them.
+// The 16-bit types are for storage; arithmetic is done in the accumulator type.
 #pragma once
 
 #ifdef __CUDACC_RTC__
@@ -30,9 +30,35 @@ template <>
 struct AccumulatorOf<double> {
   using type = double;
 };
-// fp32 for every type but fp64.
+// fp64 for fp64, fp32 for every other type.
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
+
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<1> {
+  using type = uint8_t;
+};
+template <>
+struct WordOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<8> {
+  using type = uint64_t;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+// The unsigned type that one access of kBytes (1, 2, 4, 8 or 16) moves.
+template <int kBytes>
+using Word = typename WordOf<kBytes>::type;
 
 __device__ inline float widen(float value) { return value; }
 __device__ inline double widen(double value) { return value; }

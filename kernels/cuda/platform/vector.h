@@ -1,4 +1,4 @@
-// N elements moved by one access; the address must be a multiple of their total size.
+// Loads and stores of N elements by one access. The address must be a multiple of their total size.
 #pragma once
 #include "platform/types.h"
 
@@ -8,45 +8,20 @@ struct alignas(sizeof(T) * N) Vector {
   static_assert(sizeof(T) * N <= 16, "the widest access is 16 bytes");
 };
 
-template <int Bytes>
-struct WordOf;
-template <>
-struct WordOf<1> {
-  using type = uint8_t;
-};
-template <>
-struct WordOf<2> {
-  using type = uint16_t;
-};
-template <>
-struct WordOf<4> {
-  using type = uint32_t;
-};
-template <>
-struct WordOf<8> {
-  using type = uint2;
-};
-template <>
-struct WordOf<16> {
-  using type = uint4;
-};
-
-// Through a word of the same size: the compiler splits the copy of an array member into its elements.
+// The access goes through a word of the same size, because the compiler splits the copy of an array into its elements.
 template <int N, class T>
 __device__ inline Vector<T, N> load_vector(const T* from) {
-  using Word = typename WordOf<sizeof(T) * N>::type;
   union {
-    Word word;
+    Word<sizeof(T) * N> word;
     Vector<T, N> vector;
-  } result{*reinterpret_cast<const Word*>(from)};
+  } result{*reinterpret_cast<const Word<sizeof(T) * N>*>(from)};
   return result.vector;
 }
 template <int N, class T>
 __device__ inline void store_vector(T* to, const Vector<T, N>& value) {
-  using Word = typename WordOf<sizeof(T) * N>::type;
   union {
     Vector<T, N> vector;
-    Word word;
+    Word<sizeof(T) * N> word;
   } source{value};
-  *reinterpret_cast<Word*>(to) = source.word;
+  *reinterpret_cast<Word<sizeof(T) * N>*>(to) = source.word;
 }

@@ -1,5 +1,7 @@
-// Stands in for kernels/cuda/platform/types.h: the same names, the conversions in integer arithmetic.
+// Replaces kernels/cuda/platform/types.h: the same names, with conversions in integer arithmetic.
 #pragma once
+#include "emulator/vector_types.h"
+
 #include <bit>
 #include <cstdint>
 
@@ -21,13 +23,38 @@ struct AccumulatorOf<double> {
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<1> {
+  using type = uint8_t;
+};
+template <>
+struct WordOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<8> {
+  using type = uint64_t;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+template <int kBytes>
+using Word = typename WordOf<kBytes>::type;
+
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
 inline float widen(bfloat16 value) { return std::bit_cast<float>(uint32_t(value.bits) << 16); }
 inline float widen(half value) {
   const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, rest = value.bits & 0x7fff;
   if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | (rest & 0x3ff) << 13);  // infinity, NaN
-  // The half's bits as a float's are 2^-112 of its value, subnormals included; the product is exact.
+  // A half's exponent and mantissa as those of a float have 2^-112 of its value, also if it is subnormal.
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(std::bit_cast<float>(rest << 13) * 0x1p112f));
 }
 
@@ -38,18 +65,18 @@ inline T narrow(Accumulator<T> value) {
 template <>
 inline bfloat16 narrow<bfloat16>(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fff};  // the GPU's one NaN
+  if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fff};  // a GPU returns this NaN for every NaN
   return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 template <>
 inline half narrow<half>(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value), rest = bits & 0x7fffffff;
   const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
-  if (rest > 0x7f800000) return {0x7fff};                    // the GPU's one NaN
+  if (rest > 0x7f800000) return {0x7fff};                    // a GPU returns this NaN for every NaN
   if (rest >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // 65520 and above round to infinity
-  if (rest >= 0x38800000)                                    // normal: 2^-14 and above
+  if (rest >= 0x38800000)                                    // 2^-14 and above are normal
     return {uint16_t(sign | ((rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13))};
-  // Subnormal: adding 0.5 leaves a float whose last place is 2^-24, the half's own; the addition rounds.
+  // For subnormal results, adding 0.5 rounds to multiples of 2^-24, the last place of such a half.
   const float shifted = std::bit_cast<float>(rest) + 0.5f;
   return {uint16_t(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000))};
 }
