@@ -17,6 +17,10 @@ from benchmarks.gpu.exact.cases import by_job, covering, from_json
 from tests.benchmarks.gpu_runs import CPU, Broken, first_of
 from torch_unroll.engines import load, refusal
 from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.engines.cuda import LAUNCHER
+from torch_unroll.engines.interface import Pool2dGeometry
+from torch_unroll.kernels.cuda.rnn.problem import Recurrence
+from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 from torch_unroll.kernels.table import kernels
 
 pytestmark = pytest.mark.skipif(
@@ -103,16 +107,20 @@ def pooling_variant() -> str:
     """The variant that an ordinary call selects."""
     x = torch.ones(1, 8, 4, 4, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     with recording() as recorded:
-        load("cuda").max_pool2d_forward(x, (2, 2), (2, 2), (0, 0), (1, 1), False, False)
+        load("cuda").max_pool2d_forward(x, Pool2dGeometry((2, 2), (2, 2), (0, 0), (1, 1)), False, False)
     return recorded.selections["max_pool2d_forward"].configuration.variant
 
 
 def test_a_choice_that_was_forced_is_taken_back() -> None:
-    before = conv2d_cases.conv2d.forced, rnn_cases.host.forced, pooling_variant()
-    for op in ("conv2d fprop", "rnn forward cluster", "rnn forward grid_flags", "max_pool2d forward staged"):
+    def selected() -> tuple[object, ...]:
+        problem = Recurrence(backward=False, T=3, N=2, H=40, D=1, dtype="float32", precision="ieee", aligned=True)
+        recurrence = SELECTORS["rnn_forward"].select(problem, LAUNCHER.properties(CPU))
+        return conv2d_cases.conv2d.forced, recurrence, pooling_variant()
+
+    before = selected()
+    for op in ("conv2d fprop", "rnn forward cluster", "rnn forward grid_exchange", "max_pool2d forward staged"):
         judge(first_of(op), load("cuda"), CPU)
-    assert before == (conv2d_cases.conv2d.forced, rnn_cases.host.forced, pooling_variant())
-    assert rnn_cases.ROW_TILES["cluster"] == rnn_cases.variants.CLUSTER_ROW_TILES
+    assert before == selected()
 
 
 def test_what_no_evidence_can_be_kept_of_is_wrong_all_the_same(

@@ -103,7 +103,7 @@ CASES = (
     conv("dgrad", "tensor", "64x64", "bfloat16", "40 channels"),
     conv("wgrad", "hopper", "128x256", "bfloat16", "32 channels"),
     conv("wgrad", "tensor", "64x64", "float16", "stride 2"),
-    RnnCase("forward", "grid_flags", "bfloat16", 2, 4, 32, 256, 1, False, "identity"),
+    RnnCase("forward", "grid_exchange", "bfloat16", 2, 4, 32, 256, 1, False, "identity"),
     RnnCase("forward", "cluster", "float16", 2, 5, 20, 200, 2, True, "relu"),
     RnnCase("backward", "step", "bfloat16", 0, 3, 32, 512, 1, False, "identity"),
     RnnCellCase("forward", "bfloat16", 32, 128, 256, True, "relu"),

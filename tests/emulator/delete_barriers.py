@@ -31,7 +31,7 @@ BARRIER = re.compile(
 
 #: Barriers whose loss the emulator cannot notice: file, source line without comment, and why the barrier is there.
 REDUNDANT: dict[tuple[str, str], str] = {
-    ("rnn/slices.cuh", "__syncwarp();"): "reconverges lanes that have polled separately, as a GPU's mma.sync requires; "
+    ("rnn/persistent.cuh", "__syncwarp();"): "reconverges lanes that have polled separately, as a GPU's mma.sync requires; "
     "the emulator's mma.sync waits for all lanes",
 }
 

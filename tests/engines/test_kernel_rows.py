@@ -6,7 +6,6 @@ Results are compared with engine `torch`. (test_conv2d_kernels.py launches convo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,13 +13,15 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines import load
-from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.engines.compiled.recording import recording
-from torch_unroll.engines.interface import Pool2dGeometry
+from torch_unroll.engines.cuda import LAUNCHER
+from torch_unroll.engines.interface import Pool2dGeometry, RnnOptions
 from torch_unroll.kernels.cuda.max_pool2d.variants import SELECTORS as POOLING_SELECTORS
-from torch_unroll.kernels.cuda.rnn import variants
+from torch_unroll.kernels.cuda.rnn.parameters import RnnCellParameters, RnnParameters
+from torch_unroll.kernels.cuda.rnn.problem import CellStep, Recurrence
+from torch_unroll.kernels.cuda.rnn.variants import PARAMETERS, SELECTORS
 from torch_unroll.kernels.dtypes import CPP_TYPES
-from torch_unroll.kernels.planning import force
+from torch_unroll.kernels.planning import Configuration, force
 from torch_unroll.kernels.table import Kernel, kernels
 from torch_unroll.testing import assert_exact
 from torch_unroll.testing.recurrence import assert_backward_steps, assert_cell, assert_cell_backward, assert_forward_steps
@@ -33,65 +34,72 @@ def _id(row: Kernel) -> str:
     return row.expression
 
 
-@pytest.fixture
-def _chosen_anew() -> Iterator[None]:
-    """Plans made while a test forces something are forgotten with it."""
-    caches = (variants.choose, variants._cut_grid_flags, variants._cut_cluster)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    host.forced = None
-    for cached in caches:
-        cached.cache_clear()
+RECURRENT = [row for row in kernels("rnn") if PARAMETERS[row.name] is RnnParameters]
+CELLS = [row for row in kernels("rnn") if PARAMETERS[row.name] is RnnCellParameters]
+NARROW, WIDE = 3, 9  # samples: one column tile, and more than one
 
 
-RECURRENT = [row for row in kernels("rnn") if "cell" not in row.name]
-CELLS = [row for row in kernels("rnn") if "cell" in row.name]
+def _launching(row: Kernel, function: str, problem: Any, device: torch.device) -> tuple[Configuration, int]:
+    """Returns the configuration that launches a row for a problem, and the number of samples that it takes."""
+    selector, gpu = SELECTORS[function], LAUNCHER.properties(device)
+    for N in (NARROW, WIDE):
+        sized = problem._replace(N=N)
+        for configuration in selector.configurations(sized, gpu):
+            if selector.variant(configuration.variant).plan(sized, configuration, gpu).kernel == row:
+                return configuration, N
+    raise AssertionError(f"no configuration of {function} launches {row.expression}")
 
 
-@pytest.mark.usefixtures("_chosen_anew")
 @pytest.mark.parametrize("row", RECURRENT, ids=_id)
-def test_recurrence(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    math, direction, *tiles = row.arguments
-    variant = row.name.removeprefix("rnn_").removesuffix("_kernel")
-    N = 3
-    if variant in ("grid_flags", "cluster"):
-        monkeypatch.setattr(variants, f"{variant.upper()}_ROW_TILES", (int(tiles[0]),))
-    elif variant == "step":
-        N = 3 if tiles[0] == "1" else 9
-    host.forced = variant
+def test_recurrence(row: Kernel) -> None:
+    math, backward = row.arguments[0], row.arguments[1].startswith("Backward")
+    function = "rnn_backward" if backward else "rnn_forward"
+    dtype, precision = TYPES[math], "tf32" if math == "tfloat32" else "ieee"
     D, T, H = 2, 3, 40
-    z, dh = (torch.randn(T, N, D * H).to(TYPES[math]) for _ in range(2))
-    w, h0 = (torch.randn(D, H, H) / H**0.5).to(TYPES[math]), torch.randn(D, N, H).to(TYPES[math])
-    precision = "tf32" if math == "tfloat32" else "ieee"
+    problem = Recurrence(
+        backward=backward,
+        T=T,
+        N=NARROW,
+        H=H,
+        D=D,
+        dtype=str(dtype).removeprefix("torch."),
+        precision=precision,
+        aligned=True,
+    )
+    configuration, N = _launching(row, function, problem, torch.get_default_device())
+    z, dh = (torch.randn(T, N, D * H).to(dtype) for _ in range(2))
+    w, h0 = (torch.randn(D, H, H) / H**0.5).to(dtype), torch.randn(D, N, H).to(dtype)
     ours, reference = load("cuda"), load("torch")
-    h = reference.rnn_forward(z, w, h0, None, None, "tanh", precision)
-    arguments = (w, h0, None, None, "tanh", precision)
-    with recording() as recorded:
-        if "Forward" in direction:
-            assert_forward_steps(ours.rnn_forward(z, *arguments), z, w, h0, [T] * N, "tanh", precision)
-        else:
+    arguments = (w, h0, RnnOptions(None, None, "tanh", precision))
+    h = reference.rnn_forward(z, *arguments)
+    with recording() as recorded, force(function, configuration):
+        if backward:
             assert_backward_steps(*ours.rnn_backward(dh, h, *arguments), dh, h, w, [T] * N, "tanh", precision)
-    assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}
+        else:
+            assert_forward_steps(ours.rnn_forward(z, *arguments), z, w, h0, [T] * N, "tanh", precision)
+    assert row in {plan.kernel for _, plan in recorded.launches}
 
 
 @pytest.mark.parametrize("row", CELLS, ids=_id)
 def test_cell(row: Kernel) -> None:
-    math, tiles = row.arguments
-    N, inputs, H = 3 if tiles == "1" else 9, 19, 21
-    x, h, dh = ((torch.randn(N, extent)).to(TYPES[math]) for extent in (inputs, H, H))
-    w_ih, w_hh = ((torch.randn(H, extent) / extent**0.5).to(TYPES[math]) for extent in (inputs, H))
-    precision = "tf32" if math == "tfloat32" else "ieee"
+    math, backward = row.arguments[0], "backward" in row.name
+    function = "rnn_cell_backward" if backward else "rnn_cell_forward"
+    dtype, precision = TYPES[math], "tf32" if math == "tfloat32" else "ieee"
+    inputs, H = 19, 21
+    problem = CellStep(backward=backward, N=NARROW, I=inputs, H=H, dtype=str(dtype).removeprefix("torch."), precision=precision)
+    configuration, N = _launching(row, function, problem, torch.get_default_device())
+    x, h, dh = ((torch.randn(N, extent)).to(dtype) for extent in (inputs, H, H))
+    w_ih, w_hh = ((torch.randn(H, extent) / extent**0.5).to(dtype) for extent in (inputs, H))
     ours, reference = load("cuda"), load("torch")
     following = reference.rnn_cell_forward(x, h, w_ih, w_hh, None, None, "tanh", precision)
-    with recording() as recorded:
-        if "forward" in row.name:
-            h_next = ours.rnn_cell_forward(x, h, w_ih, w_hh, None, None, "tanh", precision)
-            assert_cell(h_next, x, h, w_ih, w_hh, (), "tanh", precision)
-        else:
+    with recording() as recorded, force(function, configuration):
+        if backward:
             arguments = (dh, following, w_ih, w_hh, "tanh", precision)
             assert_cell_backward(ours.rnn_cell_backward(*arguments), *arguments)
-    assert row.expression in {plan.kernel.expression for _, plan in recorded.launches}
+        else:
+            h_next = ours.rnn_cell_forward(x, h, w_ih, w_hh, None, None, "tanh", precision)
+            assert_cell(h_next, x, h, w_ih, w_hh, (), "tanh", precision)
+    assert row in {plan.kernel for _, plan in recorded.launches}
 
 
 #: Windows whose number of cells needs offsets of one byte, two and four.

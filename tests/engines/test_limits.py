@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +23,9 @@ from tests.conv2d.test_conv2d_choice import H200
 from torch_unroll.engines import limits, select
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import choice
-from torch_unroll.kernels.cuda.rnn import variants as rnn_variants
+from torch_unroll.kernels.cuda.rnn.problem import Recurrence
+from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.shapes import SizeError
 from torch_unroll.testing import targets
 
@@ -197,10 +198,11 @@ def test_the_predicate_of_an_engine(engine: str) -> None:
 
 
 def test_a_step_refuses_more_samples_than_its_grid_holds() -> None:
-    recurrence = rnn_variants.Recurrence(False, 2, MANY + 1, 5000, 1, "float16", "ieee", True, 132, (8, 0), 227 << 10)
+    gpu = Device(multiprocessors=132, capability=(8, 0), shared_bytes_per_block=227 << 10, l2_bytes=50 << 20)
+    recurrence = Recurrence(backward=False, T=2, N=MANY + 1, H=5000, D=1, dtype="float16", precision="ieee", aligned=True)
     with pytest.raises(SizeError, match="N = 2097121"):
-        rnn_variants.choose(recurrence)
-    assert rnn_variants.choose(replace(recurrence, N=MANY)).plans
+        SELECTORS["rnn_forward"].select(recurrence, gpu)
+    assert SELECTORS["rnn_forward"].select(recurrence._replace(N=MANY), gpu).plan
 
 
 @pytest.mark.skipif("cuda-emulated" not in map(str, targets("conv2d")), reason="the emulated kernels are not built")

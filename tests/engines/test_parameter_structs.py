@@ -207,11 +207,11 @@ class Plant:
 
 
 PLANTS = (
-    Plant("a field too few", "rnn_step", "rnn/parameters.h", "  T* dh0;   ", "  // ", "dh0"),
+    Plant("a field too few", "rnn_step", "rnn/parameters.cuh", "  T* dh0;   ", "  // ", "dh0"),
     Plant(
         "a field too many",
         "rnn_cell_forward",
-        "rnn/parameters.h",
+        "rnn/parameters.cuh",
         "  T* dx;  ",
         "  T* more;\n  T* dx;  ",
         "RnnCellParameters.dx is at offset 72 with 8 bytes in Python",
@@ -283,7 +283,7 @@ PLANTS = (
     Plant(
         "padding in front",
         "rnn_cell_backward",
-        "rnn/parameters.h",
+        "rnn/parameters.cuh",
         "  int32_t aligned;  //",
         "  alignas(8) int32_t aligned;\n  alignas(16) int32_t more;  //",
         "RnnCellParameters.cell.nonlinearity is at offset 156 with 4 bytes in Python",

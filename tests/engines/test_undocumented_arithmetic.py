@@ -15,14 +15,14 @@ import torch
 from tests.conv2d import test_conv2d_kernels
 from tests.conv2d.test_conv2d_kernels import CASES, MATHS, _choices
 from tests.engines import test_kernel_rows
-from tests.engines.test_kernel_rows import _chosen_anew
 from tests.rnn import test_rnn_kernels
 from torch_unroll.engines import cuda
 from torch_unroll.engines.interface import Conv2dGeometry
+from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d.choice import Choice
 from torch_unroll.kernels.table import Kernel
 
-__all__ = ["_choices", "_chosen_anew"]  # fixtures
+__all__ = ["_choices"]  # fixtures
 pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 
 ON_TENSOR_CORES = ("half", "bfloat16", "tfloat32")
@@ -60,12 +60,11 @@ def test_convolution(name: str, variant: str | Choice, dtype: torch.dtype, preci
     test_conv2d_kernels.test_results_are_as_accurate_as_their_arithmetic(name, variant, dtype, precision, layout)
 
 
-@pytest.mark.usefixtures("_chosen_anew")
 @pytest.mark.parametrize(
     "row", [row for row in test_kernel_rows.RECURRENT if row.arguments[0] in ON_TENSOR_CORES], ids=test_kernel_rows._id
 )
-def test_recurrence(row: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    test_kernel_rows.test_recurrence(row, monkeypatch)
+def test_recurrence(row: Kernel) -> None:
+    test_kernel_rows.test_recurrence(row)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +80,8 @@ def test_cell(row: Kernel) -> None:
     ("dtype", "precision"),
     [math for math in test_rnn_kernels.MATHS if math.id in ("float16", "bfloat16", "tf32")],
 )
-def test_longer_recurrences(name: str, dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longer_recurrences(name: str, dtype: torch.dtype, precision: str) -> None:
     options: dict[str, Any] = {"dtype": dtype, "precision": precision}
-    monkeypatch.setattr(test_rnn_kernels.rnn, "forced", name)
-    test_rnn_kernels.test_both_directions_of_unequal_samples(None, name, **options)
-    test_rnn_kernels.test_packed(None, name, **options)
+    with planning.force("rnn", name):
+        test_rnn_kernels.test_both_directions_of_unequal_samples(name, **options)
+        test_rnn_kernels.test_packed(name, **options)

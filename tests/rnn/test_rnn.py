@@ -1,4 +1,4 @@
-"""Recurrence on every engine beside torch's own: values, gradients of every order, layouts, lengths, dropout, determinism."""
+"""Recurrence on every engine against torch's own: values, gradients of every order, layouts, lengths, dropout, determinism."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ALL = ("tanh", "relu", "sigmoid", "identity")
 
 
 def _with_gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """Output, h_n and the gradients under a fixed, uneven weighting of both."""
+    """Returns output, h_n and their gradients under a fixed, uneven weighting."""
     weightings = [
-        torch.linspace(-1, 2, each.numel(), dtype=torch.float64, device=each.device).view(each.shape).to(each.dtype)
-        for each in outputs
+        torch.linspace(-1, 2, tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape).to(tensor.dtype)
+        for tensor in outputs
     ]
-    return [*(each.detach() for each in outputs), *torch.autograd.grad(outputs, inputs, weightings)]
+    return [*(tensor.detach() for tensor in outputs), *torch.autograd.grad(outputs, inputs, weightings)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -32,7 +32,7 @@ def _with_gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor]) -> lis
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_values_and_gradients(target: Target, case: Case, dtype: torch.dtype) -> None:
     inputs = case.tensors(target.device, dtype)
-    exact_inputs = [each.detach().double().requires_grad_() for each in inputs]
+    exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
     ours = _with_gradients(case.run(*inputs, engine=target.engine), inputs)
     torchs = _with_gradients(case.torchs(*inputs), inputs)
     exact = _with_gradients(case.torchs(*exact_inputs), exact_inputs)
@@ -73,9 +73,9 @@ def test_third_derivative(target: Target) -> None:
     inputs = case.tensors(target.device)
 
     def second(*tensors: Tensor) -> tuple[Tensor, ...]:
-        loss = sum(each.sin().sum() for each in case.run(*tensors, engine=target.engine))
+        loss = sum(tensor.sin().sum() for tensor in case.run(*tensors, engine=target.engine))
         first = torch.autograd.grad(loss, tensors, create_graph=True)
-        return torch.autograd.grad(sum(each.sin().sum() for each in first), tensors, create_graph=True)
+        return torch.autograd.grad(sum(tensor.sin().sum() for tensor in first), tensors, create_graph=True)
 
     assert torch.autograd.gradcheck(second, inputs, fast_mode=True)
 
@@ -88,7 +88,7 @@ def test_cell_values_and_gradients(target: Target, nonlinearity: str, dtype: tor
     for N, width, H, biases in ((3, 5, 7, 2), (1, 8, 8, 0), (2, 3, 4, 1)):
         shapes = [(N, width), (N, H), (H, width), (H, H), *[(H,)] * biases]
         inputs = [torch.randn(shape).div(2).to(target.device, dtype).requires_grad_() for shape in shapes]
-        exact_inputs = [each.detach().double().requires_grad_() for each in inputs]
+        exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
         none = [None] * (2 - biases)
         results = [
             [h.detach(), *torch.autograd.grad(h, tensors, torch.linspace(-1, 2, h.numel()).view(h.shape).to(h))]
@@ -136,7 +136,7 @@ def test_backward_is_the_lectures_equations(target: Target) -> None:
             deltas.insert(0, (1 - states[t + 1] ** 2) * (gradient[t, 0] + w_hh.T @ deltas[0]))
         deltas.pop()
         torch.testing.assert_close(dw_hh, sum(torch.outer(delta, h) for delta, h in zip(deltas, states[:-1], strict=True)))
-        torch.testing.assert_close(dw_ih, sum(torch.outer(delta, each) for delta, each in zip(deltas, x[:, 0], strict=True)))
+        torch.testing.assert_close(dw_ih, sum(torch.outer(delta, row) for delta, row in zip(deltas, x[:, 0], strict=True)))
         torch.testing.assert_close(db_ih, sum(deltas))
         torch.testing.assert_close(db_hh, db_ih)
         torch.testing.assert_close(dh0[0, 0], w_hh.T @ deltas[0])
@@ -164,11 +164,11 @@ def test_any_strides(target: Target) -> None:
     case = Case("", T=3, N=4, inputs=5, H=6, bidirectional=True)
     plain = case.tensors(target.device)
     expected = _with_gradients(case.run(*plain, engine=target.engine), plain)
-    wide = [torch.stack((each.detach(), each.detach()), -1) for each in plain]
-    strided = [each[..., 0].requires_grad_() for each in wide]
+    wide = [torch.stack((tensor.detach(), tensor.detach()), -1) for tensor in plain]
+    strided = [tensor[..., 0].requires_grad_() for tensor in wide]
     for ours, theirs in zip(_with_gradients(case.run(*strided, engine=target.engine), strided), expected, strict=True):
         assert_exact(ours, theirs)
-    transposed = [each.detach().mT.contiguous().mT.requires_grad_() if each.dim() > 1 else each for each in plain]
+    transposed = [tensor.detach().mT.contiguous().mT.requires_grad_() if tensor.dim() > 1 else tensor for tensor in plain]
     assert not transposed[1].is_contiguous()
     for ours, theirs in zip(_with_gradients(case.run(*transposed, engine=target.engine), transposed), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -260,7 +260,7 @@ def test_dropout(target: Target) -> None:
     assert_exact(first[0].detach(), second[0].detach())
     assert not torch.equal(first[0], third[0])
     undisturbed = replace(case, options={}).run(*inputs, engine=target.engine)
-    assert_exact(first[1][0].detach(), undisturbed[1][0].detach())  # the first layer's own state knows no dropout
+    assert_exact(first[1][0].detach(), undisturbed[1][0].detach())  # no dropout is applied to the first layer's own state
     assert_exact(replace(case, options={"dropout": 0.5}).run(*inputs, engine=target.engine)[0].detach(), undisturbed[0].detach())
     everything = replace(case, options={"dropout": 1.0, "training": True})
     x, h0, *weights = inputs
@@ -295,7 +295,7 @@ def test_recomputing_keeps_less_and_draws_the_same_masks(target: Target) -> None
     step = 1e-6
     values = []
     for sign in (1, -1):
-        moved = [*(each.detach() for each in inputs[:-1]), inputs[-1].detach() + sign * step]
+        moved = [*(tensor.detach() for tensor in inputs[:-1]), inputs[-1].detach() + sign * step]
         torch.manual_seed(2)
         values.append(with_masks.run(*moved, engine=target.engine)[0].sum())
     torch.manual_seed(2)
@@ -336,7 +336,7 @@ def test_autocast(target: Target) -> None:
         reference = replace(case, lengths=None).torchs(*inputs)
         cell = tu.rnn_cell(inputs[0][0], inputs[1][0], *inputs[2:6], engine=target.engine)
     assert output.dtype == h_n.dtype == cell.dtype == reference[0].dtype == reference[1].dtype == torch.bfloat16
-    exact = case.torchs(*(each.detach().bfloat16().double() for each in inputs))
+    exact = case.torchs(*(tensor.detach().bfloat16().double() for tensor in inputs))
     torch.testing.assert_close(output.double(), exact[0], rtol=0, atol=0.02)
     for tensor, gradient in zip(inputs, torch.autograd.grad(output.float().sum() + h_n.float().sum(), inputs), strict=True):
         assert gradient.dtype == tensor.dtype

@@ -1,4 +1,4 @@
-"""Recurrence from outside: signatures, messages, modes, masks of dropout and packed rows as torch has them, and lengths."""
+"""Recurrence has torch's signatures, messages, modes, dropout masks and packed rows; and lengths of every integer dtype."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _packed(data: Tensor, *batch_sizes: int) -> PackedSequence:
     return PackedSequence(data, torch.tensor(batch_sizes))
 
 
-# what is wrong -> the inputs of a module, and how torch's message goes
+# what is wrong -> the inputs of a module, and a pattern of torch's message
 RNN_ERRORS: dict[str, tuple[tuple[Any, ...], str]] = {
     "a sequence of no steps": ((torch.ones(0, N, I),), "Expected sequence length to be larger than 0 in RNN"),
     "an unbatched one of none": ((torch.ones(0, I),), "Expected sequence length to be larger than 0 in RNN"),
@@ -102,7 +102,7 @@ def test_cells_say_what_torchs_say_of_weights(engine: str | None) -> None:
 
 
 def test_signatures() -> None:
-    """As torch's documentation has them, and `engine`."""
+    """They are those of torch's documentation, plus `engine`."""
     documented = inspect.signature(torch.nn.RNNCell).parameters
     assert list(inspect.signature(tu.nn.RNNCell).parameters) == [*documented, "engine"]
     names = "input_size hidden_size num_layers nonlinearity bias batch_first dropout bidirectional device dtype engine".split()
@@ -134,7 +134,7 @@ def test_odd_constructions_are_refused_as_by_torch(options: dict[str, Any]) -> N
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("mode", ["RNN_RELU", "RNN_TANH"])
 def test_a_replaced_module_computes_by_its_mode(mode: str, engine: str | None) -> None:
-    """As torch's, which reads no `nonlinearity` after construction; old pickles have none."""
+    """torch's modules do not read `nonlinearity` after construction, and old pickles do not have it."""
     x = torch.randn(T, N, I)
     for nonlinearity in ("tanh", "relu", None, "gelu"):
         torchs = torch.nn.RNN(I, H)
@@ -160,7 +160,7 @@ def test_a_replaced_module_computes_by_its_mode(mode: str, engine: str | None) -
 @pytest.mark.parametrize("layout", ["steps_first", "batch_first", "packed", "unbatched", "transposed"])
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.device.type == "cpu"], ids=str)
 def test_dropout_draws_torchs_masks(target: Target, layout: str, bidirectional: bool) -> None:
-    """On the CPU; cuDNN draws its own."""
+    """Runs on the CPU only, since cuDNN draws other masks."""
     options = {"num_layers": 3, "dropout": 0.4, "bidirectional": bidirectional, "batch_first": layout == "batch_first"}
     torchs = torch.nn.RNN(I, H, **options)
     ours = tu.nn.RNN(I, H, **options, engine=target.engine)
@@ -192,7 +192,7 @@ INTEGERS = "int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_lengths_of_every_integer_dtype(target: Target, dtype: str) -> None:
-    """Also where the dtype cannot hold the number of steps."""
+    """An 8-bit dtype cannot hold the number of steps."""
     steps = 300 if "8" in dtype else T
     kind = getattr(torch, dtype)
     counts = torch.tensor([steps, 0, 2, 100] if steps < 128 else [100, 0, 2, 127], device=target.device)
@@ -236,7 +236,7 @@ def test_lengths_that_count_nothing_are_refused(engine: str | None, lengths: lis
 )
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_packed_rows_as_torch_reads_them(target: Target, rows: int, batch_sizes: tuple[int, ...]) -> None:
-    """Those that batch_sizes does not count stay unread, and a batch may be empty."""
+    """Rows that batch_sizes does not count are not read, and a batch may be empty."""
     sizes = torch.tensor(batch_sizes)
     data = torch.randn(rows, I, device=target.device)
     h0 = torch.randn(1, batch_sizes[0], H, device=target.device)
@@ -266,7 +266,7 @@ def test_packed_rows_too_many_for_two_directions_are_refused(engine: str) -> Non
 @pytest.mark.parametrize("samples", [1, 2, 6])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_one_sequence_for_every_state(target: Target, samples: int, bidirectional: bool, layers: int) -> None:
-    """torch's operators broadcast an input without a batch over the states of one."""
+    """torch's operators broadcast an unbatched input over the states of a batch."""
     D = 2 if bidirectional else 1
     weights: list[Tensor] = []
     for layer in range(layers):

@@ -1,4 +1,4 @@
-"""Bad calls of the recurrences: torch's exception type for each, a message that names the argument, and nothing changed."""
+"""Invalid calls raise torch's exception type with a message that names the argument, and change nothing."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ BOTH: dict[str, tuple[Call, str]] = {
     "h0 not a tensor": (lambda f: f(_t(*X), 0.0, _weights()), "h0"),
 }
 
-# What torch's operator computes something for, out of sizes that do not fit, or crashes at (2.13: batch_sizes empty), and what
-# only this one takes.
+# Calls whose sizes do not fit, for which torch's operator returns some result or crashes (2.13: empty batch_sizes), and invalid
+# values of arguments that torch's operator does not have.
 ONLY_OURS: dict[str, tuple[Call, str]] = {
     "batch_sizes that grow": (lambda f: f(_t(4, I), _t(1, 1, H), _weights(), batch_sizes=torch.tensor([1, 2, 1])), "batch_sizes"),
     "batch_sizes 0": (lambda f: f(_t(2, I), _t(*H0), _weights(), batch_sizes=torch.tensor([2, 0])), "batch_sizes"),
@@ -89,7 +89,7 @@ ONLY_OURS: dict[str, tuple[Call, str]] = {
         "batch_sizes",
     ),
     "input of rank 4": (lambda f: f(_t(1, *X), _t(*H0), _weights()), "input"),
-    "integers": (lambda f: f(_t(*X).long(), _t(*H0).long(), [each.long() for each in _weights()]), "input|torch"),
+    "integers": (lambda f: f(_t(*X).long(), _t(*H0).long(), [tensor.long() for tensor in _weights()]), "input|torch"),
     "lengths of another batch": (lambda f: f(_t(*X), _t(*H0), _weights(), lengths=torch.tensor([1])), "lengths"),
     "lengths floating": (lambda f: f(_t(*X), _t(*H0), _weights(), lengths=torch.tensor([1.0, 2.0])), "lengths"),
     "lengths bool": (lambda f: f(_t(*X), _t(*H0), _weights(), lengths=torch.tensor([True, False])), "lengths"),
@@ -124,7 +124,7 @@ def _ours(target: Target) -> Callable[..., Any]:
 
     def run(input: Any, h0: Any, weights: list[Tensor], layers: int = 1, lengths: Tensor | None = None, **options: Any) -> Any:
         return tu.rnn(
-            move(input), move(h0), [move(each) for each in weights], num_layers=layers, lengths=move(lengths), **options,
+            move(input), move(h0), [move(tensor) for tensor in weights], num_layers=layers, lengths=move(lengths), **options,
             engine=target.engine,
         )  # fmt: skip
 
@@ -173,7 +173,7 @@ CELL: dict[str, Call] = {
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_cell_as_torch(target: Target, name: str) -> None:
     def ours(*tensors: Any) -> Any:
-        moved = (each.to(target.device) if isinstance(each, Tensor) and not each.is_meta else each for each in tensors)
+        moved = (tensor.to(target.device) if isinstance(tensor, Tensor) and not tensor.is_meta else tensor for tensor in tensors)
         return tu.rnn_cell(*moved, engine=target.engine)
 
     with pytest.raises(Exception) as theirs:  # noqa: PT011
@@ -185,8 +185,8 @@ def test_cell_as_torch(target: Target, name: str) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_failed_call_changes_nothing(target: Target) -> None:
     x, h0 = torch.randn(X, device=target.device), torch.randn(1, N + 1, H, device=target.device)
-    weights = [torch.randn_like(each, device=target.device) for each in _weights()]
-    before = [each.clone() for each in (x, h0, *weights)]
+    weights = [torch.randn_like(tensor, device=target.device) for tensor in _weights()]
+    before = [tensor.clone() for tensor in (x, h0, *weights)]
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match=r"h0: expected shape \(1, 2, 4\), got \(1, 3, 4\)"):
         tu.rnn(x, h0, weights, engine=target.engine)
@@ -214,4 +214,4 @@ def test_values_that_are_no_choice() -> None:
     with pytest.raises(ValueError, match="recompute_segments: expected None for bidirectional or packed input"):
         tu.rnn(_t(3, I), _t(*H0), weights, batch_sizes=torch.tensor([2, 1]), recompute_segments=2)
     with pytest.raises(RuntimeError, match="input: expected a floating-point dtype"):
-        tu.rnn(_t(*X).long(), _t(*H0).long(), [each.long() for each in weights], engine="torch")
+        tu.rnn(_t(*X).long(), _t(*H0).long(), [tensor.long() for tensor in weights], engine="torch")

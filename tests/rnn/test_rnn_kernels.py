@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import Launcher, rnn
-from torch_unroll.engines.interface import RnnOptions
-from torch_unroll.kernels.cuda.rnn import variants
+from torch_unroll.engines.interface import NONLINEARITIES, RnnOptions
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
 from torch_unroll.testing.recurrence import (
@@ -34,14 +36,14 @@ MATHS.append(pytest.param(torch.float32, "tf32", id="tf32"))
 
 
 @pytest.fixture
-def variant() -> Iterator[None]:
-    """Takes back what a test forced."""
-    yield
-    rnn.forced = None
+def variant(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Forces the variant that the test is parametrized with."""
+    with planning.force("rnn", request.param):
+        yield request.param
 
 
 def reference_forward(z: Tensor, w: Tensor, h0: Tensor, lengths: list[int], nonlinearity: str) -> Tensor:
-    """The recurrence, step by step and sample by sample, in the dtype of its inputs; padded."""
+    """Computes a padded recurrence step by step and sample by sample, in the dtype of its inputs."""
     h = torch.zeros_like(z)
     D, N, H = h0.shape
     for d in range(D):
@@ -54,22 +56,29 @@ def reference_forward(z: Tensor, w: Tensor, h0: Tensor, lengths: list[int], nonl
 
 
 class Resized:
-    """The launcher, on a GPU that says it has more or fewer multiprocessors; blocks share those that there are."""
+    """The launcher, on a GPU that claims another number of multiprocessors; blocks share the real ones. Notes what it launches.
 
-    def __init__(self, multiprocessors: int):
-        self.multiprocessors = multiprocessors
+    Args:
+        changes: further fields of the `Device` to replace.
+    """
+
+    def __init__(self, multiprocessors: int, **changes: Any):
         self.plans: list[LaunchPlan] = []
+        self._changes = {"multiprocessors": multiprocessors, **changes}
+        self._devices: dict[torch.device, Device] = {}
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         self.plans.append(plan)
         LAUNCHER.launch(plan, parameters, device)
 
     def properties(self, device: torch.device) -> Device:
-        return replace(LAUNCHER.properties(device), multiprocessors=self.multiprocessors)
+        if device not in self._devices:
+            self._devices[device] = replace(LAUNCHER.properties(device), **self._changes)
+        return self._devices[device]
 
 
 class Case:
-    """Random inputs of one layer, rounded to a dtype, the same on every device; they lie on the default device."""
+    """Random inputs of one layer, rounded to a dtype, on the default device. Their values are the same on every device."""
 
     def __init__(
         self, T: int, N: int, H: int, D: int, dtype: torch.dtype, lengths: list[int] | None = None, packed: bool = False
@@ -102,13 +111,13 @@ class Case:
         return padded
 
     def run(self, nonlinearity: str, precision: str, launcher: Launcher = LAUNCHER) -> tuple[Tensor, Tensor, Tensor]:
-        """The kernels' h, dz and dh0."""
+        """Returns the kernels' h, dz and dh0."""
         arguments = (self.w, self.h0, RnnOptions(self.lengths_tensor, self.batch_sizes, nonlinearity, precision))
         h = rnn.rnn_forward(launcher, self.to_kernel(self.z), *arguments)
         return h, *rnn.rnn_backward(launcher, self.to_kernel(self.dh), h, *arguments)
 
     def check(self, nonlinearity: str, precision: str, launcher: Launcher = LAUNCHER) -> None:
-        """Every step of both passes, judged on the CPU."""
+        """Runs both passes and compares every step of them with the reference, on the CPU."""
         results = self.run(nonlinearity, precision, launcher)
         assert {result.device.type for result in results} == {self.z.device.type}
         h, dz, dh0 = (result.cpu() for result in results)
@@ -119,7 +128,7 @@ class Case:
             assert_backward_steps(dz, dh0, dh, h, w, self.lengths, nonlinearity, precision)
 
 
-VARIANTS = tuple(v.name for v in variants.VARIANTS)
+VARIANTS = tuple(SELECTORS["rnn_forward"].by_name)
 
 
 @pytest.mark.parametrize("place", ["cpu", "meta"])
@@ -132,38 +141,33 @@ def test_inputs_lie_on_the_default_device(place: str, options: dict) -> None:
     assert {tensor.device.type for tensor in tensors if tensor is not None} == {place}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 @pytest.mark.parametrize(("dtype", "precision"), MATHS)
-def test_both_directions_of_unequal_samples(variant: None, name: str, dtype: torch.dtype, precision: str) -> None:
-    rnn.forced = name
+def test_both_directions_of_unequal_samples(variant: str, dtype: torch.dtype, precision: str) -> None:
     Case(4, 10, 48, 2, dtype, [4, 1, 0, 3, 2, 4, 4, 1, 2, 3]).check("tanh", precision)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 @pytest.mark.parametrize(("dtype", "precision"), MATHS)
-def test_packed(variant: None, name: str, dtype: torch.dtype, precision: str) -> None:
-    rnn.forced = name
+def test_packed(variant: str, dtype: torch.dtype, precision: str) -> None:
     Case(4, 9, 32, 2, dtype, [4, 4, 3, 3, 3, 2, 2, 1, 1], packed=True).check("sigmoid", precision)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("nonlinearity", variants.NONLINEARITIES)
-def test_nonlinearities(variant: None, name: str, nonlinearity: str) -> None:
-    rnn.forced = name
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_nonlinearities(variant: str, nonlinearity: str) -> None:
     Case(3, 3, 32, 1, torch.float32).check(nonlinearity, "ieee")
 
 
 @pytest.mark.parametrize("H", [1, 2, 3, 5, 7, 8, 15, 17, 31, 33, 63, 66, 70])
-@pytest.mark.parametrize("name", ["single_block", "cluster", "step"])
+@pytest.mark.parametrize("variant", ["single_block", "cluster", "step"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_odd_sizes(variant: None, name: str, H: int, dtype: torch.dtype) -> None:
-    rnn.forced = name
+def test_odd_sizes(variant: str, H: int, dtype: torch.dtype) -> None:
     Case(2, 3, H, 2, dtype).check("tanh", "ieee")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_batch_first_is_a_matter_of_strides(variant: None, name: str) -> None:
-    rnn.forced = name
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
+def test_batch_first_is_a_matter_of_strides(variant: str) -> None:
     case = Case(3, 5, 32, 1, torch.float32)
     options = RnnOptions(None, None, "tanh", "ieee")
     plain = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, options)
@@ -178,11 +182,10 @@ def test_batch_first_is_a_matter_of_strides(variant: None, name: str) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_slices_and_broken_alignment(variant: None, name: str) -> None:
-    if name == "grid_flags":
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
+def test_slices_and_broken_alignment(variant: str) -> None:
+    if variant == "grid_exchange":
         pytest.skip("refuses rows that do not start on 16 bytes")
-    rnn.forced = name
     case = Case(3, 3, 24, 1, torch.float32)
     expected = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, RnnOptions(None, None, "tanh", "ieee"))
     wider = torch.zeros(3, 3, 30)
@@ -195,9 +198,8 @@ def test_slices_and_broken_alignment(variant: None, name: str) -> None:
     assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_nan_and_infinity_travel(variant: None, name: str) -> None:
-    rnn.forced = name
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
+def test_nan_and_infinity_travel(variant: str) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         case = Case(3, 3, 32, 1, dtype)
         payload = torch.full((1,), -1, dtype=torch.int16 if dtype == torch.bfloat16 else torch.int32).view(dtype)
@@ -239,7 +241,7 @@ def test_cell(dtype: torch.dtype, precision: str, N: int, inputs: int, H: int, b
     assert_cell_backward(rnn.rnn_cell_backward(LAUNCHER, *arguments), *arguments)
 
 
-@pytest.mark.parametrize("nonlinearity", variants.NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_a_cell_step_is_a_step_of_the_layer(nonlinearity: str) -> None:
     x, h, w_ih, w_hh = torch.randn(4, 8), torch.randn(4, 16), torch.randn(16, 8), torch.randn(16, 16) / 4
     b = torch.randn(16)
@@ -249,42 +251,19 @@ def test_a_cell_step_is_a_step_of_the_layer(nonlinearity: str) -> None:
     torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(("multiprocessors", "row_tiles", "groups"), [(1, "4", 1), (2, "2", 1), (4, "1", 1), (12, "1", 3)])
-def test_grid_flags_cuts(variant: None, multiprocessors: int, row_tiles: str, groups: int) -> None:
-    rnn.forced = "grid_flags"
-    launcher = Resized(multiprocessors)
-    Case(3, 20, 64, 1, torch.bfloat16).check("tanh", "ieee", launcher)
-    for plan in launcher.plans:
-        assert plan.kernel.arguments[-1] == row_tiles
-        assert plan.config.grid == (64 // (16 * int(row_tiles)), groups, 1)
-
-
 @pytest.mark.parametrize(
-    ("multiprocessors", "H", "row_tiles", "size", "groups"), [(20, 64, "2", 2, 3), (20, 200, "4", 4, 3), (4, 66, "2", 4, 1)]
-)
-def test_cluster_cuts(variant: None, multiprocessors: int, H: int, row_tiles: str, size: int, groups: int) -> None:
-    rnn.forced = "cluster"
-    launcher = Resized(multiprocessors)
-    Case(4, 20, H, 1, torch.bfloat16, [4, 1, 3, 2] * 5).check("tanh", "ieee", launcher)
-    for plan in launcher.plans:
-        assert plan.kernel.arguments[-1] == row_tiles
-        assert plan.config.grid == (size, groups, 1)
-        assert plan.config.cluster == (size, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("name", "H", "dtype", "precision"),
+    ("variant", "H", "dtype", "precision"),
     [
         ("single_block", 160, torch.float32, "tf32"),
         ("single_block", 112, torch.float32, "ieee"),
         ("single_block", 80, torch.float64, "ieee"),
-        ("grid_flags", 320, torch.float32, "ieee"),
-        ("grid_flags", 320, torch.float64, "ieee"),
+        ("grid_exchange", 320, torch.float32, "ieee"),
+        ("grid_exchange", 320, torch.float64, "ieee"),
         ("cluster", 320, torch.float32, "ieee"),
     ],
+    indirect=["variant"],
 )
-def test_w_overflows_registers(variant: None, name: str, H: int, dtype: torch.dtype, precision: str) -> None:
-    rnn.forced = name
+def test_w_overflows_registers(variant: str, H: int, dtype: torch.dtype, precision: str) -> None:
     launcher = Resized(5)
     Case(2, 2, H, 1, dtype).check("tanh", precision, launcher)
     sizes = {plan.config.shared_bytes for plan in launcher.plans}
@@ -293,10 +272,9 @@ def test_w_overflows_registers(variant: None, name: str, H: int, dtype: torch.dt
     assert min(sizes) > 1.5 * max(plan.config.shared_bytes for plan in small.plans)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 @pytest.mark.parametrize("seeds", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_same_bits_under_any_schedule(variant: None, name: str, seeds: int, device: torch.device) -> None:
-    rnn.forced = name
+def test_same_bits_under_any_schedule(variant: str, seeds: int, device: torch.device) -> None:
     case = Case(4, 17, 48, 2, torch.bfloat16, [4, 1, 0, 3, 2, 4, 4, 1, 2, 3, 4, 4, 4, 4, 4, 4, 2])
     reseed = cuda.kernel_object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
     results = []
@@ -306,45 +284,3 @@ def test_same_bits_under_any_schedule(variant: None, name: str, seeds: int, devi
     for result in results[1:]:
         for one, other in zip(result, results[0], strict=True):
             assert torch.equal(one.view(torch.int16), other.view(torch.int16))
-
-
-def test_the_table_chooses_and_explains(variant: None) -> None:
-    def recurrence(H: int, N: int, dtype: str, aligned: bool = True) -> variants.Recurrence:
-        return variants.Recurrence(False, 100, N, H, 1, dtype, "tf32", aligned, 132, (9, 0), 227 << 10)
-
-    def chosen(*arguments: object) -> str:
-        return variants.choose(recurrence(*arguments)).plans[0].variant  # type: ignore[arg-type]
-
-    assert chosen(256, 64, "bfloat16") == "single_block"
-    assert chosen(512, 32, "bfloat16") == "cluster"
-    assert chosen(1536, 32, "bfloat16") == "grid_flags"
-    assert chosen(2560, 64, "float32") == "grid_flags"
-    assert chosen(1022, 32, "bfloat16", False) == "cluster"
-    assert chosen(1534, 32, "bfloat16", False) == "step"
-    assert chosen(8192, 32, "float32") == "step"
-    choice = variants.choose(recurrence(8192, 32, "float32"))
-    reasons = dict(choice.passed_over)
-    assert "256 hidden units" in reasons["single_block"]
-    assert "cluster of 16" in reasons["cluster"]
-    assert "does not fit" in reasons["grid_flags"]
-    assert [plan.variant for plan in choice.plans] == ["step"]
-    older = variants.choose(replace(recurrence(64, 8, "float32"), capability=(8, 0)))
-    assert "9.0, not 8.0" in dict(older.passed_over)["cluster"]
-    with pytest.raises(RuntimeError, match="256 hidden units"):
-        variants.choose(recurrence(8192, 32, "float32"), "single_block")
-
-
-def test_a_grid_that_is_not_resident_takes_another_variant(variant: None) -> None:
-    class Crowded(Resized):
-        def properties(self, device: torch.device) -> Device:
-            return replace(super().properties(device), resident=lambda plan: 0)
-
-    rnn._residency.clear()
-    launcher = Crowded(8)
-    case = Case(2, 9, 320, 1, torch.float32)
-    case.check("tanh", "ieee", launcher)
-    assert {plan.variant for plan in launcher.plans} == {"step"}
-    rnn.forced = "grid_flags"
-    with pytest.raises(RuntimeError, match="do not fit"):
-        case.run("tanh", "ieee", launcher)
-    rnn._residency.clear()

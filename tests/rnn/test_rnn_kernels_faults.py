@@ -1,9 +1,8 @@
-"""Faults planted into the persistent kernels, one at a time: each must be noticed, or a test that passes says nothing."""
+"""Faults are planted into the persistent kernels, one at a time: if one is not noticed, a passing test proves nothing."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -12,8 +11,9 @@ import torch
 from tests.planted import Fault, launch_from
 from tests.rnn.test_rnn_kernels import Case
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import rnn
-from torch_unroll.kernels.cuda.rnn import variants
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.rnn.tile import arithmetic
+from torch_unroll.kernels.cuda.rnn.variants import KERNELS
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
 
@@ -24,7 +24,7 @@ SEEDS = 20
 
 @dataclass(frozen=True)
 class RnnFault(Fault):
-    """And the kernel in which that must show."""
+    """A fault, and the variant in which it must be noticed."""
 
     variant: str
     H: int = 64
@@ -32,33 +32,41 @@ class RnnFault(Fault):
 
 
 FAULTS = (
-    RnnFault("none, grid_flags", "grid_flags.cuh", "", "", "grid_flags"),
+    RnnFault("none, grid_exchange", "grid_exchange.cuh", "", "", "grid_exchange"),
     RnnFault("none, cluster", "cluster.cuh", "", "", "cluster"),
     RnnFault("none, single_block", "single_block.cuh", "", "", "single_block"),
-    RnnFault("nobody waits", "grid_flags.cuh", "return waits && found;", "return false;", "grid_flags", mode="plain"),
+    RnnFault(
+        "nobody waits", "grid_exchange.cuh", "return waits && has_sentinel;", "return false;", "grid_exchange", mode="plain"
+    ),
     RnnFault(
         "published before it is complete",
-        "grid_flags.cuh",
-        "const uint4 bits = slices::gather_lanes(publishable(value));",
-        "const uint4 bits = slices::gather_lanes(publishable(value));\n"
+        "grid_exchange.cuh",
+        "const uint4 bits = persistent::gather_lanes(publishable(value));",
+        "const uint4 bits = persistent::gather_lanes(publishable(value));\n"
         "    if (stored && unit % kPerStore == 0) store_relaxed(reinterpret_cast<uint4*>(out + unit), uint4{});",
-        "grid_flags",
+        "grid_exchange",
         mode="plain",
     ),
-    # In 16 bits rounding makes every NaN the same one already.
+    # Not in 16 bits: rounding to them turns every NaN into the same one.
     RnnFault(
-        "the sentinel as a result", "grid_flags.cuh", "sentinel >> 1", "sentinel", "grid_flags", mode="plain", dtype=torch.float32
+        "the sentinel as a result",
+        "grid_exchange.cuh",
+        "sentinel >> 1",
+        "sentinel",
+        "grid_exchange",
+        mode="plain",
+        dtype=torch.float32,
     ),
-    RnnFault("one buffer of sums", "slices.cuh", "sums + parity * Sums::size", "sums", "grid_flags"),
+    RnnFault("one buffer of sums", "persistent.cuh", "sums + parity * Sums::size", "sums", "grid_exchange"),
     RnnFault(
         "no barrier before the sums",
-        "slices.cuh",
-        "sum.put(product, 0);\n      __syncthreads();",
-        "sum.put(product, 0);",
+        "persistent.cuh",
+        "warp_sums.put(product, 0);\n      __syncthreads();",
+        "warp_sums.put(product, 0);",
         "cluster",
     ),
     RnnFault("no cluster barrier at the start", "cluster.cuh", "cluster_sync();", "__syncthreads();", "cluster"),
-    RnnFault("the slot that is being read", "cluster.cuh", "carry.at(now ^ 1, column", "carry.at(now, column", "cluster"),
+    RnnFault("the slot that is being read", "cluster.cuh", "state.at(buffer ^ 1, column", "state.at(buffer, column", "cluster"),
     RnnFault("a block nobody waits for", "cluster.cuh", "rank < blocks", "rank < int(cluster_size())", "cluster", H=32),
     RnnFault("stores after the last step", "cluster.cuh", "if (s + 1 >= products) return;", "", "cluster", mode="plain"),
     RnnFault(
@@ -69,11 +77,11 @@ FAULTS = (
 
 
 class FaultyLauncher:
-    """Launches the fault's variant for its dtype, forward and backward, on a GPU that is large enough."""
+    """Launches the variant that has the fault, for the fault's dtype, forward and backward, on a GPU that is large enough."""
 
     def __init__(self, fault: RnnFault):
-        math = variants.arithmetic(str(fault.dtype).removeprefix("torch."), "ieee")
-        rows = [row for row in variants.KERNELS if row.name == f"rnn_{fault.variant}_kernel" and row.arguments[0] == math]
+        math = arithmetic(str(fault.dtype).removeprefix("torch."), "ieee")
+        rows = [row for row in KERNELS if row.name == f"rnn_{fault.variant}_kernel" and row.arguments[0] == math]
         self.kernels = fault.kernels("rnn", [row for row in rows if row.arguments[2:] in ((), ("1",), ("2",))])
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
@@ -83,16 +91,9 @@ class FaultyLauncher:
         return replace(cuda.LAUNCHER.properties(device), multiprocessors=6)
 
 
-@pytest.fixture
-def variant() -> Iterator[None]:
-    yield
-    rnn.forced = None
-
-
 def noticed(fault: RnnFault) -> str | None:
-    """How the fault showed under one of many schedules: the emulator's report, or wrong results; None if it did not."""
+    """Returns how the fault was noticed under one of many schedules, by the emulator or by wrong results; None if it was not."""
     launcher = FaultyLauncher(fault)
-    rnn.forced = fault.variant
     bits = torch.int16 if fault.dtype.itemsize == 2 else torch.int32
     case = Case(5, 9, fault.H, 1, fault.dtype)
     case.z[1, 0, 5] = torch.full((1,), -1, dtype=bits).view(fault.dtype)[0]  # a NaN that looks like the sentinel
@@ -110,7 +111,8 @@ def noticed(fault: RnnFault) -> str | None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_planted_faults_are_noticed(variant: None, fault: RnnFault) -> None:
-    report = noticed(fault)
+def test_planted_faults_are_noticed(fault: RnnFault) -> None:
+    with planning.force("rnn", fault.variant):
+        report = noticed(fault)
     print(report)
     assert (report is None) == (not fault.old), report

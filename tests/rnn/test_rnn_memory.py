@@ -1,4 +1,4 @@
-"""What recurrence keeps for its backward: no tensor that no gradient reads, no more bytes than torch, and changes in place."""
+"""Recurrence keeps for its backward only what a gradient reads, no more bytes than torch, and detects changes in place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T, N, I, H = 6, 3, 5, 4  # noqa: E741 (the letters of recurrence)
 
 
 def _kept(call: Callable[[], Any]) -> list[Tensor]:
-    """The tensors that a call keeps, each memory once."""
+    """Returns the tensors that a call keeps, one for each memory."""
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ FROZEN: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class Leaves:
-    """Which of a call's inputs want a gradient."""
+    """Which of a call's inputs require grad."""
 
     x: bool
     h0: bool
@@ -139,7 +139,7 @@ def test_a_state_may_change_that_no_weight_needs(target: Target, options: dict[s
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_outputs_may_change_that_no_gradient_needs(target: Target) -> None:
-    """Those of the identity, whose slope needs no state, where W_hh is frozen."""
+    """Where W_hh is frozen, no gradient of an identity recurrence reads its output."""
     x = torch.randn(T, N, I, device=target.device, requires_grad=True)
     weights = [torch.randn(H, I, device=target.device), torch.randn(H, H, device=target.device)]
     call = {"nonlinearity": "identity", "engine": target.engine}
@@ -159,7 +159,7 @@ def test_outputs_may_change_that_no_gradient_needs(target: Target) -> None:
     "nonlinearity", ["tanh", "identity", *(pytest.param(name, marks=pytest.mark.slow) for name in ("relu", "sigmoid"))]
 )
 def test_derivatives_of_every_choice_of_leaves(nonlinearity: str, frozen: tuple[str, ...], leaves: Leaves) -> None:
-    """First and second ones, and tangents: what is not kept is not needed."""
+    """First and second derivatives and tangents are right, so that no tensor is missing."""
     for kind in ("RNN", "RNNCell"):
         module = getattr(tu.nn, kind)(2, 3, nonlinearity=nonlinearity, engine="torch", dtype=torch.float64)
         _freeze(module, frozen)

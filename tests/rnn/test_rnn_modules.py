@@ -1,4 +1,4 @@
-"""tu.nn.RNN and tu.nn.RNNCell on torch's own module samples, and as drop-in modules."""
+"""tu.nn.RNN and tu.nn.RNNCell compute torch's own module samples and replace torch's modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import torch_unroll as tu
 from tests.programs.torch_databases import load, module_infos
-from torch_unroll.engines.compiled import rnn as host
+from torch_unroll.kernels import planning
 from torch_unroll.testing import Target, assert_exact, targets
 
 TARGETS = targets("rnn")
@@ -33,7 +33,7 @@ def _samples(name: str, target: Target, dtype: torch.dtype) -> list[Any]:
 
 
 def _pair(name: str, sample: Any, target: Target, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Ours and torch's, with the same weights."""
+    """Returns our module and torch's, with the same weights."""
     arguments = sample.constructor_input
     torchs = getattr(torch.nn, name)(*arguments.args, **arguments.kwargs, device=target.device, dtype=dtype)
     ours = getattr(tu.nn, name)(*arguments.args, **arguments.kwargs, engine=target.engine, device=target.device, dtype=dtype)
@@ -42,7 +42,7 @@ def _pair(name: str, sample: Any, target: Target, dtype: torch.dtype) -> tuple[t
 
 
 def _map_floating(function: Callable[[Tensor], Tensor], arguments: Any) -> Any:
-    """The arguments with the floating-point tensors changed, those of packed sequences too."""
+    """Applies a function to the floating-point tensors among the arguments, also to those of packed sequences."""
 
     def one(value: Any) -> Any:
         if isinstance(value, PackedSequence):
@@ -62,11 +62,11 @@ def _floating(outputs: Any) -> list[Tensor]:
 
 
 def _run(module: torch.nn.Module, args: Any) -> list[Tensor]:
-    """Outputs, and gradients by inputs and parameters, under a fixed, uneven weighting."""
-    fresh = _map_floating(lambda each: each.detach().clone().requires_grad_(), args)
+    """Returns the outputs, and the gradients of the inputs and parameters under a fixed, uneven weighting."""
+    fresh = _map_floating(lambda tensor: tensor.detach().clone().requires_grad_(), args)
     outputs, leaves = _floating(module(*fresh)), [*_leaves(fresh), *module.parameters()]
-    weightings = [torch.linspace(-1, 2, each.numel(), dtype=torch.float64).view(each.shape).to(each) for each in outputs]
-    return [*(each.detach() for each in outputs), *torch.autograd.grad(outputs, leaves, weightings)]
+    weightings = [torch.linspace(-1, 2, tensor.numel(), dtype=torch.float64).view(tensor.shape).to(tensor) for tensor in outputs]
+    return [*(tensor.detach() for tensor in outputs), *torch.autograd.grad(outputs, leaves, weightings)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -76,9 +76,9 @@ def test_torchs_samples(target: Target, name: str, dtype: torch.dtype) -> None:
     for sample in _samples(name, target, dtype):
         ours, torchs = _pair(name, sample, target, dtype)
         args = sample.forward_input.args
-        for training in (True, False):  # the gradient of a module in eval mode too
+        for training in (True, False):  # gradients are also defined in eval mode
             ours.train(training)
-            # By torch's own tolerances: inputs up to 9 saturate tanh, and 1 - h² then magnifies the last bits of either h.
+            # With torch's default tolerances: inputs up to 9 saturate tanh, and 1 - h² then magnifies the last bits of h.
             for mine, theirs in zip(_run(ours, args), _run(torchs, args), strict=True):
                 torch.testing.assert_close(mine, theirs)
         if sample.reference_fn is not None and not isinstance(args[0], PackedSequence):
@@ -87,16 +87,16 @@ def test_torchs_samples(target: Target, name: str, dtype: torch.dtype) -> None:
 
 
 def _check_derivatives(module: torch.nn.Module, args: Any) -> None:
-    """What torch's test_grad and test_gradgrad check of a module."""
+    """Checks first and second derivatives, as torch's test_grad and test_gradgrad do."""
     parameters = dict(module.named_parameters())
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-        given = iter(tensors)
-        replaced = _map_floating(lambda _: next(given), args)
-        weights = dict(zip(parameters, given, strict=True))
+        replacements = iter(tensors)
+        replaced = _map_floating(lambda _: next(replacements), args)
+        weights = dict(zip(parameters, replacements, strict=True))
         return tuple(_floating(torch.func.functional_call(module, weights, replaced)))
 
-    inputs = [*(each.detach().clone().requires_grad_() for each in _leaves(args)), *parameters.values()]
+    inputs = [*(tensor.detach().clone().requires_grad_() for tensor in _leaves(args)), *parameters.values()]
     assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
@@ -110,16 +110,16 @@ def test_torchs_test_grad_and_gradgrad(target: Target, name: str, every: int) ->
 
 
 def _check_non_contiguous(module: torch.nn.Module, args: Any) -> None:
-    """What torch's test_non_contiguous_tensors checks of a module: inputs and gradients whose neighbours in memory are NaN."""
+    """Checks inputs and gradients whose neighbours in memory are NaN, as torch's test_non_contiguous_tensors does."""
 
     def spread(tensor: Tensor) -> Tensor:
         return torch.stack((tensor, torch.full_like(tensor, float("nan"))), -1)[..., 0]
 
     args = _map_floating(Tensor.detach, args)
-    given = _map_floating(lambda each: spread(each).requires_grad_(), args)
-    outputs = _floating(module(*given))
-    weightings = [torch.linspace(-1, 2, each.numel(), dtype=torch.float64).view(each.shape).to(each) for each in outputs]
-    gradients = torch.autograd.grad(outputs, [*_leaves(given), *module.parameters()], [spread(each) for each in weightings])
+    inputs = _map_floating(lambda tensor: spread(tensor).requires_grad_(), args)
+    outputs = _floating(module(*inputs))
+    weightings = [torch.linspace(-1, 2, tensor.numel(), dtype=torch.float64).view(tensor.shape).to(tensor) for tensor in outputs]
+    gradients = torch.autograd.grad(outputs, [*_leaves(inputs), *module.parameters()], [spread(tensor) for tensor in weightings])
     for result, expected in zip([*outputs, *gradients], _run(module, args), strict=True):
         torch.testing.assert_close(result, expected)
 
@@ -184,8 +184,8 @@ def test_modules_are_torchs_from_outside(nonlinearity: str) -> None:
         assert list(ours.state_dict()) == list(torchs.state_dict())
         torchs.load_state_dict(ours.state_dict())
         assert {name for name in vars(torchs) if not name.startswith("_")} <= set(vars(ours))
-    assert [[tuple(each.shape) for each in layer] for layer in both[0].all_weights] == [
-        [tuple(each.shape) for each in layer] for layer in both[1].all_weights
+    assert [[tuple(tensor.shape) for tensor in layer] for layer in both[0].all_weights] == [
+        [tuple(tensor.shape) for tensor in layer] for layer in both[1].all_weights
     ]
     assert tu.nn.RNN(3, 4, 1, "relu").nonlinearity == "relu"  # the fourth positional argument, as in torch
     with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
@@ -239,25 +239,25 @@ def test_a_module_swapped_in_place_and_under_override_is_served_by_an_engine() -
 
 
 @pytest.mark.skipif(not any(target.engine == "cuda" for target in TARGETS), reason="the emulated kernels are not built")
-@pytest.mark.parametrize("variant", ["single_block", "cluster", "grid_flags", "step"])
-def test_torchs_samples_through_every_variant(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values, test_grad, test_gradgrad and test_non_contiguous_tensors of each sample that a variant takes, in float64."""
-    monkeypatch.setattr(host, "forced", variant)
+@pytest.mark.parametrize("variant", ["single_block", "cluster", "grid_exchange", "step"])
+def test_torchs_samples_through_every_variant(variant: str) -> None:
+    """Checks values, derivatives and non-contiguous tensors of each sample that a variant takes, in float64."""
     target = next(target for target in TARGETS if target.engine == "cuda")
-    taken = 0
+    served = 0
     for sample in _samples("RNN", target, torch.float64):
         ours, torchs = _pair("RNN", sample, target, torch.float64)
         args = sample.forward_input.args
-        try:
-            results = _run(ours, args)
-        except RuntimeError as error:
-            if not str(error).startswith("rnn variant "):  # its refusal
-                raise
-            continue
-        taken += 1
-        for mine, theirs in zip(results, _run(torchs, args), strict=True):
-            torch.testing.assert_close(mine, theirs)
-        _check_non_contiguous(ours, args)
-        if taken % 8 == 1:  # each kind of input, each option
-            _check_derivatives(ours, args)
-    assert taken >= 16
+        with planning.force("rnn", variant):
+            try:
+                results = _run(ours, args)
+            except RuntimeError as error:
+                if "no variant takes" not in str(error):
+                    raise
+                continue
+            served += 1
+            for mine, theirs in zip(results, _run(torchs, args), strict=True):
+                torch.testing.assert_close(mine, theirs)
+            _check_non_contiguous(ours, args)
+            if served % 8 == 1:  # each kind of input, each option
+                _check_derivatives(ours, args)
+    assert served >= 16

@@ -1,4 +1,4 @@
-"""What stands past a sample's length counts for nothing: NaN there leaves every result as 0 there does, bit for bit."""
+"""Values past a sample's length are not read: with NaN there, every result has the same bits as with 0."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ CASES = tuple(replace(case, T=4, N=len(LENGTHS), lengths=LENGTHS) for case in CA
 
 
 def _spoiled(tensor: Tensor, beyond: Tensor, value: float) -> Tensor:
-    """A copy with that value past the lengths; `beyond` (T, N) or (N, T), or (N) for states (D, N, H)."""
+    """Returns a copy with a value where `beyond` is true: (T, N) or (N, T), or (N) for states (D, N, H)."""
     places = beyond.unsqueeze(-1) if beyond.dim() == 2 else beyond.view(1, -1, 1)
     return tensor.detach().masked_fill(places, value)
 
 
 class Call:
-    """One call with `value` wherever nothing is to be read: x and the incoming gradients past the lengths, states of samples
-    without steps."""
+    """A call with `value` wherever nothing may be read: in x and the incoming gradients past the lengths, and in the states of
+    samples without steps."""
 
     def __init__(self, case: Case, target: Target, dtype: torch.dtype, value: float):
         torch.manual_seed(1)
@@ -55,29 +55,29 @@ class Call:
         self.weightings = [_spoiled(torch.randn_like(output), beyond, value), torch.randn_like(h_n)]
 
     def outputs(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        torch.manual_seed(2)  # the same dropout each time
+        torch.manual_seed(2)  # every call drops the same elements
         return self.case.run(*inputs, engine=self.target.engine)
 
     def _leaves(self) -> list[Tensor]:
         return [tensor.detach().clone().requires_grad_() for tensor in self.inputs]
 
     def gradients(self) -> list[Tensor]:
-        """The outputs, and the gradients."""
+        """Returns the outputs and the gradients."""
         leaves = self._leaves()
         output, h_n = self.outputs(*leaves)
         gradients = torch.autograd.grad((output, h_n), leaves, self.weightings)
-        return [output, h_n[:, ~self.empty], *gradients]  # a sample of no steps hands on its h0
+        return [output, h_n[:, ~self.empty], *gradients]  # the h_n of a sample without steps is its h0
 
     def second(self) -> list[Tensor]:
-        """The gradients of a sum of gradients, of which the incoming ones are leaves too."""
+        """Returns the gradients of a sum of gradients; the incoming gradients are leaves too."""
         leaves = self._leaves()
         weightings = [tensor.detach().clone().requires_grad_() for tensor in self.weightings]
         first = torch.autograd.grad(self.outputs(*leaves), leaves, weightings, create_graph=True)
         *second, by_h_n = torch.autograd.grad(first, [*leaves, *weightings], self.directions, materialize_grads=True)
-        return [*second, by_h_n[:, ~self.empty]]  # likewise for the gradient of h_n, which a sample of no steps hands back
+        return [*second, by_h_n[:, ~self.empty]]  # the gradient of such an h_n is that of its h0
 
     def tangents(self) -> list[Tensor]:
-        """Of the outputs and of the gradients."""
+        """Returns the tangents of the outputs and of the gradients."""
         with forward_ad.dual_level():
             duals = [forward_ad.make_dual(*pair) for pair in zip(self._leaves(), self.directions, strict=True)]
             outputs = self.outputs(*duals)
@@ -99,7 +99,7 @@ RESULTS: dict[str, Callable[[Call], list[Tensor]]] = {
         pytest.param(case, results, id=f"{case}-{results}")
         for case in CASES
         for results in RESULTS
-        if not (case.name == "recomputed" and results == "tangents")  # torch's checkpoints know no forward mode
+        if not (case.name == "recomputed" and results == "tangents")  # torch's checkpoints do not support forward mode
     ],
 )
 @pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -134,7 +134,7 @@ def test_a_module_and_the_pooling_after_it(target: Target, value: float) -> None
 @pytest.mark.parametrize("value", GARBAGE.values(), ids=GARBAGE)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_transformed_and_compiled(target: Target, value: float) -> None:
-    """A batch of lengths under vmap, and a compiled call."""
+    """Checks a batch of lengths under vmap, and a compiled call."""
     torch._dynamo.reset()
     _, _, w_ih, w_hh, *_ = Case("").tensors(target.device, torch.float32, grad=False)
     lengths = torch.tensor([LENGTHS, LENGTHS[::-1]], device=target.device)

@@ -1,4 +1,4 @@
-"""Recurrence in programs made by tracing, compiling and exporting: on other extents than those that they were made from."""
+"""Traced, compiled and exported programs run on other extents than those that they were made from."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from torch.utils._pytree import tree_leaves
 import torch_unroll as tu
 from torch_unroll.testing import targets
 
-#: None is the default, which leaves eager calls on the CPU to torch's own operator.
+#: None is the default: torch's own operator serves eager calls on the CPU.
 NAMED = [target.engine for target in targets("rnn") if target.device.type == "cpu"]
 ENGINES = [None, *NAMED]
 
 
 class Packed(torch.nn.Module):
-    """Between the tensors of a PackedSequence."""
+    """A module whose inputs and outputs are the tensors of a PackedSequence."""
 
     def __init__(self, engine: str | None):
         super().__init__()
@@ -147,7 +147,7 @@ def _data_dependent_sizes() -> Iterator[None]:
 
 MASK = torch.tensor([True, False, True])
 Masked = Callable[[torch.nn.Module, Tensor, Tensor], Any]
-# name -> the module's name above, and a call of it on what a mask leaves of x (3, 3, 3)
+# name -> the module's name above, and a call of it on the part of x (3, 3, 3) that a mask selects
 MASKED: dict[str, tuple[str, Masked]] = {
     "batch": ("plain", lambda module, x, mask: module(x[:, mask])),
     "batch_hx": ("hx", lambda module, x, mask: module(x[:, mask], torch.ones(2, 3, 4, dtype=x.dtype)[:, mask])),
@@ -180,7 +180,7 @@ def test_compiles_for_extents_that_data_decides(engine: str | None, name: str, k
     module = make(engine).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
     compiled = torch.compile(lambda x, mask: call(module, x, mask), fullgraph=True, backend="aot_eager")
     results = []
-    with tu.use_engine(engine or "torch"):  # in 16 bits, torch's own operator rounds elsewhere
+    with tu.use_engine(engine or "torch"):  # in 16 bits, torch's own operator rounds at other places
         for run in (compiled, lambda x, mask: call(module, x, mask)):
             x = torch.randn(3, 3, 3, dtype=module.get_parameter(next(iter(module.state_dict()))).dtype).fill_(0.5)
             x = x.mul_(torch.arange(27).view(3, 3, 3)).requires_grad_()
@@ -195,7 +195,7 @@ def test_compiles_for_extents_that_data_decides(engine: str | None, name: str, k
 @pytest.mark.slow
 @pytest.mark.usefixtures("_data_dependent_sizes")
 def test_what_a_graph_could_not_know_is_asked_when_it_runs() -> None:
-    """A state for another batch, a sequence of no steps."""
+    """A state of another batch and a sequence without steps raise when the graph runs."""
     module = tu.nn.RNN(3, 4, engine="torch")
     call = torch.compile(lambda x, mask, h0, other: module(x[:, mask], h0[:, other])[0], fullgraph=True, backend="aot_eager")
     x, h0, none = torch.randn(5, 3, 3), torch.randn(1, 3, 4), torch.tensor([False, False, False])
@@ -302,7 +302,7 @@ def test_torch_func_for_the_default_engine(name: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("fake", [False, True])
 def test_without_data(fake: bool, engine: str | None, kind: str) -> None:
-    """On the meta device, and as fake tensors."""
+    """Checks tensors on the meta device, and fake tensors."""
     if fake and kind == "packed":
         pytest.skip("how many samples packed data has is data, to torch's modules too")
     device = "cpu" if fake else "meta"
@@ -341,7 +341,7 @@ EXPORTED = {
 
 @pytest.fixture
 def _without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last step of an export looks for functions written in onnxscript, by the package onnx."""
+    """Skips the last step of an export, which needs the package onnx to look for functions written in onnxscript."""
     monkeypatch.setattr(onnx_proto_utils, "_add_onnxscript_fn", lambda model, *_: model)
 
 

@@ -17,7 +17,7 @@ from torch_unroll.testing import Target, targets
 from torch_unroll.testing.rnn import CASES, Case
 
 TARGETS = targets("rnn")
-#: The derivatives and shapes that a compiler sees do not depend on the engine, so one engine does for the quick suite.
+#: The derivatives and shapes that a compiler sees do not depend on the engine, so one engine is enough for the quick suite.
 COMPILED = [
     pytest.param(target, id=str(target), marks=[] if target.engine == "torch" else pytest.mark.slow) for target in TARGETS
 ]
@@ -38,7 +38,7 @@ def _ours(case: Case, target: Target) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _one_by_one(function: Callable[..., Any], dims: tuple[int | None, ...], tensors: list[Tensor]) -> Any:
-    """What vmap promises, without vmap: torch's own recurrence does not know it."""
+    """Computes what vmap should return, without vmap, which torch's own recurrence does not support."""
     B = next(tensor.shape[dim] for tensor, dim in zip(tensors, dims, strict=True) if dim is not None)
     results = [
         function(*(tensor if dim is None else tensor.select(dim, i) for tensor, dim in zip(tensors, dims, strict=True)))
@@ -65,7 +65,7 @@ def test_hessians(target: Target, name: str) -> None:
     case = BY_NAME[name]
     tensors, w_hh = case.tensors(target.device, grad=False), 3
     expected = jacrev(jacrev(_loss(case.torchs), w_hh), w_hh)(*tensors)
-    torch.testing.assert_close(hessian(_loss(_ours(case, target)), w_hh)(*tensors), expected)  # forward over reverse
+    torch.testing.assert_close(hessian(_loss(_ours(case, target)), w_hh)(*tensors), expected)  # forward mode over reverse mode
     torch.testing.assert_close(jacrev(jacrev(_loss(_ours(case, target)), w_hh), w_hh)(*tensors), expected)
 
 
@@ -162,7 +162,7 @@ def test_operators_of_a_cell(target: Target) -> None:
 
 
 def _compiles(function: Callable[..., Any], inputs: list[Tensor], backend: str) -> None:
-    """Without a graph break: values and gradients as in eager mode."""
+    """Checks that a function compiles without a graph break, with the values and gradients of eager mode."""
     torch._dynamo.reset()
 
     def floating(outputs: Any) -> list[Tensor]:
@@ -172,7 +172,7 @@ def _compiles(function: Callable[..., Any], inputs: list[Tensor], backend: str) 
     compiled = floating(torch.compile(function, fullgraph=True, backend=backend)(*inputs))
     eager = floating(function(*inputs))
     torch.testing.assert_close(compiled, eager)
-    weightings = [torch.randn_like(each) for each in eager]
+    weightings = [torch.randn_like(tensor) for tensor in eager]
     torch.testing.assert_close(torch.autograd.grad(compiled, inputs, weightings), torch.autograd.grad(eager, inputs, weightings))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC, BY_INTEREST, Case, RefusedError, generator, integers
-from torch_unroll.engines.compiled import rnn as host
 from torch_unroll.engines.interface import RnnOptions
-from torch_unroll.kernels.cuda.rnn import variants
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.rnn.cluster import Cluster
+from torch_unroll.kernels.cuda.rnn.grid_exchange import GridExchange
+from torch_unroll.kernels.cuda.rnn.persistent import tile_name
+from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 
 #: T, N, H, D. The variants differ in the H that they support, and in how they divide H and the batch.
 SIZES = (
@@ -29,8 +32,8 @@ SIZES = (
     (4, 8, 1000, 1),
 )
 SMALL_SIZES = ((3, 3, 40, 2), (2, 9, 40, 1))
-#: How many tiles of rows a block may hold; other variants have no such argument.
-ROW_TILES = {"grid_flags": variants.GRID_FLAGS_ROW_TILES, "cluster": variants.CLUSTER_ROW_TILES}
+#: How many tiles of rows a block may hold; the other variants have no such argument.
+ROW_TILES = {variant.name: variant.row_tiles for variant in (GridExchange, Cluster)}
 
 
 class Inputs(NamedTuple):
@@ -86,27 +89,6 @@ def _exact(sizes: tuple[int, int, int, int], lengths: bool, relu: bool, seed: in
     return h, dz, dh0
 
 
-@contextmanager
-def _forced(variant: str, row_tiles: int) -> Iterator[None]:
-    """One variant and, where it has such an argument, one number of row tiles, for the calls within."""
-    caches = (variants.choose, variants._cut_grid_flags, variants._cut_cluster)
-    name = f"{variant.upper()}_ROW_TILES"
-    before = host.forced, getattr(variants, name, None)
-    host.forced = variant
-    try:
-        if row_tiles:
-            setattr(variants, name, (row_tiles,))
-            for cached in caches:
-                cached.cache_clear()
-        yield
-    finally:
-        host.forced = before[0]
-        if row_tiles:
-            setattr(variants, name, before[1])
-            for cached in caches:
-                cached.cache_clear()
-
-
 @dataclass(frozen=True)
 class RnnCase(Case):
     """One pass over one layer; with `row_tiles` 0 the variant decides how many tiles of rows a block holds."""
@@ -134,14 +116,15 @@ class RnnCase(Case):
         w, h0 = drawn.w.to(device, dtype), drawn.h0.to(device, dtype)
         lengths = drawn.lengths.to(device) if self.lengths else None
         settings = (w, h0, RnnOptions(lengths, None, self.nonlinearity, "tf32" if self.arithmetic == "tf32" else "ieee"))
-        with _forced(self.variant, self.row_tiles):
+        tile = tile_name(self.row_tiles) if self.row_tiles else ""
+        with planning.force("rnn", planning.Configuration(self.variant, tile) if tile else self.variant):
             try:
                 if self.direction == "forward":
                     return {"h": engine.rnn_forward(drawn.z.to(device, dtype), *settings)}
                 h = self.exact()[0].to(device, dtype)
                 dz, dh0 = engine.rnn_backward(drawn.dh.to(device, dtype), h, *settings)
             except RuntimeError as error:
-                if str(error).startswith("rnn variant"):
+                if re.match(r"rnn_\w+: (no variant takes|\w+ has tiles) ", str(error)):
                     raise RefusedError(str(error)) from error
                 raise
         return {"dz": dz, "dh0": dh0}
@@ -214,13 +197,13 @@ class RnnCellCase(Case):
 
 def cases(small: bool, seed: int) -> Iterator[Case]:
     """All cases, including those that a variant refuses when it is to compute them."""
-    for variant, arithmetic, direction in product(variants.VARIANTS, BY_INTEREST, ("forward", "backward")):
-        for row_tiles in (0, *ROW_TILES.get(variant.name, ())):
+    for variant, arithmetic, direction in product(SELECTORS["rnn_forward"].by_name, BY_INTEREST, ("forward", "backward")):
+        for row_tiles in (0, *ROW_TILES.get(variant, ())):
             for sizes, lengths, nonlinearity in product(SMALL_SIZES if small else SIZES, (False, True), ("identity", "relu")):
                 T, N, H, D = sizes
                 yield RnnCase(
                     direction=direction,
-                    variant=variant.name,
+                    variant=variant,
                     arithmetic=arithmetic,
                     row_tiles=row_tiles,
                     T=T,

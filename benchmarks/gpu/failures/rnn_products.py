@@ -14,19 +14,19 @@ from torch import Tensor
 from benchmarks.gpu.exact.case import ARITHMETIC
 from benchmarks.gpu.exact.rnn import RnnCase, RnnCellCase, inputs
 from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, ceil_divide, padded
-from torch_unroll.kernels.cuda.rnn import variants
+from torch_unroll.kernels.cuda.rnn import persistent, single_block, tile
 
-_WARPS = variants.SLICE_WARPS
-_COLUMNS = variants.TILE_COLUMNS
+_WARPS = persistent.WARPS
+_COLUMNS = tile.TILE_COLUMNS
 
 
 def rnn_product(case: RnnCase, name: str, operands: bool) -> Product:
     """The result `name` of a case, with or without its operands."""
     item = ARITHMETIC[case.arithmetic].itemsize
-    rows = {"single_block": variants.SINGLE_BLOCK_ROWS}.get(case.variant, variants.TILE_ROWS * max(case.row_tiles, 1))
+    rows = {"single_block": single_block.WARP_ROWS}.get(case.variant, tile.TILE_ROWS * max(case.row_tiles, 1))
     tiling = Tiling(rows, _COLUMNS, "unit", "sample" if name == "dh0" else "step and sample", fragments=True)
     warps = 0 if case.variant == "single_block" else _WARPS
-    depth = Depth(variants.CHUNK_BYTES // item, item, line=128 // item, warps=warps)
+    depth = Depth(tile.CHUNK_BYTES // item, item, line=128 // item, warps=warps)
     pass_ = _Pass(case, name)
     product = Product(tiling, list(pass_.parts(operands)), depth, {"h": "z", "dz": "dh", "dh0": ""}[name], kept=pass_.kept)
     product.relu = case.nonlinearity == "relu" and name == "h"
@@ -57,7 +57,7 @@ class _Pass:
                 place = torch.arange(T * N * D * H).view(T, N, D, H)[:, :, d]
             part = Part(f"direction {d}" if D > 1 else "", self._across(place, -1).mT.contiguous())
             if operands:
-                step = variants.CHUNK_BYTES // ARITHMETIC[self.case.arithmetic].itemsize
+                step = tile.CHUNK_BYTES // ARITHMETIC[self.case.arithmetic].itemsize
                 part.left = padded(self._weight(d), 1, step)
                 part.right = padded(self._across(self.state(d)), 1, step)
                 if self.name != "dh0":
@@ -147,8 +147,8 @@ def first_wrong(case: RnnCase, name: str, wrong: Tensor) -> tuple[Tensor, Tensor
 def cell_product(case: RnnCellCase, name: str, operands: bool) -> Product:
     """The result `name` of a single step, with or without its operands."""
     item = ARITHMETIC[case.arithmetic].itemsize
-    depth = Depth(variants.CHUNK_BYTES // item, item, warps=_WARPS)
-    tiling = Tiling(variants.TILE_ROWS, _COLUMNS, "unit", "sample", fragments=True)
+    depth = Depth(tile.CHUNK_BYTES // item, item, warps=_WARPS)
+    tiling = Tiling(tile.TILE_ROWS, _COLUMNS, "unit", "sample", fragments=True)
     expected = case.expected()[name]
     N, units = expected.shape
     part = Part("", torch.arange(N * units).view(N, units).mT.contiguous())

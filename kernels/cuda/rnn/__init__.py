@@ -1,1 +1,1 @@
-"""Recurrence: device code, its kernel table and its launch plans."""
+"""Recurrence: the device code of Elman RNNs and how launches of it are planned; README.md lists the variants."""

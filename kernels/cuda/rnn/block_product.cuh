@@ -1,13 +1,13 @@
-// A block's tile of a product whose matrix is read once and not kept: 16 rows x 8 kColumnTiles columns, K split among the warps
-// chunk by chunk, their sums added in rank order.
+// A block's tile of a product whose matrix is read once and not kept: 16 rows x 8 kColumnTiles columns. The warps split K chunk
+// by chunk, and their sums are added in the order of the warps.
 #pragma once
 #include "platform/shared_memory.h"
 #include "rnn/warp_sums.cuh"
 
 constexpr int kProductWarps = 8;
 
-// Adds A B over K to this warp's tiles. a(half, k) and b(tile, k) give this lane's fragments: rows g + 8 half of A, column g of
-// column tile `tile` of B, from element k on.
+// Adds A B, summed over K, to this warp's tiles. a(half, k) and b(tile, k) return this lane's fragments from element k on: of row
+// g + 8 half of A, and of column g of column tile `tile` of B.
 template <class Math, int kColumnTiles, class A, class B>
 __device__ inline void accumulate(WarpTile<Math, 1> (&tile)[kColumnTiles], int K, A a, B b) {
   const int warp = int(threadIdx.x) / 32;
@@ -29,7 +29,8 @@ __device__ inline void accumulate(WarpTile<Math, 1> (&tile)[kColumnTiles], int K
 template <class Math, int kColumnTiles>
 using ProductSums = WarpSums<Accumulator<Storage<Math>>, kProductWarps, kTileRows, kTileColumns * kColumnTiles>;
 
-// Takes ProductSums::size accumulators of shared memory. Calls result(row, column, sum) once for each.
+// Adds the warps' tiles and calls result(row, column, sum) once for each element. Needs ProductSums::size accumulators of shared
+// memory.
 template <class Math, int kColumnTiles, class Result>
 __device__ inline void add_warps(WarpTile<Math, 1> (&tile)[kColumnTiles], Result result) {
   const ProductSums<Math, kColumnTiles> sums{shared_memory<Accumulator<Storage<Math>>>()};

@@ -1,29 +1,26 @@
-// The Elman cell: h = f(z + W_hh h'), z = W_ih x + b_ih + b_hh, h' the previous step's.
+// The Elman cell, one hidden unit at a time: h = f(z + W_hh h'), where z = W_ih x + b_ih + b_hh and h' is h of the step before.
 //
-// A cell is the policy of every kernel in this folder. It says how many rows W_hh has per hidden unit (`gates`), what a unit
-// carries from step to step besides h (`State`), and what one unit does with its pre-activations, forward and backward.
-// Kernels that compute one row per unit assert `gates == 1`; an LSTM (4, State = c) or GRU (3) enters through these four names.
+// The kernels in this folder are written for it: a unit takes one row of W_hh, and h is all that a step hands to the next one and
+// all that a backward pass needs of the forward pass.
 #pragma once
 #include "platform/types.h"
 
+// In the order of NONLINEARITIES in engines/interface.py.
 enum Nonlinearity : int32_t { kTanh, kRelu, kSigmoid, kIdentity };
 
 struct ElmanCell {
-  static constexpr int gates = 1;
-  struct State {};
-
-  // Read at run time: a uniform branch per step costs a few clocks, an instantiation per nonlinearity four times the object.
+  // Read at run time: a uniform branch costs a few clocks per step, an instantiation per nonlinearity four times the object.
   Nonlinearity nonlinearity;
 
-  // h from the two halves of the pre-activation: z, and the product with the previous h.
+  // h of one unit from z and the product with its row of W_hh.
   template <class A>
-  __device__ A forward(const A (&z)[gates], const A (&product)[gates], State&) const {
-    const A sum = z[0] + product[0];
+  __device__ A forward(A z, A product) const {
+    const A sum = z + product;
     switch (nonlinearity) {
       case kTanh:
         return tangent(sum);
       case kRelu:
-        return sum < 0 ? A(0) : sum;  // a NaN stays one
+        return sum < 0 ? A(0) : sum;  // a NaN is returned as it is
       case kSigmoid:
         return 1 / (1 + exponential(-sum));
       default:
@@ -31,21 +28,18 @@ struct ElmanCell {
     }
   }
 
-  // dz from dh; the derivative is a function of h alone, so that h is all a forward pass leaves behind.
+  // dz of one unit from dh and h: f' is computed from h.
   template <class A>
-  __device__ void backward(A dh, A h, A (&dz)[gates], State&) const {
+  __device__ A backward(A dh, A h) const {
     switch (nonlinearity) {
       case kTanh:
-        dz[0] = dh * (1 - h * h);
-        break;
+        return dh * (1 - h * h);
       case kRelu:
-        dz[0] = h <= 0 ? A(0) : dh;
-        break;
+        return h <= 0 ? A(0) : dh;
       case kSigmoid:
-        dz[0] = dh * (h * (1 - h));
-        break;
+        return dh * (h * (1 - h));
       default:
-        dz[0] = dh;
+        return dh;
     }
   }
 

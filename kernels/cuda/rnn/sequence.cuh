@@ -1,14 +1,14 @@
-// Time, samples and addresses of one pass over a layer, as every recurrent kernel walks it.
+// Time, samples and addresses of one pass over a layer, shared by all recurrent kernels.
 #pragma once
-#include "rnn/parameters.h"
+#include "rnn/parameters.cuh"
 
-// Where step t of sample n stands in a (T, N, D*H) tensor.
+// The offset of step t of sample n in a (T, N, D*H) tensor.
 template <class T>
 __device__ inline int64_t row_start(const RnnParameters<T>& p, StepStride stride, int t, int n) {
   return (p.step_offsets ? p.step_offsets[t] : t) * stride.t + n * stride.n;
 }
 
-// How many steps sample n has; 0 for one that does not exist.
+// The number of steps of sample n; 0 for an n past the batch.
 template <class T>
 __device__ inline int length_of(const RnnParameters<T>& p, int n) {
   if (n >= p.shape.N) return 0;
@@ -17,29 +17,30 @@ __device__ inline int length_of(const RnnParameters<T>& p, int n) {
   return int(length < 0 ? 0 : length > p.shape.T ? p.shape.T : length);
 }
 
-// The forward pass of direction 0 and the backward pass of direction 1 walk up in time, the other two down. Walking down, a
-// sample joins at its own last step; until then its state stays what it was at the start.
-struct Walk {
+// The order in which a pass visits time. The forward pass of direction 0 and the backward pass of direction 1 ascend, the other
+// two descend. A sample is active while t is below its length; in descending order its state keeps the initial value until then.
+struct TimeOrder {
   int steps;
-  bool down;
-  __device__ int time(int s) const { return down ? steps - 1 - s : s; }
-  // The step before t, given that the sample is active at t: its time, or -1 where the sample starts.
-  __device__ int previous(int t, int length) const { return down ? (t + 1 < length ? t + 1 : -1) : t - 1; }
+  bool descending;
+  __device__ int time(int s) const { return descending ? steps - 1 - s : s; }
+  // The time of the step before t of a sample that is active at t; -1 where t is its first step.
+  __device__ int previous(int t, int length) const { return descending ? (t + 1 < length ? t + 1 : -1) : t - 1; }
+  // The time of the last step of a sample that has one.
+  __device__ int last(int length) const { return descending ? 0 : length - 1; }
 };
 
-// A pass is what a kernel does with the product of its step: which tensor carries the state, and what a unit makes of it.
+// A pass says which tensor holds the state and what a unit computes from the product of a step. Both passes have the same
+// members.
 template <class Cell>
 struct ForwardPass {
-  static_assert(Cell::gates == 1, "one product per unit");
   static constexpr bool backward = false;
-  using State = typename Cell::State;
 
-  // What a unit reads at a step besides the product: fetched early, since it does not depend on the step before.
+  // What a unit reads at a step besides the product. It does not depend on the step before, so kernels fetch it early.
   template <class T>
   struct Inputs {
     T z;
   };
-  // Where sample n's inputs of step t stand, from a column of D*H on.
+  // The inputs of sample n at step t, from a column of D*H on.
   template <class T>
   struct Row {
     const T* z;
@@ -47,15 +48,15 @@ struct ForwardPass {
     __device__ Inputs<T> at(int unit) const { return {z[unit]}; }
   };
   template <class T>
-  static __device__ T evaluate(const RnnParameters<T>& p, const Inputs<T>& in, Accumulator<T> product, State& state) {
-    const Accumulator<T> z[1] = {widen(in.z)}, products[1] = {product};
-    return narrow<T>(p.cell.forward(z, products, state));
+  static __device__ T evaluate(const RnnParameters<T>& p, const Inputs<T>& inputs, Accumulator<T> product) {
+    return narrow<T>(p.cell.forward(widen(inputs.z), product));
   }
+  // The row that holds the state of sample n after step t, all directions side by side.
   template <class T>
-  static __device__ T* carried_row(const RnnParameters<T>& p, int t, int n) {
+  static __device__ T* state_row(const RnnParameters<T>& p, int t, int n) {
     return p.h + row_start(p, p.h_stride, t, n);
   }
-  // The state before the first step, (D, N, H); null: 0.
+  // The state before the first step, (D, N, H); null: zeros.
   template <class T>
   static __device__ const T* initial(const RnnParameters<T>& p) {
     return p.h0;
@@ -64,9 +65,7 @@ struct ForwardPass {
 
 template <class Cell>
 struct BackwardPass {
-  static_assert(Cell::gates == 1, "one product per unit");
   static constexpr bool backward = true;
-  using State = typename Cell::State;
 
   template <class T>
   struct Inputs {
@@ -80,13 +79,11 @@ struct BackwardPass {
     __device__ Inputs<T> at(int unit) const { return {dh[unit], h[unit]}; }
   };
   template <class T>
-  static __device__ T evaluate(const RnnParameters<T>& p, const Inputs<T>& in, Accumulator<T> product, State& state) {
-    Accumulator<T> dz[1];
-    p.cell.backward(widen(in.dh) + product, widen(in.h), dz, state);
-    return narrow<T>(dz[0]);
+  static __device__ T evaluate(const RnnParameters<T>& p, const Inputs<T>& inputs, Accumulator<T> product) {
+    return narrow<T>(p.cell.backward(widen(inputs.dh) + product, widen(inputs.h)));
   }
   template <class T>
-  static __device__ T* carried_row(const RnnParameters<T>& p, int t, int n) {
+  static __device__ T* state_row(const RnnParameters<T>& p, int t, int n) {
     return p.dz + row_start(p, p.dz_stride, t, n);
   }
   template <class T>
@@ -96,6 +93,20 @@ struct BackwardPass {
 };
 
 template <class Pass, class T>
-__device__ inline Walk walk_of(const RnnParameters<T>& p, int direction) {
+__device__ inline TimeOrder time_order(const RnnParameters<T>& p, int direction) {
   return {p.shape.T, (direction == 1) != Pass::backward};
+}
+
+// Where sample n, which multiplies its state by W at step s, has that state in global memory; null: it is zero, or the sample is
+// not active. Step T of a backward pass multiplies the state of the last step. `written` says whether this pass writes that row.
+template <class Pass, class T>
+__device__ inline const T* previous_state(const RnnParameters<T>& p, const TimeOrder& order, int s, int n, int direction,
+                                          bool& written) {
+  const int length = length_of(p, n), t = order.time(s);
+  const bool after_last = s == order.steps, active = after_last ? length > 0 : t < length;
+  const int previous = after_last ? order.last(length) : order.previous(t, length);
+  written = active && previous >= 0;
+  if (written) return Pass::state_row(p, previous, n) + direction * p.shape.H;
+  const T* initial = Pass::initial(p);
+  return active && initial ? initial + (int64_t(direction) * p.shape.N + n) * p.shape.H : nullptr;
 }

@@ -1,18 +1,19 @@
 // A warp's tile of a matrix product, in one form for every dtype: 16 rows (units) x 8 columns (samples), summed over K in chunks
 // of 64 bytes per row.
 //
-// With g = lane / 4 and t = lane % 4, a lane holds 16 bytes of each operand per chunk: of rows g and g + 8 of A and of column g
-// of B, at bytes 16 t of the chunk. Both operands are read along K by the widest load, straight from wherever they are: no
-// ldmatrix. The instructions want other k's in that lane, but a sum over K does not care which k is called which, as long as A
-// and B agree. Each chunk is two instructions in 16 bits (K = 32) and TF32 (K = 16), four in fp64 (K = 8), and
-// fused multiply-adds in IEEE fp32.
+// With g = lane / 4 and t = lane % 4, a lane holds 16 bytes of each operand per chunk: bytes 16 t .. 16 t + 15 of rows g and g +
+// 8 of A, and of column g of B. Both operands are read along K by the widest load, without ldmatrix. The mma instructions assign
+// other values of k to that lane, which changes nothing: a sum over K may be taken in any order, as long as A and B use the same
+// one. A chunk takes two instructions in 16 bits (K = 32) and TF32 (K = 16), four in fp64 (K = 8), and fused multiply-adds in
+// IEEE fp32.
 //
-// The finished tile: value i of a lane is row g + 8 (i >> 1), column 2 t + (i & 1).
+// In the finished tile, value i of a lane is row g + 8 (i >> 1), column 2 t + (i & 1).
 #pragma once
 #include "platform/mma.h"
 #include "platform/vector.h"
 
-struct tfloat32 {};  // fp32 in memory, multiplied as TF32; the name of an arithmetic, like the four storage types
+struct tfloat32 {
+};  // the arithmetic of fp32 values that are multiplied as TF32; the other arithmetics are named after their type
 
 __device__ inline void mma(half, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_m16n8k16<half>(d, a, b); }
 __device__ inline void mma(bfloat16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -40,7 +41,7 @@ constexpr int kChunk = kChunkBytes / int(sizeof(Storage<Math>));  // elements of
 __device__ inline int lane_group() { return int(threadIdx.x) % 32 / 4; }  // g
 __device__ inline int lane_in_group() { return int(threadIdx.x) % 4; }    // t
 
-// 16 bytes of a row: as many elements as fit.
+// 16 bytes of a row.
 template <class Math>
 struct Fragment {
   static constexpr int size = kLaneBytes / int(sizeof(Storage<Math>));
@@ -51,14 +52,15 @@ struct Fragment {
   };
 };
 
-// Elements k .. k + size of a row of K elements; 0 beyond it. The row starts on 16 bytes and K is a whole number of fragments.
+// Elements k .. k + size - 1 of a row of K elements; zeros past its end. The row starts on 16 bytes and K is a multiple of
+// `size`.
 template <class Math>
 __device__ inline Fragment<Math> load_fragment(const Storage<Math>* row, int k, int K) {
   Fragment<Math> fragment;
   fragment.bits = k < K ? *reinterpret_cast<const uint4*>(row + k) : uint4{0, 0, 0, 0};
   return fragment;
 }
-// The same from anywhere, one element at a time.
+// The same for a row of any alignment, stride and length, one element at a time.
 template <class Math>
 __device__ inline Fragment<Math> gather_fragment(const Storage<Math>* row, int k, int K, int64_t stride = 1) {
   Fragment<Math> fragment;
@@ -69,7 +71,7 @@ __device__ inline Fragment<Math> gather_fragment(const Storage<Math>* row, int k
   return fragment;
 }
 
-// What an operand goes through once, before it is multiplied any number of times.
+// Converts an operand once, before any number of products: TF32 rounds it.
 template <class Math>
 __device__ inline void prepare(Fragment<Math>&) {}
 template <>
@@ -78,7 +80,7 @@ __device__ inline void prepare<tfloat32>(Fragment<tfloat32>& fragment) {
   for (int i = 0; i < 4; ++i) fragment.word[i] = round_tf32(fragment.element[i]);
 }
 
-// One row tile and chunk: low and high are A's rows g and g + 8, b is B's column g.
+// Adds one chunk of one row tile: low and high are rows g and g + 8 of A, b is column g of B.
 template <class Math>
 __device__ inline void multiply_chunk(float (&sum)[4], const Fragment<Math>& low, const Fragment<Math>& high,
                                       const Fragment<Math>& b) {
@@ -100,7 +102,7 @@ __device__ inline void multiply_chunk(double (&sum)[4], const Fragment<double>& 
   sum[0] = upper[0], sum[1] = upper[1], sum[2] = lower[0], sum[3] = lower[1];
 }
 
-// kRowTiles tiles, one below the other, that share their columns.
+// kRowTiles tiles, one below the other, with the same columns.
 template <class Math, int kRowTiles>
 struct WarpTile {
   Accumulator<Storage<Math>> sum[kRowTiles][4] = {};
@@ -109,12 +111,13 @@ struct WarpTile {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) multiply_chunk(sum[r], a[r][0], a[r][1], b);
   }
-  // After the last chunk, before `sum` is read.
+  // Is called after the last chunk, before `sum` is read.
   __device__ void finish() {}
 };
 
-// IEEE fp32 has no instruction for it: a lane sums its own k's for all eight columns, fetching each column's from the lane that
-// holds it, and the four lanes of a group add up at the end. A chunk costs 32 shuffles and 64 multiply-adds for each row tile.
+// IEEE fp32 has no mma instruction. A lane sums over its own values of k for all eight columns, which it fetches from the lanes
+// that hold them, and the four lanes of a group add their sums at the end. A chunk costs 32 shuffles, and 64 multiply-adds for
+// each row tile.
 template <int kRowTiles>
 struct WarpTile<float, kRowTiles> {
   float sum[kRowTiles][4];
@@ -134,7 +137,7 @@ struct WarpTile<float, kRowTiles> {
       }
   }
 
-  // Each exchange halves the columns a lane is left with, until lane t has columns 2 t and 2 t + 1.
+  // Each exchange halves the number of columns of a lane, until lane t has columns 2 t and 2 t + 1.
   __device__ void finish() {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
@@ -148,14 +151,14 @@ struct WarpTile<float, kRowTiles> {
   }
 
  private:
-  // Keeps the half of `from` that belongs to this lane, and adds what the lane that differs in `bit` has for it.
+  // Keeps this lane's half of `from` and adds the same half of the lane whose number differs in `bit`.
   template <int kCount>
   static __device__ void halve(const float (&from)[2 * kCount], float (&to)[kCount], int bit) {
     const bool upper = lane_in_group() & bit;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const float kept = upper ? from[kCount + i] : from[i], given = upper ? from[i] : from[kCount + i];
-      to[i] = kept + __shfl_xor_sync(~0u, given, bit);
+      const float kept = upper ? from[kCount + i] : from[i], sent = upper ? from[i] : from[kCount + i];
+      to[i] = kept + __shfl_xor_sync(~0u, sent, bit);
     }
   }
 };

@@ -1,22 +1,23 @@
-// Where the warps of a block that split K put their sums, for each to be added up in rank order.
+// Adds the sums of the warps of a block that split K, through shared memory, in the order of the warps.
 #pragma once
 #include "rnn/tile.cuh"
 
-// kWarps tiles of kRows x kColumns. The padding sends a warp's 4 x 8 stores to 32 banks.
+// kWarps tiles of kRows x kColumns, column by column. The padding of 4 sends the 4 x 8 stores of a warp to 32 banks.
 template <class A, int kWarps, int kRows, int kColumns>
 struct WarpSums {
   static constexpr int pitch = kRows + 4, size = kWarps * kColumns * pitch;
   A* sums;
 
-  // The calling warp's row tiles, all of them, for the column tile that starts at `column`.
+  // Stores all row tiles of the calling warp for the column tile that starts at `column`.
   template <class Math, int kRowTiles>
   __device__ void put(const WarpTile<Math, kRowTiles>& tile, int column) const {
-    A* mine = sums + (int(threadIdx.x) / 32 * kColumns + column + 2 * lane_in_group()) * pitch + lane_group();
+    A* start = sums + (int(threadIdx.x) / 32 * kColumns + column + 2 * lane_in_group()) * pitch + lane_group();
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) mine[(i & 1) * pitch + r * kTileRows + (i >> 1) * 8] = tile.sum[r][i];
+      for (int i = 0; i < 4; ++i) start[(i & 1) * pitch + r * kTileRows + (i >> 1) * 8] = tile.sum[r][i];
   }
+  // The sum of all warps, after a barrier.
   __device__ A total(int row, int column) const {
     A total = sums[column * pitch + row];
 #pragma unroll

@@ -17,7 +17,7 @@ from torch_unroll.checks import is_symbolic
 from torch_unroll.engines.compiled.recording import note_too_large
 from torch_unroll.kernels.cuda.conv2d import portable
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
-from torch_unroll.kernels.cuda.rnn.variants import batch_limit
+from torch_unroll.kernels.cuda.rnn.block_product import batch_limit
 from torch_unroll.kernels.shapes import SizeError
 
 Sizes = Sequence[int]

@@ -1,15 +1,17 @@
-// What the recurrent kernels take; mirrored in variants.py. Extents as in shapes.h; D directions, direction 1 walks backwards
-// in time. Strides in elements; the last dimension of every tensor is contiguous.
+// The parameter structs of the recurrent kernels; parameters.py mirrors them. Extents as in shapes.h; D is the number of
+// directions, and direction 1 runs backwards in time. Strides are in elements, and the last dimension of every tensor is
+// contiguous.
 #pragma once
 #include "rnn/elman.cuh"
 #include "shapes.h"
 
-struct StepStride {  // of a (T, N, D*H) tensor; packed: step_offsets[t] stands for t, and both are the row's
+// Strides of a (T, N, D*H) tensor. Of packed data both are the stride of a row: step_offsets[t] replaces the index t.
+struct StepStride {
   int64_t t, n;
 };
 
-// One pass over a layer. Forward reads z and h0 and writes h; backward reads dh and h and writes dz and dh0. All outputs are
-// overwritten, past a sample's length with 0.
+// One pass over a layer. The forward pass reads z and h0 and writes h; the backward pass reads dh and h and writes dz and dh0.
+// Every element of an output is written; past a sample's length it is 0.
 template <class T>
 struct RnnParameters {
   const T* z;                   // (T, N, D*H): W_ih x + b_ih + b_hh
@@ -18,18 +20,20 @@ struct RnnParameters {
   const T* dh;                  // (T, N, D*H)
   T* dz;                        // (T, N, D*H)
   T* dh0;                       // (D, N, H)
-  const T* w;                   // (D, H, w_stride): the product's matrix: W_hh forward, its transpose backward; rows are outputs
-  const int64_t* lengths;       // (N), clamped to [0, T]; null: all T
-  const int64_t* step_offsets;  // (T), packed: the first row of each step; null: padded
+  const T* w;                   // (D, H, w_stride): W_hh in the forward pass, its transpose in the backward pass
+  const int64_t* lengths;       // (N), clamped to [0, T]; null: every sample has T steps
+  const int64_t* step_offsets;  // (T): the first row of each step of packed data; null: padded data
   StepStride z_stride, h_stride, dh_stride, dz_stride;
-  int32_t w_stride;       // H, rounded up with zeros to whole 16 bytes
-  int32_t aligned_carry;  // every row of the tensors that carry the state (h0 and h, or dz) starts on 16 bytes
-  int32_t step;           // of a kernel that makes one step per launch
+  int32_t w_stride;       // H rounded up to whole 16 bytes; the padding is 0
+  int32_t aligned_state;  // every row of the tensors that hold the state (h0 and h, or dz) starts on 16 bytes
+  int32_t step;           // which step this launch makes; only rnn_step_kernel reads it
   int32_t D;
   RnnShape shape;
   ElmanCell cell;
 };
 
+// One step on its own. Forward reads x, h, the weights and biases and writes h_next; backward reads dh_next, h_next and the
+// weights and writes dz, dx and dh.
 template <class T>
 struct RnnCellParameters {
   const T* x;                                                                           // (N, I)
@@ -38,7 +42,7 @@ struct RnnCellParameters {
   const T* w_hh;                                                                        // (H, H)
   const T* b_ih;                                                                        // (H), or null
   const T* b_hh;                                                                        // (H), or null
-  T* h_next;                                                                            // (N, H): written forward, read backward
+  T* h_next;                                                                            // (N, H)
   const T* dh_next;                                                                     // (N, H)
   T* dz;                                                                                // (N, H)
   T* dx;                                                                                // (N, I)

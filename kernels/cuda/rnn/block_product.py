@@ -1,0 +1,39 @@
+"""What the kernels that read W at every launch have in common: the tiles of block_product.cuh."""
+
+from __future__ import annotations
+
+from ...arithmetic import ceil_divide
+from .tile import TILE_COLUMNS, TILE_ROWS, warp_sums_bytes
+
+PRODUCT_WARPS = 8
+THREADS = 32 * PRODUCT_WARPS
+#: The tiles of a block, units x samples, by their column tiles: a template argument.
+COLUMN_TILES = {f"{TILE_ROWS}x{TILE_COLUMNS * count}": count for count in (1, 4)}
+NARROW, WIDE = COLUMN_TILES
+_GRID_LIMIT = 65535  # blocks along y
+
+
+def tiles(N: int) -> tuple[str, ...]:
+    """Returns the tiles for a batch, the preferred first."""
+    return (WIDE, NARROW) if N > TILE_COLUMNS else (NARROW,)
+
+
+def columns(tile: str) -> int:
+    """Returns the samples of a tile."""
+    return TILE_COLUMNS * COLUMN_TILES[tile]
+
+
+def sample_blocks(N: int, tile: str) -> int:
+    """Returns the blocks along y, which divide the samples among them."""
+    return ceil_divide(N, columns(tile))
+
+
+def shared_bytes(dtype: str, tile: str) -> int:
+    """Returns the shared memory of a block: its warps' sums."""
+    return warp_sums_bytes(PRODUCT_WARPS, TILE_ROWS, columns(tile), dtype)
+
+
+def batch_limit(N: int) -> str | None:
+    """Returns why no grid has enough blocks along y for a batch, or None if one has."""
+    most = _GRID_LIMIT * columns(WIDE)
+    return f"expected at most {most} samples, got N = {N}" if most < N else None

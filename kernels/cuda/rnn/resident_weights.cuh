@@ -1,0 +1,61 @@
+// The part of W that a warp multiplies by, kept on chip for a whole pass.
+#pragma once
+#include "rnn/sequence.cuh"
+#include "rnn/tile.cuh"
+
+// The rows of W from `first_row` on that a warp multiplies by. In chunk i of K this lane has the elements from first_k + i *
+// k_step on.
+struct WarpPart {
+  int direction, first_row, first_k, k_step;
+};
+
+// The first kInRegisters chunks of a warp's part in registers, the others in shared memory in the order in which lanes read them.
+// A lane reads only what it wrote there, so no barrier is needed.
+template <class Math, int kRowTiles, int kInRegisters>
+class ResidentWeights {
+  using T = Storage<Math>;
+
+ public:
+  using Rows = Fragment<Math>[kRowTiles][2];  // of each row tile, rows g and g + 8
+
+  // Loads the part, `chunks` chunks; `shared` has room for those past kInRegisters of all `warps` warps of the block.
+  __device__ ResidentWeights(const RnnParameters<T>& p, const WarpPart& part, int chunks, int warps, unsigned char* shared)
+      : shared(reinterpret_cast<Fragment<Math>*>(shared)), warps(warps) {
+#pragma unroll
+    for (int chunk = 0; chunk < kInRegisters; ++chunk)
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) registers[chunk][r][half] = load(p, part, chunk, r, half);
+    for (int chunk = kInRegisters; chunk < chunks; ++chunk)
+      for (int r = 0; r < kRowTiles; ++r)
+        for (int half = 0; half < 2; ++half) *in_shared(chunk, r, half) = load(p, part, chunk, r, half);
+  }
+
+  // A chunk in registers: `chunk` is a constant once its loop is unrolled.
+  __device__ const Rows& in_registers(int chunk) const { return registers[chunk]; }
+  // Copies a chunk out of shared memory.
+  __device__ void copy_from_shared(int chunk, Rows& rows) const {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) rows[r][half] = *in_shared(chunk, r, half);
+  }
+
+ private:
+  static __device__ Fragment<Math> load(const RnnParameters<T>& p, const WarpPart& part, int chunk, int r, int half) {
+    const int H = p.shape.H, unit = part.first_row + r * kTileRows + half * 8 + lane_group();
+    const T* row = p.w + (int64_t(part.direction) * H + unit) * p.w_stride;
+    Fragment<Math> fragment = load_fragment<Math>(row, part.first_k + chunk * part.k_step, unit < H ? p.w_stride : 0);
+    prepare(fragment);
+    return fragment;
+  }
+  __device__ Fragment<Math>* in_shared(int chunk, int r, int half) const {
+    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+    return shared + ((((chunk - kInRegisters) * warps + warp) * kRowTiles + r) * 2 + half) * 32 + lane;
+  }
+
+  Fragment<Math> registers[kInRegisters][kRowTiles][2];
+  Fragment<Math>* const shared;
+  const int warps;
+};
