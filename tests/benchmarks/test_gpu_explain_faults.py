@@ -64,7 +64,7 @@ class Planted(NamedTuple):
     quick: bool = False
 
 
-MMA, WGMMA, CORES = "implicit_gemm_mma.cuh", "implicit_gemm_wgmma.cuh", "implicit_gemm.cuh"
+MMA, WGMMA, CORES = "mma.cuh", "wgmma.cuh", "simt.cuh"
 TENSOR = conv("fprop", "tensor", "64x64", "bfloat16", "3x3")
 SMALL = conv("fprop", "tensor", "64x64", "bfloat16", "40 channels")
 _numbers = iter(range(1000))
@@ -190,7 +190,7 @@ PLANTED = (
         plain("epilogue.cuh", BIAS, "narrow<T>(sum)"),
         conv("fprop", "hopper", "64x256", "float16", "3x3", splits=3, layout="nchw"),
     ),
-    Planted("wrong row", plain("geometry.cuh", PIXEL, PIXEL.replace("rest,", "rest ^ 1,")), TENSOR, share=0.99),
+    Planted("wrong row", plain("matrices.cuh", PIXEL, PIXEL.replace("rest,", "rest ^ 1,")), TENSOR, share=0.99),
     Planted(
         "wrong row",
         plain("tile.cuh", ROWS_OF_MMA, ROWS_SWAPPED),

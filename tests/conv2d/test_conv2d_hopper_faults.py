@@ -21,7 +21,7 @@ SEEDS = 20
 TILE, WGRAD_TILE = "128x64", "64x256"
 #: More steps than stages; two tiles a block, of which one is wider than the result.
 CASE = Case((9, 48, 9, 7), (72, 48, 3, 3), padding=(1, 1, 1, 1))
-MACHINERY, PRODUCTS = "implicit_gemm_wgmma.cuh", "wgmma_products.cuh"
+MACHINERY, PRODUCTS = "wgmma.cuh", "directions_wgmma.cuh"
 
 
 FAULTS = (

@@ -141,7 +141,7 @@ DRIFTS = (
     Drift("rnn_step_kernel", _dropped, "cell", "RnnParameters.cell", (168, 4), None),
     Drift("rnn_cell_forward_kernel", _swapped, "w_ih", "RnnCellParameters.w_ih", (16, 8), (24, 8)),
     Drift("im2col_kernel", _swapped, "x", "Im2colParameters.x", (0, 8), (8, 8)),
-    Drift("conv2d_wgrad_kernel", _widened, "splits", "Conv2dWgradParameters.splits", (200, 4), (200, 8)),
+    Drift("conv2d_wgrad_simt_kernel", _widened, "splits", "Conv2dWgradParameters.splits", (200, 4), (200, 8)),
     Drift("conv2d_dgrad_wgmma_kernel", _padded, "sums", "Conv2dWgmmaParameters.sums", (3208, 8), (3216, 8)),
     Drift("max_pool2d_gather_kernel", _padded, "dense", "MaxPool2dGatherParameters.dense", (144, 24), (152, 24)),
     Drift("max_pool2d_indices_kernel", _inserted, "indices", "MaxPool2dIndicesParameters.indices", (8, 8), (16, 8)),
@@ -228,7 +228,7 @@ PLANTS = (
     ),
     Plant(
         "a field of an empty struct",
-        "conv2d_dgrad_kernel",
+        "conv2d_dgrad_simt_kernel",
         "conv2d/epilogue.cuh",
         "struct NoEpilogue {",
         "struct NoEpilogue {\n  char more;",
@@ -244,7 +244,7 @@ PLANTS = (
     ),
     Plant(
         "inner fields swapped",
-        "conv2d_fprop_kernel",
+        "conv2d_fprop_simt_kernel",
         "shapes.h",
         "N, C, H, W, K,",
         "N, C, W, H, K,",
@@ -253,7 +253,7 @@ PLANTS = (
     Plant(
         "fields in an array swapped",
         "conv2d_dgrad_wgmma",
-        "conv2d/wgmma_products.cuh",
+        "conv2d/directions_wgmma.cuh",
         "pixels, start, up;",
         "start, pixels, up;",
         "images[0].vertical.pixels is at offset 128 with 4 bytes in Python",
@@ -277,7 +277,7 @@ PLANTS = (
     Plant(
         "padding moved",
         "pack_channels",
-        "conv2d/transpose.cuh",
+        "conv2d/pack_channels.cuh",
         "  int32_t H, W, groups",
         "  alignas(16) int32_t H, W, groups",
         "PackChannelsParameters is at offset 0 with 80 bytes in Python",

@@ -186,7 +186,7 @@ def _read_so(failure: Failure, tile: WrongTile, depth: Depth, sources: list[Tens
 
 def _source(depth: Depth, tile: wgmma.WgmmaTile, operand: int, read: _Read) -> Tensor:
     """(lines, step): which element of the stage, lines of the left operand and then of the right one, a step's element is read
-    from; -1 beyond the stage. As platform/wgmma.h and OperandLayout of implicit_gemm_wgmma.cuh have it."""
+    from; -1 beyond the stage. As platform/wgmma.h and OperandLayout of wgmma.cuh have it."""
     extents = (tile.rows, tile.columns)
     begin = operand * tile.rows * wgmma.STEP_BYTES
     mode, layout = read.mode or depth.span[operand], read.layout or depth.span[operand]

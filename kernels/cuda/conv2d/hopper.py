@@ -16,7 +16,7 @@ _MOST_OFFSET = 255  # of a filter position, as the copy instruction holds it
 
 
 class Hopper(Tensor):
-    """implicit_gemm_wgmma.cuh; packs what `tensor` packs."""
+    """wgmma.cuh; packs what `tensor` packs."""
 
     name = "hopper"
     persistent = True

@@ -1,6 +1,6 @@
 """What the copy engine walks over in each direction of a convolution, and the tensor maps that tell it.
 
-Positions are computed here, once for each problem, so that a kernel only adds: see wgmma_products.cuh.
+Positions are computed here, once for each problem, so that a kernel only adds: see directions_wgmma.cuh.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def fprop_axis(pixels: int, taps: int, stride: int, pad: int, dilation: int) -> 
 
 def dgrad_axis(pixels: int, taps: int, stride: int, pad: int, dilation: int, residue: int) -> Axis:
     """Over dy, for the pixels of dx of one residue modulo the stride: each meets every (stride / gcd(stride, dilation))-th filter
-    position, from the last one back, and some residues meet none (`dgrad_axis` of geometry.cuh derives it)."""
+    position, from the last one back, and some residues meet none (`dgrad_axis` of matrices.cuh derives it)."""
     of_residue = max(0, _ceil_divide(pixels - residue, stride))
     every = stride // gcd(stride, dilation)
     first = next((tap for tap in range(min(every, taps)) if (residue + pad - tap * dilation) % stride == 0), None)

@@ -35,7 +35,7 @@ def limits(problem: Conv2dProblem) -> str | None:
 
 def position_limits(direction: str, problem: Conv2dProblem) -> str | None:
     """Why a position that the implicit kernels form, counted from the plane they gather from, would leave 32 bits, or be taken
-    for one in the plane when kOutside of geometry.cuh is added to it."""
+    for one in the plane when kOutside of matrices.cuh is added to it."""
     p = problem
     for extent, outputs, taps, stride, pad, dilation in zip(
         (p.H, p.W), (p.P, p.Q), (p.R, p.S), p.stride, p.pad, p.dilation, strict=True
@@ -52,7 +52,7 @@ def position_limits(direction: str, problem: Conv2dProblem) -> str | None:
 
 
 class Implicit(Variant):
-    """implicit_gemm.cuh."""
+    """simt.cuh."""
 
     name = "implicit"
     #: Of CUDA cores' FLOP per clock, by tile: the ladder's 1.3 times the limit; fewer products for each fragment read.
@@ -76,7 +76,7 @@ class Implicit(Variant):
 
 
 class Explicit(Implicit):
-    """im2col.cuh, and then the product of its columns, a 1x1 convolution, by implicit_gemm.cuh."""
+    """im2col.cuh, and then the product of its columns, a 1x1 convolution, by simt.cuh."""
 
     name = "explicit"
     last_resort = True
@@ -104,7 +104,7 @@ class Explicit(Implicit):
 
 
 class Tensor(Variant):
-    """implicit_gemm_mma.cuh, and before it transpose.cuh for whatever does not come in whole pieces of channels."""
+    """mma.cuh, and before it pack_channels.cuh for whatever does not come in whole pieces of channels."""
 
     name = "tensor"
     #: Of tensor cores' FLOP per clock, by tile, where mma.sync is what they are made for (before Hopper); half of it on Hopper

@@ -99,7 +99,7 @@ class Conv2dProblem(NamedTuple):
         return Conv2dShape(*extents, *self.stride, *self.pad, *self.dilation, self.groups, *strides)
 
 
-# ---- parameter structs, as in problems.cuh, split_k.cuh and im2col.cuh -------------------------------------------------
+# ---- parameter structs, as in directions.cuh, split_k.cuh and im2col.cuh -------------------------------------------------
 
 
 class Walk(IntEnum):
@@ -120,7 +120,7 @@ class Walks(NamedTuple):
     channels_inner: bool
 
     def struct(self) -> CWalks:
-        """The struct of problems.cuh."""
+        """The struct of directions.cuh."""
         return CWalks(*self)
 
 
@@ -184,7 +184,7 @@ class SumImageSplitsParameters(ctypes.Structure):
 
 
 class PackChannelsParameters(ctypes.Structure):
-    """Mirror of PackChannelsParameters in transpose.cuh."""
+    """Mirror of PackChannelsParameters in pack_channels.cuh."""
 
     _fields_ = [
         ("from", ctypes.c_void_p),

@@ -10,7 +10,7 @@
 // channels, 7x7, bf16), 52 tiles of 128x128 for 132 multiprocessors at N = 32, take 28 us by 5 splits instead of 53 us by none
 // and tiles of 64x64; at N = 1, 9 us instead of 33. Measured: not yet.
 #pragma once
-#include "conv2d/problems.cuh"
+#include "conv2d/directions.cuh"
 #include "platform/shared_memory.h"
 #include "platform/vector.h"
 

@@ -1,6 +1,6 @@
 // How a tile of sums in shared memory becomes results in memory, whatever their layout.
 #pragma once
-#include "conv2d/problems.cuh"
+#include "conv2d/directions.cuh"
 #include "platform/vector.h"
 
 // Line by line: a line is a row of the result or, kRows, a column, whichever is contiguous in memory. Staged: sums, or,

@@ -11,7 +11,7 @@
 //   not taken  Masks over the operands: tensor cores cannot leave a product out. Finite weights in place of infinite ones: the
 //              sums inside the plane need these.
 #pragma once
-#include "conv2d/problems.cuh"
+#include "conv2d/directions.cuh"
 
 template <class T>
 __device__ inline bool is_nan(T value) {

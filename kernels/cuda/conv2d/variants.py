@@ -29,7 +29,7 @@ workspace_limit = 256 << 20
 most_int32 = 2**31
 
 
-_PROBLEM_BYTES = 512  # kProblemBytes of problems.cuh
+_PROBLEM_BYTES = 512  # kProblemBytes of directions.cuh
 
 
 def _ceil_divide(a: int, b: int) -> int:
@@ -38,7 +38,7 @@ def _ceil_divide(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Tile:
-    """`Tile` of implicit_gemm.cuh: rows and columns of the result per block, depth per step, rows and columns per thread."""
+    """`Tile` of simt.cuh: rows and columns of the result per block, depth per step, rows and columns per thread."""
 
     rows: int
     columns: int
@@ -64,7 +64,7 @@ class Tile:
     @property
     def text(self) -> str:
         """As C++."""
-        return f"Tile<{self.rows}, {self.columns}, {self.depth}, {self.thread_rows}, {self.thread_columns}>"
+        return f"SimtTile<{self.rows}, {self.columns}, {self.depth}, {self.thread_rows}, {self.thread_columns}>"
 
     def step(self, dtype: str) -> int:
         """Depth per step."""
@@ -79,7 +79,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class MmaTile:
-    """`MmaTile` of implicit_gemm_mma.cuh: rows and columns of the result per block, warps down and across."""
+    """`MmaTile` of mma.cuh: rows and columns of the result per block, warps down and across."""
 
     rows: int
     columns: int
@@ -140,8 +140,8 @@ def mma_piece(dtype: str) -> int:
 def _gemm_kernel(direction: str, dtype: str, tile: Tile | MmaTile) -> Kernel:
     cpp = CPP_TYPES[dtype]
     epilogue = {"fprop": (f"BiasEpilogue<{cpp}>",), "dgrad": (f"NoEpilogue<{cpp}>",), "wgrad": ()}[direction]
-    mma = "_mma" if isinstance(tile, MmaTile) else ""
-    return Kernel(f"conv2d/implicit_gemm{mma}.cuh", f"conv2d_{direction}{mma}_kernel", (cpp, tile.text, *epilogue))
+    variant = "mma" if isinstance(tile, MmaTile) else "simt"
+    return Kernel(f"conv2d/{variant}.cuh", f"conv2d_{direction}_{variant}_kernel", (cpp, tile.text, *epilogue))
 
 
 def _sum_image_splits_kernel(dtype: str) -> Kernel:
@@ -156,7 +156,7 @@ KERNELS = (
     *(_gemm_kernel(direction, dtype, tile) for dtype in DTYPES for tile in _TILES[dtype] for direction in DIRECTIONS),
     *(_gemm_kernel(direction, dtype, tile) for dtype in _MMA_DTYPES for tile in _MMA_TILES for direction in DIRECTIONS),
     *wgmma.KERNELS,
-    *instantiate("conv2d/transpose.cuh", "pack_channels_kernel", _mma_types),
+    *instantiate("conv2d/pack_channels.cuh", "pack_channels_kernel", _mma_types),
     *instantiate("conv2d/split_k.cuh", "conv2d_sum_splits_kernel", _types),
     *(_sum_image_splits_kernel(dtype) for dtype in DTYPES),
     *instantiate("conv2d/im2col.cuh", "im2col_kernel", _types, ("int32_t", "int64_t")),
@@ -165,9 +165,9 @@ KERNELS = (
 
 #: By the name of the template.
 PARAMETERS: dict[str, type[ctypes.Structure]] = {
-    "conv2d_fprop_kernel": problem.FpropParameters,
-    "conv2d_dgrad_kernel": problem.DgradParameters,
-    "conv2d_wgrad_kernel": problem.WgradParameters,
+    "conv2d_fprop_simt_kernel": problem.FpropParameters,
+    "conv2d_dgrad_simt_kernel": problem.DgradParameters,
+    "conv2d_wgrad_simt_kernel": problem.WgradParameters,
     "conv2d_fprop_mma_kernel": problem.FpropParameters,
     "conv2d_dgrad_mma_kernel": problem.DgradParameters,
     "conv2d_wgrad_mma_kernel": problem.WgradParameters,
@@ -272,7 +272,7 @@ def plan_wgrad(problem: Conv2dProblem, tensor: bool, tile_name: str, splits: int
 @lru_cache(maxsize=4096)
 def plan_pack_channels(dtype: str, images: int, pixels: int, padded: int, groups: int) -> LaunchPlan:
     """`images` already padded; a block turns 32 pixels by 32 channels."""
-    kernel = Kernel("conv2d/transpose.cuh", "pack_channels_kernel", (CPP_TYPES[dtype],))
+    kernel = Kernel("conv2d/pack_channels.cuh", "pack_channels_kernel", (CPP_TYPES[dtype],))
     blocks = images * groups * _ceil_divide(pixels, 32) * _ceil_divide(padded, 32)
     return LaunchPlan(kernel, LaunchConfig((blocks, 1, 1), (256, 1, 1), 32 * 33 * ITEM_BYTES[dtype]), "pack_channels")
 

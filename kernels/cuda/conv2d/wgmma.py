@@ -15,8 +15,8 @@ from ...tensor_map import ITEM_BYTES, Pair, TensorMap
 from .im2col_maps import Axis, Image, images
 from .problem import CBiasEpilogue, CNoEpilogue, Conv2dProblem, Walk, dgrad_walks, fprop_walks
 
-STEP_BYTES = 128  # kStepBytes of implicit_gemm_wgmma.cuh
-MOST_RESIDUES = 16  # kMostResidues of wgmma_products.cuh
+STEP_BYTES = 128  # kStepBytes of wgmma.cuh
+MOST_RESIDUES = 16  # kMostResidues of directions_wgmma.cuh
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -26,7 +26,7 @@ def _ceil_divide(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class WgmmaTile:
-    """`WgmmaTile` of implicit_gemm_wgmma.cuh: rows and columns of the result per block, warpgroups down and across."""
+    """`WgmmaTile` of wgmma.cuh: rows and columns of the result per block, warpgroups down and across."""
 
     rows: int
     columns: int
@@ -92,7 +92,7 @@ def kernel(direction: str, dtype: str, tile: WgmmaTile) -> Kernel:
     cpp = CPP_TYPES[dtype]
     epilogue = {"fprop": (f"BiasEpilogue<{cpp}>",), "dgrad": (f"NoEpilogue<{cpp}>",), "wgrad": ()}[direction]
     arguments = (cpp, tile.text, *epilogue)
-    return Kernel("conv2d/wgmma_products.cuh", f"conv2d_{direction}_wgmma_kernel", arguments, architecture="90a")
+    return Kernel("conv2d/directions_wgmma.cuh", f"conv2d_{direction}_wgmma_kernel", arguments, architecture="90a")
 
 
 KERNELS = tuple(
@@ -195,7 +195,7 @@ def plan(direction: str, problem: Conv2dProblem, tile_name: str, splits: int, mu
     return WgmmaPlan(problem, launch, tile, images(direction, problem), width, splits, steps_per_split, tiles, walk)
 
 
-# ---- parameter structs, as in wgmma_products.cuh ----------------------------------------------------------------------------
+# ---- parameter structs, as in directions_wgmma.cuh ----------------------------------------------------------------------------
 
 
 class CAxis(ctypes.Structure):

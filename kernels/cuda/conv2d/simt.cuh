@@ -6,7 +6,7 @@
 //   implicit   this file: the tiles of the column matrix are formed in shared memory. IEEE fp32 and fp64, and whatever the
 //              tensor cores' variant declines. Predicted: within 1.3x of the FMA limit where all of a tile is used.
 //              Measured: not yet.
-//   tensor     implicit_gemm_mma.cuh: the same tiles through cp.async and mma.sync; fp16, bf16, TF32.
+//   tensor     mma.cuh: the same tiles through cp.async and mma.sync; fp16, bf16, TF32.
 //   again      sum_again.cuh: dgrad's sums that are NaN, perhaps by the padding of dy alone, over the taps that exist.
 // R = S = 1 is the plain product, for which the positions are all inside and the pieces of 16 bytes always whole.
 //
@@ -27,7 +27,7 @@ __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a,
 __device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
 template <int kM_, int kN_, int kDepth_, int kThreadM_, int kThreadN_>
-struct Tile {
+struct SimtTile {
   static constexpr int kM = kM_, kN = kN_, kDepth = kDepth_, kThreadM = kThreadM_, kThreadN = kThreadN_;
   static constexpr int kThreadRows = kM / kThreadM, kThreadColumns = kN / kThreadN, kThreads = kThreadRows * kThreadColumns;
   // Per multiprocessor, of whose 65,536 registers two blocks leave 128 to each thread: enough around 16 sums, not around 64.
@@ -145,7 +145,7 @@ __device__ inline void store_sums(const Result& result, const Sum (&sums)[Tile::
 // Shared memory: what the block multiplies, the coordinates of the tile's rows and columns, then two stages of both operands'
 // tiles.
 template <class Tile, class Problem>
-struct ImplicitGemmMemory {
+struct SimtMemory {
   using T = typename Problem::Type;
   static constexpr int kPitchA = TileLoader<T, Tile::kM, Tile::kDepth, Tile::kThreads>::kPitch;
   static constexpr int kPitchB = TileLoader<T, Tile::kN, Tile::kDepth, Tile::kThreads>::kPitch;
@@ -157,10 +157,10 @@ struct ImplicitGemmMemory {
 };
 
 template <class Tile, class Problem, class Parameters>
-__device__ inline void implicit_gemm(const Parameters& parameters) {
+__device__ inline void simt_gemm(const Parameters& parameters) {
   using T = typename Problem::Type;
   using Sum = Accumulator<T>;
-  using Memory = ImplicitGemmMemory<Tile, Problem>;
+  using Memory = SimtMemory<Tile, Problem>;
   constexpr int kRead = 16 / sizeof(Sum);
   Memory& memory = *shared_memory<Memory>();
   const Problem& problem = memory.problem;
@@ -260,18 +260,18 @@ __device__ inline void implicit_gemm(const Parameters& parameters) {
 
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
-    conv2d_fprop_kernel(const __grid_constant__ Conv2dFpropParameters<T, Epilogue> parameters) {
-  implicit_gemm<Tile, Conv2dFprop<T, Epilogue, Tile::kM, Tile::kN>>(parameters);
+    conv2d_fprop_simt_kernel(const __grid_constant__ Conv2dFpropParameters<T, Epilogue> parameters) {
+  simt_gemm<Tile, Conv2dFprop<T, Epilogue, Tile::kM, Tile::kN>>(parameters);
 }
 
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
-    conv2d_dgrad_kernel(const __grid_constant__ Conv2dDgradParameters<T, Epilogue> parameters) {
-  implicit_gemm<Tile, Conv2dDgrad<T, Epilogue, Tile::kM, Tile::kN>>(parameters);
+    conv2d_dgrad_simt_kernel(const __grid_constant__ Conv2dDgradParameters<T, Epilogue> parameters) {
+  simt_gemm<Tile, Conv2dDgrad<T, Epilogue, Tile::kM, Tile::kN>>(parameters);
 }
 
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
-    conv2d_wgrad_kernel(const __grid_constant__ Conv2dWgradParameters<T> parameters) {
-  implicit_gemm<Tile, Conv2dWgrad<T, Tile::kM, Tile::kN>>(parameters);
+    conv2d_wgrad_simt_kernel(const __grid_constant__ Conv2dWgradParameters<T> parameters) {
+  simt_gemm<Tile, Conv2dWgrad<T, Tile::kM, Tile::kN>>(parameters);
 }

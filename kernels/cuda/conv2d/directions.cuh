@@ -5,7 +5,7 @@
 // running side by side share rows of the larger operand through L2; then row tiles, groups, residues, and last splits.
 #pragma once
 #include "conv2d/epilogue.cuh"
-#include "conv2d/geometry.cuh"
+#include "conv2d/matrices.cuh"
 
 // Which index of a matrix is walked first by consecutive threads, and whether element by element or in aligned pieces that
 // are contiguous in memory and exist or not as a whole.
@@ -13,7 +13,7 @@ enum class Walk : int32_t { rows, row_pieces, columns, column_pieces };
 
 struct Walks {
   Walk a, b, c;            // of the left operand, of the right one, of the result
-  int32_t channels_inner;  // the order of taps, see geometry.cuh
+  int32_t channels_inner;  // the order of taps, see matrices.cuh
 };
 
 // The depth of a product that yields an image, cut over blocks where the image has too few tiles for all multiprocessors. Each

@@ -1,17 +1,17 @@
 // Implicit im2col on tensor cores (mma.sync, sm_80 and later): fp16, bf16, and fp32 as TF32; sums in fp32.
 //
 // The ladder
-//   implicit   implicit_gemm.cuh: the same product on CUDA cores.
+//   implicit   simt.cuh: the same product on CUDA cores.
 //   tensor     this file. Tiles of the column matrix are formed in shared memory by cp.async, several stages ahead of mma.sync.
 //              Predicted on an H200: half of the dense rate that wgmma reaches, and memory-bound below 150 products a byte.
 //              Measured: not yet.
 //   splits     of the depth, a block for each: for images of few tiles, and always in wgrad. The sums go to memory;
 //              split_k.cuh adds them, and has the prediction. Measured: not yet.
-//   hopper     implicit_gemm_wgmma.cuh: the copy engine forms the columns and wgmma multiplies them; compute capability 9.0.
+//   hopper     wgmma.cuh: the copy engine forms the columns and wgmma multiplies them; compute capability 9.0.
 //   again      sum_again.cuh: dgrad's sums that are NaN, perhaps by the padding of dy alone, over the taps that exist.
 //
 // Operands come in whole pieces of 16 bytes: channels are contiguous and a multiple of 8 (4 of fp32) in each group. What is laid
-// out otherwise (NCHW, odd channels) is packed beforehand, once, by transpose.cuh; the result goes out in any layout.
+// out otherwise (NCHW, odd channels) is packed beforehand, once, by pack_channels.cuh; the result goes out in any layout.
 //
 // A block owns one tile of the result and one split of its depth, a warp a part of it: kM / kWarpsM x kN / kWarpsN, in fragments
 // of 16x8. Results, and the sums of splits, are overwritten; wgrad's sums are overwritten or added to.
@@ -126,7 +126,7 @@ struct MmaMemory {
 };
 
 template <class Tile, class Problem, bool kDepthLinesA, bool kDepthLinesB, class Parameters>
-__device__ inline void implicit_gemm_mma(const Parameters& parameters) {
+__device__ inline void mma_gemm(const Parameters& parameters) {
   using T = typename Problem::Type;
   using Memory = MmaMemory<Tile, Problem, kDepthLinesA, kDepthLinesB>;
   using A = typename Memory::A;
@@ -219,19 +219,19 @@ __device__ inline void implicit_gemm_mma(const Parameters& parameters) {
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_fprop_mma_kernel(const __grid_constant__ Conv2dFpropParameters<T, Epilogue> parameters) {
-  implicit_gemm_mma<Tile, Conv2dFprop<T, Epilogue, Tile::kM, Tile::kN>, false, false>(parameters);
+  mma_gemm<Tile, Conv2dFprop<T, Epilogue, Tile::kM, Tile::kN>, false, false>(parameters);
 }
 
 // The filter (K, C, R, S) as it is has C contiguous, which are rows of the product here: lines are depths.
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_dgrad_mma_kernel(const __grid_constant__ Conv2dDgradParameters<T, Epilogue> parameters) {
-  implicit_gemm_mma<Tile, Conv2dDgrad<T, Epilogue, Tile::kM, Tile::kN>, false, true>(parameters);
+  mma_gemm<Tile, Conv2dDgrad<T, Epilogue, Tile::kM, Tile::kN>, false, true>(parameters);
 }
 
 // The depth is the pixels; channels of dy and of x are rows of the product.
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_wgrad_mma_kernel(const __grid_constant__ Conv2dWgradParameters<T> parameters) {
-  implicit_gemm_mma<Tile, Conv2dWgrad<T, Tile::kM, Tile::kN>, true, true>(parameters);
+  mma_gemm<Tile, Conv2dWgrad<T, Tile::kM, Tile::kN>, true, true>(parameters);
 }

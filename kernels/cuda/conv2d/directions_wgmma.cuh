@@ -1,4 +1,4 @@
-// The three directions of convolution for implicit_gemm_wgmma.cuh: for each tile what the copy engine fetches, and where the sums
+// The three directions of convolution for wgmma.cuh: for each tile what the copy engine fetches, and where the sums
 // go. The host describes the images and the filter as tensor maps and computes every position (im2col_maps.py).
 //
 // The depth of fprop and dgrad is a sequence of blocks, a filter position and as many channels of it as a span holds, of which a
@@ -6,7 +6,7 @@
 // well: the copies are made all the same, so that every step has its bytes, of channels beyond the tensor's last one. An image
 // beyond the last one would not do: what comes of an im2col copy that starts in it no manual says.
 #pragma once
-#include "conv2d/implicit_gemm_wgmma.cuh"
+#include "conv2d/wgmma.cuh"
 #include "conv2d/sum_again.cuh"
 
 // One dimension of an image that is gathered from: pixel i of the result and tap t meet at start + i * up + t * step.
@@ -354,7 +354,7 @@ struct Conv2dWgradProduct {
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_fprop_wgmma_kernel(const __grid_constant__ Conv2dWgmmaParameters<T, Epilogue, 1> parameters) {
-  implicit_gemm_wgmma<Tile, Conv2dImageProduct<T, Epilogue, 1, Tile, Major::depth>>(parameters);
+  wgmma_gemm<Tile, Conv2dImageProduct<T, Epilogue, 1, Tile, Major::depth>>(parameters);
 }
 
 constexpr int kMostResidues = 16;  // strides up to 4 x 4: their maps fit a kernel's 4 KiB of parameters
@@ -364,11 +364,11 @@ template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_dgrad_wgmma_kernel(const __grid_constant__ Conv2dWgmmaParameters<T, Epilogue, kMostResidues> parameters) {
   constexpr Major kMajor = sizeof(T) == 4 ? Major::depth : Major::rows;
-  implicit_gemm_wgmma<Tile, Conv2dImageProduct<T, Epilogue, kMostResidues, Tile, kMajor>>(parameters);
+  wgmma_gemm<Tile, Conv2dImageProduct<T, Epilogue, kMostResidues, Tile, kMajor>>(parameters);
 }
 
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_wgrad_wgmma_kernel(const __grid_constant__ Conv2dWgradWgmmaParameters<T> parameters) {
-  implicit_gemm_wgmma<Tile, Conv2dWgradProduct<T, Tile>>(parameters);
+  wgmma_gemm<Tile, Conv2dWgradProduct<T, Tile>>(parameters);
 }

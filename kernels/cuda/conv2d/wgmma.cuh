@@ -1,9 +1,9 @@
 // Implicit im2col on Hopper (sm_90a): the copy engine forms the columns while it loads them, wgmma multiplies them where they
-// landed; fp16, bf16, and fp32 as TF32; sums in fp32. This file is the machinery; wgmma_products.cuh has the three directions.
+// landed; fp16, bf16, and fp32 as TF32; sums in fp32. This file is the machinery; directions_wgmma.cuh has the three directions.
 //
 // The ladder
-//   implicit   implicit_gemm.cuh: the same product on CUDA cores.
-//   tensor     implicit_gemm_mma.cuh: cp.async and mma.sync; every thread computes addresses for every piece of 16 bytes.
+//   implicit   simt.cuh: the same product on CUDA cores.
+//   tensor     mma.cuh: cp.async and mma.sync; every thread computes addresses for every piece of 16 bytes.
 //   hopper     this file. One thread starts a copy for each tap and 16 to 64 channels of it; padding, strides, dilation and the
 //              ends of lines and images are the engine's. Predicted on an H200, from bytes through shared memory: each 64 rows by
 //              n columns of wgmma read 64 + n rows and the copies write kM + kN for every step, at 128 bytes a clock, so of the
@@ -163,9 +163,9 @@ __device__ inline void store_sums(WgmmaMemory<Tile>& memory, const float (&sums)
   }
 }
 
-// Product: what one tile multiplies (wgmma_products.cuh).
+// Product: what one tile multiplies (directions_wgmma.cuh).
 template <class Tile, class Product, class Parameters>
-__device__ inline void implicit_gemm_wgmma(const Parameters& parameters) {
+__device__ inline void wgmma_gemm(const Parameters& parameters) {
   using T = typename Product::Type;
   using Memory = WgmmaMemory<Tile>;
   constexpr int kFragments = Tile::kGroupM / 64;
