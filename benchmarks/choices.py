@@ -12,8 +12,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,17 +34,19 @@ from benchmarks.ops.operation import Call, double
 from benchmarks.suites import Selected
 from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 from torch_unroll.engines import load, refusal, resolve_precision
-from torch_unroll.engines.compiled import CompiledEngine, conv2d, conv2d_call
-from torch_unroll.kernels.cuda.conv2d import choice as table
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.engines.compiled import CompiledEngine
+from torch_unroll.engines.compiled.conv2d_call import problem_of
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.conv2d.variants import SELECTORS
+from torch_unroll.kernels.planning import Configuration
 
 SCHEMA = "torch-unroll-choices"
 VERSION = 1
 
 #: Seconds of each choice, the median of so many samples, all choices in turn.
-Timer = Callable[[Sequence[Choice], int], dict[Choice, float]]
+Timer = Callable[[Sequence[Configuration], int], dict[Configuration, float]]
 #: The best choice, and the seconds of all that were timed. The choices come with the one predicted fastest first.
-Strategy = Callable[[Sequence[Choice], Timer], tuple[Choice, dict[Choice, float]]]
+Strategy = Callable[[Sequence[Configuration], Timer], tuple[Configuration, dict[Configuration, float]]]
 
 #: Samples of each choice: of the first round of halving, and of whatever is entered in the table.
 FEW, MANY = 4, 32
@@ -55,22 +57,22 @@ SHARE = 0.25
 # ---- strategies ----------------------------------------------------------------------------------------------------------
 
 
-def grid(choices: Sequence[Choice], timer: Timer) -> tuple[Choice, dict[Choice, float]]:
+def grid(choices: Sequence[Configuration], timer: Timer) -> tuple[Configuration, dict[Configuration, float]]:
     """All of them."""
     seconds = timer(choices, MANY)
     return min(seconds, key=seconds.__getitem__), seconds
 
 
-def random(choices: Sequence[Choice], timer: Timer, seed: str) -> tuple[Choice, dict[Choice, float]]:
+def random(choices: Sequence[Configuration], timer: Timer, seed: str) -> tuple[Configuration, dict[Configuration, float]]:
     """A share of them that follows from the seed, and the one predicted fastest."""
     first, *others = choices
     return grid([first, *Random(seed).sample(others, round(SHARE * len(others)))], timer)
 
 
-def halving(choices: Sequence[Choice], timer: Timer) -> tuple[Choice, dict[Choice, float]]:
+def halving(choices: Sequence[Configuration], timer: Timer) -> tuple[Configuration, dict[Configuration, float]]:
     """Successive halving (Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
     2016): all of them with few samples, then the faster half with twice as many, and so on until the last have MANY."""
-    left, samples, seconds = list(choices), FEW, dict[Choice, float]()
+    left, samples, seconds = list(choices), FEW, dict[Configuration, float]()
     while True:
         seconds.update(timer(left, samples))
         left.sort(key=seconds.__getitem__)
@@ -89,18 +91,9 @@ def _strategy(name: str, seed: str) -> Strategy:
 # ---- one problem ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _forced(choice: Choice | None) -> Iterator[None]:
-    previous, conv2d.forced = conv2d.forced, choice
-    try:
-        yield
-    finally:
-        conv2d.forced = previous
-
-
-def _with(choice: Choice, call: Call) -> Call:
+def _with(choice: Configuration, call: Call) -> Call:
     def forced() -> tuple[Tensor, ...]:
-        with _forced(choice):
+        with planning.force("conv2d", choice):
             return call()
 
     return forced
@@ -138,25 +131,26 @@ class Prepared:
         shape = case.shape
         padding = (shape.padding[0], shape.padding[0], shape.padding[1], shape.padding[1])
         geometry = (shape.stride, padding, shape.dilation, shape.groups)
-        of = conv2d_call.Call(compiled.launcher, x, w, y, geometry, resolve_precision("conv", x))
-        self.key = table.problem_key(case.direction, of.problem)
-        candidates = table.candidates(case.direction, of.problem, of.device)
-        self.predicted = {choice: table.predict(choice, case.direction, of.problem, of.device).seconds for choice in candidates}
+        problem = problem_of(case.direction, x, w, y, geometry, resolve_precision("conv", x))
+        selector, gpu = SELECTORS[f"conv2d_{case.direction}"], compiled.launcher.properties(x.device)
+        self.key = selector.key(problem)
+        candidates = selector.configurations(problem, gpu)
+        self.predicted = {choice: selector.predict(problem, choice, gpu).seconds for choice in candidates}
         self.choices = sorted(candidates, key=self.predicted.__getitem__)
         #: What would be chosen without a table.
-        self.by_model = table.choose(case.direction, of.problem, replace(of.device, name="")).choice
+        self.by_model = selector.select(problem, replace(gpu, name="")).configuration
         torch.backends.cudnn.benchmark = False  # what is not timed needs no search
         self._exact = operation.call(case, double(tensors), "eager")()
         self._torchs = operation.call(case, tensors, "eager")()
         self._tensors, self._engine = tensors, engine
 
-    def complaint(self, choice: Choice) -> str | None:
+    def complaint(self, choice: Configuration) -> str | None:
         """What is wrong with a choice's result; None if nothing is."""
-        with _forced(choice):
+        with planning.force("conv2d", choice):
             found = self._call()
         return self.case.operation.complaint(self.case, self._engine, self._tensors, found, self._exact, self._torchs)
 
-    def time(self, choices: Sequence[Choice], samples: int) -> dict[Choice, float]:
+    def time(self, choices: Sequence[Configuration], samples: int) -> dict[Configuration, float]:
         """Cold on a GPU; on a CPU, where the emulator computes, by the clock on the wall."""
         limits = Limits(least=samples, most=samples, seconds=float("inf"), uncertainty=0.0)
         calls = {str(each): _with(each, self._call) for each in choices}
@@ -171,7 +165,7 @@ def search(prepared: Prepared, strategy: Strategy, tell: Callable[[str], None]) 
     """A problem's row: the best choice, the model's, and every candidate's time in microseconds or what is wrong with it. It
     tells what it is about to do, in case that never returns."""
     wrong: dict[str, str] = {}
-    right: list[Choice] = []
+    right: list[Configuration] = []
     for choice in prepared.choices:
         tell(f"checking {choice}")
         try:
@@ -352,7 +346,7 @@ def require_gpu(device: torch.device) -> None:
 
 def write(document: Mapping[str, Any]) -> str:
     """Enters a search's best choices in the table; what was done, in words."""
-    path = table.TABLE
+    path = planning.table_path("conv2d")
     environment = document["environment"]
     if environment["device_type"] != "cuda":
         require_gpu(torch.device("cpu"))
@@ -378,7 +372,7 @@ def summary(document: Mapping[str, Any]) -> str:
     rows = list(document["problems"].values())
     ratios = []
     for row in rows:
-        model = row.get("us", {}).get(str(Choice(*row["model"]))) if row.get("best") else None
+        model = row.get("us", {}).get(str(Configuration(*row["model"]))) if row.get("best") else None
         if model is not None:
             ratios.append(model / row["best"][-1])
     lines = [f"{sum(bool(row.get('best')) for row in rows)} of {len(rows)} cases have a best choice"]

@@ -250,7 +250,7 @@ class _Selection(Generic[Problem]):
         self.refused: dict[str, str] = {}
         self.notes: list[tuple[str, str]] = []
         for variant in selector.variants:
-            reason = variant.refuses(problem, device) if forced in (None, variant.name) else f"{forced} is forced"
+            reason = variant.refuses(problem, device) if forced in (None, variant.name) else f"{forced} is asked for"
             if reason is not None:
                 self.refused[variant.name] = reason
         self.willing = [variant for variant in selector.variants if variant.name not in self.refused]
@@ -274,7 +274,7 @@ class _Selection(Generic[Problem]):
             )
         splits = max(1, min(forced.splits, variant.most_splits(self.problem, forced.tile, self.device)))
         configuration = forced._replace(splits=splits)
-        return self.selected(variant, configuration, variant.predict(self.problem, configuration, self.device), "is forced")
+        return self.selected(variant, configuration, variant.predict(self.problem, configuration, self.device), "is asked for")
 
     def measured(self) -> Selected[Problem] | None:
         """Selects what the table of measurements says; None if it says nothing, or nothing that can be followed."""

@@ -14,7 +14,7 @@ from benchmarks.measure import Setting, fair
 from benchmarks.runner import measure_case
 from benchmarks.suites import SUITES, select, telling
 from benchmarks.timing import QUICK, Limits
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.kernels.planning import Configuration
 
 #: A second for each case: fewer samples of more cases tell more in minutes.
 LIMITS = Limits(least=10, most=60, seconds=0.8, uncertainty=0.01)
@@ -84,7 +84,7 @@ def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
     stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
     with fair(case.dtype), stream:
         prepared = Prepared(case, device, engine_of(device), seed)
-        best: dict[tuple[str, str], Choice] = {}
+        best: dict[tuple[str, str], Configuration] = {}
         for choice in prepared.choices:  # the one predicted fastest comes first
             best.setdefault((choice.variant, choice.tile), choice)
         prepared.choices = list(best.values())
@@ -93,7 +93,7 @@ def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
     return {"key": prepared.key, **searched, "predicted_us": predicted}
 
 
-def _time_all(choices: Any, timer: Timer) -> tuple[Choice, dict[Choice, float]]:
+def _time_all(choices: Any, timer: Timer) -> tuple[Configuration, dict[Configuration, float]]:
     seconds = timer(choices, SAMPLES)
     return min(seconds, key=seconds.__getitem__), seconds
 

@@ -1,4 +1,4 @@
-"""Which engine and kernel serve a call, and why not another."""
+"""Explains which engine and kernel serve a call, and why no other does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch_unroll.engines import NAMES, claims, refusal, resolve, select
 from torch_unroll.engines.compiled.recording import recording
-from torch_unroll.kernels.cuda.conv2d.choice import Chosen
+from torch_unroll.kernels.planning import Selected
 from torch_unroll.kernels.table import LaunchPlan
 
 #: op -> the module that holds its function
@@ -30,20 +30,20 @@ _MODULES = {
 
 @dataclass
 class Availability:
-    """Whether each engine takes float32 tensors of a device, by name; a string says why not. Prints as a table."""
+    """Whether each engine takes float32 tensors of a device; prints as a table."""
 
     device: torch.device
-    reasons: dict[str, str | None]
+    reasons: dict[str, str | None]  # engine -> why it does not run, or None if it does
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<6} {'runs here' if reason is None else reason}" for name, reason in self.reasons.items())
 
 
 def available_engines(device: torch.device | str | None = None) -> Availability:
-    """Each engine, whether it can run here, and if not why not.
+    """Returns for each engine whether it can run here, and why not if it cannot.
 
     Args:
-        device: of the tensors it would run on; by default the GPU if there is one, else the CPU.
+        device: where the tensors would lie; by default the GPU if there is one, else the CPU.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Availability(place, {name: refusal(name, "conv2d", place, torch.float32) for name in NAMES})
@@ -54,35 +54,39 @@ class Explanation:
     """How a call was served; prints as a few lines."""
 
     op: str
-    engine: str  # or "torch's own operator"
-    passed_over: dict[str, str]  # engine -> why it did not serve
+    engine: str  # its name, or "torch's own operator"
+    passed_over: dict[str, str]  # engine -> why it did not serve the call
     launches: list[LaunchPlan] = field(default_factory=list)
-    variants_passed_over: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # function -> (variant, why)
+    #: Bytes that the call allocated at most at once, beside inputs and outputs.
     workspace_bytes: int = 0
-    #: Of convolution: direction's function -> its variant, tile and splits; the time it was measured to take on this GPU, or is
-    #: predicted to; what bounds it; its workspace.
-    choices: dict[str, Chosen] = field(default_factory=dict)
+    #: Function of the kernels, such as "conv2d_dgrad" -> the variant, tile and splits that computed it, its time as measured on
+    #: this GPU or predicted, what bounds it, and why other variants did not compute it.
+    selections: dict[str, Selected[Any]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.op}: engine {self.engine}"]
         lines += [f"  not {name}: {reason}" for name, reason in self.passed_over.items()]
-        for plan in self.launches:
-            config = plan.config
-            cluster = f", cluster {_times(config.cluster)}" if config.cluster != (1, 1, 1) else ""
-            cooperative = ", cooperative" if config.cooperative else ""
-            shape = (
-                f"grid {_times(config.grid)}, block {_times(config.block)}{cluster}, {config.shared_bytes} B shared{cooperative}"
-            )
-            lines.append(f"  {plan.variant}: {plan.kernel.expression}  {shape}")
-        lines += [f"  {function}: {chosen}" for function, chosen in self.choices.items()]
+        lines += [f"  {_describe(plan)}" for plan in self.launches]
+        lines += [f"  {function}: {selected}" for function, selected in self.selections.items()]
         lines += [
-            f"  {function}: not {variant}: {why}"
-            for function, choices in self.variants_passed_over.items()
-            for variant, why in choices
+            f"  {function}: not {variant}: {reason}"
+            for function, selected in self.selections.items()
+            for variant, reason in selected.passed_over
         ]
         if self.launches:
             lines.append(f"  workspace {self.workspace_bytes} B")
         return "\n".join(lines)
+
+
+def _describe(plan: LaunchPlan) -> str:
+    config = plan.config
+    parts = [f"grid {_times(config.grid)}", f"block {_times(config.block)}"]
+    if config.cluster != (1, 1, 1):
+        parts.append(f"cluster {_times(config.cluster)}")
+    parts.append(f"{config.shared_bytes} B shared")
+    if config.cooperative:
+        parts.append("cooperative")
+    return f"{plan.variant}: {plan.kernel.expression}  {', '.join(parts)}"
 
 
 def _times(extents: tuple[int, int, int]) -> str:
@@ -90,15 +94,15 @@ def _times(extents: tuple[int, int, int]) -> str:
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
-    """Makes a call, and its backward where an input requires grad, and tells how it was served.
+    """Makes a call, and its backward where an input requires grad, and returns how it was served.
 
     Args:
         op: the name of one of torch_unroll's functions, such as "conv2d".
         args, kwargs: as that function takes them.
 
     Returns:
-        An `Explanation`: the engine, the kernels with their launch shapes, workspace, why other engines and variants were
-        passed over, and of a convolution what was chosen for each direction and what is expected of it.
+        An `Explanation`: the engine, the kernels with their launch shapes, the workspace, what was selected for each function and
+        how long it is expected to take, and why other engines and variants were passed over.
 
     Raises:
         ValueError: there is no such op.
@@ -122,5 +126,11 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     serving = select(asked, op, first.device, first.dtype).name
     reasons = {name: refusal(name, op, first.device, first.dtype) for name in NAMES[: NAMES.index(serving)]}
     passed_over = {name: reason or f"engine {asked} was asked for" for name, reason in reasons.items()}
-    launches = [plan for _, plan in record.launches]
-    return Explanation(op, serving, passed_over, launches, record.passed_over, record.workspace_bytes, record.choices)
+    return Explanation(
+        op=op,
+        engine=serving,
+        passed_over=passed_over,
+        launches=[plan for _, plan in record.launches],
+        workspace_bytes=record.workspace_bytes,
+        selections=record.selections,
+    )

@@ -24,11 +24,11 @@ from benchmarks.environment import describe
 from benchmarks.results import ForeignError
 from benchmarks.suites import select
 from torch_unroll.engines import cuda
-from torch_unroll.kernels.cuda.conv2d import choice as table
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.planning import Configuration
 
 CPU = torch.device("cpu")
-CANDIDATES = [Choice("tensor", tile, splits) for tile in ("128x128", "64x64") for splits in range(1, 9)]
+CANDIDATES = [Configuration("mma", tile, splits) for tile in ("128x128", "64x64") for splits in range(1, 9)]
 CASES = [
     parse(f"conv2d/{direction}/fp32/nchw/N=1,C=8,H=5,W=5,K={K},R=3,S=3") for direction in ("fprop", "wgrad") for K in (8, 16)
 ]
@@ -38,21 +38,21 @@ needs_emulator = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reaso
 class Clock:
     """A timer of choices whose true times are known, with noise that more samples take away; counts what it is asked for."""
 
-    def __init__(self, best: Choice, noise: float = 0.2):
+    def __init__(self, best: Configuration, noise: float = 0.2):
         self.best, self.noise, self.samples, self.calls = best, noise, 0, 0
         self.random = Random(0)
 
-    def __call__(self, timed: Sequence[Choice], samples: int) -> dict[Choice, float]:
+    def __call__(self, timed: Sequence[Configuration], samples: int) -> dict[Configuration, float]:
         self.samples += samples * len(timed)
         self.calls += 1
         return {each: self.true(each) * (1 + self.noise * self.random.uniform(-1, 1) / samples) for each in timed}
 
-    def true(self, choice: Choice) -> float:
+    def true(self, choice: Configuration) -> float:
         return 1e-5 if choice == self.best else 1e-5 * (1.2 + 0.1 * CANDIDATES.index(choice))
 
 
 @pytest.mark.parametrize("best", CANDIDATES)
-def test_grid_and_halving_find_the_best_and_halving_spends_less(best: Choice) -> None:
+def test_grid_and_halving_find_the_best_and_halving_spends_less(best: Configuration) -> None:
     all_of_them, few_of_them = Clock(best), Clock(best)
     found, seconds = grid(CANDIDATES, all_of_them)
     assert found == best
@@ -82,11 +82,11 @@ def test_random_takes_a_seeded_share_and_what_was_predicted_fastest() -> None:
 class Fake:
     """A problem whose candidates are made up."""
 
-    def __init__(self, case: Case, wrong: dict[Choice, str] | None = None, best: Choice = CANDIDATES[5]):
+    def __init__(self, case: Case, wrong: dict[Configuration, str] | None = None, best: Configuration = CANDIDATES[5]):
         self.case, self.key, self.choices = case, f"key of {case.key}", list(CANDIDATES)
         self.by_model, self.wrong, self.time = CANDIDATES[0], wrong or {}, Clock(best)
 
-    def complaint(self, choice: Choice) -> str | None:
+    def complaint(self, choice: Configuration) -> str | None:
         return self.wrong.get(choice)
 
 
@@ -94,9 +94,9 @@ def test_what_is_wrong_is_told_and_not_timed() -> None:
     told: list[str] = []
     row = search(Fake(CASES[0], {CANDIDATES[5]: "too far from float64"}), grid, told.append)  # type: ignore[arg-type]
     assert told == [*(f"checking {choice}" for choice in CANDIDATES), "timing"]
-    assert row["wrong"] == {"tensor 128x128, 6 splits": "too far from float64"}
-    assert "tensor 128x128, 6 splits" not in row["us"]
-    assert row["best"][:3] == ["tensor", "128x128", 1]
+    assert row["wrong"] == {"mma 128x128, 6 splits": "too far from float64"}
+    assert "mma 128x128, 6 splits" not in row["us"]
+    assert row["best"][:3] == ["mma", "128x128", 1]
     assert row["best"][3] == pytest.approx(12, rel=0.1)
     nothing = search(Fake(CASES[0], dict.fromkeys(CANDIDATES, "wrong")), grid, told.append)  # type: ignore[arg-type]
     assert nothing["best"] is None
@@ -118,7 +118,7 @@ class Planted(Fake):
         super().__init__(case)
         self.fate = fate
 
-    def complaint(self, choice: Choice) -> str | None:
+    def complaint(self, choice: Configuration) -> str | None:
         if choice == CANDIDATES[1] and self.fate:
             FATES[self.fate]()
         return super().complaint(choice)
@@ -256,32 +256,32 @@ def test_distinct_problems_have_no_bias_and_no_training() -> None:
 @pytest.fixture
 def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     path = tmp_path / "table.json"
-    path.write_text(table.TABLE.read_text())
-    monkeypatch.setattr(table, "TABLE", path)
+    path.write_text(planning.table_path("conv2d").read_text())
+    monkeypatch.setattr(planning, "table_path", lambda op: path)
     return path
 
 
 def measured(key: str, best: list[Any] | None, device: str = "NVIDIA H200") -> dict[str, Any]:
-    row = {"case": key, "key": key, "best": best, "us": {}, "wrong": {}, "model": ["tensor", "64x64", 1]}
+    row = {"case": key, "key": key, "best": best, "us": {}, "wrong": {}, "model": ["mma", "64x64", 1]}
     return {"environment": {"device": device, "device_type": "cuda"}, "problems": {key: row}}
 
 
 def test_what_a_gpu_measured_is_entered_and_replaces_what_was_there(shipped: Path) -> None:
-    write(measured("a", ["tensor", "64x64", 2, 9.5]))
-    write(measured("b", ["hopper", "128x256", 1, 7.0]))
-    write(measured("a", ["tensor", "128x128", 1, 8.5]))
+    write(measured("a", ["mma", "64x64", 2, 9.5]))
+    write(measured("b", ["wgmma", "128x256", 1, 7.0]))
+    write(measured("a", ["mma", "128x128", 1, 8.5]))
     write(measured("c", None))
-    write(measured("a", ["tensor", "64x64", 1, 20.0], "NVIDIA A100-SXM4-80GB"))
+    write(measured("a", ["mma", "64x64", 1, 20.0], "NVIDIA A100-SXM4-80GB"))
     devices = json.loads(shipped.read_text())["devices"]
-    assert devices["NVIDIA H200"] == {"a": ["tensor", "128x128", 1, 8.5], "b": ["hopper", "128x256", 1, 7.0]}
-    assert devices["NVIDIA A100-SXM4-80GB"] == {"a": ["tensor", "64x64", 1, 20.0]}
-    table.measured.cache_clear()
-    assert table.measured()["NVIDIA H200"]["a"] == (Choice("tensor", "128x128", 1), pytest.approx(8.5e-6))
-    table.measured.cache_clear()
+    assert devices["NVIDIA H200"] == {"a": ["mma", "128x128", 1, 8.5], "b": ["wgmma", "128x256", 1, 7.0]}
+    assert devices["NVIDIA A100-SXM4-80GB"] == {"a": ["mma", "64x64", 1, 20.0]}
+    planning.forget()
+    assert planning.measured("conv2d")["NVIDIA H200"]["a"] == (Configuration("mma", "128x128", 1), pytest.approx(8.5e-6))
+    planning.forget()
 
 
 def test_the_shipped_table_is_as_the_search_writes_it() -> None:
-    text = table.TABLE.read_text()
+    text = planning.table_path("conv2d").read_text()
     assert choices._text(json.loads(text)["devices"]) == text
 
 
@@ -289,7 +289,7 @@ def test_a_cpu_writes_no_table(shipped: Path, capsys: pytest.CaptureFixture[str]
     before = shipped.read_text()
     assert main(["choices", "--suite", "lenet5", "--device", "cpu", "--write"]) == 2
     assert "--write: the table holds what a GPU has measured, and this search runs on the CPU" in capsys.readouterr().err
-    document = measured("a", ["tensor", "64x64", 2, 9.5])
+    document = measured("a", ["mma", "64x64", 2, 9.5])
     document["environment"]["device_type"] = "cpu"
     with pytest.raises(ValueError, match="what a GPU has measured"):
         write(document)
@@ -308,7 +308,7 @@ def test_a_dry_run_on_the_emulator(strategy: str, tmp_path: Path, capsys: pytest
     assert {row["key"].partition("/")[0] for row in rows} == {"fprop", "dgrad", "wgrad"}
     for row in rows:
         assert row["wrong"] == {}
-        assert {*row["us"]} >= {str(Choice(*row["best"][:3]))}
+        assert {*row["us"]} >= {str(Configuration(*row["best"][:3]))}
         assert row["best"][3] > 0
     assert "a dry run" in said.out
     assert main(arguments) == 0

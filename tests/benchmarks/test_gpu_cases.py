@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import torch_unroll as tu
 from benchmarks.gpu import work
 from benchmarks.gpu.exact import conv2d as conv2d_cases
 from benchmarks.gpu.exact import max_pool2d as max_pool2d_cases
@@ -100,10 +101,12 @@ def test_a_sample_launches_every_kernel(seed: int) -> None:
 
 
 def test_a_choice_that_was_forced_is_taken_back() -> None:
-    before = conv2d_cases.conv2d.forced, rnn_cases.host.forced, dict(max_pool2d_cases.variants._FORWARD)
+    before = rnn_cases.host.forced, dict(max_pool2d_cases.variants._FORWARD)
     for op in ("conv2d fprop", "rnn forward cluster", "rnn forward grid_flags", "max_pool2d forward staged"):
         judge(first_of(op), load("cuda"), CPU)
-    assert before == (conv2d_cases.conv2d.forced, rnn_cases.host.forced, dict(max_pool2d_cases.variants._FORWARD))
+    assert before == (rnn_cases.host.forced, dict(max_pool2d_cases.variants._FORWARD))
+    explanation = tu.explain("conv2d", torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2), engine="cuda")
+    assert not any("asked for" in reason for _, reason in explanation.selections["conv2d_fprop"].passed_over)
     assert rnn_cases.ROW_TILES["cluster"] == rnn_cases.variants.CLUSTER_ROW_TILES
 
 

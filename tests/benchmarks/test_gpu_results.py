@@ -33,8 +33,8 @@ def _measured_run(folder: Path) -> Store:
     store = Store(folder, {**ENVIRONMENT, "time": "2026-01-01"})
     key = "conv2d/fprop/bf16/channels_last/N=1,C=8,H=4,W=4,K=8,R=1,S=1"
     store.add("checks.jsonl", record_of("cuda: x", rows=["k<float>"], counts={"right": 3}))
-    tiles = {"key": "fprop/k", "best": ["hopper", "128x256", 1, 5.0], "us": {"hopper 128x256": 5.0}, "wrong": {}}
-    tiles |= {"predicted_us": {"hopper 128x256": 4.0}, "case": key, "model": ["hopper", "128x256", 1]}
+    tiles = {"key": "fprop/k", "best": ["wgmma", "128x256", 1, 5.0], "us": {"wgmma 128x256": 5.0}, "wrong": {}}
+    tiles |= {"predicted_us": {"wgmma 128x256": 4.0}, "case": key, "model": ["wgmma", "128x256", 1]}
     providers = {"cuda": {"status": "ok", "cold": {"median": 5.0}}, "eager": {"status": "ok", "cold": {"median": 10.0}}}
     row = {"case": key, "op": "conv2d", "direction": "fprop", "status": "ok", "providers": providers, "ratios": {}}
     store.add("timings.jsonl", record_of(key, row=row, tiles=tiles))
@@ -52,14 +52,14 @@ def _measured_run(folder: Path) -> Store:
 def test_what_is_kept_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "choices.json"
     table.write_text('{"devices": {}}\n')
-    monkeypatch.setattr("benchmarks.choices.table.TABLE", table)
+    monkeypatch.setattr("benchmarks.choices.planning.table_path", lambda op: table)
     _measured_run(tmp_path / "run")
     said = keep.keep(tmp_path / "run", tmp_path / "results", tmp_path / "golden")
     kept = tmp_path / "results" / "nvidia-h200"
     assert {path.name for path in kept.iterdir()} == {"run.json", "checks.jsonl", "first_light.json", "benchmarks.json"}
     assert json.loads((kept / "first_light.json").read_text())["measurements"] == [{"name": "device", "gpu": "H200"}]
     assert [path.name for path in (tmp_path / "golden").iterdir()] == ["mma.jsonl.gz"]
-    assert json.loads(table.read_text())["devices"]["NVIDIA H200"] == {"fprop/k": ["hopper", "128x256", 1, 5.0]}
+    assert json.loads(table.read_text())["devices"]["NVIDIA H200"] == {"fprop/k": ["wgmma", "128x256", 1, 5.0]}
     assert "1 entries of NVIDIA H200" in said
 
 
@@ -73,7 +73,7 @@ def test_a_rehearsal_is_not_kept(tmp_path: Path) -> None:
 
 def test_the_summary_of_a_gpu_shows_prediction_beside_outcome(tmp_path: Path) -> None:
     said = summary.text(_measured_run(tmp_path), left=[])
-    assert re.search(r"5\.0 +10\.0 +2\.00 +hopper 128x256: 5 \(4\)", said)
+    assert re.search(r"5\.0 +10\.0 +2\.00 +wgmma 128x256: 5 \(4\)", said)
     assert re.search(r"max_pool2d/.* 2\.00 +as a copy: 2\.0", said)
     assert "never launched" in said
 
@@ -107,16 +107,16 @@ def test_tiles_carry_times_predictions_and_what_was_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def complaint(self: Prepared, choice: Any) -> str | None:
-        return "too far from float64" if choice.variant == "implicit" else None
+        return "too far from float64" if choice.variant == "simt" else None
 
     monkeypatch.setattr(Prepared, "complaint", complaint)
     timings.run_timing(next(key for key in timings.first(small=True) if key.startswith("conv2d")), "cpu", 0)
     (tmp_path / "said.txt").write_text(capsys.readouterr().out)
     record = outcome.read("a case", tmp_path / "said.txt", Outcome("ended", "", 1.0))
     assert record["outcome"] == "wrong"
-    assert "implicit" in record["detail"]
+    assert "simt" in record["detail"]
     assert record["tiles"]["us"].keys() <= record["tiles"]["predicted_us"].keys()
-    assert any("hopper" in choice for choice in record["tiles"]["us"])
+    assert any("wgmma" in choice for choice in record["tiles"]["us"])
 
 
 def _tool(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_the_second_run_asks_what_the_first_one_found(tmp_path: Path) -> None:
     right = [tool.name for tool in then.tools(plan)]
     assert [name.split()[0] for name in right] == ["ncu"] * 3 + ["pytest", "choices"]
     case = {"outcome": "wrong", "case": first_of("conv2d").as_json(), "detail": "d", "evidence": []}
-    plan.store.add("checks.jsonl", record_of("cuda: conv2d fprop hopper 128x256", "wrong", cases=[case]))
+    plan.store.add("checks.jsonl", record_of("cuda: conv2d fprop wgmma 128x256", "wrong", cases=[case]))
     (tool,) = then.tools(plan)
     assert tool.command[0] == "compute-sanitizer"
     assert from_json(json.loads(tool.command[tool.command.index("case") + 1])) == first_of("conv2d")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from torch import Tensor
 
 import torch_unroll as tu
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import conv2d, max_pool2d, rnn
-from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS as CONV2D_VARIANTS
+from torch_unroll.engines.compiled import max_pool2d, rnn
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.conv2d.variants import VARIANTS as CONV2D_VARIANTS
 from torch_unroll.kernels.cuda.rnn.variants import VARIANTS as RNN_VARIANTS
 from torch_unroll.kernels.table import LaunchPlan
 
@@ -42,17 +42,19 @@ NARROW = Narrow()
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
-def each_variant(module: ModuleType, names: Sequence[str], call: Callable[[], None]) -> None:
-    """A call on each variant of `engines.compiled.conv2d` or `.rnn` that takes it."""
+def each_variant(op: str, names: Sequence[str], call: Callable[[], None]) -> None:
+    """Makes a call by each variant of an op that takes it."""
     for name in names:
-        module.forced = name  # type: ignore[attr-defined]
+        if op == "rnn":
+            rnn.forced = name
         try:
-            call()
+            with planning.force(op, name):
+                call()
         except RuntimeError as error:
             if "no variant takes" not in str(error) and f"variant {name}:" not in str(error):
                 raise
         finally:
-            module.forced = None  # type: ignore[attr-defined]
+            rnn.forced = None
 
 
 def compare(call: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> None:
@@ -79,7 +81,7 @@ def conv2d_cases() -> None:
         def call(engine: str, x: Tensor = x, w: Tensor = w, layout: torch.memory_format = layout) -> Tensor:
             return tu.conv2d(x.to(memory_format=layout), w, None, 2, 1, engine=engine)
 
-        each_variant(conv2d, [variant.name for variant in CONV2D_VARIANTS["fprop"]], partial(compare, call, (x, w)))
+        each_variant("conv2d", [variant.name for variant in CONV2D_VARIANTS], partial(compare, call, (x, w)))
     x, w = leaf(1, 3, 6, 7, dtype=torch.float64), leaf(4, 3, 2, 2, dtype=torch.float64)
     compare(lambda engine: tu.conv2d(x, w, engine=engine), (x, w))
 
@@ -111,7 +113,7 @@ def rnn_cases() -> None:
         def call(engine: str, inputs: tuple[Any, ...] = (x, h0, weights), settings: dict[str, Any] = settings) -> Tensor:
             return tu.rnn(*inputs, **settings, engine=engine)[0]
 
-        each_variant(rnn, [variant.name for variant in RNN_VARIANTS], partial(compare, call, (x, h0, *weights)))
+        each_variant("rnn", [variant.name for variant in RNN_VARIANTS], partial(compare, call, (x, h0, *weights)))
     x, h, w_ih, w_hh = (leaf(*shape, dtype=torch.float32) for shape in ((9, 13), (9, 17), (17, 13), (17, 17)))
     compare(lambda engine: tu.rnn_cell(x, h, w_ih, w_hh, engine=engine), (x, h, w_ih, w_hh))
 

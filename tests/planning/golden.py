@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 import torch_unroll as tu
-from torch_unroll.engines.compiled import CompiledEngine, conv2d, rnn
-from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS as CONV2D_VARIANTS
+from torch_unroll.engines.compiled import CompiledEngine, rnn
+from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.rnn.variants import VARIANTS as RNN_VARIANTS
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
@@ -219,19 +219,24 @@ def _rnn(random: Random, engine: CompiledEngine) -> None:
         engine.rnn_backward(z, z, *rest)
 
 
+#: Op -> the variants that may be forced; calls draw from them by position.
+VARIANTS = {"conv2d": ("wgmma", "mma", "simt", "im2col"), "rnn": [variant.name for variant in RNN_VARIANTS]}
+
+
 @contextmanager
 def _forced(op: str, random: Random) -> Iterator[None]:
     """Now and then, one variant is forced, or convolution has little room."""
-    host, variants = {"conv2d": (conv2d, CONV2D_VARIANTS["fprop"]), "rnn": (rnn, RNN_VARIANTS)}.get(op, (None, ()))
-    if host is not None and random.random() < 0.3:
-        host.forced = random.choice(variants).name
+    forced = None
+    if op in VARIANTS and random.random() < 0.3:
+        forced = random.choice(VARIANTS[op])
     little = op == "conv2d" and random.random() < 0.05
+    if op == "rnn":
+        rnn.forced = forced
     try:
-        with tu.conv2d_workspace(1 << 20) if little else nullcontext():
+        with planning.force(op, forced), tu.conv2d_workspace(1 << 20) if little else nullcontext():
             yield
     finally:
-        if host is not None:
-            host.forced = None
+        rnn.forced = None
 
 
 OPS: dict[str, Callable[[Random, CompiledEngine], None]] = {"conv2d": _conv2d, "max_pool2d": _max_pool2d, "rnn": _rnn}

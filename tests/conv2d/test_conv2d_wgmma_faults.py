@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ import torch
 from tests.conv2d.test_conv2d_kernels import Case, Watcher
 from tests.planted import Fault, launch_from
 from torch_unroll.engines.compiled import conv2d
+from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d import wgmma
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.kernels.planning import Configuration
 from torch_unroll.kernels.table import LaunchPlan, kernels
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ class FaultyWatcher(Watcher):
 
     def __init__(self, fault: Fault):
         super().__init__()
-        tiles = {wgmma.TILES[each].text for each in (TILE, WGRAD_TILE)}
+        tiles = {wgmma.TILES[name].cpp for name in (TILE, WGRAD_TILE)}
         bf16 = [row for row in kernels("conv2d") if row.arguments[0] == "bfloat16"]
         self.kernels = fault.kernels(
             "conv2d", [row for row in bf16 if tiles & set(row.arguments) or "Tile" not in row.expression]
@@ -107,12 +107,6 @@ class FaultyWatcher(Watcher):
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         launch_from(self.kernels, plan, parameters)
-
-
-@pytest.fixture(autouse=True)
-def _choices() -> Iterator[None]:
-    yield
-    conv2d.forced = None
 
 
 def noticed(fault: Fault) -> str | None:
@@ -129,13 +123,13 @@ def noticed(fault: Fault) -> str | None:
     for seed in range(SEEDS):
         launcher.kernels.library.torch_unroll_emulator_seed(ctypes.c_uint64(seed))
         try:
-            conv2d.forced = Choice("hopper", TILE, 1)
-            results = [
-                conv2d.conv2d_fprop(launcher, x, w, None, *geometry),
-                conv2d.conv2d_dgrad(launcher, dy, w, CASE.x_size[2:], *geometry),
-            ]
-            conv2d.forced = Choice("hopper", WGRAD_TILE, 1)
-            results.append(conv2d.conv2d_wgrad(launcher, dy, x, (3, 3), *geometry))
+            with planning.force("conv2d", Configuration("wgmma", TILE)):
+                results = [
+                    conv2d.conv2d_fprop(launcher, x, w, None, *geometry),
+                    conv2d.conv2d_dgrad(launcher, dy, w, CASE.x_size[2:], *geometry),
+                ]
+            with planning.force("conv2d", Configuration("wgmma", WGRAD_TILE)):
+                results.append(conv2d.conv2d_wgrad(launcher, dy, x, (3, 3), *geometry))
         except RuntimeError as error:
             return str(error)
         for result, right in zip(results, exact.values(), strict=True):
