@@ -76,10 +76,10 @@ def plain(source: str, old: str, new: str) -> Fault:
 
 STAGE = "const typename Memory::Stage& stage = memory.stages[step % Tile::kStages];"
 SKIPPED = f"if (step + 1 == steps) continue;\n{STAGE}"
-COPY_B = "memory.columns, problem.depth_begin + step * A::kDepth);"
-STALE_B = "memory.columns, problem.depth_begin + (step ? step - 1 : 0) * A::kDepth);"
-COPY_BOTH = "problem.depth_begin + step * A::kDepth);"
-STALE_BOTH = "problem.depth_begin + (step ? step - 1 : 0) * A::kDepth);"
+COPY_B = "memory.columns, direction.depth_begin + step * A::kDepth);"
+STALE_B = "memory.columns, direction.depth_begin + (step ? step - 1 : 0) * A::kDepth);"
+COPY_BOTH = "direction.depth_begin + step * A::kDepth);"
+STALE_BOTH = "direction.depth_begin + (step ? step - 1 : 0) * A::kDepth);"
 LDMATRIX = "ldmatrix(fragment, tile + at(named_row + lane % 8, named_piece));"
 BIAS = "narrow<T>(bias ? sum + widen(bias[channel]) : sum)"
 PIXEL = "line.split(rest, p, q);"
@@ -169,15 +169,19 @@ PLANTED = (
         "stale stage",  # and refilled while it is read
         plain(
             WGMMA,
-            "a = advance(first_a, place.stage * Tile::kStageBytes)",
-            "a = advance(first_a, (before < 0 ? place.stage : before) * Tile::kStageBytes)",
+            "a = advance(first_a, position.stage * Tile::kStageBytes)",
+            "a = advance(first_a, (previous < 0 ? position.stage : previous) * Tile::kStageBytes)",
         ),
         conv("fprop", "wgmma", "128x64", "bfloat16", "3x3"),
         share=0.5,
     ),
     Planted(
         "swizzle",
-        plain(MMA, "tile[at(depth, of_row / kPiece)", "tile[at(depth, of_row / kPiece ^ (!kLeft && depth % 4 == 3))"),
+        plain(
+            MMA,
+            "tile[at(word_depth, word_row / kPiece)",
+            "tile[at(word_depth, word_row / kPiece ^ (!kLeft && word_depth % 4 == 3))",
+        ),
         conv("dgrad", "mma", "64x64", "tf32", "3x3"),
     ),
     Planted(

@@ -1,4 +1,4 @@
-"""Faults planted into convolution's Hopper kernels, one at a time: each must be noticed, or a test that passes says nothing."""
+"""Faults planted into the kernels of the variant wgmma, one at a time: a test that notices none of them proves nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEEDS = 20
 TILE, WGRAD_TILE = "128x64", "64x256"
 #: More steps than stages; two tiles a block, of which one is wider than the result.
 CASE = Case((9, 48, 9, 7), (72, 48, 3, 3), padding=(1, 1, 1, 1))
-MACHINERY, PRODUCTS = "wgmma.cuh", "directions_wgmma.cuh"
+MACHINERY, DIRECTIONS = "wgmma.cuh", "directions_wgmma.cuh"
 
 
 FAULTS = (
@@ -30,38 +30,47 @@ FAULTS = (
     Fault(
         "barriers used before they are ones",
         MACHINERY,
-        "__syncthreads();  // nobody uses a barrier before it is one",
+        "__syncthreads();  // the barriers are initialised",
         "",
     ),
-    Fault("the first turn waits", MACHINERY, "place.turn ^ 1);", "place.turn);", mode="plain"),
-    Fault("the wrong turn is waited for", MACHINERY, "full[place.stage], place.turn);", "full[place.stage], place.turn ^ 1);"),
-    Fault("nobody waits for the bytes", MACHINERY, "mbarrier_wait(&memory.full[place.stage], place.turn);", ""),
+    Fault("the first turn waits", MACHINERY, "position.turn ^ 1);", "position.turn);", mode="plain"),
     Fault(
-        "nobody waits for the bytes, plain", MACHINERY, "mbarrier_wait(&memory.full[place.stage], place.turn);", "", mode="plain"
+        "the wrong turn is waited for",
+        MACHINERY,
+        "full[position.stage], position.turn);",
+        "full[position.stage], position.turn ^ 1);",
+    ),
+    Fault("nobody waits for the bytes", MACHINERY, "mbarrier_wait(&memory.full[position.stage], position.turn);", ""),
+    Fault(
+        "nobody waits for the bytes, plain",
+        MACHINERY,
+        "mbarrier_wait(&memory.full[position.stage], position.turn);",
+        "",
+        mode="plain",
     ),
     Fault(
         "bytes that never come",
         MACHINERY,
-        "&memory.full[place.stage], Tile::kStageBytes",
-        "&memory.full[place.stage], 16 + Tile::kStageBytes",
+        "&memory.full[position.stage], Tile::kStageBytes",
+        "&memory.full[position.stage], 16 + Tile::kStageBytes",
     ),
     Fault(
         "bytes that nobody expects",
         MACHINERY,
-        "&memory.full[place.stage], Tile::kStageBytes",
-        "&memory.full[place.stage], Tile::kStageBytes - 16",
+        "&memory.full[position.stage], Tile::kStageBytes",
+        "&memory.full[position.stage], Tile::kStageBytes - 16",
     ),
     Fault("a stage given back before its products are over", MACHINERY, "wgmma_wait<1>();", "wgmma_wait<2>();"),
     Fault("the same, plain", MACHINERY, "wgmma_wait<1>();", "wgmma_wait<7>();", mode="plain"),
     Fault("sums read while they are summed", MACHINERY, "wgmma_wait<0>(sums[m]);", ";"),
     Fault("no fence before the products", MACHINERY, "wgmma_fence();", ";"),
     Fault("the wrong swizzle", MACHINERY, "leading, stride, span);", "leading, stride, span == 128 ? 64 : 128);", mode="plain"),
-    Fault("the wrong step of depth", MACHINERY, "32 * span,", "64 * span,", mode="plain"),
+    Fault("the wrong step of depth", MACHINERY, ".two = 32 * span,", ".two = 64 * span,", mode="plain"),
     Fault(
         "sums overwritten while they are stored",
         MACHINERY,
-        "barrier_sync(1 + group, 128);  // nobody reads",
-        "// nobody reads",
+        "barrier_sync(1 + group, 128);  // all reads",
+        "// all reads",
     ),
     Fault(
         "sums stored before they are there",
@@ -71,26 +80,26 @@ FAULTS = (
     ),
     Fault(
         "lines before columns",
-        PRODUCTS,
+        DIRECTIONS,
         "pixel.w, pixel.h, pixel.n,",
         "pixel.h, pixel.w, pixel.n,",
         mode="plain",
     ),
     Fault(
         "blocks beyond the last from an image beyond the last",
-        PRODUCTS,
+        DIRECTIONS,
         "pixel.w, pixel.h, pixel.n,",
-        "pixel.w, pixel.h, there ? pixel.n : of.N,",
+        "pixel.w, pixel.h, block_exists ? pixel.n : parameters.N,",
         mode="plain",
     ),
     Fault(
         "blocks beyond the last from the first channels",
-        PRODUCTS,
-        "depth_begin + block.channel : of.groups * of.depth_channels;",
-        "depth_begin + block.channel : 0;",
+        DIRECTIONS,
+        "first_depth + block.channel : parameters.groups * parameters.depth_channels;",
+        "first_depth + block.channel : 0;",
         mode="plain",
     ),
-    Fault("taps from the wrong end", PRODUCTS, "first + block.s * image", "first - block.s * image", mode="plain"),
+    Fault("taps from the wrong end", DIRECTIONS, "first + block.s * image", "first - block.s * image", mode="plain"),
 )
 
 

@@ -237,7 +237,7 @@ PLANTS = (
     Plant(
         "pointers swapped",
         "im2col_kernel",
-        "conv2d/im2col.cuh",
+        "conv2d/parameters.cuh",
         "  const T* x;  // (N, C, H, W)\n  T* columns;",
         "  T* columns;\n  const T* x;",
         "Im2colParameters.x is at offset 0 with 8 bytes in Python",
@@ -253,7 +253,7 @@ PLANTS = (
     Plant(
         "fields in an array swapped",
         "conv2d_dgrad_wgmma",
-        "conv2d/directions_wgmma.cuh",
+        "conv2d/parameters.cuh",
         "pixels, start, up;",
         "start, pixels, up;",
         "images[0].vertical.pixels is at offset 128 with 4 bytes in Python",
@@ -261,7 +261,7 @@ PLANTS = (
     Plant(
         "another width",
         "conv2d_sum_splits",
-        "conv2d/split_k.cuh",
+        "conv2d/parameters.cuh",
         "int32_t splits, channels_inner;",
         "int64_t splits, channels_inner;",
         "Conv2dSumSplitsParameters.splits is at offset 176 with 4 bytes in Python",
@@ -277,7 +277,7 @@ PLANTS = (
     Plant(
         "padding moved",
         "pack_channels",
-        "conv2d/pack_channels.cuh",
+        "conv2d/parameters.cuh",
         "  int32_t H, W, groups",
         "  alignas(16) int32_t H, W, groups",
         "PackChannelsParameters is at offset 0 with 80 bytes in Python",
