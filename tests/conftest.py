@@ -10,8 +10,6 @@ from hypothesis import settings
 
 from tests import gpu_guard
 from torch_unroll.engines import refusal
-from torch_unroll.kernels.cuda.conv2d import variants
-from torch_unroll.kernels.cuda.conv2d.choice import choose
 from torch_unroll.training.digits import Digits, load
 
 torch.set_num_threads(1)
@@ -41,17 +39,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 def digits() -> Digits:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install scikit-learn")
     return load()
-
-
-@pytest.fixture
-def fresh_plans() -> Iterator[None]:
-    """For a test that changes what convolution's plans follow from."""
-    caches = [choose, variants.plan_im2col]
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
 
 
 @pytest.fixture

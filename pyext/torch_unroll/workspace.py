@@ -7,12 +7,12 @@ from typing import Any, TypeVar, cast
 
 from torch.utils._contextlib import context_decorator
 
-from torch_unroll.kernels.cuda.conv2d import choice, variants
+from torch_unroll.engines.compiled.conv2d_workspace import set_workspace_limit, workspace_limit
 from torch_unroll.settings import Setting
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_setting = Setting(lambda: variants.workspace_limit, choice.set_workspace_limit)
+_setting = Setting(workspace_limit, set_workspace_limit)
 
 
 class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_grad)
@@ -32,7 +32,7 @@ class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_gr
 
         splits · elements of the result · 4 bytes (8 of float64)
 
-    where wgrad's result is dw, channels rounded up likewise (to 32 bytes and more by variant `hopper`: whole blocks), and has
+    where wgrad's result is dw, channels rounded up likewise (to 32 bytes and more by variant `wgmma`: whole blocks), and has
     always one split; with less, there are fewer splits. So a call stays within the limit, except where one image or one split of
     wgrad does not; a packed filter comes on top.
     `torch_unroll.explain` tells what a call takes.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import torch_unroll as tu
 from benchmarks.gpu import work
 from benchmarks.gpu.exact import conv2d as conv2d_cases
 from benchmarks.gpu.exact import rnn as rnn_cases
@@ -115,7 +116,9 @@ def test_a_choice_that_was_forced_is_taken_back() -> None:
     def selected() -> tuple[object, ...]:
         problem = Recurrence(backward=False, T=3, N=2, H=40, D=1, dtype="float32", precision="ieee", aligned=True)
         recurrence = SELECTORS["rnn_forward"].select(problem, LAUNCHER.properties(CPU))
-        return conv2d_cases.conv2d.forced, recurrence, pooling_variant()
+        explanation = tu.explain("conv2d", torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2), engine="cuda")
+        convolution = explanation.selections["conv2d_fprop"]
+        return convolution.configuration, convolution.passed_over, recurrence, pooling_variant()
 
     before = selected()
     for op in ("conv2d fprop", "rnn forward cluster", "rnn forward grid_exchange", "max_pool2d forward staged"):

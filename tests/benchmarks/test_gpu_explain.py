@@ -96,13 +96,13 @@ MADE = {
     "swizzle": with_pieces_exchanged,
 }
 CASES = (
-    conv("fprop", "hopper", "128x128", "bfloat16", "3x3", layout="nchw"),
-    conv("fprop", "tensor", "128x128", "float16", "stride 3, dilation 2", splits=3),
-    conv("fprop", "implicit", "64x64", "bfloat16", "groups"),
-    conv("dgrad", "hopper", "64x256", "float16", "dilation 1x3"),
-    conv("dgrad", "tensor", "64x64", "bfloat16", "40 channels"),
-    conv("wgrad", "hopper", "128x256", "bfloat16", "32 channels"),
-    conv("wgrad", "tensor", "64x64", "float16", "stride 2"),
+    conv("fprop", "wgmma", "128x128", "bfloat16", "3x3", layout="nchw"),
+    conv("fprop", "mma", "128x128", "float16", "stride 3, dilation 2", splits=3),
+    conv("fprop", "simt", "64x64", "bfloat16", "groups"),
+    conv("dgrad", "wgmma", "64x256", "float16", "dilation 1x3"),
+    conv("dgrad", "mma", "64x64", "bfloat16", "40 channels"),
+    conv("wgrad", "wgmma", "128x256", "bfloat16", "32 channels"),
+    conv("wgrad", "mma", "64x64", "float16", "stride 2"),
     RnnCase("forward", "grid_exchange", "bfloat16", 2, 4, 32, 256, 1, False, "identity"),
     RnnCase("forward", "cluster", "float16", 2, 5, 20, 200, 2, True, "relu"),
     RnnCase("backward", "step", "bfloat16", 0, 3, 32, 512, 1, False, "identity"),
@@ -142,8 +142,8 @@ def test_faults_of_a_kind_are_named_in_every_direction_and_variant(kind: str, ca
     [
         SMALL,
         pytest.param(TENSOR, marks=pytest.mark.slow),
-        pytest.param(conv("wgrad", "hopper", "128x256", "bfloat16", "32 channels"), marks=pytest.mark.slow),
-        pytest.param(conv("dgrad", "implicit", "64x64", "float32", "3x3"), marks=pytest.mark.slow),
+        pytest.param(conv("wgrad", "wgmma", "128x256", "bfloat16", "32 channels"), marks=pytest.mark.slow),
+        pytest.param(conv("dgrad", "simt", "64x64", "float32", "3x3"), marks=pytest.mark.slow),
         RnnCase("forward", "cluster", "bfloat16", 2, 3, 9, 200, 1, False, "relu"),
         MaxPool2dCase("backward", "strided", "bfloat16", "nchw", "3x3/2"),
         UnfoldCase("unfold", "float32", "nchw", (3, 3), (2, 2), (1, 1), (1, 1)),
@@ -183,7 +183,7 @@ def test_evidence_describes_what_is_wrong_and_keeps_the_tile() -> None:
 
 @pytest.mark.parametrize("geometry", ["3x3", "several column tiles", "deep", "persistent blocks"])
 def test_no_more_is_kept_than_there_is_room_for(geometry: str) -> None:
-    case = conv("fprop", "hopper", "256x128", "tf32", geometry)
+    case = conv("fprop", "wgmma", "256x128", "tf32", geometry)
     expected = case.expected()["y"]
     result = torch.rand(expected.shape, generator=torch.Generator().manual_seed(0))  # hardly compressible
     kept_evidence = evidence(case, "y", result, expected)
@@ -217,7 +217,7 @@ def test_ranges(numbers: list[int], words: str) -> None:
 
 
 def test_explain_names_pattern_plan_and_outcome_on_the_emulator(tmp_path: Path) -> None:
-    case = conv("fprop", "tensor", "64x64", "bfloat16", "3x3", small=True)
+    case = conv("fprop", "mma", "64x64", "bfloat16", "3x3", small=True)
     wrong = case.expected()["y"].clone()
     wrong[:] = whole(case, "y", without_addend)
     job = {"job": "cuda: a", "engine": "cuda", "cases": [record(case, [("y", wrong, case.expected()["y"])])]}

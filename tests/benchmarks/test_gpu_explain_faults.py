@@ -64,9 +64,9 @@ class Planted(NamedTuple):
     quick: bool = False
 
 
-MMA, WGMMA, CORES = "implicit_gemm_mma.cuh", "implicit_gemm_wgmma.cuh", "implicit_gemm.cuh"
-TENSOR = conv("fprop", "tensor", "64x64", "bfloat16", "3x3")
-SMALL = conv("fprop", "tensor", "64x64", "bfloat16", "40 channels")
+MMA, WGMMA, CORES = "mma.cuh", "wgmma.cuh", "simt.cuh"
+TENSOR = conv("fprop", "mma", "64x64", "bfloat16", "3x3")
+SMALL = conv("fprop", "mma", "64x64", "bfloat16", "40 channels")
 _numbers = iter(range(1000))
 
 
@@ -76,10 +76,10 @@ def plain(source: str, old: str, new: str) -> Fault:
 
 STAGE = "const typename Memory::Stage& stage = memory.stages[step % Tile::kStages];"
 SKIPPED = f"if (step + 1 == steps) continue;\n{STAGE}"
-COPY_B = "memory.columns, problem.depth_begin + step * A::kDepth);"
-STALE_B = "memory.columns, problem.depth_begin + (step ? step - 1 : 0) * A::kDepth);"
-COPY_BOTH = "problem.depth_begin + step * A::kDepth);"
-STALE_BOTH = "problem.depth_begin + (step ? step - 1 : 0) * A::kDepth);"
+COPY_B = "memory.columns, direction.depth_begin + step * A::kDepth);"
+STALE_B = "memory.columns, direction.depth_begin + (step ? step - 1 : 0) * A::kDepth);"
+COPY_BOTH = "direction.depth_begin + step * A::kDepth);"
+STALE_BOTH = "direction.depth_begin + (step ? step - 1 : 0) * A::kDepth);"
 LDMATRIX = "ldmatrix(fragment, tile + at(named_row + lane % 8, named_piece));"
 BIAS = "narrow<T>(bias ? sum + widen(bias[channel]) : sum)"
 PIXEL = "line.split(rest, p, q);"
@@ -105,7 +105,7 @@ PLANTED = (
     Planted(
         "swapped operands",
         plain(CORES, "multiply_add(left[i], right[j], sums[i][j])", "multiply_add(left[j], right[i], sums[i][j])"),
-        conv("fprop", "implicit", "64x64", "float32", "40 channels"),
+        conv("fprop", "simt", "64x64", "float32", "40 channels"),
         quick=True,
     ),
     Planted("stale stage", plain(MMA, COPY_B, STALE_B), SMALL, quick=True),
@@ -130,24 +130,24 @@ PLANTED = (
     Planted(
         "swizzle",
         plain(MMA, LDMATRIX, LDMATRIX.replace("named_piece)", "named_piece ^ (kLeft ? 0 : 2))")),
-        conv("fprop", "tensor", "128x128", "tf32", "40 channels"),
+        conv("fprop", "mma", "128x128", "tf32", "40 channels"),
     ),
     Planted(
         "swizzle",
         plain(WGMMA, "leading, stride, span);", "leading, stride, span == 128 ? 64 : 128);"),
-        conv("wgrad", "hopper", "64x256", "bfloat16", "3x3"),
+        conv("wgrad", "wgmma", "64x256", "bfloat16", "3x3"),
         share=0.7,
     ),
-    Planted("missing products", plain(MMA, STAGE, SKIPPED), conv("dgrad", "tensor", "64x64", "tf32", "stride 2", splits=3)),
+    Planted("missing products", plain(MMA, STAGE, SKIPPED), conv("dgrad", "mma", "64x64", "tf32", "stride 2", splits=3)),
     Planted(
         "missing products",
         plain(WGMMA, INSTRUCTIONS, INSTRUCTIONS.replace("i < 4", "i < 3")),
-        conv("fprop", "hopper", "128x64", "bfloat16", "3x3"),
+        conv("fprop", "wgmma", "128x64", "bfloat16", "3x3"),
     ),
     Planted(
         "missing products",
         plain(CORES, "for (int k = 0; k < Tile::kDepth; ++k) {", "for (int k = 1; k < Tile::kDepth; ++k) {"),
-        conv("wgrad", "implicit", "64x64", "float32", "3x3", splits=3),
+        conv("wgrad", "simt", "64x64", "float32", "3x3", splits=3),
     ),
     Planted(
         "missing products",
@@ -158,8 +158,8 @@ PLANTED = (
         ),
         RnnCase("forward", "single_block", "bfloat16", 0, 3, 32, 256, 1, False, "identity"),
     ),
-    Planted("swapped operands", plain(WGMMA, WGMMA_CALL, WGMMA_SWAPPED), conv("fprop", "hopper", "128x64", "bfloat16", "3x3")),
-    Planted("stale stage", plain(MMA, COPY_BOTH, STALE_BOTH), conv("dgrad", "tensor", "64x64", "float16", "3x3")),
+    Planted("swapped operands", plain(WGMMA, WGMMA_CALL, WGMMA_SWAPPED), conv("fprop", "wgmma", "128x64", "bfloat16", "3x3")),
+    Planted("stale stage", plain(MMA, COPY_BOTH, STALE_BOTH), conv("dgrad", "mma", "64x64", "float16", "3x3")),
     Planted(
         "stale stage",
         plain("cluster.cuh", "carry.at(now, lane_group(), k)", "carry.at(now == 1 ? 0 : now, lane_group(), k)"),
@@ -169,28 +169,32 @@ PLANTED = (
         "stale stage",  # the stage is also refilled while it is read
         plain(
             WGMMA,
-            "a = advance(first_a, place.stage * Tile::kStageBytes)",
-            "a = advance(first_a, (before < 0 ? place.stage : before) * Tile::kStageBytes)",
+            "a = advance(first_a, position.stage * Tile::kStageBytes)",
+            "a = advance(first_a, (previous < 0 ? position.stage : previous) * Tile::kStageBytes)",
         ),
-        conv("fprop", "hopper", "128x64", "bfloat16", "3x3"),
+        conv("fprop", "wgmma", "128x64", "bfloat16", "3x3"),
         share=0.5,
     ),
     Planted(
         "swizzle",
-        plain(MMA, "tile[at(depth, of_row / kPiece)", "tile[at(depth, of_row / kPiece ^ (!kLeft && depth % 4 == 3))"),
-        conv("dgrad", "tensor", "64x64", "tf32", "3x3"),
+        plain(
+            MMA,
+            "tile[at(word_depth, word_row / kPiece)",
+            "tile[at(word_depth, word_row / kPiece ^ (!kLeft && word_depth % 4 == 3))",
+        ),
+        conv("dgrad", "mma", "64x64", "tf32", "3x3"),
     ),
     Planted(
         "missing products",
         plain("split_k.cuh", "parameters.splits, kSumQuad", "parameters.splits - 1, kSumQuad"),
-        conv("fprop", "implicit", "64x64", "float32", "3x3", splits=3, bias=False),
+        conv("fprop", "simt", "64x64", "float32", "3x3", splits=3, bias=False),
     ),
     Planted(
         "missing bias",
         plain("epilogue.cuh", BIAS, "narrow<T>(sum)"),
-        conv("fprop", "hopper", "64x256", "float16", "3x3", splits=3, layout="nchw"),
+        conv("fprop", "wgmma", "64x256", "float16", "3x3", splits=3, layout="nchw"),
     ),
-    Planted("wrong row", plain("geometry.cuh", PIXEL, PIXEL.replace("rest,", "rest ^ 1,")), TENSOR, share=0.99),
+    Planted("wrong row", plain("matrices.cuh", PIXEL, PIXEL.replace("rest,", "rest ^ 1,")), TENSOR, share=0.99),
     Planted(
         "wrong row",
         plain("tile.cuh", ROWS_OF_MMA, ROWS_SWAPPED),

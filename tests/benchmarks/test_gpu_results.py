@@ -107,14 +107,14 @@ def test_tiles_carry_times_predictions_and_what_was_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def complaint(self: Prepared, choice: Any) -> str | None:
-        return "too far from float64" if choice.variant == "implicit" else None
+        return "too far from float64" if choice.variant == "simt" else None
 
     monkeypatch.setattr(Prepared, "complaint", complaint)
     timings.run_timing(next(key for key in timings.first(small=True) if key.startswith("conv2d")), "cpu", 0)
     (tmp_path / "said.txt").write_text(capsys.readouterr().out)
     record = outcome.read("a case", tmp_path / "said.txt", Outcome("ended", "", 1.0))
     assert record["outcome"] == "wrong"
-    assert "implicit" in record["detail"]
+    assert "simt" in record["detail"]
     assert record["tiles"]["us"].keys() <= record["tiles"]["predicted_us"].keys()
     assert any("wgmma" in choice for choice in record["tiles"]["us"])
 

@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.compiled import conv2d
+from torch_unroll.engines.compiled.conv2d_call import problem_of
 from torch_unroll.engines.interface import Conv2dGeometry
-from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
+from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.cuda.conv2d.variants import VARIANTS
+from torch_unroll.kernels.planning import Configuration
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -111,14 +114,14 @@ def integers(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator:
     return LAYOUTS[layout](torch.randint(-2, 3, shape, generator=generator, device="cpu").to(torch.get_default_device(), dtype))
 
 
-def pick(random: Random, direction: str, problem: Conv2dProblem, device: torch.device) -> str | Choice | None:
-    """A variant that takes a direction, Hopper's more often, by itself or with a tile and splits; or none."""
-    of = cuda.LAUNCHER.properties(device)
-    takers = [variant for variant in VARIANTS[direction] if variant.refuses(direction, problem, of) is None]
+def pick(random: Random, problem: Conv2dProblem, device: torch.device) -> str | Configuration | None:
+    """A variant that takes the problem, the preferred one more often, by itself or with a tile and splits; or none."""
+    gpu = cuda.LAUNCHER.properties(device)
+    takers = [variant for variant in VARIANTS if variant.refuses(problem, gpu) is None]
     variant = random.choice((None, takers[0], *takers))
     if variant is None or random.random() < 0.5:
         return variant and variant.name
-    return Choice(variant.name, random.choice(variant.tiles(direction, problem)), random.randint(1, 9))
+    return Configuration(variant.name, random.choice(variant.tiles(problem, gpu)), random.randint(1, 9))
 
 
 def check(problem: Problem) -> None:
@@ -147,12 +150,9 @@ def check(problem: Problem) -> None:
     }
     random = Random(problem.seed)
     for direction, (call, expected) in calls.items():
-        of = conv2d_call._problem(x, w, dy, geometry, problem.precision)
-        conv2d.forced = pick(random, direction, of, x.device)
-        try:
+        forced = pick(random, problem_of(direction, x, w, dy, geometry, problem.precision), x.device)
+        with planning.force("conv2d", forced):
             actual = call()
-        finally:
-            forced, conv2d.forced = conv2d.forced, None
         assert actual.dtype == problem.dtype
         assert torch.equal(actual.double(), expected.to(problem.dtype).double()), f"{direction} by {forced} of {problem}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -16,10 +16,16 @@ from torch import Tensor
 
 import torch_unroll as tu
 from torch_unroll.engines import load
-from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.compiled.conv2d_call import problem_of
 from torch_unroll.engines.interface import Conv2dGeometry
-from torch_unroll.kernels.cuda.conv2d import im2col_maps, variants, wgmma
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.conv2d import wgmma_maps
+from torch_unroll.kernels.cuda.conv2d.mma import MMA
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.cuda.conv2d.simt import SIMT
+from torch_unroll.kernels.cuda.conv2d.wgmma import WGMMA
+from torch_unroll.kernels.hardware import Device
+from torch_unroll.kernels.planning import Configuration
 from torch_unroll.testing import assert_exact
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -213,13 +219,6 @@ def test_any_geometry_is_exact_or_refused(op: str, engine: str) -> None:
 # ---- variants at the edges of their positions ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _choices() -> Iterator[None]:
-    """Takes back what a test forced."""
-    yield
-    conv2d.forced = None
-
-
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 #: Where windows or filter rows lie as far from the plane as the implicit kernels can count, and one pixel further; which
 #: directions those kernels still take.
@@ -234,10 +233,10 @@ EDGES = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("variant", ["tensor", "implicit", "explicit"])
+@pytest.mark.parametrize("variant", ["mma", "simt", "im2col"])
 @pytest.mark.parametrize("name", EDGES)
 def test_variants_count_as_far_as_they_say(name: str, variant: str, dtype: torch.dtype) -> None:
-    if (variant, dtype) == ("tensor", torch.float64):
+    if (variant, dtype) == ("mma", torch.float64):
         return
     axis, taken = EDGES[name]
     op, numbers = OPS["conv2d"], (Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1), "ieee")
@@ -249,22 +248,24 @@ def test_variants_count_as_far_as_they_say(name: str, variant: str, dtype: torch
         "dgrad": (dx, lambda: engine.conv2d_dgrad(dy, w, (x.shape[2], x.shape[3]), *numbers)),
         "wgrad": (dw, lambda: engine.conv2d_wgrad(dy, x, (w.shape[2], w.shape[3]), *numbers)),
     }
-    conv2d.forced = variant
-    for direction, (expected, call) in calls.items():
-        if variant == "explicit" or direction in taken:
-            assert_exact(call(), expected, direction)
-        else:
-            with pytest.raises(RuntimeError, match="reach over more pixels than its 32-bit positions"):
-                call()
+    with planning.force("conv2d", variant):
+        for direction, (expected, call) in calls.items():
+            if variant == "im2col" or direction in taken:
+                assert_exact(call(), expected, direction)
+            else:
+                with pytest.raises(RuntimeError, match="reach over more pixels than its 32-bit positions"):
+                    call()
 
 
 # ---- what a plan takes --------------------------------------------------------------------------------------------------------
 
 
-def problem_of(axis: Axis, dtype: torch.dtype = torch.float16) -> Conv2dProblem:
+def square(direction: str, axis: Axis, dtype: torch.dtype = torch.float16) -> Conv2dProblem:
+    """A convolution of eight channels with the same axis in both dimensions."""
     x, w = (torch.empty(1, 8, extent, extent, dtype=dtype) for extent in (axis.extent, axis.taps))
     y = torch.empty(1, 1, axis.outputs, axis.outputs, dtype=dtype)
-    return conv2d_call._problem(x, w, y, Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1), "ieee")
+    geometry = Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1)
+    return problem_of(direction, x, w, y, geometry, "ieee")
 
 
 @pytest.mark.parametrize(
@@ -281,21 +282,21 @@ def problem_of(axis: Axis, dtype: torch.dtype = torch.float16) -> Conv2dProblem:
     ids=str,
 )
 def test_dgrad_has_no_more_residues_than_pixels(axis: Axis, residues: int) -> None:
-    problem = problem_of(axis)
-    assert variants.plan_dgrad(problem, False, "64x64", 1).launch.config.grid[0] == residues**2
-    assert variants.plan_dgrad(problem, True, "64x64", 1).launch.config.grid[0] == residues**2
-    assert wgmma.count_tiles("dgrad", problem, wgmma.TILES["128x64"]) == residues**2
-    assert len(im2col_maps.images("dgrad", problem)) == residues**2
+    problem, device = square("dgrad", axis), Device(132, (9, 0), 227 << 10, 50 << 20)
+    for variant in (SIMT, MMA):
+        assert variant.plan(problem, Configuration(variant.name, "64x64"), device).launch.config.grid[0] == residues**2
+    assert WGMMA.plan(problem, Configuration("wgmma", "128x64"), device).tiles == residues**2
+    assert len(wgmma_maps.images(problem)) == residues**2
 
 
-@pytest.mark.parametrize("variant", ["hopper", "tensor", "implicit", "explicit"])
+@pytest.mark.parametrize("variant", ["wgmma", "mma", "simt", "im2col"])
 @pytest.mark.parametrize("axis", [Axis(2, 3, 3, 2, 1), Axis(3, 2, 5, 3, 4), Axis(1, 3, 4, 4, 2), Axis(4, 3, 4, 3, 1)], ids=str)
 def test_strides_beyond_the_plane(axis: Axis, variant: str) -> None:
-    conv2d.forced = variant
     op, numbers = OPS["conv2d"], (Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1), "ieee")
     inputs = op.inputs(axis, axis, torch.float16)
     dy = integers(2, 2, axis.outputs, axis.outputs, dtype=torch.float16)
-    dx = load("cuda").conv2d_dgrad(dy, inputs[1], (axis.extent, axis.extent), *numbers)
+    with planning.force("conv2d", variant):
+        dx = load("cuda").conv2d_dgrad(dy, inputs[1], (axis.extent, axis.extent), *numbers)
     assert_exact(dx, op.exact(inputs, axis, axis)[1])
 
 
@@ -310,5 +311,5 @@ def test_strides_beyond_the_plane(axis: Axis, variant: str) -> None:
     ids=str,
 )
 def test_numbers_without_a_meaning_are_one(axis: Axis, same: Axis) -> None:
-    problem = problem_of(axis)
+    problem = square("fprop", axis)
     assert (problem.stride, problem.dilation) == ((same.stride,) * 2, (same.dilation,) * 2)

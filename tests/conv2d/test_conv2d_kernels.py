@@ -12,14 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import torch_unroll as tu
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.compiled import conv2d
+from torch_unroll.engines.compiled.conv2d_call import problem_of
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.engines.interface import Conv2dGeometry
-from torch_unroll.kernels.cuda.conv2d import variants
-from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
-from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.conv2d import im2col
+from torch_unroll.kernels.cuda.conv2d.problem import DIRECTIONS, Conv2dProblem
+from torch_unroll.kernels.cuda.conv2d.variants import KERNELS, SELECTORS, VARIANTS
 from torch_unroll.kernels.hardware import Device
+from torch_unroll.kernels.planning import Configuration
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 from torch_unroll.shapes import is_dense
@@ -32,32 +36,37 @@ pytestmark = pytest.mark.usefixtures("device")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 H200 = Device(132, (9, 0), 227 << 10, 50 << 20)
 #: The variants that split the depth of fprop and dgrad too, each with a tile of which small images have several.
-SPLITTING = (Choice("hopper", "64x256", 3), Choice("tensor", "64x64", 3), Choice("implicit", "64x64", 3))
+SPLITTING = (Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3))
 
 
-def takes(forced: str | Choice, direction: str, problem: Conv2dProblem, device: Device) -> bool:
-    """Whether a variant, or its tile, serves a direction of a problem; which do not is test_conv2d_choice.py's matter."""
-    name = forced.variant if isinstance(forced, Choice) else forced
-    (variant,) = (each for each in VARIANTS[direction] if each.name == name)
-    served = variant.refuses(direction, problem, device) is None
-    return served and (not isinstance(forced, Choice) or forced.tile in variant.tiles(direction, problem))
+def takes(forced: str | Configuration, problem: Conv2dProblem, device: Device) -> bool:
+    """Whether a variant takes a problem, and has the tile for it; test_conv2d_selection.py tests which it refuses."""
+    name = forced.variant if isinstance(forced, Configuration) else forced
+    variant = SELECTORS[f"conv2d_{problem.direction}"].variant(name)
+    is_taken = variant.refuses(problem, device) is None
+    return is_taken and (not isinstance(forced, Configuration) or forced.tile in variant.tiles(problem, device))
 
 
-def _multiplies(forced: str | Choice, dtype: torch.dtype, precision: str) -> bool:
+def emulator() -> ctypes.CDLL:
+    """The loaded emulator of engine `cuda`, which keeps its settings for the process."""
+    return ctypes.CDLL(str(cuda.library_path("cpu")))
+
+
+def _multiplies(forced: str | Configuration, dtype: torch.dtype, precision: str) -> bool:
     """Whether a variant computes products of such a kind; TF32 is asked for where only that can."""
     x = torch.empty(1, 8, 3, 3, dtype=dtype)
     geometry = Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1)
-    of = {each: conv2d_call._problem(x, x, x[:, :, :1, :1], geometry, each) for each in ("ieee", precision)}
-    taken = {each: takes(forced, "fprop", problem, H200) for each, problem in of.items()}
+    taken = {
+        name: takes(forced, problem_of("fprop", x, x, x[:, :, :1, :1], geometry, name), H200) for name in ("ieee", precision)
+    }
     return taken[precision] and (precision == "ieee" or not taken["ieee"])
 
 
-DIRECTIONS = ("fprop", "dgrad", "wgrad")
 #: variant or choice, dtype, precision: all that there is
 MATHS = [
     pytest.param(forced, dtype, precision, id=f"{name}-{str(dtype).removeprefix('torch.')}-{precision}")
     for name, forced in (
-        *((variant.name, variant.name) for variant in VARIANTS["fprop"]),
+        *((variant.name, variant.name) for variant in VARIANTS),
         *((f"split {forced.variant}", forced) for forced in SPLITTING),
     )
     for dtype in DTYPES
@@ -135,9 +144,16 @@ class Case:
         }
 
     def ours(
-        self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor, precision: str, launcher: Watcher | None = None
+        self,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        dy: Tensor,
+        precision: str,
+        forced: str | Configuration,
+        launcher: Watcher | None = None,
     ) -> dict[str, Tensor]:
-        """The same, as far as the forced variant takes it."""
+        """Returns the same as `exact`, by the kernels, for the directions that the forced variant takes."""
         geometry = Conv2dGeometry(self.stride, self.padding, self.dilation, self.groups)
         to, dw_stride = launcher or Watcher(), w.stride() if is_dense(w.shape, w.stride()) else None
         calls = {
@@ -145,12 +161,12 @@ class Case:
             "dgrad": lambda: conv2d.conv2d_dgrad(to, dy, w, self.x_size[2:], geometry, precision),
             "wgrad": lambda: conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], geometry, precision, dw_stride),
         }
-        problem = conv2d_call._problem(x, w, dy, geometry, precision)
         device = to.properties(x.device)
-        taken = [each for each in calls if conv2d.forced is None or takes(conv2d.forced, each, problem, device)]
+        taken = [direction for direction in calls if takes(forced, problem_of(direction, x, w, dy, geometry, precision), device)]
         if not taken:
-            pytest.skip(f"{conv2d.forced} declines this in every direction")
-        return {direction: calls[direction]() for direction in taken}
+            pytest.skip(f"{forced} declines this in every direction")
+        with planning.force("conv2d", forced):
+            return {direction: calls[direction]() for direction in taken}
 
 
 CASES = {
@@ -167,13 +183,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _choices() -> Iterator[None]:
-    """Takes back what a test forced."""
-    yield
-    conv2d.forced = None
-
-
 def tf32(x: Tensor) -> Tensor:
     """To nearest with 10 bits of mantissa, ties away from zero, as kernels round."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -183,21 +192,20 @@ def tf32(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_as_accurate_as_their_arithmetic(
-    name: str, variant: str | Choice, dtype: torch.dtype, precision: str, layout: str
+    name: str, variant: str | Configuration, dtype: torch.dtype, precision: str, layout: str
 ) -> None:
     case = CASES[name]
     x, w, bias, dy = case.inputs(dtype, FORMATS[layout])
-    conv2d.forced = variant
-    results = case.ours(x, w, bias, dy, precision)
+    results = case.ours(x, w, bias, dy, precision, variant)
     multiplied, operand = [x, w, dy], 0.0
-    if precision == "tf32" and "hopper" in variant:
+    if precision == "tf32" and "wgmma" in variant:
         operand = COPIED_TF32
     elif precision == "tf32":  # exact products of rounded operands
         multiplied = [tf32(tensor) for tensor in multiplied]
     bounds = case.bounds(*multiplied[:2], bias, multiplied[2], operand)
     for direction, result in results.items():
         exact, bound = bounds[direction]
-        if variant == "explicit" and direction == "dgrad":  # columns are narrowed one by one before they are added
+        if variant == "im2col" and direction == "dgrad":  # columns are narrowed one by one before they are added
             bound = (
                 bound
                 + ROUNDING[dtype] * case.exact(*(tensor.double().abs() for tensor in (x, w)), None, dy.double().abs())["dgrad"]
@@ -226,16 +234,15 @@ STRANGE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("strange", STRANGE)
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
-def test_any_strides(variant: str | Choice, dtype: torch.dtype, precision: str, strange: str) -> None:
+def test_any_strides(variant: str | Configuration, dtype: torch.dtype, precision: str, strange: str) -> None:
     case = Case((2, 8, 6, 5), (8, 8, 3, 2), stride=(1, 2), padding=(1, 0, 1, 1))
     x, w, dy = (
         STRANGE[strange](torch.randint(-2, 3, t.shape).to(dtype))
         for t in case.inputs(dtype, torch.contiguous_format)[::1]
         if t.dim() == 4
     )
-    conv2d.forced = variant
     exact = case.exact(x.double(), w.double(), None, dy.double())
-    for direction, result in case.ours(x, w, None, dy, precision).items():
+    for direction, result in case.ours(x, w, None, dy, precision, variant).items():
         assert_exact(result.double(), exact[direction], direction)
 
 
@@ -243,7 +250,7 @@ def test_any_strides(variant: str | Choice, dtype: torch.dtype, precision: str, 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
 def test_offsets_beyond_two_thousand_million_elements(
-    variant: str | Choice,
+    variant: str | Configuration,
     dtype: torch.dtype,
     precision: str,
     layout: str,
@@ -262,54 +269,57 @@ def test_offsets_beyond_two_thousand_million_elements(
         tensors.append(far.copy_(torch.randint(-2, 3, size)))
     x, dy = tensors
     w = torch.randint(-2, 3, w.shape).to(dtype)
-    conv2d.forced = variant
     exact = case.exact(x.double(), w.double(), None, dy.double())
-    for direction, result in case.ours(x, w, None, dy, precision).items():
+    for direction, result in case.ours(x, w, None, dy, precision, variant).items():
         assert_exact(result.double(), exact[direction], direction)
 
 
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
 def test_bitwise_the_same_under_any_schedule(
-    variant: str | Choice, dtype: torch.dtype, precision: str, device: torch.device
+    variant: str | Configuration, dtype: torch.dtype, precision: str, device: torch.device
 ) -> None:
     case = Case((4, 16, 9, 9), (16, 16, 3, 3), padding=(1, 1, 1, 1))
     x, w, bias, dy = case.inputs(dtype, torch.channels_last)
-    conv2d.forced = variant
-    seed = cuda.kernel_object("cpu").library.torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
+    seed = emulator().torch_unroll_emulator_seed if device.type == "cpu" else lambda _: None
     seed(ctypes.c_uint64(1))
-    first = case.ours(x, w, bias, dy, precision)
+    first = case.ours(x, w, bias, dy, precision, variant)
     for other in (2, 3):
         seed(ctypes.c_uint64(other))
-        for direction, result in case.ours(x, w, bias, dy, precision).items():
+        for direction, result in case.ours(x, w, bias, dy, precision, variant).items():
             assert_exact(result, first[direction], direction)
+
+
+@pytest.fixture
+def nan_memory() -> Iterator[None]:
+    """Has torch fill memory with NaN that it would leave uninitialised."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(("variant", "dtype", "precision"), MATHS)
 def test_every_byte_of_a_result_is_written(
-    monkeypatch: pytest.MonkeyPatch, variant: str | Choice, dtype: torch.dtype, precision: str
+    variant: str | Configuration, dtype: torch.dtype, precision: str, nan_memory: None
 ) -> None:
-    for module, name in ((conv2d, "_output"), (conv2d, "allocate_workspace"), (conv2d_call, "allocate_workspace")):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *of, real=real, **options: real(*of, **options).fill_(float("nan")))
-    conv2d.forced = variant
     for name in ("residues without taps", "odd channels", "strided"):
         x, w, bias, dy = CASES[name].inputs(dtype, torch.contiguous_format)
-        for direction, result in CASES[name].ours(x, w, bias, dy, precision).items():
+        for direction, result in CASES[name].ours(x, w, bias, dy, precision, variant).items():
             assert torch.isfinite(result).all(), direction
 
 
-@pytest.mark.parametrize("variant", ["hopper", "tensor", "implicit", "explicit"])
-def test_workspace_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch, fresh_plans: None, variant: str) -> None:
+@pytest.mark.parametrize("variant", ["wgmma", "mma", "simt", "im2col"])
+def test_workspace_stays_within_its_limit(variant: str) -> None:
     case = Case((7, 8, 6, 6), (8, 8, 3, 3), padding=(1, 1, 1, 1))
     x, w, bias, dy = (
         torch.randint(-2, 3, t.shape).to(torch.float16) for t in case.inputs(torch.float16, torch.contiguous_format)
     )
-    conv2d.forced = variant
     limit = 2 * 8 * 9 * 36 * 2  # in one half of it one image's columns, or fewer than seven of x and dy packed
-    monkeypatch.setattr(variants, "workspace_limit", limit)
     exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
-    for direction, result in case.ours(x, w, bias, dy, "ieee").items():
-        assert_exact(result.double(), exact[direction].half().double(), direction)
+    with tu.conv2d_workspace(limit):
+        for direction, result in case.ours(x, w, bias, dy, "ieee", variant).items():
+            assert_exact(result.double(), exact[direction].half().double(), direction)
     geometry = (Conv2dGeometry(case.stride, case.padding, case.dilation, case.groups), "ieee")
     for function, inputs in (
         (conv2d.conv2d_fprop, (x, w, None)),
@@ -317,12 +327,12 @@ def test_workspace_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch, fresh
         (conv2d.conv2d_wgrad, (dy, x, (3, 3))),
     ):
         watcher = Watcher()
-        with recording() as record:
+        with tu.conv2d_workspace(limit), planning.force("conv2d", variant), recording() as record:
             function(watcher, *inputs, *geometry)
         assert record.workspace_bytes <= limit
-        chunks = sum(plan.variant in ("hopper", "tensor", "implicit") for plan in watcher.launched)
+        chunks = sum(plan.variant in ("wgmma", "mma", "simt") for plan in watcher.launched)
         packed = 2 if function is conv2d.conv2d_wgrad else 1  # x and dy
-        assert chunks == {"explicit": 7, "implicit": 1, "tensor": packed, "hopper": packed}[variant]
+        assert chunks == {"im2col": 7, "simt": 1, "mma": packed, "wgmma": packed}[variant]
 
 
 @pytest.mark.parametrize(
@@ -345,30 +355,29 @@ def test_empty(x_size: tuple[int, ...], w_size: tuple[int, ...], padding: tuple[
     assert_exact(conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, w_size[2:], *geometry), torch.zeros(w_size, dtype=dtype))  # type: ignore[arg-type]
 
 
-def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch, fresh_plans: None) -> None:
+def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: set[Kernel] = set()
     case = Case((1, 8, 9, 9), (16, 8, 2, 3), stride=(1, 2), padding=(1, 0, 1, 1))
     for variant, dtype, precision in (each.values for each in MATHS):
         x, w, bias, dy = (torch.randint(-2, 3, t.shape).to(dtype) for t in case.inputs(dtype, torch.contiguous_format))
         exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
-        call = conv2d_call.Call(
-            Watcher(), x, w, dy, Conv2dGeometry(case.stride, case.padding, case.dilation, case.groups), precision
-        )
-        name, splits = (variant.variant, 2) if isinstance(variant, Choice) else (variant, 1)
-        (of,) = (each for each in VARIANTS["fprop"] if each.name == name)
-        tiles = {tile for direction in DIRECTIONS for tile in of.tiles(direction, call.problem)}
+        name, splits = (variant.variant, 2) if isinstance(variant, Configuration) else (variant, 1)
+        tiles: set[str] = set()
+        for direction in DIRECTIONS:
+            geometry = Conv2dGeometry(case.stride, case.padding, case.dilation, case.groups)
+            problem = problem_of(direction, x, w, dy, geometry, precision)
+            tiles |= set(SELECTORS[f"conv2d_{direction}"].variant(name).tiles(problem, H200))
         for tile, most_int32 in product(tiles, (0, 2**31)):
-            monkeypatch.setattr(variants, "most_int32", most_int32)
-            variants.plan_im2col.cache_clear()
-            conv2d.forced = Choice(name, tile, splits)
-            watcher = Watcher()
-            for direction, result in case.ours(x, w, bias, dy, precision, watcher).items():
+            monkeypatch.setattr(im2col, "most_int32", most_int32)
+            forced, watcher = Configuration(name, tile, splits), Watcher()
+            for direction, result in case.ours(x, w, bias, dy, precision, forced, watcher).items():
                 assert_exact(result.double(), exact[direction].to(dtype).double(), direction)
             launched |= {plan.kernel for plan in watcher.launched}
-    assert {row.expression for row in variants.KERNELS} == {row.expression for row in launched}
+    assert {row.expression for row in KERNELS} == {row.expression for row in launched}
 
 
 def test_a_refused_variant_says_why() -> None:
-    conv2d.forced = "tensor"
-    with pytest.raises(RuntimeError, match="tensor cores multiply fp16, bf16 and TF32, not float64"):
-        CASES["1x1"].ours(*CASES["1x1"].inputs(torch.float64, torch.contiguous_format), "ieee")
+    x, w, bias, _ = CASES["1x1"].inputs(torch.float64, torch.contiguous_format)
+    message = "tensor cores multiply fp16, bf16 and TF32, not float64"
+    with planning.force("conv2d", "mma"), pytest.raises(RuntimeError, match=message):
+        conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, bias, (1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee")

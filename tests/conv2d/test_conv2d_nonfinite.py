@@ -6,7 +6,6 @@ another matter: times infinity it is NaN. fprop and wgrad gather from x, whose p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -16,10 +15,10 @@ from torch import Tensor
 
 import torch_unroll as tu
 from torch_unroll.engines import load
-from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.engines.interface import Conv2dGeometry
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.planning import Configuration
 from torch_unroll.testing import assert_exact
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -31,11 +30,17 @@ MATHS = [
     pytest.param(choice, dtype, precision, id=f"{choice}-{str(dtype).removeprefix('torch.')}-{precision}")
     for choices, kinds in (
         (
-            ("hopper", "tensor", Choice("hopper", "64x256", 3), Choice("hopper", "128x128", 1), Choice("tensor", "64x64", 3)),
+            (
+                "wgmma",
+                "mma",
+                Configuration("wgmma", "64x256", 3),
+                Configuration("wgmma", "128x128", 1),
+                Configuration("mma", "64x64", 3),
+            ),
             ((torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "tf32")),
         ),
         (
-            ("implicit", "explicit", Choice("implicit", "64x64", 3)),
+            ("simt", "im2col", Configuration("simt", "64x64", 3)),
             ((torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float64, "ieee")),
         ),
     )
@@ -102,16 +107,9 @@ def torchs(case: Case, dy: Tensor, w: Tensor) -> Tensor:
     return torch.ops.aten.convolution_backward(dy.double(), x, w.double(), None, *geometry)[0]
 
 
-@pytest.fixture(autouse=True)
-def _choices() -> Iterator[None]:
-    """Takes back what a test forced."""
-    yield
-    conv2d.forced = None
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("choice", "dtype", "precision"), MATHS)
-def test_dx_is_nan_where_torchs_is(choice: str | Choice, dtype: torch.dtype, precision: str, kind: str) -> None:
+def test_dx_is_nan_where_torchs_is(choice: str | Configuration, dtype: torch.dtype, precision: str, kind: str) -> None:
     for name, case in CASES.items():
         dy, w = small(*case.dy), small(*case.w)
         spoil(dy, w, kind)
@@ -120,22 +118,21 @@ def test_dx_is_nan_where_torchs_is(choice: str | Choice, dtype: torch.dtype, pre
         geometry = (Conv2dGeometry(case.stride, (top, top, left, left), case.dilation, case.groups), precision)
         assert_exact(load("torch").conv2d_dgrad(dy.to(dtype), w.to(dtype), size, *geometry), expected, f"engine torch, {name}")
         for layout, memory_format in FORMATS.items():
-            conv2d.forced = choice
             operands = (tensor.to(dtype).contiguous(memory_format=memory_format) for tensor in (dy, w))
-            dx = load("cuda").conv2d_dgrad(*operands, size, *geometry)
+            with planning.force("conv2d", choice):
+                dx = load("cuda").conv2d_dgrad(*operands, size, *geometry)
             assert_exact(dx.contiguous(), expected, f"{name}, {layout}")
 
 
 @pytest.mark.parametrize(
-    "choice", [Choice("hopper", "64x256", 3), Choice("tensor", "64x64", 3), Choice("implicit", "64x64", 3)], ids=str
+    "choice", [Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3)], ids=str
 )
-def test_each_split_forgets_its_own_padding(choice: Choice) -> None:
+def test_each_split_forgets_its_own_padding(choice: Configuration) -> None:
     """Infinities of both signs, each in another split, make a NaN together."""
     case = CASES["3x3"]
     dy, w = small(*case.dy).abs(), small(*case.w)
     w[0, :, 0, 0], w[15, :, 2, 2] = INF, -INF
-    conv2d.forced = choice
-    with recording() as record:
+    with planning.force("conv2d", choice), recording() as record:
         dx = load("cuda").conv2d_dgrad(dy.half(), w.half(), (5, 4), Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")
     expected = torchs(case, dy, w).half()
     assert {INF, -INF} <= {*expected.flatten().tolist()}

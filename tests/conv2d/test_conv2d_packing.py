@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import torch_unroll as tu
-from torch_unroll.engines.compiled import conv2d as compiled_conv2d
 from torch_unroll.engines.compiled.recording import recording
-from torch_unroll.kernels.cuda.conv2d.variants import plan_pack_channels
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.conv2d.pack_channels import plan_pack_channels
 from torch_unroll.testing import Target, assert_exact, targets
 
 TARGETS = targets("conv2d")
@@ -116,21 +116,18 @@ def packs(launches: list[Any]) -> Counter[Any]:
     return Counter(plan for _, plan in launches if plan.kernel.name == "pack_channels_kernel")
 
 
-STEPS = [(name, "tensor", *maths) for name in CASES for maths in MATHS]
+STEPS = [(name, "mma", *maths) for name in CASES for maths in MATHS]
 #: In TF32 it has no wgrad, and narrow groups are not for it.
-STEPS += [(name, "hopper", *maths) for name, case in CASES.items() for maths in MATHS[:2] if case.groups == 1]
+STEPS += [(name, "wgmma", *maths) for name, case in CASES.items() for maths in MATHS[:2] if case.groups == 1]
 
 
 @pytest.mark.parametrize(("name", "variant", "dtype", "precision"), STEPS, ids=str)
 @pytest.mark.parametrize("target", EMULATED, ids=str)
-def test_launches_of_a_training_step(
-    target: Target, name: str, variant: str, dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launches_of_a_training_step(target: Target, name: str, variant: str, dtype: torch.dtype, precision: str) -> None:
     """A product packs what it takes that is not channels_last: each image twice, for the two products that take it."""
-    monkeypatch.setattr(compiled_conv2d, "forced", variant)
     case = CASES[name]
     inputs = case.inputs(target, dtype)
-    with recording() as record:
+    with planning.force("conv2d", variant), recording() as record:
         y = case.ours(*inputs, engine=target.engine, precision=precision)
         torch.autograd.grad(y, inputs, weighting(y, case))
     first, last = (image if image.dim() == 4 else image.unsqueeze(0) for image in (inputs[0], y))

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from tests.conv2d.test_conv2d_kernels import DTYPES, FORMATS, STRANGE, Watcher
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.compiled import conv2d
+from torch_unroll.engines.compiled.conv2d_sums import add_image_splits
 from torch_unroll.engines.interface import Pool2dGeometry
-from torch_unroll.kernels.cuda.conv2d import variants
+from torch_unroll.kernels.cuda.conv2d import im2col
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("index", ["int32_t", "int64_t"])
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_unfold_and_fold(monkeypatch: pytest.MonkeyPatch, fresh_plans: None, dtype: torch.dtype, layout: str, index: str) -> None:
-    monkeypatch.setattr(variants, "most_int32", 2**31 if index == "int32_t" else 0)
+def test_unfold_and_fold(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, layout: str, index: str) -> None:
+    monkeypatch.setattr(im2col, "most_int32", 2**31 if index == "int32_t" else 0)
     geometry = Pool2dGeometry((3, 2), (2, 1), (1, 2), (1, 3))
     torchs = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 3)}
     x = torch.randn(2, 3, 7, 6).to(dtype).contiguous(memory_format=FORMATS[layout])
@@ -60,12 +61,12 @@ def test_splits_of_an_image_are_added(dtype: torch.dtype, size: tuple[int, int, 
     exact = sums.sum(0).permute(0, 3, 1, 2)
     for each in (None, bias):
         result = RESULT_LAYOUTS[layout](torch.full(size, float("nan"), dtype=dtype))
-        conv2d_call.sum_image_splits(cuda.LAUNCHER, sums, result, each)
+        add_image_splits(cuda.LAUNCHER, sums, result, each)
         assert_exact(result.double(), (exact if each is None else exact + each.view(-1, 1, 1)).double())
 
 
 def test_splits_are_added_in_their_order() -> None:
     sums = torch.tensor([1e8, 1.0, -1e8, 1.0]).view(4, 1, 1, 1, 1).expand(4, 2, 3, 3, 8).contiguous()
     result = torch.empty(2, 8, 3, 3)
-    conv2d_call.sum_image_splits(cuda.LAUNCHER, sums, result)
+    add_image_splits(cuda.LAUNCHER, sums, result)
     assert_exact(result, torch.ones(2, 8, 3, 3))

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import torch_unroll as tu
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import conv2d, max_pool2d
+from torch_unroll.engines.compiled import max_pool2d
 from torch_unroll.kernels import planning
-from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS as CONV2D_VARIANTS
+from torch_unroll.kernels.cuda.conv2d.variants import VARIANTS as CONV2D_VARIANTS
 from torch_unroll.kernels.cuda.rnn.variants import SELECTORS as RNN_SELECTORS
 from torch_unroll.kernels.table import LaunchPlan
 
@@ -46,15 +46,12 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 def each_variant(op: str, names: Sequence[str], call: Callable[[], None]) -> None:
     """Makes a call on each variant of an op that takes it."""
     for name in names:
-        conv2d.forced = name if op == "conv2d" else None
         try:
             with planning.force(op, name):
                 call()
         except RuntimeError as error:
             if "no variant takes" not in str(error):
                 raise
-        finally:
-            conv2d.forced = None
 
 
 def compare(call: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> None:
@@ -81,7 +78,7 @@ def conv2d_cases() -> None:
         def call(engine: str, x: Tensor = x, w: Tensor = w, layout: torch.memory_format = layout) -> Tensor:
             return tu.conv2d(x.to(memory_format=layout), w, None, 2, 1, engine=engine)
 
-        each_variant("conv2d", [variant.name for variant in CONV2D_VARIANTS["fprop"]], partial(compare, call, (x, w)))
+        each_variant("conv2d", [variant.name for variant in CONV2D_VARIANTS], partial(compare, call, (x, w)))
     x, w = leaf(1, 3, 6, 7, dtype=torch.float64), leaf(4, 3, 2, 2, dtype=torch.float64)
     compare(lambda engine: tu.conv2d(x, w, engine=engine), (x, w))
 

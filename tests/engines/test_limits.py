@@ -19,10 +19,11 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_unroll as tu
-from tests.conv2d.test_conv2d_choice import H200
+from tests.conv2d.test_conv2d_selection import H200
 from torch_unroll.engines import limits, select
 from torch_unroll.engines.compiled.recording import recording
-from torch_unroll.kernels.cuda.conv2d import choice
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.conv2d.problem import DIRECTIONS, Conv2dProblem
 from torch_unroll.kernels.cuda.rnn.problem import Recurrence
 from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 from torch_unroll.kernels.hardware import Device
@@ -168,10 +169,10 @@ def test_the_predicate_of_convolution_is_what_the_kernels_say() -> None:
         dense = [(e[1] * e[2] * e[3], e[2] * e[3], e[3], 1) for e in ((1, C, H, W), (K, C, R, S), (1, K, P, Q))]
         strides = (stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1)
         dilations = (dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1)
-        problem = choice.Conv2dProblem("float16", 1, C, H, W, K, R, S, P, Q, strides, tuple(padding), dilations, 1, *dense)
-        for direction in ("fprop", "dgrad", "wgrad"):
+        problem = Conv2dProblem("float16", 1, C, H, W, K, R, S, P, Q, strides, tuple(padding), dilations, 1, *dense)
+        for direction in DIRECTIONS:
             try:
-                choice.choose(direction, problem, H200)
+                SELECTORS[f"conv2d_{direction}"].select(problem._replace(direction=direction), H200)
                 served = True
             except SizeError:
                 served = False
@@ -235,20 +236,20 @@ class TestOperators:
             torch.ops.torch_unroll.max_pool2d_backward(y, offsets, (8, 4), *window, "cuda")
 
     def test_a_plan(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torch_unroll.kernels.cuda.conv2d.portable.index_limits", lambda problem: "too many elements")
-        choice.choose.cache_clear()
+        monkeypatch.setattr(Conv2dProblem, "limits", lambda problem: "too many elements")
+        planning.forget()
         x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 2, 2)
         geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee")
         with recording() as recorded:
             y = torch.ops.torch_unroll.conv2d_fprop(x, w, None, *geometry, "auto", False)
-        choice.choose.cache_clear()
+        planning.forget()
         torch.testing.assert_close(y, F.conv2d(x, w))
         assert recorded.launches == []
         assert recorded.too_large is not None
         assert recorded.too_large[1] == "torch"
         with pytest.raises(SizeError, match="too many elements"):
             torch.ops.torch_unroll.conv2d_fprop(x, w, None, *geometry, "cuda", False)
-        choice.choose.cache_clear()
+        planning.forget()
 
 
 def test_a_graph_with_symbolic_sizes_is_not_tied_to_a_limit() -> None:

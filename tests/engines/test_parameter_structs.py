@@ -139,7 +139,7 @@ DRIFTS = (
     Drift("rnn_step_kernel", _dropped, "cell", "RnnParameters.cell", (168, 4), None),
     Drift("rnn_cell_forward_kernel", _swapped, "w_ih", "RnnCellParameters.w_ih", (16, 8), (24, 8)),
     Drift("im2col_kernel", _swapped, "x", "Im2colParameters.x", (0, 8), (8, 8)),
-    Drift("conv2d_wgrad_kernel", _widened, "splits", "Conv2dWgradParameters.splits", (200, 4), (200, 8)),
+    Drift("conv2d_wgrad_simt_kernel", _widened, "splits", "Conv2dWgradParameters.splits", (200, 4), (200, 8)),
     Drift("conv2d_dgrad_wgmma_kernel", _padded, "sums", "Conv2dWgmmaParameters.sums", (3208, 8), (3216, 8)),
     Drift("max_pool2d_gather_kernel", _padded, "dense", "MaxPool2dGatherParameters.dense", (144, 24), (152, 24)),
     Drift("max_pool2d_indices_kernel", _inserted, "indices", "MaxPool2dIndicesParameters.indices", (8, 8), (16, 8)),
@@ -226,7 +226,7 @@ PLANTS = (
     ),
     Plant(
         "a field of an empty struct",
-        "conv2d_dgrad_kernel",
+        "conv2d_dgrad_simt_kernel",
         "conv2d/epilogue.cuh",
         "struct NoEpilogue {",
         "struct NoEpilogue {\n  char more;",
@@ -235,14 +235,14 @@ PLANTS = (
     Plant(
         "pointers swapped",
         "im2col_kernel",
-        "conv2d/im2col.cuh",
+        "conv2d/parameters.cuh",
         "  const T* x;  // (N, C, H, W)\n  T* columns;",
         "  T* columns;\n  const T* x;",
         "Im2colParameters.x is at offset 0 with 8 bytes in Python",
     ),
     Plant(
         "inner fields swapped",
-        "conv2d_fprop_kernel",
+        "conv2d_fprop_simt_kernel",
         "shapes.h",
         "N, C, H, W, K,",
         "N, C, W, H, K,",
@@ -251,7 +251,7 @@ PLANTS = (
     Plant(
         "fields in an array swapped",
         "conv2d_dgrad_wgmma",
-        "conv2d/wgmma_products.cuh",
+        "conv2d/parameters.cuh",
         "pixels, start, up;",
         "start, pixels, up;",
         "images[0].vertical.pixels is at offset 128 with 4 bytes in Python",
@@ -259,7 +259,7 @@ PLANTS = (
     Plant(
         "another width",
         "conv2d_sum_splits",
-        "conv2d/split_k.cuh",
+        "conv2d/parameters.cuh",
         "int32_t splits, channels_inner;",
         "int64_t splits, channels_inner;",
         "Conv2dSumSplitsParameters.splits is at offset 176 with 4 bytes in Python",
@@ -275,7 +275,7 @@ PLANTS = (
     Plant(
         "padding moved",
         "pack_channels",
-        "conv2d/transpose.cuh",
+        "conv2d/parameters.cuh",
         "  int32_t H, W, groups",
         "  alignas(16) int32_t H, W, groups",
         "PackChannelsParameters is at offset 0 with 80 bytes in Python",

@@ -13,16 +13,15 @@ import pytest
 import torch
 
 from tests.conv2d import test_conv2d_kernels
-from tests.conv2d.test_conv2d_kernels import CASES, MATHS, _choices
+from tests.conv2d.test_conv2d_kernels import CASES, MATHS
 from tests.engines import test_kernel_rows
 from tests.rnn import test_rnn_kernels
 from torch_unroll.engines import cuda
 from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels import planning
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.kernels.planning import Configuration
 from torch_unroll.kernels.table import Kernel
 
-__all__ = ["_choices"]  # fixtures
 pytestmark = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 
 ON_TENSOR_CORES = ("half", "bfloat16", "tfloat32")
@@ -44,19 +43,17 @@ def test_the_mode_reaches_the_kernels() -> None:
     results = []
     for addition in (0, 1):
         cuda.kernel_object("cpu").library.torch_unroll_emulator_arithmetic(addition, -1)
-        test_conv2d_kernels.conv2d.forced = "tensor"
         geometry = (Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1), "ieee")
-        y = test_conv2d_kernels.conv2d.conv2d_fprop(cuda.LAUNCHER, x, w.view(1, 2, 1, 1), bias, *geometry)
+        with planning.force("conv2d", "mma"):
+            y = test_conv2d_kernels.conv2d.conv2d_fprop(cuda.LAUNCHER, x, w.view(1, 2, 1, 1), bias, *geometry)
         results.append(y.item())
     assert results == [2.0**-23, 0.0]
 
 
 @pytest.mark.parametrize("layout", ["channels_last", pytest.param("nchw", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    ("variant", "dtype", "precision"), [math for math in MATHS if "hopper" in str(math.id) or "tensor" in str(math.id)]
-)
+@pytest.mark.parametrize(("variant", "dtype", "precision"), [math for math in MATHS if "mma" in str(math.id)])
 @pytest.mark.parametrize("name", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
-def test_convolution(name: str, variant: str | Choice, dtype: torch.dtype, precision: str, layout: str) -> None:
+def test_convolution(name: str, variant: str | Configuration, dtype: torch.dtype, precision: str, layout: str) -> None:
     test_conv2d_kernels.test_results_are_as_accurate_as_their_arithmetic(name, variant, dtype, precision, layout)
 
 

@@ -26,17 +26,14 @@ from typing import Any
 import torch
 
 import torch_unroll as tu
-from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.engine import CompiledEngine
 from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry, RnnOptions
 from torch_unroll.kernels import planning
-from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS as CONV2D_VARIANTS
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 CALLS = 5000
-RNN_VARIANTS = ("single_block", "cluster", "grid_exchange", "step")
 #: How many calls share a digest.
 GROUP = 20
 FILE = Path(__file__).with_name("golden.txt")
@@ -222,21 +219,17 @@ def _rnn(random: Random, engine: CompiledEngine) -> None:
         engine.rnn_backward(z, z, *rest)
 
 
+#: Op -> the variants that may be forced; calls draw from them by position.
+VARIANTS = {"conv2d": ("wgmma", "mma", "simt", "im2col"), "rnn": ("single_block", "cluster", "grid_exchange", "step")}
+
+
 @contextmanager
 def _forced(op: str, random: Random) -> Iterator[None]:
     """Now and then, one variant is forced, or convolution has little room."""
-    names = {"conv2d": [variant.name for variant in CONV2D_VARIANTS["fprop"]], "rnn": RNN_VARIANTS}.get(op, ())
-    name = random.choice(names) if names and random.random() < 0.3 else None
+    forced = random.choice(VARIANTS[op]) if op in VARIANTS and random.random() < 0.3 else None
     little = op == "conv2d" and random.random() < 0.05
-    conv2d.forced = name if op == "conv2d" else None
-    try:
-        with (
-            planning.force("rnn", name if op == "rnn" else None),
-            tu.conv2d_workspace(1 << 20) if little else nullcontext(),
-        ):
-            yield
-    finally:
-        conv2d.forced = None
+    with planning.force(op, forced), tu.conv2d_workspace(1 << 20) if little else nullcontext():
+        yield
 
 
 OPS: dict[str, Callable[[Random, CompiledEngine], None]] = {"conv2d": _conv2d, "max_pool2d": _max_pool2d, "rnn": _rnn}

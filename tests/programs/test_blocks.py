@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import torch_unroll as tu
 from torch_unroll.engines import resolve
 from torch_unroll.engines.compiled import recording as recordings
+from torch_unroll.engines.compiled.conv2d_workspace import set_workspace_limit, workspace_limit
 from torch_unroll.engines.compiled.recording import recording
-from torch_unroll.kernels.cuda.conv2d import choice, variants
 from torch_unroll.settings import Setting
 
 NAMES = ("cuda", "cupy", "numba", "torch")
@@ -31,7 +31,7 @@ LIMITS = (0, 1 << 10, 1 << 20, 1 << 30)
 
 
 def limit() -> int:
-    return variants.workspace_limit
+    return workspace_limit()
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def _as_before() -> Iterator[None]:
     before, engine = limit(), resolve(None)
     yield
     left, left_engine = limit(), resolve(None)
-    choice.set_workspace_limit(before)
+    set_workspace_limit(before)
     assert (left, left_engine) == (before, engine)
 
 
@@ -210,7 +210,7 @@ class TestLimits:
     def _restored(self) -> Iterator[None]:
         before = limit()
         yield
-        choice.set_workspace_limit(before)
+        set_workspace_limit(before)
 
     def test_two_threads_construct_before_either_enters(self) -> None:
         before = limit()
@@ -253,7 +253,7 @@ class TestLimits:
 
     def test_a_value_written_by_other_code_holds(self) -> None:
         tu.conv2d_workspace(7)
-        choice.set_workspace_limit(11)
+        set_workspace_limit(11)
         with tu.conv2d_workspace(1):
             pass
         assert limit() == 11

@@ -136,7 +136,9 @@ class TestExplain:
         explanation = tu.explain("conv2d", x, w, engine="cuda")
         names = [plan.kernel.name for plan in explanation.launches]
         assert explanation.engine == "cuda"
-        assert [name for name in names if name in ("conv2d_fprop_kernel", "conv2d_dgrad_kernel", "conv2d_wgrad_kernel")]
+        assert [
+            name for name in names if name in ("conv2d_fprop_simt_kernel", "conv2d_dgrad_simt_kernel", "conv2d_wgrad_simt_kernel")
+        ]
         assert "grid" in str(explanation)
 
     def test_gives_reasons(self) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.conv2d.preferred import prefer
 from tests.programs.torch_databases import op_infos
 from torch_unroll.conv2d import conv2d, conv_transpose2d
 from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import conv2d as compiled_conv2d
-from torch_unroll.kernels.cuda.conv2d import choice
+from torch_unroll.kernels.cuda.conv2d.variants import VARIANTS
 from torch_unroll.testing import Target, assert_as_accurate, sample_results, targets
 from torch_unroll.unfold import unfold
 
@@ -40,7 +38,7 @@ def test_samples(name: str, target: Target, dtype: torch.dtype) -> None:
 
 
 #: Arithmetic that a variant's units do not support.
-UNSUPPORTED = dict.fromkeys(("hopper", "tensor"), ((torch.float32, "ieee"), (torch.float64, "ieee")))
+UNSUPPORTED = dict.fromkeys(("wgmma", "mma"), ((torch.float32, "ieee"), (torch.float64, "ieee")))
 #: The dtypes, and the precision of their products.
 MATHS = [
     (torch.float16, "ieee"),
@@ -53,22 +51,13 @@ MATHS = [
 
 @pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 @pytest.mark.parametrize(("dtype", "precision"), MATHS, ids=str)
-@pytest.mark.parametrize("variant", [candidate.name for candidate in choice.VARIANTS["fprop"]])
+@pytest.mark.parametrize("variant", [variant.name for variant in VARIANTS])
 @pytest.mark.parametrize("name", ["nn.functional.conv2d", "nn.functional.conv_transpose2d"])
 def test_samples_through_each_variant(
     name: str, variant: str, dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each variant computes the directions that it accepts; the default choice computes the others."""
-    accepted = 0
-
-    def preferred(direction: str, problem: Any, device: Any, forced: Any) -> choice.Chosen:
-        nonlocal accepted
-        (candidate,) = (candidate for candidate in choice.VARIANTS[direction] if candidate.name == variant)
-        accepts = candidate.refuses(direction, problem, device) is None
-        accepted += accepts
-        return choice.choose(direction, problem, device, variant if accepts else None)
-
-    monkeypatch.setattr(compiled_conv2d, "choose", preferred)
+    """Each variant computes the directions that it accepts; the default selection computes the others."""
+    accepted = prefer(monkeypatch, variant)
     ours, theirs = OPS[name]
     for sample in INFO[name].sample_inputs("cpu", dtype, requires_grad=True):
         coarse = precision == "tf32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
@@ -13,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC, LAYOUTS, Case, RefusedError, generator, integers
-from torch_unroll.engines.compiled import conv2d, conv2d_call
+from torch_unroll.engines.compiled.conv2d_call import problem_of
 from torch_unroll.engines.interface import Conv2dGeometry
-from torch_unroll.kernels.cuda.conv2d import variants
-from torch_unroll.kernels.cuda.conv2d.choice import VARIANTS, Choice
-from torch_unroll.kernels.cuda.conv2d.model import Variant
+from torch_unroll.kernels import planning
+from torch_unroll.kernels.cuda.conv2d import im2col
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.cuda.conv2d.variants import SELECTORS, VARIANTS
+from torch_unroll.kernels.hardware import Device
+from torch_unroll.kernels.planning import Configuration
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 
@@ -154,21 +157,22 @@ class Conv2dCase(Case):
         precision = "tf32" if self.arithmetic == "tf32" else "ieee"
         geometry = Conv2dGeometry(sizes.stride, sizes.padding, sizes.dilation, sizes.groups)
         if hasattr(engine, "launcher"):
-            self._require(conv2d_call.Call(engine.launcher, x, w, dy, geometry, precision))
-        with _forced(Choice(self.variant, self.tile, self.splits), self.wide):
+            problem = problem_of(self.direction, x, w, dy, geometry, precision)
+            self._require(problem, engine.launcher.properties(device))
+        with _forced(Configuration(self.variant, self.tile, self.splits), self.wide):
             if self.direction == "fprop":
                 return {"y": engine.conv2d_fprop(x, w, bias, geometry, precision)}
             if self.direction == "dgrad":
                 return {"dx": engine.conv2d_dgrad(dy, w, (sizes.H, sizes.W), geometry, precision)}
             return {"dw": engine.conv2d_wgrad(dy, x, (sizes.R, sizes.S), geometry, precision)}
 
-    def _require(self, call: conv2d_call.Call) -> None:
-        variant = _variant(self.direction, self.variant)
-        if reason := variant.refuses(self.direction, call.problem, call.device):
+    def _require(self, problem: Conv2dProblem, gpu: Device) -> None:
+        variant = SELECTORS[f"conv2d_{self.direction}"].variant(self.variant)
+        if reason := variant.refuses(problem, gpu):
             raise RefusedError(reason)
-        if self.tile not in variant.tiles(self.direction, call.problem):
+        if self.tile not in variant.tiles(problem, gpu):
             raise RefusedError(f"no tile {self.tile} for this problem")
-        if self.splits > 1 and variant.most_splits(self.direction, call.problem, self.tile) < self.splits:
+        if self.splits > 1 and variant.most_splits(problem, self.tile, gpu) < self.splits:
             raise RefusedError("not so many splits")
 
     def expected(self) -> Mapping[str, Tensor]:
@@ -178,50 +182,40 @@ class Conv2dCase(Case):
         return {{"fprop": "y", "dgrad": "dx", "wgrad": "dw"}[self.direction]: exact.to(ARITHMETIC[self.arithmetic])}
 
 
-def _variant(direction: str, name: str) -> Variant:
-    return next(variant for variant in VARIANTS[direction] if variant.name == name)
-
-
-class _forced:  # noqa: N801 (a context manager)
-    """One choice, and im2col's width of positions, for the calls within."""
-
-    def __init__(self, choice: Choice, wide: bool):
-        self.choice, self.wide = choice, wide
-
-    def __enter__(self) -> None:
-        self.before = conv2d.forced, variants.most_int32
-        conv2d.forced = self.choice
-        if self.wide:
-            variants.most_int32 = 0
-            variants.plan_im2col.cache_clear()
-
-    def __exit__(self, *_: object) -> None:
-        conv2d.forced, variants.most_int32 = self.before
-        if self.wide:
-            variants.plan_im2col.cache_clear()
+@contextmanager
+def _forced(configuration: Configuration, wide: bool) -> Iterator[None]:
+    """Forces a configuration, and im2col's width of positions, for the calls within."""
+    before = im2col.most_int32
+    if wide:
+        im2col.most_int32 = 0
+    try:
+        with planning.force("conv2d", configuration):
+            yield
+    finally:
+        im2col.most_int32 = before
 
 
 @lru_cache
-def _example(arithmetic: str) -> Conv2dProblem:
+def _example(direction: str, arithmetic: str) -> Conv2dProblem:
     """A problem that every variant that supports the arithmetic accepts."""
     x = torch.empty((2, 64, 9, 9), dtype=ARITHMETIC[arithmetic]).contiguous(memory_format=torch.channels_last)
     w = torch.empty((64, 64, 3, 3), dtype=x.dtype).contiguous(memory_format=torch.channels_last)
     geometry = Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1)
-    return conv2d_call._problem(x, w, x, geometry, "tf32" if arithmetic == "tf32" else "ieee")
+    return problem_of(direction, x, w, x, geometry, "tf32" if arithmetic == "tf32" else "ieee")
 
 
 def cases(small: bool, seed: int) -> Iterator[Conv2dCase]:
     """All cases, including those that a variant refuses when it is to compute them."""
     geometries = SMALL_GEOMETRIES if small else GEOMETRIES
     for direction in DIRECTIONS:
-        for variant, arithmetic in product(VARIANTS[direction], ARITHMETIC):
-            for tile in variant.tiles(direction, _example(arithmetic)):
+        for variant, arithmetic in product(VARIANTS, ARITHMETIC):
+            for tile in variant.tile_table(_example(direction, arithmetic)):
                 for geometry, layout, splits, bias, wide in product(
                     geometries,
                     LAYOUTS,
                     (1, 3),
                     (False, True) if direction == "fprop" else (False,),
-                    (False, True) if variant.name == "explicit" else (False,),
+                    (False, True) if variant.name == "im2col" else (False,),
                 ):
                     yield Conv2dCase(
                         direction=direction,

@@ -13,8 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.exact.case import ARITHMETIC
 from benchmarks.gpu.exact.conv2d import Conv2dCase, Geometry, Inputs, convolve, inputs
 from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, ceil_divide, padded
-from torch_unroll.kernels.cuda.conv2d import variants, wgmma
-from torch_unroll.kernels.cuda.conv2d.model import extents
+from torch_unroll.kernels.cuda.conv2d import mma, simt, wgmma
 
 PIXEL, CHANNEL, TAP = "pixel", "channel", "filter tap and channel"
 
@@ -23,9 +22,9 @@ def conv2d_product(case: Conv2dCase, operands: bool) -> Product:
     """The result of a case, with or without its operands."""
     walk = _Walk(case)
     parts = list({"fprop": _fprop, "dgrad": _dgrad, "wgrad": _wgrad}[case.direction](walk, operands))
-    rows, columns = extents(case.tile)
+    rows, columns = map(int, case.tile.split("x"))
     named = (CHANNEL, TAP) if case.direction == "wgrad" else (PIXEL, CHANNEL)
-    tiling = Tiling(rows, columns, *named, fragments=case.variant in ("tensor", "hopper"))
+    tiling = Tiling(rows, columns, *named, fragments=case.variant in ("mma", "wgmma"))
     alternatives = list(_alternatives(case)) if operands else []
     return Product(tiling, parts, walk.depth, alternatives=alternatives)
 
@@ -40,21 +39,21 @@ class _Walk:
         groups, direction = self.sizes.groups, case.direction
         C, K = self.sizes.C // groups, self.sizes.K // groups
         piece = 16 // self.item
-        hopper, tensor = case.variant == "hopper", case.variant == "tensor"
-        self.reversed = hopper and direction == "dgrad"  # it walks the filter positions from the last to the first
+        by_wgmma, by_mma = case.variant == "wgmma", case.variant == "mma"
+        self.reversed = by_wgmma and direction == "dgrad"  # it walks the filter positions from the last to the first
         last = case.layout == "channels_last"
-        self.channels_inner = hopper or tensor or direction == "dgrad" or (last and case.variant != "explicit")
+        self.channels_inner = by_wgmma or by_mma or direction == "dgrad" or (last and case.variant != "im2col")
         self.whole = 1  # channels of the gathered image are padded to a multiple of this
-        if hopper:
-            span = wgmma.span(direction, dtype, ceil_divide(K if direction == "dgrad" else C, piece) * piece)
+        if by_wgmma:
+            span = wgmma.span(dtype, ceil_divide(K if direction == "dgrad" else C, piece) * piece)
             self.whole, step = span // self.item, wgmma.STEP_BYTES // self.item
             self.depth = Depth(step, self.item, case.splits, min(span, 128) // self.item, *_of_wgmma(direction, dtype, span))
-        elif tensor:
-            self.whole, step = piece, variants.tiles(dtype, True)[case.tile].step(dtype)
+        elif by_mma:
+            self.whole, step = piece, mma.TILES[case.tile].step(dtype)
             major = {"fprop": ("depth", "depth"), "dgrad": ("depth", "rows"), "wgrad": ("rows", "rows")}[direction]
             self.depth = Depth(step, self.item, case.splits, 4 * piece, major)
         else:
-            step = variants.tiles(dtype, False)[case.tile].step(dtype)
+            step = simt.TILES[dtype][case.tile].step(dtype)
             self.depth = Depth(step, self.item, case.splits)
 
     def in_order(self, columns: Tensor, taps: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -196,7 +196,7 @@ def _source(depth: Depth, tile: wgmma.WgmmaTile, operand: int, read: _Read) -> T
     """(lines, step): the element of the stage from which each element of a step is read; -1 beyond the stage.
 
     The stage contains the lines of the left operand and then those of the right one. The addresses follow platform/wgmma.h and
-    OperandLayout of implicit_gemm_wgmma.cuh.
+    OperandLayout of wgmma.cuh.
     """
     extents = (tile.rows, tile.columns)
     begin = operand * tile.rows * wgmma.STEP_BYTES

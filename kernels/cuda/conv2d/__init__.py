@@ -1,1 +1,1 @@
-"""Convolution: device code (`.cuh`), its parameters (`problem.py`), its rows of the kernel table and plans (`variants.py`)."""
+"""Convolution: device code (`.cuh`) with its plans beside it; README.md says which variants there are and what to read first."""

@@ -1,6 +1,5 @@
-// What happens to a finished sum before it is stored. A policy of the kernels: bias today; activation, residual and pooling
-// join as further policies. A policy rounds to the output's type first and goes on from the rounded value, as separate
-// operators would: else a ReLU mask or an argmax could differ from theirs.
+// What becomes of a finished sum before it is stored. An epilogue rounds to the result's type first and continues from the
+// rounded value, as separate operators would: otherwise a ReLU mask or an argmax could differ from theirs.
 #pragma once
 #include "platform/types.h"
 
@@ -11,7 +10,7 @@ struct NoEpilogue {
 
 template <class T>
 struct BiasEpilogue {
-  const T* bias;  // (K) contiguous; null: none
+  const T* bias;  // (K) contiguous; null if there is none
   __device__ T operator()(Accumulator<T> sum, int32_t channel) const {
     return narrow<T>(bias ? sum + widen(bias[channel]) : sum);
   }

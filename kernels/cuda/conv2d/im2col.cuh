@@ -1,29 +1,13 @@
-// The column matrix in memory, and back: unfold, fold, and the explicit variant of convolution.
+// The column matrix in memory, and its adjoint: unfold, fold, and the variant im2col of convolution.
 //
-// The ladder
-//   gather     im2col_kernel: a thread owns one (n, c, p, q) and copies its R*S cells; neighbouring threads write
-//              neighbouring columns. Predicted: the write of R*S times x bounds it. Measured: not yet.
-//   gather     col2im_kernel: a thread owns one pixel of x and sums the cells that cover it, in the order of the filter.
-//              The scatter that the lecture draws would need atomics, whose order, and so whose rounding, is nobody's.
-// Outputs are overwritten. Index is int32_t where every count and every position fits, for the divisions: they bound the gathers
-// otherwise.
+//   im2col_kernel   A thread owns one (n, c, p, q) and copies its R*S cells; neighbouring threads write neighbouring columns.
+//   col2im_kernel   A thread owns one pixel of x and sums the cells that cover it, in the order of the filter. A scatter would
+//   need
+//                   atomics, whose order, and so whose rounding, changes from run to run.
+//
+// Index is int32_t where every count and every position fits, because the divisions bound these kernels otherwise.
 #pragma once
-#include "shapes.h"
-
-// shape's y stands for the columns: (N, C*R*S, P*Q) contiguous, y_stride unused; K and groups too.
-template <class T>
-struct Im2colParameters {
-  const T* x;  // (N, C, H, W)
-  T* columns;  // (N, C*R*S, P*Q) contiguous
-  Conv2dShape shape;
-};
-
-template <class T>
-struct Col2imParameters {
-  const T* columns;  // (N, C*R*S, P*Q) contiguous
-  T* x;              // (N, C, H, W)
-  Conv2dShape shape;
-};
+#include "conv2d/parameters.cuh"
 
 constexpr int kIm2colThreads = 256;
 

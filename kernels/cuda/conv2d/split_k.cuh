@@ -1,27 +1,15 @@
-// The second half of a product whose depth was split over blocks: adds the splits' sums in the order of the splits, so that the
-// result does not depend on which block finished first, and rounds once. Results are overwritten.
+// The second half of a product whose depth was split over blocks: adds the sums of the splits in the order of the splits, so that
+// the result does not depend on which block finished first, and rounds once.
 //
 //   conv2d_sum_splits         dw of wgrad. A thread owns one element.
-//   conv2d_sum_image_splits   y of fprop, dx of dgrad, where the result has too few tiles for all multiprocessors: planes of 7x7,
-//                             one image. A thread owns four neighbouring channels of one pixel, a block 32 pixels x 32 channels.
-//
-// Bytes: splits * |result| sums read, |result| written; a split writes as many sums as are read here. The choice weighs them
-// against the waves of blocks that splitting saves (see model.py). Predicted on an H200: a ResNet's last 3x3 layers (512
-// channels, 7x7, bf16), 52 tiles of 128x128 for 132 multiprocessors at N = 32, take 28 us by 5 splits instead of 53 us by none
-// and tiles of 64x64; at N = 1, 9 us instead of 33. Measured: not yet.
+//   conv2d_sum_image_splits   y of fprop and dx of dgrad. A thread owns four neighbouring channels of one pixel, a block 32
+//   pixels by
+//                             32 channels.
 #pragma once
-#include "conv2d/problems.cuh"
+#include "conv2d/matrices.cuh"
+#include "conv2d/parameters.cuh"
 #include "platform/shared_memory.h"
 #include "platform/vector.h"
-
-template <class T>
-struct Conv2dSumSplitsParameters {
-  const Accumulator<T>* sums;  // (splits, groups * outputs, taps), taps in the order of `channels_inner`
-  T* dw;                       // (K, C/groups, R, S)
-  Conv2dShape shape;
-  int32_t splits, channels_inner;
-  int32_t channels, outputs;  // of a group in `sums`, where either may be padded
-};
 
 constexpr int kSumSplitsThreads = 256;
 
@@ -30,12 +18,12 @@ __global__ void __launch_bounds__(kSumSplitsThreads)
     conv2d_sum_splits_kernel(const __grid_constant__ Conv2dSumSplitsParameters<T> parameters) {
   const Conv2dShape& shape = parameters.shape;
   const int32_t filter = shape.R * shape.S, taps = parameters.channels * filter;
-  const int32_t blocks = (taps + kSumSplitsThreads - 1) / kSumSplitsThreads;  // of one output channel
+  const int32_t blocks = (taps + kSumSplitsThreads - 1) / kSumSplitsThreads;  // for one output channel
   const int32_t k = int32_t(blockIdx.x) / blocks, tap = int32_t(blockIdx.x) % blocks * kSumSplitsThreads + int32_t(threadIdx.x);
   if (tap >= taps) return;
   const int32_t c = parameters.channels_inner ? tap % parameters.channels : tap / filter;
   const int32_t cell = parameters.channels_inner ? tap / parameters.channels : tap % filter;
-  if (c >= shape.C / shape.groups) return;  // padding
+  if (c >= shape.C / shape.groups) return;  // a padded channel
 
   const int32_t group_outputs = shape.K / shape.groups, row = k / group_outputs * parameters.outputs + k % group_outputs;
   const Accumulator<T>* from = parameters.sums + int64_t(row) * taps + tap;
@@ -46,22 +34,13 @@ __global__ void __launch_bounds__(kSumSplitsThreads)
                 cell % shape.S * shape.w_stride[3]] = narrow<T>(sum);
 }
 
-template <class T, class Epilogue>
-struct Conv2dSumImageSplitsParameters {
-  const Accumulator<T>* sums;  // (splits, N, H, W, channels) contiguous, on 16 bytes
-  T* result;                   // (N, channels, H, W)
-  int64_t stride[4];           // of `result`: N C H W
-  int32_t N, channels, H, W, splits;
-  Epilogue epilogue;
-};
-
-// A warp reads four lines of 32 sums, 128 bytes of fp32, by accesses of 16 bytes where channels come in fours.
+// A warp reads four lines of 32 sums (128 bytes each in fp32), 16 bytes at a time where channels are a multiple of four.
 constexpr int kSumTile = 32, kSumQuad = 4, kSumImageSplitsThreads = kSumTile * kSumTile / kSumQuad;
 
 template <class T, int kPiece>
 __device__ inline void add_splits(Accumulator<T> (&sum)[kSumQuad], const Accumulator<T>* from, int64_t plane, int32_t splits,
                                   int32_t channels) {
-#pragma unroll 4  // the splits of several turns are on their way at once; they are added in their order all the same
+#pragma unroll 4  // loads of several splits are in flight at once; the sums are still added in their order
   for (int32_t split = 0; split < splits; ++split, from += plane) {
 #pragma unroll
     for (int i = 0; i < kSumQuad; i += kPiece) {
@@ -73,12 +52,12 @@ __device__ inline void add_splits(Accumulator<T> (&sum)[kSumQuad], const Accumul
   }
 }
 
-// Results whose pixels lie closer than their channels (NCHW) are turned in shared memory, so that threads side by side write
-// pixels side by side.
+// Results whose pixels lie closer than their channels (NCHW) are transposed in shared memory, so that neighbouring threads write
+// neighbouring pixels.
 template <class T, class Epilogue>
 __global__ void __launch_bounds__(kSumImageSplitsThreads)
     conv2d_sum_image_splits_kernel(const __grid_constant__ Conv2dSumImageSplitsParameters<T, Epilogue> parameters) {
-  constexpr int kPitch = kSumTile + 1;  // a column's elements in different banks
+  constexpr int kPitch = kSumTile + 1;  // puts the elements of a column in different banks
   T* tile = shared_memory<T>();         // (channel, pixel)
   const int64_t (&stride)[4] = parameters.stride;
   const int32_t channels = parameters.channels, pixels = parameters.N * parameters.H * parameters.W;
@@ -94,9 +73,9 @@ __global__ void __launch_bounds__(kSumImageSplitsThreads)
 
   const int row = int(threadIdx.x) / (kSumTile / kSumQuad), quad = int(threadIdx.x) % (kSumTile / kSumQuad) * kSumQuad;
   const int32_t pixel = first_pixel + row, channel = first_channel + quad;
-  const bool mine = pixel < pixels && channel < channels;
+  const bool in_result = pixel < pixels && channel < channels;
   T value[kSumQuad];
-  if (mine) {
+  if (in_result) {
     Accumulator<T> sum[kSumQuad] = {};
     const Accumulator<T>* from = parameters.sums + int64_t(pixel) * channels + channel;
     const int64_t split = int64_t(pixels) * channels;
@@ -111,7 +90,7 @@ __global__ void __launch_bounds__(kSumImageSplitsThreads)
 
   const int64_t step = parameters.W > 1 ? stride[3] : parameters.H > 1 ? stride[2] : stride[0];  // to the next pixel
   if (step >= stride[1]) {
-    if (!mine) return;
+    if (!in_result) return;
     constexpr int kPiece = sizeof(T) * kSumQuad > 16 ? 16 / int(sizeof(T)) : kSumQuad;
     T* to = parameters.result + offset(pixel) + channel * stride[1];
     if (channels % kSumQuad == 0 && stride[1] == 1 && reinterpret_cast<uint64_t>(to) % (sizeof(T) * kPiece) == 0) {
@@ -130,11 +109,11 @@ __global__ void __launch_bounds__(kSumImageSplitsThreads)
     return;
   }
 
-  if (mine) {
+  if (in_result) {
 #pragma unroll
     for (int i = 0; i < kSumQuad; ++i) tile[(quad + i) * kPitch + row] = value[i];
   }
-  __syncthreads();  // the tile is turned: threads write what others summed
+  __syncthreads();  // the tile is transposed: threads write what others have summed
   const int along = int(threadIdx.x) % kSumTile;
   if (first_pixel + along >= pixels) return;
   T* to = parameters.result + offset(first_pixel + along);

@@ -1,10 +1,10 @@
-// How a tile of sums in shared memory becomes results in memory, whatever their layout.
+// Stores a tile of sums, which lies in shared memory, as results of any layout.
 #pragma once
-#include "conv2d/problems.cuh"
+#include "conv2d/results.cuh"
 #include "platform/vector.h"
 
-// Line by line: a line is a row of the result or, kRows, a column, whichever is contiguous in memory. Staged: sums, or,
-// kNarrowed, what has become of them already. Lines of `staged` are 16-byte aligned.
+// Stores line by line. A line is what is contiguous in the result: a column where kRows, so that neighbours are rows, else a row.
+// `staged` holds sums, or results where kNarrowed; its lines are aligned to 16 bytes.
 template <int kM, int kN, int kThreads, bool kNarrowed, bool kRows, int kPiece, class Result, class Staged>
 __device__ inline void store_lines(const Result& result, const Staged* staged, int pitch, int32_t first_row, int32_t first_column,
                                    int thread) {
@@ -34,7 +34,8 @@ __device__ inline void store_lines(const Result& result, const Staged* staged, i
   }
 }
 
-// By kThreads threads, of which `thread` is one. Lines of `staged` are what is contiguous in the result, as `walk` has it.
+// Stores a tile by kThreads threads, of which `thread` is one. Lines of `staged` are what is contiguous in the result according
+// to `walk`.
 template <int kM, int kN, int kThreads, bool kNarrowed, class Result, class Staged>
 __device__ inline void store_tile(const Result& result, const Staged* staged, int pitch, Walk walk, int32_t first_row,
                                   int32_t first_column, int thread) {

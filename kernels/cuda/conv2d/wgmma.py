@@ -1,128 +1,114 @@
-"""Convolution by the copy engine and wgmma: tiles, rows of the kernel table, launch plans, parameter structs."""
+"""The variant wgmma, of compute capability 9.0: the copy engine forms the columns, wgmma multiplies them, `wgmma.cuh`."""
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any
 
-from ...dtypes import CPP_TYPES
-from ...shapes import SizeError
+from ...arithmetic import ceil_divide, round_up
+from ...dtypes import CPP_TYPES, ITEM_BYTES
+from ...hardware import Device
+from ...planning import Configuration
 from ...table import Kernel, LaunchConfig, LaunchPlan
-from ...tensor_map import ITEM_BYTES, Pair, TensorMap
-from .im2col_maps import Axis, Image, images
-from .problem import CBiasEpilogue, CNoEpilogue, Conv2dProblem, Walk, dgrad_walks, fprop_walks
+from .access import Walk, sum_walk, walks
+from .cost import count_tiles
+from .gemm import epilogue_arguments, require_tiles
+from .pack_channels import DTYPES, padded, piece
+from .parameters import MOST_RESIDUES
+from .problem import DIRECTIONS, Conv2dProblem
+from .tensor_cores import TensorCoreVariant
+from .tile import Tile, named
+from .wgmma_maps import Image, image_map, images
 
-STEP_BYTES = 128  # kStepBytes of implicit_gemm_wgmma.cuh
-MOST_RESIDUES = 16  # kMostResidues of wgmma_products.cuh
-DTYPES = ("float16", "bfloat16", "float32")
-
-
-def _ceil_divide(a: int, b: int) -> int:
-    return -(-a // b)
+STEP_BYTES = 128  # kStepBytes of wgmma.cuh
+_MOST_OFFSET = 255  # of a filter position, as the copy instruction holds it
 
 
 @dataclass(frozen=True)
-class WgmmaTile:
-    """`WgmmaTile` of implicit_gemm_wgmma.cuh: rows and columns of the result per block, warpgroups down and across."""
+class WgmmaTile(Tile):
+    """A tile that `down` by `across` warpgroups share."""
 
-    rows: int
-    columns: int
     down: int
     across: int
 
     @property
-    def text(self) -> str:
-        """As C++."""
-        return f"WgmmaTile<{self.rows}, {self.columns}, {self.down}, {self.across}>"
-
-    @property
     def threads(self) -> int:
-        """Per block: the multiplying warpgroups and the warp that fetches."""
+        """Threads of the multiplying warpgroups, and the warp that fetches."""
         return 128 * self.down * self.across + 32
 
     @property
     def blocks(self) -> int:
-        """Of a multiprocessor."""
         return 2 if self.rows + self.columns <= 256 else 1
 
     @property
     def stages(self) -> int:
-        """Steps that are fetched ahead."""
+        """How many steps shared memory holds."""
         return ((100 << 10) if self.blocks == 2 else (200 << 10)) // ((self.rows + self.columns) * STEP_BYTES)
 
     @property
     def rate(self) -> float:
-        """Share of the dense rate that shared memory allows, at 128 bytes a clock: in a step each 64 rows of a warpgroup read
-        themselves and the warpgroup's columns, and the copies write all rows; a step of 64x64 takes 128 clocks."""
+        """The share of the dense rate that the bandwidth of shared memory, 128 bytes a clock, allows.
+
+        In a step, each 64 rows of a warpgroup read themselves and the warpgroup's columns, and the copies write all rows and
+        columns; the products of 64x64 take 128 clocks.
+        """
         rows, columns = self.rows // self.down, self.columns // self.across
         read = self.down * self.across * rows // 64 * (64 + columns) * STEP_BYTES
         written = (self.rows + self.columns) * STEP_BYTES
         return min(1.0, self.rows * self.columns / 32 / ((read + written) / 128))
 
-    @property
-    def shared_bytes(self) -> int:
-        """sizeof(WgmmaMemory)."""
+    def step(self, dtype: str) -> int:
+        return STEP_BYTES // ITEM_BYTES[dtype]
+
+    def shared_bytes(self, dtype: str) -> int:
+        """Returns sizeof(WgmmaMemory): stages with two barriers each; of each warpgroup staged results and their destination."""
         chunk = 16 if self.blocks == 2 else 32
-        sums = 4 * max(64 * (chunk + 8), chunk * 68)
-        used = self.stages * ((self.rows + self.columns) * STEP_BYTES + 16) + self.down * self.across * (sums + 192)
-        return _ceil_divide(used, 1024) * 1024
+        staged = 4 * max(64 * (chunk + 8), chunk * 68)
+        used = self.stages * ((self.rows + self.columns) * STEP_BYTES + 16) + self.down * self.across * (staged + 192)
+        return round_up(used, 1024)
 
 
-#: By name, as choices call them.
-TILES = {
-    "128x256": WgmmaTile(128, 256, 2, 1),
-    "256x128": WgmmaTile(256, 128, 2, 1),
-    "128x128": WgmmaTile(128, 128, 2, 1),
-    "128x64": WgmmaTile(128, 64, 2, 1),
-    "64x256": WgmmaTile(64, 256, 1, 2),
-}
-#: By direction. 64 columns serve few channels, 64 rows few pixels, or in wgrad few output channels.
-TILES_OF = {
-    "fprop": ("128x256", "256x128", "128x128", "128x64", "64x256"),
-    "dgrad": ("128x256", "256x128", "128x128", "128x64", "64x256"),
-    "wgrad": ("128x256", "256x128", "128x128", "64x256"),
-}
+TILES = named(
+    WgmmaTile(128, 256, 2, 1),
+    WgmmaTile(256, 128, 2, 1),
+    WgmmaTile(128, 128, 2, 1),
+    WgmmaTile(128, 64, 2, 1),
+    WgmmaTile(64, 256, 1, 2),
+)
+#: By direction. 64 columns serve results of few channels, 64 rows those of few pixels, in wgrad of few output channels.
+DIRECTION_TILES = {"fprop": TILES, "dgrad": TILES, "wgrad": {name: tile for name, tile in TILES.items() if name != "128x64"}}
 
 
-def kernel(direction: str, dtype: str, tile: WgmmaTile) -> Kernel:
-    """The row of the kernel table."""
-    cpp = CPP_TYPES[dtype]
-    epilogue = {"fprop": (f"BiasEpilogue<{cpp}>",), "dgrad": (f"NoEpilogue<{cpp}>",), "wgrad": ()}[direction]
-    arguments = (cpp, tile.text, *epilogue)
-    return Kernel("conv2d/wgmma_products.cuh", f"conv2d_{direction}_wgmma_kernel", arguments, architecture="90a")
+def _kernel(direction: str, dtype: str, tile: Tile) -> Kernel:
+    return Kernel(
+        source="conv2d/directions_wgmma.cuh",
+        name=f"conv2d_{direction}_wgmma_kernel",
+        arguments=(CPP_TYPES[dtype], tile.cpp, *epilogue_arguments(direction, dtype)),
+        architecture="90a",
+    )
 
 
 KERNELS = tuple(
-    kernel(direction, dtype, TILES[tile])
+    _kernel(direction, dtype, tile)
     for dtype in DTYPES
-    for direction, tiles in TILES_OF.items()
+    for direction in DIRECTIONS
     if (direction, dtype) != ("wgrad", "float32")
-    for tile in tiles
+    for tile in DIRECTION_TILES[direction].values()
 )
 
 
 # ---- plans -------------------------------------------------------------------------------------------------------------------
 
 
-def span(direction: str, dtype: str, channels: int) -> int:
-    """Bytes of channels that one copy brings of a pixel: the fewest steps of a filter's worth, then the fewest copies.
-
-    `channels`: of one group of the image that is gathered from.
-    """
-    item = ITEM_BYTES[dtype]
-    return min((128, 64, 32), key=lambda each: (_ceil_divide(channels * item, each) * each, -each))
-
-
 @dataclass(frozen=True, eq=False)
 class WgmmaPlan:
-    """One product: its launch, and what its parameters hold beside pointers and maps. Compared by identity, like launch plans."""
+    """One product: its launch, and what its parameters hold besides pointers and maps. It is compared by identity."""
 
     problem: Conv2dProblem
     launch: LaunchPlan
-    tile: WgmmaTile
+    tile: Tile
     images: tuple[Image, ...]
     span: int
     splits: int
@@ -131,134 +117,153 @@ class WgmmaPlan:
     walk: Walk
 
 
-def depth_channels(direction: str, problem: Conv2dProblem) -> int:
-    """Of a group: those that are summed over, or, in wgrad, those of x."""
-    return problem.group_channels[1 if direction == "dgrad" else 0]
+def span(dtype: str, channels: int) -> int:
+    """Returns how many bytes of a pixel's channels one copy brings, for a group of so many channels to gather.
+
+    Of all spans that take the fewest steps for a filter, this is the widest, which takes the fewest copies.
+    """
+    item = ITEM_BYTES[dtype]
+    return min((128, 64, 32), key=lambda width: (round_up(channels * item, width), -width))
 
 
-def steps(direction: str, problem: Conv2dProblem) -> int:
-    """Of 128 bytes of depth, of the residue that has most."""
+def whole_blocks(dtype: str, channels: int) -> int:
+    """Returns the channels of a group padded to whole blocks, as wgrad's sums have them for each filter position."""
+    return round_up(channels, span(dtype, channels) // ITEM_BYTES[dtype])
+
+
+def _steps(problem: Conv2dProblem, gathered: tuple[Image, ...], width: int) -> int:
+    """Returns how many steps of STEP_BYTES the depth has, at least 1; in dgrad, in the residue that has most."""
     item = ITEM_BYTES[problem.dtype]
-    if direction == "wgrad":
-        return _ceil_divide(problem.N * problem.P * problem.Q * item, STEP_BYTES)
-    channels = depth_channels(direction, problem)
-    width = span(direction, problem.dtype, channels)
-    taps = max(vertical.taps * horizontal.taps for vertical, horizontal in images(direction, problem))
-    return _ceil_divide(taps * _ceil_divide(channels * item, width) * width, STEP_BYTES)
+    if problem.direction == "wgrad":
+        return max(1, ceil_divide(problem.output_pixels * item, STEP_BYTES))
+    taps = max(image.taps for image in gathered)
+    return max(1, ceil_divide(taps * round_up(problem.depth_channels * item, width), STEP_BYTES))
 
 
-def rows_and_columns(direction: str, problem: Conv2dProblem) -> Pair:
-    """Of the result of one group and one residue."""
-    C, K = problem.group_channels
-    if direction == "fprop":
-        return problem.N * problem.P * problem.Q, K
-    if direction == "dgrad":
-        stride_h, stride_w = problem.stride
-        return problem.N * _ceil_divide(problem.H, stride_h) * _ceil_divide(problem.W, stride_w), C
-    return K, problem.R * problem.S * padded_channels(problem.dtype, C)
-
-
-def padded_channels(dtype: str, channels: int) -> int:
-    """Of a filter position in wgrad's sums: whole blocks of columns."""
-    per_block = span("wgrad", dtype, channels) // ITEM_BYTES[dtype]
-    return _ceil_divide(channels, per_block) * per_block
-
-
-def count_tiles(direction: str, problem: Conv2dProblem, tile: WgmmaTile) -> int:
-    """Of one split."""
-    rows, columns = rows_and_columns(direction, problem)
-    residues = prod(problem.residues) if direction == "dgrad" else 1
-    return _ceil_divide(rows, tile.rows) * _ceil_divide(columns, tile.columns) * problem.groups * residues
+def _walk(problem: Conv2dProblem, splits: int) -> Walk:
+    """Returns the walk over the result, or over the sums of several splits."""
+    if problem.direction == "wgrad":
+        return Walk.COLUMN_PIECES
+    if splits > 1:
+        return sum_walk(problem.product.columns, problem.dtype)
+    return walks(problem, piece(problem.dtype)).c
 
 
 @lru_cache(maxsize=4096)
-def plan(direction: str, problem: Conv2dProblem, tile_name: str, splits: int, multiprocessors: int) -> WgmmaPlan:
-    """The launch of a problem whose channels come in whole pieces of 16 bytes; fewer splits than asked for, if steps run out."""
-    tile, dtype = TILES[tile_name], problem.dtype
-    all_steps = max(1, steps(direction, problem))
-    steps_per_split = _ceil_divide(all_steps, splits)
-    splits = _ceil_divide(all_steps, steps_per_split)
-    tiles = count_tiles(direction, problem, tile) * splits
-    if tiles >= 2**31:
-        raise SizeError(f"conv2d_{direction}: expected sizes whose tiles number fewer than 2^31, got {tiles} tiles")
-    config = LaunchConfig((min(tiles, tile.blocks * multiprocessors), 1, 1), (tile.threads, 1, 1), tile.shared_bytes)
-    piece = 16 // ITEM_BYTES[dtype]
+def _plan(problem: Conv2dProblem, tile_name: str, splits: int, multiprocessors: int) -> WgmmaPlan:
+    tile, dtype, direction = TILES[tile_name], problem.dtype, problem.direction
+    gathered, width = images(problem), span(dtype, problem.depth_channels)
+    steps = _steps(problem, gathered, width)
+    steps_per_split = ceil_divide(steps, splits)
+    splits = ceil_divide(steps, steps_per_split)
+    product = problem.product
     if direction == "wgrad":
-        walk = Walk.COLUMN_PIECES
-    elif splits > 1:
-        channels = problem.group_channels[0 if direction == "dgrad" else 1]
-        walk = Walk.COLUMN_PIECES if channels % 4 == 0 else Walk.COLUMNS
-    else:
-        walk = (fprop_walks if direction == "fprop" else dgrad_walks)(problem, piece).c
-    width = span(direction, dtype, depth_channels(direction, problem))
-    launch = LaunchPlan(kernel(direction, dtype, tile), config, "hopper")
-    return WgmmaPlan(problem, launch, tile, images(direction, problem), width, splits, steps_per_split, tiles, walk)
+        columns = problem.R * problem.S * whole_blocks(dtype, problem.depth_channels)
+        product = product._replace(columns=columns)
+    tiles = count_tiles(product, tile) * splits
+    require_tiles(problem, tiles)
+    config = LaunchConfig(
+        grid=(min(tiles, tile.blocks * multiprocessors), 1, 1),
+        block=(tile.threads, 1, 1),
+        shared_bytes=tile.shared_bytes(dtype),
+    )
+    return WgmmaPlan(
+        problem=problem,
+        launch=LaunchPlan(_kernel(direction, dtype, tile), config, "wgmma"),
+        tile=tile,
+        images=gathered,
+        span=width,
+        splits=splits,
+        steps_per_split=steps_per_split,
+        tiles=tiles,
+        walk=_walk(problem, splits),
+    )
 
 
-# ---- parameter structs, as in wgmma_products.cuh ----------------------------------------------------------------------------
+# ---- the variant -------------------------------------------------------------------------------------------------------------
 
 
-class CAxis(ctypes.Structure):
-    """Mirror of Im2colAxis."""
+class Wgmma(TensorCoreVariant):
+    """Takes what tensor cores multiply, as far as the copy engine and wgmma can."""
 
-    _fields_ = [(name, ctypes.c_int32) for name in Axis._fields]
+    name = "wgmma"
+    persistent = True
+    #: The share of a tile's rate that is left to large products, which run short of power first: an estimate.
+    power = 0.8
 
+    def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:
+        if device.capability != (9, 0):
+            return f"is made for compute capability 9.0, not {device.capability[0]}.{device.capability[1]}"
+        return super().refuses(problem, device) or _beyond_copy_engine(problem)
 
-class CImage(ctypes.Structure):
-    """Mirror of Im2colImage."""
+    def tile_table(self, problem: Conv2dProblem) -> Mapping[str, Tile]:
+        return DIRECTION_TILES[problem.direction]
 
-    _fields_ = [("map", TensorMap), ("vertical", CAxis), ("horizontal", CAxis)]
+    def rate(self, problem: Conv2dProblem, tile: Tile, device: Device) -> float:
+        assert isinstance(tile, WgmmaTile)
+        return self.power * tile.rate
 
+    def plan(self, problem: Conv2dProblem, configuration: Configuration, device: Device) -> WgmmaPlan:
+        """Plans the product of a problem whose channels come in whole pieces.
 
-class COperandsInMemory(ctypes.Structure):
-    """Mirror of OperandsInMemory."""
+        It has fewer splits than asked for where the depth has fewer steps.
+        """
+        return _plan(problem, configuration.tile, configuration.splits, device.multiprocessors)
 
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("dy", "filter")),
-        *((name, ctypes.c_int64 * 4) for name in ("dy_stride", "filter_stride")),
-        *((name, ctypes.c_int32) for name in ("P", "Q")),
-    ]
+    def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
+        """Pads channels to whole blocks: those that are summed over, and in wgrad those of x."""
+        packed = super().product_problem(problem)
+        channels = whole_blocks(problem.dtype, packed.depth_channels) * problem.groups
+        return packed._replace(K=channels) if problem.direction == "dgrad" else packed._replace(C=channels)
 
-
-_IMAGE_INTEGERS = (
-    *("N", "height", "width", "groups", "channels", "depth_channels", "stride_h", "stride_w"),
-    *("span", "splits", "steps_per_split", "tiles", "walk"),
-)
-
-
-def _image_parameters(count: int, epilogue: type[ctypes.Structure]) -> type[ctypes.Structure]:
-    """Mirror of Conv2dWgmmaParameters for so many images."""
-    fields = [
-        ("images", CImage * count),
-        ("filter", TensorMap),
-        ("result", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("stride", ctypes.c_int64 * 4),
-        *((name, ctypes.c_int32) for name in _IMAGE_INTEGERS),
-        ("operands", COperandsInMemory),
-        ("epilogue", epilogue),
-    ]
-    return _on_64_bytes("Conv2dWgmmaParameters", fields)
+    def packed_filter_bytes(self, problem: Conv2dProblem) -> int:
+        """Returns the bytes of the filter's copy; TF32's dgrad transposes the filter, to (C, K, R, S)."""
+        if problem.direction != "dgrad" or problem.dtype != "float32":
+            return super().packed_filter_bytes(problem)
+        K = padded(problem.group_channels[1], problem.dtype)
+        return problem.C * K * problem.R * problem.S * ITEM_BYTES[problem.dtype]
 
 
-def _on_64_bytes(name: str, fields: list[Any]) -> type[ctypes.Structure]:
-    """A structure as long as C++ makes it, whose maps lie on 64 bytes."""
-    size = ctypes.sizeof(type(name, (ctypes.Structure,), {"_fields_": fields}))
-    padding = ("_padding", ctypes.c_uint8 * (-size % 64))
-    return type(name, (ctypes.Structure,), {"_fields_": [*fields, padding], "__doc__": f"Mirror of {name} in the device code."})
+@lru_cache(maxsize=4096)
+def _beyond_copy_engine(problem: Conv2dProblem) -> str | None:
+    """Returns why the copy engine or wgmma cannot compute a problem; None if they can.
+
+    Drivers up to CUDA 13.1 describe tensors below 128 KiB wrongly for GPUs of compute capability 10.0, where this variant does
+    not run; no such error is known for 9.0.
+    """
+    p = problem
+    if p.dtype == "float32" and p.direction == "wgrad":
+        return "wgmma takes TF32 with the depth contiguous only, and wgrad's are pixels"
+    if p.direction == "dgrad" and prod(p.residues) > MOST_RESIDUES:
+        return f"strides {p.stride} have {prod(p.residues)} residues, the kernel's parameters hold {MOST_RESIDUES} maps"
+    item, channels = ITEM_BYTES[p.dtype], p.depth_channels
+    if p.groups > 1 and p.direction != "wgrad" and channels * item % 32:
+        return f"a group's {channels} channels are no multiple of {32 // item}: a block of them would reach into the next group"
+    for image in images(problem):
+        if not image.is_gathered:
+            continue
+        if (offset := max((axis.taps - 1) * axis.step for axis in image)) > _MOST_OFFSET:
+            return f"the filter reaches over {offset} pixels, the copy engine's offsets over {_MOST_OFFSET}"
+        if reason := _map_refused(problem, image):
+            return f"the copy engine does not take the image: {reason}"
+    return None
 
 
-FpropParameters = _image_parameters(1, CBiasEpilogue)
-DgradParameters = _image_parameters(MOST_RESIDUES, CNoEpilogue)
-WgradParameters = _on_64_bytes(
-    "Conv2dWgradWgmmaParameters",
-    [
-        ("x", CImage),
-        ("dy", TensorMap),
-        ("sums", ctypes.c_void_p),
-        *(
-            (name, ctypes.c_int32)
-            for name in ("N", "groups", "C", "K", "span", "splits", "steps_per_split", "tiles", "accumulate")
-        ),
-    ],
-)
+def _map_refused(problem: Conv2dProblem, image: Image) -> str | None:
+    """Returns why the driver would not encode the map of an image, once that is packed; None if it would."""
+    p = problem
+    channels, H, W = (p.K, p.P, p.Q) if p.direction == "dgrad" else (p.C, p.H, p.W)
+    per_group = padded(channels // p.groups, p.dtype)
+    packed = p.groups * per_group
+    block = span(p.dtype, per_group) // ITEM_BYTES[p.dtype]
+    return image_map(
+        dtype=p.dtype,
+        sizes=(p.N, packed, H, W),
+        strides=(H * W * packed, 1, W * packed, packed),
+        image=image,
+        channels=block,
+        pixels=64,
+    ).refused()
+
+
+WGMMA = Wgmma()

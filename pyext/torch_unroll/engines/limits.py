@@ -15,7 +15,6 @@ from torch import Tensor
 
 from torch_unroll.checks import is_symbolic
 from torch_unroll.engines.compiled.recording import note_too_large
-from torch_unroll.kernels.cuda.conv2d import portable
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 from torch_unroll.kernels.cuda.rnn.block_product import batch_limit
 from torch_unroll.kernels.shapes import SizeError
@@ -73,7 +72,7 @@ def conv2d(
         return None
     if 0 in (*x_size, *w_size, *y_size):
         return None
-    return portable.limits(_problem(x_size, w_size, y_size, stride, padding, dilation, groups))
+    return _problem(x_size, w_size, y_size, stride, padding, dilation, groups).limits()
 
 
 def unfold(x_size: Sizes, y_size: Sizes, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> str | None:

@@ -17,8 +17,7 @@ import torch_unroll
 from torch_unroll import kernels
 from torch_unroll.engines import NAMES, cuda, nvrtc, refusal, resolve_precision
 from torch_unroll.engines.interface import DTYPES
-from torch_unroll.kernels import build, table
-from torch_unroll.kernels.cuda.conv2d import choice
+from torch_unroll.kernels import build, planning, table
 from torch_unroll.shapes import dtype_name
 
 #: Packages that engines, benchmarks and builds use.
@@ -126,7 +125,7 @@ def examine_machine() -> Survey:
         emulated_object=examine_object("cpu", None),
         engines=tuple(_engine(name, device) for name in NAMES for device in devices),
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
-        measured_gpus=tuple(choice.measured()),
+        measured_gpus=tuple(planning.measured("conv2d")),
     )
 
 

@@ -69,7 +69,3 @@ def note_too_large(reason: str, served_by: str) -> None:
     """Notes that a call of engine "auto" is served by another engine because of its size."""
     for record in _recordings:
         record.too_large = record.too_large or (reason, served_by)
-
-
-def note_choice(function: str, passed_over: tuple[tuple[str, str], ...], chosen: Any = None) -> None:
-    """Serves ops that are not yet planned by `planning`."""

@@ -1,22 +1,12 @@
-// Packs an image or a filter for the kernels that fetch pieces of 16 bytes: channels innermost, each group's padded with zeros
-// to a multiple of the piece.
+// Packs an image or a filter for the kernels that fetch pieces of 16 bytes: channels become innermost, and those of each group
+// are padded with zeros to a multiple of the piece.
 //
-// A block owns 32 pixels x 32 channels of one image and one group. It reads along whichever of the two is contiguous in
-// the source and writes along channels, turning the tile in shared memory: lines of 33 words put a column in different
-// banks. Overwritten. Predicted: bound by reading and writing the tensor once. Measured: not yet.
+// A block owns 32 pixels by 32 channels of one image and one group. It reads along whichever of the two is contiguous in the
+// source, transposes the tile in shared memory and writes along channels. Lines of 33 words put the elements of a column in
+// different banks.
 #pragma once
-#include "shapes.h"
+#include "conv2d/parameters.cuh"
 #include "platform/shared_memory.h"
-
-template <class T>
-struct PackChannelsParameters {
-  const T* from;                  // (N, groups * channels, H, W)
-  T* to;                          // (N', H, W, groups, padded) contiguous
-  int64_t stride[4];              // of `from`: N C H W
-  int32_t channels, padded;       // of a group
-  int32_t images, padded_images;  // a filter's N are output channels, whose groups are padded likewise; else one group of all
-  int32_t H, W, groups, pixels_first;
-};
 
 constexpr int kPackTile = 32, kPackRows = 8;  // a thread moves 4 elements
 
@@ -46,7 +36,7 @@ __global__ void __launch_bounds__(kPackTile* kPackRows)
                               p / parameters.W * parameters.stride[2] + p % parameters.W * parameters.stride[3]];
     tile[pixel * (kPackTile + 1) + channel] = value;
   }
-  __syncthreads();  // the tile is turned: threads write what others read
+  __syncthreads();  // the tile is transposed: threads write what others have read
   for (int i = down; i < kPackTile; i += kPackRows) {
     const int32_t p = first_pixel + i, c = first_channel + across;
     if (p < plane && c < parameters.padded)

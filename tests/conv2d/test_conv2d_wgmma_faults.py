@@ -1,9 +1,8 @@
-"""Faults planted into convolution's Hopper kernels, one at a time: each must be noticed, or a test that passes says nothing."""
+"""Faults planted into the kernels of the variant wgmma, one at a time: a test that notices none of them proves nothing."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from tests.conv2d.test_conv2d_kernels import Case, Watcher
 from tests.planted import Fault, launch_from
 from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.interface import Conv2dGeometry
+from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d import wgmma
-from torch_unroll.kernels.cuda.conv2d.choice import Choice
+from torch_unroll.kernels.planning import Configuration
 from torch_unroll.kernels.table import LaunchPlan, kernels
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ SEEDS = 20
 TILE, WGRAD_TILE = "128x64", "64x256"
 #: More steps than stages; two tiles a block, of which one is wider than the result.
 CASE = Case((9, 48, 9, 7), (72, 48, 3, 3), padding=(1, 1, 1, 1))
-MACHINERY, PRODUCTS = "implicit_gemm_wgmma.cuh", "wgmma_products.cuh"
+MACHINERY, DIRECTIONS = "wgmma.cuh", "directions_wgmma.cuh"
 
 
 FAULTS = (
@@ -31,38 +31,47 @@ FAULTS = (
     Fault(
         "barriers used before they are ones",
         MACHINERY,
-        "__syncthreads();  // nobody uses a barrier before it is one",
+        "__syncthreads();  // the barriers are initialised",
         "",
     ),
-    Fault("the first turn waits", MACHINERY, "place.turn ^ 1);", "place.turn);", mode="plain"),
-    Fault("the wrong turn is waited for", MACHINERY, "full[place.stage], place.turn);", "full[place.stage], place.turn ^ 1);"),
-    Fault("nobody waits for the bytes", MACHINERY, "mbarrier_wait(&memory.full[place.stage], place.turn);", ""),
+    Fault("the first turn waits", MACHINERY, "position.turn ^ 1);", "position.turn);", mode="plain"),
     Fault(
-        "nobody waits for the bytes, plain", MACHINERY, "mbarrier_wait(&memory.full[place.stage], place.turn);", "", mode="plain"
+        "the wrong turn is waited for",
+        MACHINERY,
+        "full[position.stage], position.turn);",
+        "full[position.stage], position.turn ^ 1);",
+    ),
+    Fault("nobody waits for the bytes", MACHINERY, "mbarrier_wait(&memory.full[position.stage], position.turn);", ""),
+    Fault(
+        "nobody waits for the bytes, plain",
+        MACHINERY,
+        "mbarrier_wait(&memory.full[position.stage], position.turn);",
+        "",
+        mode="plain",
     ),
     Fault(
         "bytes that never come",
         MACHINERY,
-        "&memory.full[place.stage], Tile::kStageBytes",
-        "&memory.full[place.stage], 16 + Tile::kStageBytes",
+        "&memory.full[position.stage], Tile::kStageBytes",
+        "&memory.full[position.stage], 16 + Tile::kStageBytes",
     ),
     Fault(
         "bytes that nobody expects",
         MACHINERY,
-        "&memory.full[place.stage], Tile::kStageBytes",
-        "&memory.full[place.stage], Tile::kStageBytes - 16",
+        "&memory.full[position.stage], Tile::kStageBytes",
+        "&memory.full[position.stage], Tile::kStageBytes - 16",
     ),
     Fault("a stage given back before its products are over", MACHINERY, "wgmma_wait<1>();", "wgmma_wait<2>();"),
     Fault("the same, plain", MACHINERY, "wgmma_wait<1>();", "wgmma_wait<7>();", mode="plain"),
     Fault("sums read while they are summed", MACHINERY, "wgmma_wait<0>(sums[m]);", ";"),
     Fault("no fence before the products", MACHINERY, "wgmma_fence();", ";"),
     Fault("the wrong swizzle", MACHINERY, "leading, stride, span);", "leading, stride, span == 128 ? 64 : 128);", mode="plain"),
-    Fault("the wrong step of depth", MACHINERY, "32 * span,", "64 * span,", mode="plain"),
+    Fault("the wrong step of depth", MACHINERY, ".two = 32 * span,", ".two = 64 * span,", mode="plain"),
     Fault(
         "sums overwritten while they are stored",
         MACHINERY,
-        "barrier_sync(1 + group, 128);  // nobody reads",
-        "// nobody reads",
+        "barrier_sync(1 + group, 128);  // all reads",
+        "// all reads",
     ),
     Fault(
         "sums stored before they are there",
@@ -72,26 +81,26 @@ FAULTS = (
     ),
     Fault(
         "lines before columns",
-        PRODUCTS,
+        DIRECTIONS,
         "pixel.w, pixel.h, pixel.n,",
         "pixel.h, pixel.w, pixel.n,",
         mode="plain",
     ),
     Fault(
         "blocks beyond the last from an image beyond the last",
-        PRODUCTS,
+        DIRECTIONS,
         "pixel.w, pixel.h, pixel.n,",
-        "pixel.w, pixel.h, there ? pixel.n : of.N,",
+        "pixel.w, pixel.h, block_exists ? pixel.n : parameters.N,",
         mode="plain",
     ),
     Fault(
         "blocks beyond the last from the first channels",
-        PRODUCTS,
-        "depth_begin + block.channel : of.groups * of.depth_channels;",
-        "depth_begin + block.channel : 0;",
+        DIRECTIONS,
+        "first_depth + block.channel : parameters.groups * parameters.depth_channels;",
+        "first_depth + block.channel : 0;",
         mode="plain",
     ),
-    Fault("taps from the wrong end", PRODUCTS, "first + block.s * image", "first - block.s * image", mode="plain"),
+    Fault("taps from the wrong end", DIRECTIONS, "first + block.s * image", "first - block.s * image", mode="plain"),
 )
 
 
@@ -100,7 +109,7 @@ class FaultyWatcher(Watcher):
 
     def __init__(self, fault: Fault):
         super().__init__()
-        tiles = {wgmma.TILES[each].text for each in (TILE, WGRAD_TILE)}
+        tiles = {wgmma.TILES[name].cpp for name in (TILE, WGRAD_TILE)}
         bf16 = [row for row in kernels("conv2d") if row.arguments[0] == "bfloat16"]
         self.kernels = fault.kernels(
             "conv2d", [row for row in bf16 if tiles & set(row.arguments) or "Tile" not in row.expression]
@@ -108,12 +117,6 @@ class FaultyWatcher(Watcher):
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         launch_from(self.kernels, plan, parameters)
-
-
-@pytest.fixture(autouse=True)
-def _choices() -> Iterator[None]:
-    yield
-    conv2d.forced = None
 
 
 def noticed(fault: Fault) -> str | None:
@@ -130,13 +133,13 @@ def noticed(fault: Fault) -> str | None:
     for seed in range(SEEDS):
         launcher.kernels.library.torch_unroll_emulator_seed(ctypes.c_uint64(seed))
         try:
-            conv2d.forced = Choice("hopper", TILE, 1)
-            results = [
-                conv2d.conv2d_fprop(launcher, x, w, None, *geometry),
-                conv2d.conv2d_dgrad(launcher, dy, w, CASE.x_size[2:], *geometry),
-            ]
-            conv2d.forced = Choice("hopper", WGRAD_TILE, 1)
-            results.append(conv2d.conv2d_wgrad(launcher, dy, x, (3, 3), *geometry))
+            with planning.force("conv2d", Configuration("wgmma", TILE)):
+                results = [
+                    conv2d.conv2d_fprop(launcher, x, w, None, *geometry),
+                    conv2d.conv2d_dgrad(launcher, dy, w, CASE.x_size[2:], *geometry),
+                ]
+            with planning.force("conv2d", Configuration("wgmma", WGRAD_TILE)):
+                results.append(conv2d.conv2d_wgrad(launcher, dy, x, (3, 3), *geometry))
         except RuntimeError as error:
             return str(error)
         for result, right in zip(results, exact.values(), strict=True):

@@ -1,4 +1,4 @@
-"""What the Hopper variant tells the copy engine: positions, tensor maps, and what it leaves to others."""
+"""What the variant wgmma tells the copy engine: positions and tensor maps; and what it leaves to other variants."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torch_unroll as tu
+from tests.conv2d.preferred import prefer
 from torch_unroll.engines import cuda, cupy
-from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import wgmma
-from torch_unroll.kernels.cuda.conv2d.hopper import HOPPER
-from torch_unroll.kernels.cuda.conv2d.im2col_maps import as_it_is, dgrad_axis, filter_map, fprop_axis, image_map
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.cuda.conv2d.wgmma import WGMMA
+from torch_unroll.kernels.cuda.conv2d.wgmma_maps import Image, dgrad_axis, filter_map, fprop_axis, image_map, unshifted
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.tensor_map import TensorMapSpec
 from torch_unroll.testing import assert_exact
 
 H200 = Device(132, (9, 0), 227 << 10, 50 << 20, "NVIDIA H200")
 IMAGE = image_map(
-    "bfloat16", (2, 64, 9, 7), (4032, 1, 448, 64), (fprop_axis(5, 3, 2, 1, 1), fprop_axis(7, 3, 1, 1, 1)), 64, 128, 4096
+    "bfloat16", (2, 64, 9, 7), (4032, 1, 448, 64), Image(fprop_axis(5, 3, 2, 1, 1), fprop_axis(7, 3, 1, 1, 1)), 64, 128, 4096
 )
 FILTER = filter_map("float32", (16, 32, 3, 3), (288, 1, 96, 32), 32, 128, 8192)
 
@@ -117,7 +117,7 @@ def test_both_launchers_pass_on_the_same_map(spec: TensorMapSpec) -> None:
 )
 def test_without_a_driver_the_encoder_says_so() -> None:
     with pytest.raises(RuntimeError, match="driver version is insufficient"):
-        cuda.kernel_object("cuda").tensor_map(IMAGE)
+        cuda.LAUNCHER.tensor_map(IMAGE, torch.device("cuda"))
 
 
 @pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
@@ -140,11 +140,11 @@ def test_without_a_driver_the_encoder_says_so() -> None:
 def test_what_we_call_refused_is_refused(wrong: dict[str, Any]) -> None:
     """The emulator's encoder has the limits of the driver's manual on its own account."""
     assert IMAGE.refused() is None
-    cuda.kernel_object("cpu").tensor_map(IMAGE)
+    cuda.LAUNCHER.tensor_map(IMAGE, torch.device("cpu"))
     spec = IMAGE._replace(**wrong)
     assert spec.refused() is not None
     with pytest.raises(RuntimeError, match="encode_tensor_map"):
-        cuda.kernel_object("cpu").tensor_map(spec)
+        cuda.LAUNCHER.tensor_map(spec, torch.device("cpu"))
 
 
 def problem(
@@ -156,13 +156,29 @@ def problem(
     )
     P = (H + 2 * pad - dilation * (R - 1) - 1) // stride + 1
     return Conv2dProblem(
-        *(dtype, 2, C, H, H, K, R, R, P, P, (stride, stride), (pad, pad), (dilation, dilation), groups),
-        *((C * H * H, 1, C * H, C), (C // groups * R * R, 1, C // groups * R, C // groups), (K * P * P, 1, K * P, K), precision),
+        dtype=dtype,
+        N=2,
+        C=C,
+        H=H,
+        W=H,
+        K=K,
+        R=R,
+        S=R,
+        P=P,
+        Q=P,
+        stride=(stride, stride),
+        pad=(pad, pad),
+        dilation=(dilation, dilation),
+        groups=groups,
+        x_strides=(C * H * H, 1, C * H, C),
+        w_strides=(C // groups * R * R, 1, C // groups * R, C // groups),
+        y_strides=(K * P * P, 1, K * P, K),
+        precision=precision,
     )
 
 
 @pytest.mark.parametrize(
-    ("direction", "of", "reason"),
+    ("direction", "convolution", "reason"),
     [
         ("fprop", problem("float64"), "float64"),
         ("fprop", problem("float32"), "fp32_precision"),
@@ -178,15 +194,15 @@ def problem(
         ("fprop", problem(C=3, R=7, stride=2, pad=3), None),
     ],
 )
-def test_what_is_left_to_other_variants(direction: str, of: Conv2dProblem, reason: str | None) -> None:
-    refused = HOPPER.refuses(direction, of, H200)
+def test_what_is_left_to_other_variants(direction: str, convolution: Conv2dProblem, reason: str | None) -> None:
+    refused = WGMMA.refuses(convolution._replace(direction=direction), H200)
     assert refused is None if reason is None else refused is not None and reason in refused
 
 
 def test_other_gpus_are_left_to_other_variants() -> None:
     for capability in ((8, 0), (10, 0), (12, 0)):
         device = Device(132, capability, 227 << 10, 50 << 20)
-        assert "compute capability 9.0" in str(HOPPER.refuses("fprop", problem(), device))
+        assert "compute capability 9.0" in str(WGMMA.refuses(problem(), device))
 
 
 @pytest.mark.parametrize(
@@ -194,13 +210,14 @@ def test_other_gpus_are_left_to_other_variants() -> None:
 )
 def test_few_channels_share_a_step(channels: int, expected: int) -> None:
     """As few steps as there can be, and then as few copies."""
-    assert wgmma.span("fprop", "bfloat16", channels) == expected
+    assert wgmma.span("bfloat16", channels) == expected
 
 
 def test_a_tile_fits_the_multiprocessor_as_often_as_it_says() -> None:
     for tile in wgmma.TILES.values():
-        assert tile.shared_bytes <= 227 << 10
-        assert tile.blocks * (tile.shared_bytes + 1024) <= 228 << 10
+        shared_bytes = tile.shared_bytes("bfloat16")
+        assert shared_bytes <= 227 << 10
+        assert tile.blocks * (shared_bytes + 1024) <= 228 << 10
         assert tile.stages >= 3
 
 
@@ -209,8 +226,8 @@ def test_rates_are_those_of_the_ladder_note() -> None:
     assert rates == {"128x256": 1.0, "256x128": 0.89, "128x128": 0.8, "128x64": 0.57, "64x256": 0.73}
 
 
-def test_an_image_as_it_is_names_its_own_pixels() -> None:
-    spec = image_map("float16", (2, 64, 5, 6), (1920, 1, 384, 64), as_it_is(5, 6), 64, 64)
+def test_an_unshifted_image_names_its_own_pixels() -> None:
+    spec = image_map("float16", (2, 64, 5, 6), (1920, 1, 384, 64), unshifted(5, 6), 64, 64)
     assert (spec.lower, spec.upper, spec.element_stride) == ((0, 0), (0, 0), (1, 1, 1, 1))
 
 
@@ -219,13 +236,7 @@ def test_an_image_as_it_is_names_its_own_pixels() -> None:
 def test_gradients_of_every_order(stride: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Third order, of small integers, whose sums are exact in every dtype."""
     dtype = torch.float32 if precision == "tf32" else torch.bfloat16
-    choose = conv2d.choose
-
-    def hopper(direction: str, *problem_and_device: Any) -> Any:
-        declines = direction == "wgrad" and precision == "tf32"
-        return choose(direction, *problem_and_device[:2], None if declines else "hopper")
-
-    monkeypatch.setattr(conv2d, "choose", hopper)
+    prefer(monkeypatch, "wgmma")
     generator = torch.Generator().manual_seed(stride)
 
     def integers(*size: int) -> torch.Tensor:
@@ -247,7 +258,7 @@ def test_gradients_of_every_order(stride: int, precision: str, monkeypatch: pyte
     with recording() as record:
         ours = orders(lambda x, w: tu.conv2d(x, w, None, stride, 1, engine="cuda", precision=precision), dtype)
     theirs = orders(lambda x, w: F.conv2d(x, w, None, stride, 1), torch.float64)
-    names = {plan.kernel.name for _, plan in record.launches if plan.variant == "hopper"}
+    names = {plan.kernel.name for _, plan in record.launches if plan.variant == "wgmma"}
     assert {"conv2d_fprop_wgmma_kernel", "conv2d_dgrad_wgmma_kernel"} <= names
     assert ("conv2d_wgrad_wgmma_kernel" in names) == (precision == "ieee")
     for result, expected in zip(ours, theirs, strict=True):

@@ -1,13 +1,14 @@
-// Where the elements of convolution's matrices are in memory.
+// Where the elements of convolution's matrices lie in memory.
 //
 // Each of the three directions is a matrix product whose operands are never stored as matrices:
 //   fprop   y(pixel, K)   = columns of x(pixel, tap)  . filter(K, tap)         one row per output pixel n p q
 //   dgrad   dx(pixel, C)  = columns of dy(pixel, tap) . filter(C, tap)         one row per input pixel n h w
 //   wgrad   dw(K, tap)    = dy(K, pixel)              . columns of x(tap, pixel)
-// A tap is a filter position and an input channel of it: r s c. All extents here are those of one group.
+// A tap is a filter position together with one of its channels: r s c. All extents here are those of one group.
 //
-// An element's address is a sum of what its row and what its column contribute, and so is its position in the plane, which
-// tells whether it is padding: that is a Coordinate, computed once for a row and once for a column, not once for an element.
+// The address of an element is the sum of what its row and what its column contribute. So is its position in the plane, which
+// decides whether it is padding. A Coordinate is one such contribution: it is computed once for a row or a column, not for
+// every element.
 #pragma once
 #include "shapes.h"
 
@@ -16,8 +17,8 @@ struct Coordinate {
   int32_t h, w;
 };
 
-// A position that no sum brings back into a plane: rows and columns beyond the matrix. The host lets no geometry through whose
-// positions it would not keep outside (position_limits in portable.py).
+// The position of rows and columns beyond the matrix, which no sum brings back into a plane. The host refuses every geometry
+// for which this would not hold (beyond_positions in problem.py).
 constexpr int32_t kOutside = -(1 << 30);
 
 // Quotient and remainder by multiplication, for 0 <= n < 2^31.
@@ -49,13 +50,14 @@ struct Axis {
 };
 
 __device__ inline Axis fprop_axis(int32_t source, int32_t result, int32_t filter, int32_t stride, int32_t pad, int32_t dilation) {
-  return {source, result, stride, -pad, dilation, filter, 0, 1};
+  return {
+      .extent = source, .pixels = result, .up = stride, .start = -pad, .step = dilation, .taps = filter, .first = 0, .every = 1};
 }
 
-// The input positions h of one residue modulo the stride, h = i * stride + residue, as a convolution of their own over dy:
-// h receives from output position (h + pad - r * dilation) / stride for each r where this has no remainder, which is every
-// (stride / gcd(stride, dilation))-th r; none at all for some residues, whose dx is zero. A residue is less than `result`. The
-// largest product is first * dilation, within the filter: stride * dilation might not fit.
+// The input positions h = i * stride + residue of one residue modulo the stride, as a convolution of their own over dy.
+// h receives from output position (h + pad - r * dilation) / stride for each r for which this division has no remainder. That is
+// every (stride / gcd(stride, dilation))-th r; for some residues it is no r at all, and their dx is zero. A residue is less than
+// `result`. The largest product is first * dilation, which lies within the filter; stride * dilation might not fit.
 __device__ inline Axis dgrad_axis(int32_t source, int32_t result, int32_t filter, int32_t stride, int32_t pad, int32_t dilation,
                                   int32_t residue) {
   int32_t divisor = stride, remainder = dilation;
@@ -68,14 +70,14 @@ __device__ inline Axis dgrad_axis(int32_t source, int32_t result, int32_t filter
   int32_t first = 0;
   while (first < candidates && (residue + pad - first * dilation) % stride) ++first;
   const bool any = first < candidates;
-  return {source,
-          (result - 1 - residue) / stride + 1,
-          1,
-          any ? (residue + pad - first * dilation) / stride : 0,
-          -(dilation / divisor),
-          any ? (filter - first + every - 1) / every : 0,
-          first,
-          every};
+  return {.extent = source,
+          .pixels = (result - 1 - residue) / stride + 1,
+          .up = 1,
+          .start = any ? (residue + pad - first * dilation) / stride : 0,
+          .step = -(dilation / divisor),
+          .taps = any ? (filter - first + every - 1) / every : 0,
+          .first = first,
+          .every = every};
 }
 
 // The order of the taps: channels innermost where channels are contiguous in memory, else as the filter is stored, K C R S.
@@ -98,9 +100,9 @@ struct Taps {
   }
 };
 
-// ---- matrices: data, the plane their positions lie in, row(i) and column(j) -------------------------------------------
+// ---- matrices: each has data, the plane in which positions lie, and the coordinates of row(i) and column(j) -------------
 
-// Rows: pixels of the result; columns: taps. The im2col of an image (N, C, H, W), which is formed nowhere but in tiles.
+// Rows: pixels of the result; columns: taps. The im2col of an image (N, C, H, W), of which only tiles are ever formed.
 template <class T>
 struct ColumnMatrix {
   const T* data;
@@ -183,7 +185,7 @@ struct FilterMatrix {
   }
 };
 
-// Rows: pixels n p q up to some pixel; columns: channels. An image (N, K, P, Q) as it is.
+// Rows: pixels n p q up to some pixel; columns: channels. An image (N, K, P, Q) as it lies in memory.
 template <class T>
 struct ImageMatrix {
   const T* data;
@@ -227,7 +229,7 @@ struct Transposed : Matrix {
   __device__ Coordinate column(int32_t index) const { return Matrix::row(index); }
 };
 
-// Whether the element where a row and a column meet exists; otherwise it is zero: padding, or beyond the matrix.
+// Whether an element exists. One that does not is zero: it is padding, or lies beyond the matrix.
 template <class Matrix>
 __device__ inline bool exists(const Matrix& matrix, const Coordinate& row, const Coordinate& column) {
   return uint32_t(row.h + column.h) < uint32_t(matrix.height()) && uint32_t(row.w + column.w) < uint32_t(matrix.width());

@@ -1,24 +1,17 @@
-// Implicit im2col on CUDA cores: every dtype, layout and geometry; sums in fp32, in fp64 for fp64.
+// The variant simt: implicit im2col on CUDA cores, for every dtype, layout and geometry; sums in fp32, in fp64 for fp64.
 //
-// The ladder
-//   explicit   im2col.cuh writes the column matrix to memory, and this kernel multiplies it as a 1x1 convolution. R*S times
-//              the bytes of x written and read again. Right everywhere, fast nowhere.
-//   implicit   this file: the tiles of the column matrix are formed in shared memory. IEEE fp32 and fp64, and whatever the
-//              tensor cores' variant declines. Predicted: within 1.3x of the FMA limit where all of a tile is used.
-//              Measured: not yet.
-//   tensor     implicit_gemm_mma.cuh: the same tiles through cp.async and mma.sync; fp16, bf16, TF32.
-//   again      sum_again.cuh: dgrad's sums that are NaN, perhaps by the padding of dy alone, over the taps that exist.
-// R = S = 1 is the plain product, for which the positions are all inside and the pieces of 16 bytes always whole.
+// A block owns one tile of the result, and one split of the depth where that is split; split_k.cuh then adds the splits' sums. A
+// thread owns kThreadM x kThreadN of the tile, in quads of four neighbours, so that fragments are read 16 bytes at a time.
+// Results and the sums of splits are overwritten; wgrad's sums are overwritten or added to, as its parameters say.
 //
-// A block owns one tile of the result, a thread ThreadM x ThreadN of it, in quads of four neighbours so that fragments are
-// read 16 bytes at a time. Of a depth that is split it owns one split, whose sums split_k.cuh adds. Results and these sums are
-// overwritten; wgrad's sums are overwritten or added to, as its parameters say.
+// For R = S = 1 this is the plain matrix product: no position is outside of the plane, and no piece of 16 bytes is cut.
 //
-// The tile. One step of a 128x128 tile reads 8 + 8 values per thread and depth for 64 FMAs: 64 bytes for 64 FMAs, 16 lanes
-// sharing each, which the 128 bytes per cycle of shared memory feed while 128 FMA lanes are busy. 64x64 serves what has few
-// tiles, and fp64, whose sums take twice the registers. A step's depth is what lets each thread move one piece of 16 bytes of
-// each operand: 8 for 128 rows of fp32, 16 for 64, 8 of fp64.
+// The tile. In one step of a 128x128 tile, a thread reads 8 + 8 values for each depth and computes 64 FMAs: 64 bytes for 64 FMAs,
+// each shared by 16 lanes, which the 128 bytes per clock of shared memory supply while 128 FMA lanes are busy. 64x64 serves
+// results of few tiles, and fp64, whose sums take twice the registers. A step is so deep that each thread moves one piece of 16
+// bytes of each operand: 8 for 128 rows of fp32, 16 for 64 rows, 8 for fp64.
 #pragma once
+#include "conv2d/directions.cuh"
 #include "conv2d/sum_again.cuh"
 #include "platform/shared_memory.h"
 #include "platform/vector.h"
@@ -27,17 +20,17 @@ __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a,
 __device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
 template <int kM_, int kN_, int kDepth_, int kThreadM_, int kThreadN_>
-struct Tile {
+struct SimtTile {
   static constexpr int kM = kM_, kN = kN_, kDepth = kDepth_, kThreadM = kThreadM_, kThreadN = kThreadN_;
   static constexpr int kThreadRows = kM / kThreadM, kThreadColumns = kN / kThreadN, kThreads = kThreadRows * kThreadColumns;
-  // Per multiprocessor, of whose 65,536 registers two blocks leave 128 to each thread: enough around 16 sums, not around 64.
+  // Blocks of a multiprocessor. Two of them leave each thread 128 of the 65,536 registers: enough with 16 sums, too few with 64.
   static constexpr int kBlocks = kThreadM * kThreadN <= 16 ? 2 : 1;
   static_assert(kThreads <= 256);
   static_assert(kThreadM % 4 == 0 && kThreadN % 4 == 0, "a thread owns quads");
 };
 
-// Moves tiles of one operand, (kRows, kDepth), from memory through registers to shared memory, (kDepth, kPitch) in the
-// accumulator's type.
+// Moves tiles of one operand from memory, (kRows, kDepth), through registers to shared memory, (kDepth, kPitch), where they have
+// the type in which products are summed.
 template <class T, int kRows, int kDepth, int kThreads>
 struct TileLoader {
   static constexpr int kElements = kRows * kDepth / kThreads;
@@ -49,7 +42,7 @@ struct TileLoader {
   T staged[kElements];
 
   template <bool kColumns, int kSize>
-  __device__ static void place(int i, int& row, int& depth) {
+  __device__ static void locate(int i, int& row, int& depth) {
     const int piece = int(threadIdx.x) + i * kThreads;
     if constexpr (kColumns) {
       row = piece / (kDepth / kSize);
@@ -65,7 +58,7 @@ struct TileLoader {
 #pragma unroll
     for (int i = 0; i < kElements / kSize; ++i) {
       int row, depth;
-      place<kColumns, kSize>(i, row, depth);
+      locate<kColumns, kSize>(i, row, depth);
       const Coordinate across = rows[row], down = matrix.column(first + depth);
       Vector<T, kSize> piece{};
       if (exists(matrix, across, down)) piece = load_vector<kSize>(matrix.data + across.offset + down.offset);
@@ -79,7 +72,7 @@ struct TileLoader {
 #pragma unroll
     for (int i = 0; i < kElements / kSize; ++i) {
       int row, depth;
-      place<kColumns, kSize>(i, row, depth);
+      locate<kColumns, kSize>(i, row, depth);
 #pragma unroll
       for (int j = 0; j < kSize; ++j)
         tile[(depth + (kColumns ? j : 0)) * kPitch + row + (kColumns ? 0 : j)] = widen(staged[i * kSize + j]);
@@ -114,7 +107,7 @@ struct TileLoader {
   }
 };
 
-// Stores a thread's part of a tile. Along the index that is contiguous in memory a quad goes out in pieces.
+// Stores a thread's part of a tile. Along the index that is contiguous in memory, a quad is stored in pieces.
 template <Walk kWalk, class Tile, class Result, class Sum>
 __device__ inline void store_sums(const Result& result, const Sum (&sums)[Tile::kThreadM][Tile::kThreadN], int32_t row,
                                   int32_t column) {
@@ -144,36 +137,29 @@ __device__ inline void store_sums(const Result& result, const Sum (&sums)[Tile::
 
 // Shared memory: what the block multiplies, the coordinates of the tile's rows and columns, then two stages of both operands'
 // tiles.
-template <class Tile, class Problem>
-struct ImplicitGemmMemory {
-  using T = typename Problem::Type;
+template <class Tile, class Direction>
+struct SimtMemory {
+  using T = typename Direction::Type;
   static constexpr int kPitchA = TileLoader<T, Tile::kM, Tile::kDepth, Tile::kThreads>::kPitch;
   static constexpr int kPitchB = TileLoader<T, Tile::kN, Tile::kDepth, Tile::kThreads>::kPitch;
-  alignas(kProblemBytes) Problem problem;
-  static_assert(sizeof(Problem) <= kProblemBytes);
-  alignas(kProblemBytes) Coordinate rows[Tile::kM], columns[Tile::kN];
+  alignas(kDirectionBytes) Direction direction;
+  alignas(kDirectionBytes) Coordinate rows[Tile::kM], columns[Tile::kN];
   alignas(16) Accumulator<T> a[2][Tile::kDepth * kPitchA];
   alignas(16) Accumulator<T> b[2][Tile::kDepth * kPitchB];
 };
 
-template <class Tile, class Problem, class Parameters>
-__device__ inline void implicit_gemm(const Parameters& parameters) {
-  using T = typename Problem::Type;
+template <class Tile, class Direction>
+__device__ inline void simt_gemm(const typename Direction::Parameters& parameters) {
+  using T = typename Direction::Type;
   using Sum = Accumulator<T>;
-  using Memory = ImplicitGemmMemory<Tile, Problem>;
+  using Memory = SimtMemory<Tile, Direction>;
   constexpr int kRead = 16 / sizeof(Sum);
   Memory& memory = *shared_memory<Memory>();
-  const Problem& problem = memory.problem;
+  const Direction& direction = memory.direction;
   const Walks& walks = parameters.walks;
-  if (threadIdx.x == 0) memory.problem = Problem(parameters);
-  __syncthreads();                               // every thread reads it
-  if (problem.tile.row >= problem.rows) return;  // a residue with fewer pixels than the first
+  if (!begin_tile<Tile::kThreads>(memory, parameters)) return;
 
-  for (int i = int(threadIdx.x); i < Tile::kM; i += Tile::kThreads) memory.rows[i] = problem.a.row(problem.tile.row + i);
-  for (int i = int(threadIdx.x); i < Tile::kN; i += Tile::kThreads) memory.columns[i] = problem.b.row(problem.tile.column + i);
-  __syncthreads();  // every thread reads the coordinates of others
-
-  // Consecutive threads take quads along the index that is contiguous in the result.
+  // Consecutive threads own neighbouring quads along the index that is contiguous in the result.
   const bool down = walks.c == Walk::rows || walks.c == Walk::row_pieces;
   const int thread = int(threadIdx.x);
   const int row = 4 * (down ? thread % Tile::kThreadRows : thread / Tile::kThreadColumns);
@@ -183,17 +169,17 @@ __device__ inline void implicit_gemm(const Parameters& parameters) {
   TileLoader<T, Tile::kM, Tile::kDepth, Tile::kThreads> a;
   TileLoader<T, Tile::kN, Tile::kDepth, Tile::kThreads> b;
   int stage = 0;
-  for (int32_t depth = problem.depth_begin; depth < problem.depth_end; depth += Tile::kDepth) {
-    if (depth == problem.depth_begin) {
-      a.load(walks.a, problem.a, memory.rows, depth);
-      b.load(walks.b, problem.b, memory.columns, depth);
+  for (int32_t depth = direction.depth_begin; depth < direction.depth_end; depth += Tile::kDepth) {
+    if (depth == direction.depth_begin) {
+      a.load(walks.a, direction.a, memory.rows, depth);
+      b.load(walks.b, direction.b, memory.columns, depth);
     }
     a.store(walks.a, memory.a[stage]);
     b.store(walks.b, memory.b[stage]);
     __syncthreads();  // the stage is full; the other one, read in the step before, may be written in the next
-    if (depth + Tile::kDepth < problem.depth_end) {
-      a.load(walks.a, problem.a, memory.rows, depth + Tile::kDepth);
-      b.load(walks.b, problem.b, memory.columns, depth + Tile::kDepth);
+    if (depth + Tile::kDepth < direction.depth_end) {
+      a.load(walks.a, direction.a, memory.rows, depth + Tile::kDepth);
+      b.load(walks.b, direction.b, memory.columns, depth + Tile::kDepth);
     }
 #pragma unroll 4
     for (int k = 0; k < Tile::kDepth; ++k) {
@@ -220,23 +206,23 @@ __device__ inline void implicit_gemm(const Parameters& parameters) {
     stage ^= 1;
   }
 
-  const int32_t m = problem.tile.row + row, n = problem.tile.column + column;
+  const int32_t m = direction.tile.row + row, n = direction.tile.column + column;
   bool nan = false;
-  if constexpr (Problem::kGathersFromDy) {
+  if constexpr (Direction::kGathersFromDy) {
 #pragma unroll
     for (int i = 0; i < Tile::kThreadM; ++i)
 #pragma unroll
       for (int j = 0; j < Tile::kThreadN; ++j) nan |= is_nan(sums[i][j]);
   }
   const auto after_storing = [&](const auto& result) {
-    if constexpr (Problem::kGathersFromDy) {
-      if (__syncthreads_or(nan))  // and every thread may read what others stored
-        sum_nan_again<Tile::kM, Tile::kN, Tile::kThreads>(problem, result, memory.rows, memory.columns);
+    if constexpr (Direction::kGathersFromDy) {
+      if (__syncthreads_or(nan))  // and every thread reads what others stored
+        sum_nan_again<Tile::kM, Tile::kN, Tile::kThreads>(direction, result, memory.rows, memory.columns);
     }
   };
-  if constexpr (Problem::kImage) {
-    if (parameters.splits.count > 1) {  // whose channels are contiguous
-      const auto result = problem.split_result(parameters);
+  if constexpr (Direction::kImage) {
+    if (parameters.splits.count > 1) {  // the channels of their sums are contiguous
+      const auto result = direction.split_result(parameters);
       if (walks.c == Walk::column_pieces)
         store_sums<Walk::column_pieces, Tile>(result, sums, m, n);
       else
@@ -244,7 +230,7 @@ __device__ inline void implicit_gemm(const Parameters& parameters) {
       return after_storing(result);
     }
   }
-  const auto result = problem.result(parameters);
+  const auto result = direction.result(parameters);
   switch (walks.c) {
     case Walk::row_pieces:
       store_sums<Walk::row_pieces, Tile>(result, sums, m, n);
@@ -260,18 +246,18 @@ __device__ inline void implicit_gemm(const Parameters& parameters) {
 
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
-    conv2d_fprop_kernel(const __grid_constant__ Conv2dFpropParameters<T, Epilogue> parameters) {
-  implicit_gemm<Tile, Conv2dFprop<T, Epilogue, Tile::kM, Tile::kN>>(parameters);
+    conv2d_fprop_simt_kernel(const __grid_constant__ Conv2dFpropParameters<T, Epilogue> parameters) {
+  simt_gemm<Tile, Conv2dFprop<T, Epilogue, Tile::kM, Tile::kN>>(parameters);
 }
 
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
-    conv2d_dgrad_kernel(const __grid_constant__ Conv2dDgradParameters<T, Epilogue> parameters) {
-  implicit_gemm<Tile, Conv2dDgrad<T, Epilogue, Tile::kM, Tile::kN>>(parameters);
+    conv2d_dgrad_simt_kernel(const __grid_constant__ Conv2dDgradParameters<T, Epilogue> parameters) {
+  simt_gemm<Tile, Conv2dDgrad<T, Epilogue, Tile::kM, Tile::kN>>(parameters);
 }
 
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
-    conv2d_wgrad_kernel(const __grid_constant__ Conv2dWgradParameters<T> parameters) {
-  implicit_gemm<Tile, Conv2dWgrad<T, Tile::kM, Tile::kN>>(parameters);
+    conv2d_wgrad_simt_kernel(const __grid_constant__ Conv2dWgradParameters<T> parameters) {
+  simt_gemm<Tile, Conv2dWgrad<T, Tile::kM, Tile::kN>>(parameters);
 }

@@ -1,0 +1,70 @@
+"""Launch plans of the matrix products that simt and mma compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ...dtypes import CPP_TYPES
+from ...shapes import SizeError
+from ...table import Kernel, LaunchConfig, LaunchPlan
+from .access import Walks, sum_walk, walks
+from .cost import count_tiles
+from .parameters import CSplits, CWalks
+from .problem import Conv2dProblem
+from .split_k import split_evenly
+from .tile import Tile
+
+
+@dataclass(frozen=True, eq=False)
+class GemmPlan:
+    """One product: how it is launched, how it walks memory, and how its depth is split."""
+
+    launch: LaunchPlan
+    walks: Walks
+    splits: int
+    split_depth: int  # wgrad: pixels of one split; fprop and dgrad: what the depth of one split is a multiple of
+
+    @cached_property
+    def c_walks(self) -> CWalks:
+        """The walks as parameter structs take them."""
+        return self.walks.struct()
+
+    @cached_property
+    def one_split(self) -> CSplits:
+        """What parameter structs of fprop and dgrad take where the depth is not split."""
+        return CSplits(sums=None, count=1, step=self.split_depth)
+
+
+def epilogue_arguments(direction: str, dtype: str) -> tuple[str, ...]:
+    """Returns the template argument, if any, that says what becomes of a sum before it is stored."""
+    cpp = CPP_TYPES[dtype]
+    return {"fprop": (f"BiasEpilogue<{cpp}>",), "dgrad": (f"NoEpilogue<{cpp}>",), "wgrad": ()}[direction]
+
+
+def require_tiles(problem: Conv2dProblem, tiles: int) -> None:
+    """Raises SizeError unless the kernels can number so many tiles."""
+    if tiles >= 2**31:
+        raise SizeError(f"conv2d_{problem.direction}: expected sizes whose tiles number fewer than 2^31, got {tiles} tiles")
+
+
+def plan_gemm(variant: str, problem: Conv2dProblem, tile: Tile, kernel: Kernel, piece: int, splits: int) -> GemmPlan:
+    """Plans the product of a problem; it has fewer splits than asked for where the depth has fewer steps.
+
+    Args:
+        piece: elements that a thread moves at a time.
+    """
+    dtype, step = problem.dtype, tile.step(problem.dtype)
+    depth_per_split, splits = split_evenly(problem.depth, step, splits)
+    blocks = count_tiles(problem.product, tile) * splits
+    require_tiles(problem, blocks)
+    config = LaunchConfig(grid=(blocks, 1, 1), block=(tile.threads, 1, 1), shared_bytes=tile.shared_bytes(dtype))
+    walked, is_wgrad = walks(problem, piece), problem.direction == "wgrad"
+    if splits > 1 and not is_wgrad:  # sums of a split have their channels innermost, whatever the result has
+        walked = walked._replace(c=sum_walk(problem.product.columns, dtype))
+    return GemmPlan(
+        launch=LaunchPlan(kernel, config, variant),
+        walks=walked,
+        splits=splits,
+        split_depth=depth_per_split if is_wgrad else step,
+    )

@@ -1,0 +1,99 @@
+"""The variant im2col: the column matrix in memory, `im2col.cuh`, and its product by simt; unfold and fold launch it as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from ...arithmetic import ceil_divide
+from ...dtypes import CPP_TYPES, ITEM_BYTES
+from ...hardware import Device
+from ...shapes import SizeError
+from ...table import Kernel, LaunchConfig, LaunchPlan, instantiate
+from .cost import Passes
+from .problem import Conv2dProblem
+from .simt import Simt
+
+_THREADS = 256  # kIm2colThreads
+_BLOCKS_PER_MULTIPROCESSOR = 64
+#: Elements and positions up to which the kernels compute in 32 bits; tests lower it.
+most_int32 = 2**31
+
+KERNELS = tuple(
+    kernel
+    for name in ("im2col_kernel", "col2im_kernel")
+    for kernel in instantiate("conv2d/im2col.cuh", name, tuple(CPP_TYPES.values()), ("int32_t", "int64_t"))
+)
+
+
+def plan_gather(problem: Conv2dProblem, name: str, multiprocessors: int) -> LaunchPlan:
+    """Plans `im2col`, with a thread for each of N·C·P·Q elements, or `col2im`, for each of N·C·H·W.
+
+    There are at most 64 blocks a multiprocessor, whose threads stride over the rest.
+
+    Raises:
+        SizeError: an integer does not fit the kernels' parameters.
+    """
+    return _plan_gather(problem, name, multiprocessors, most_int32)
+
+
+@lru_cache(maxsize=4096)
+def _plan_gather(problem: Conv2dProblem, name: str, multiprocessors: int, limit: int) -> LaunchPlan:
+    p = problem
+    p.require_int32()
+    if p.N >= 2**31:
+        raise SizeError(f"input: expected fewer than 2^31 images, got N = {p.N}")
+    elements = p.N * p.C * (p.P * p.Q if name == "im2col" else p.H * p.W)
+    positions = (
+        max(extent - 1 + pad, (outputs - 1) * stride + (taps - 1) * dilation)
+        for extent, outputs, taps, stride, pad, dilation in zip(
+            (p.H, p.W), (p.P, p.Q), (p.R, p.S), p.stride, p.pad, p.dilation, strict=True
+        )
+    )
+    most_blocks = _BLOCKS_PER_MULTIPROCESSOR * multiprocessors
+    largest = max(elements + most_blocks * _THREADS, *positions)
+    index = "int32_t" if largest < limit else "int64_t"
+    kernel = Kernel("conv2d/im2col.cuh", f"{name}_kernel", (CPP_TYPES[p.dtype], index))
+    config = LaunchConfig(grid=(min(ceil_divide(elements, _THREADS), most_blocks), 1, 1), block=(_THREADS, 1, 1))
+    return LaunchPlan(kernel, config, "gather")
+
+
+class Im2col(Simt):
+    """Takes any geometry; the product of the columns, whose plan `plan` returns, is a 1x1 convolution by simt."""
+
+    name = "im2col"
+    last_resort = True
+
+    def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:
+        """Returns why sizes are too large; positions never are, because the gathers compute them in 64 bits if need be."""
+        return problem.limits()
+
+    def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
+        return problem._replace(
+            C=problem.C * problem.R * problem.S,
+            R=1,
+            S=1,
+            H=problem.P,
+            W=problem.Q,
+            stride=(1, 1),
+            pad=(0, 0),
+            dilation=(1, 1),
+        )
+
+    def splits(self, problem: Conv2dProblem, tile: str, device: Device) -> Sequence[int]:
+        return super().splits(problem, tile, device) if problem.direction == "wgrad" else (1,)
+
+    def passes(self, problem: Conv2dProblem) -> Passes:
+        """Counts that the image is read or written, and so are its columns."""
+        item = ITEM_BYTES[problem.dtype]
+        image_bytes = problem.C * problem.H * problem.W * item
+        column_bytes = problem.C * problem.R * problem.S * problem.P * problem.Q * item
+        images = problem.images_per_launch(column_bytes)
+        return Passes(
+            moved_bytes=problem.N * (image_bytes + column_bytes),
+            launches=2 * ceil_divide(problem.N, images) - 1,
+            workspace_bytes=images * column_bytes,
+        )
+
+
+IM2COL = Im2col()

@@ -1,0 +1,155 @@
+// What convolution's kernels take; mirrored in parameters.py. Shapes are torch's, strides count elements in the same order.
+#pragma once
+#include "conv2d/epilogue.cuh"
+#include "platform/tensor_map.h"
+#include "shapes.h"
+
+// Which index of a matrix consecutive threads advance along: element by element, or in pieces, which are aligned vectors,
+// contiguous in memory, that exist or not as a whole.
+enum class Walk : int32_t { rows, row_pieces, columns, column_pieces };
+
+struct Walks {
+  Walk a, b, c;            // over the left operand, the right operand, the result
+  int32_t channels_inner;  // the order of taps, see Taps in matrices.cuh
+};
+
+// How the depth of a product that yields an image is split over blocks, where the image has too few tiles for all
+// multiprocessors. Each split writes sums of its own, which split_k.cuh adds.
+template <class T>
+struct Splits {
+  Accumulator<T>* sums;  // (splits, N, height, width, channels of all groups) contiguous, overwritten; unused by one split
+  int32_t count, step;   // a split begins at a multiple of the kernel's step
+};
+
+// ---- simt and mma ------------------------------------------------------------------------------------------------------
+
+template <class T, class Epilogue>
+struct Conv2dFpropParameters {
+  const T* x;  // (N, C, H, W)
+  const T* w;  // (K, C/groups, R, S)
+  T* y;        // (N, K, P, Q), overwritten if there is one split, not touched if there are more
+  Conv2dShape shape;
+  Walks walks;
+  Splits<T> splits;
+  Epilogue epilogue;
+};
+
+template <class T, class Epilogue>
+struct Conv2dDgradParameters {
+  const T* dy;  // (N, K, P, Q)
+  const T* w;   // (K, C/groups, R, S)
+  T* dx;        // (N, C, H, W), overwritten if there is one split, not touched if there are more
+  Conv2dShape shape;
+  Walks walks;
+  Splits<T> splits;
+  Epilogue epilogue;
+};
+
+template <class T>
+struct Conv2dWgradParameters {
+  const T* dy;           // (N, K, P, Q)
+  const T* x;            // (N, C, H, W)
+  Accumulator<T>* sums;  // (splits, K, taps), overwritten, or added to
+  Conv2dShape shape;
+  Walks walks;
+  int32_t splits, pixels_per_split, accumulate;
+};
+
+// ---- wgmma -------------------------------------------------------------------------------------------------------------
+
+// One dimension of an image that is gathered from: pixel i of the result and tap t meet at position start + i * up + t * step.
+struct Im2colAxis {
+  int32_t pixels, start, up;
+  int32_t taps, step;
+  int32_t first, every;  // tap t is filter position first + t * every
+  int32_t residue;       // dgrad: pixel i of the result is line i * stride + residue
+};
+
+struct Im2colImage {
+  TensorMap map;  // not initialised where nothing is fetched
+  Im2colAxis vertical, horizontal;
+  __device__ bool fetched() const { return vertical.pixels && horizontal.pixels && vertical.taps && horizontal.taps; }
+};
+
+// dgrad's operands, from which sums that came out as NaN are computed again; unused in fprop.
+template <class T>
+struct OperandsInMemory {
+  const T* dy;      // as its map describes it: packed
+  const T* filter;  // as its map describes it
+  int64_t dy_stride[4], filter_stride[4];
+  int32_t P, Q;
+};
+
+constexpr int kMostResidues = 16;  // strides up to 4 x 4: their maps fit the 4 KiB of a kernel's parameters
+
+template <class T, class Epilogue, int kImages>
+struct Conv2dWgmmaParameters {
+  Im2colImage images[kImages];  // x; or dy, once for each residue of the pixels of dx modulo the stride
+  TensorMap filter;
+  T* result;          // (N, groups * channels, height, width), overwritten if there is one split
+  float* sums;        // (splits, N, height, width, groups * channels), overwritten if there are more
+  int64_t stride[4];  // of the result
+  int32_t N, height, width, groups;
+  int32_t channels, depth_channels;  // of a group: those of the result, and those that are summed over
+  int32_t stride_h, stride_w;        // how many residues there are, at most height and width; 1 in fprop
+  int32_t span, splits, steps_per_split, tiles;
+  Walk walk;  // over the result, or over the sums of several splits
+  OperandsInMemory<T> operands;
+  Epilogue epilogue;
+};
+
+template <class T>
+struct Conv2dWgradWgmmaParameters {
+  Im2colImage x;
+  TensorMap dy;  // an im2col map as well, for a 1x1 filter: pixels in their order, whatever lies between lines and images
+  float* sums;   // (splits, groups * K, taps), overwritten, or added to; channels of a tap are padded to whole blocks
+  int32_t N, groups;
+  int32_t C, K;  // of a group
+  int32_t span, splits, steps_per_split, tiles;
+  int32_t accumulate;
+};
+
+// ---- what runs before and after products -------------------------------------------------------------------------------
+
+template <class T>
+struct PackChannelsParameters {
+  const T* from;                  // (N, groups * channels, H, W)
+  T* to;                          // (N', H, W, groups, padded) contiguous, overwritten
+  int64_t stride[4];              // of `from`: N C H W
+  int32_t channels, padded;       // of a group
+  int32_t images, padded_images;  // N consists of groups of `images`, each padded to `padded_images`: a filter's outputs
+  int32_t H, W, groups, pixels_first;
+};
+
+template <class T>
+struct Conv2dSumSplitsParameters {
+  const Accumulator<T>* sums;  // (splits, groups * outputs, taps), taps in the order of `channels_inner`
+  T* dw;                       // (K, C/groups, R, S), overwritten
+  Conv2dShape shape;
+  int32_t splits, channels_inner;
+  int32_t channels, outputs;  // of a group in `sums`, where either may be padded
+};
+
+template <class T, class Epilogue>
+struct Conv2dSumImageSplitsParameters {
+  const Accumulator<T>* sums;  // (splits, N, H, W, channels) contiguous, aligned to 16 bytes
+  T* result;                   // (N, channels, H, W), overwritten
+  int64_t stride[4];           // of `result`: N C H W
+  int32_t N, channels, H, W, splits;
+  Epilogue epilogue;
+};
+
+// The shape's y is the columns, (N, C*R*S, P*Q) contiguous; its y_stride, K and groups are unused.
+template <class T>
+struct Im2colParameters {
+  const T* x;  // (N, C, H, W)
+  T* columns;  // (N, C*R*S, P*Q) contiguous, overwritten
+  Conv2dShape shape;
+};
+
+template <class T>
+struct Col2imParameters {
+  const T* columns;  // (N, C*R*S, P*Q) contiguous
+  T* x;              // (N, C, H, W), overwritten
+  Conv2dShape shape;
+};

@@ -1,0 +1,235 @@
+// The variant wgmma: implicit im2col on compute capability 9.0 (sm_90a), for fp16, bf16, and fp32 as TF32; sums in fp32. The copy
+// engine forms the columns while it loads them, and wgmma multiplies them where they landed. This file is the machinery;
+// directions_wgmma.cuh has the three directions.
+//
+// Two warpgroups multiply, and one thread of a ninth warp starts a copy for each tap and 16 to 64 channels of it; the engine
+// itself handles padding, strides, dilation and the ends of lines and images. They meet at two mbarriers for each stage: `full`
+// completes when the stage's bytes have arrived, `empty` when every multiplying warp has waited for its products of that stage.
+// Blocks are persistent: the tiles of a block are gridDim.x apart, and while one is stored the next one's stages fill.
+//
+// The tile. A step is 128 bytes of depth, which is four wgmma. 128x256 keeps 128 sums in a thread and uses all of the shared
+// memory. Tiles of 128x128 and less leave room for two blocks, of which one multiplies while the other stores.
+//
+// Results are overwritten; wgrad's sums are overwritten or added to.
+#pragma once
+#include "conv2d/store_tile.cuh"
+#include "platform/memory.h"
+#include "platform/shared_memory.h"
+#include "platform/tensor_map.h"
+#include "platform/wgmma.h"
+
+constexpr int kStepBytes = 128;  // of depth in each row of both operands; the widest swizzle
+
+// kDown x kAcross warpgroups share a tile of kM x kN.
+template <int kM_, int kN_, int kDown_, int kAcross_>
+struct WgmmaTile {
+  static constexpr int kM = kM_, kN = kN_, kDown = kDown_, kAcross = kAcross_;
+  static constexpr int kGroups = kDown * kAcross, kGroupM = kM / kDown, kGroupN = kN / kAcross;
+  static constexpr int kWarps = 4 * kGroups, kThreads = 32 * kWarps + 32;  // the last warp fetches
+  static constexpr int kBlocks = kM + kN <= 256 ? 2 : 1;                   // resident on a multiprocessor
+  static constexpr int kStageBytes = (kM + kN) * kStepBytes;
+  static constexpr int kStages = (kBlocks == 2 ? 100 << 10 : 200 << 10) / kStageBytes;
+  static constexpr int kChunkBytes = kBlocks == 2 ? 64 : 128;  // of a row that a warpgroup stages at once
+  static_assert(kGroupM % 64 == 0 && kGroupN % 64 == 0 && kStages >= 3);
+};
+
+// How an operand lies in a stage, as descriptors state it (platform/wgmma.h): in spans of 32 to 128 bytes, one after the other.
+// All fields are bytes.
+struct OperandLayout {
+  uint32_t leading, stride, span;
+  uint32_t odd, two;  // from the depth of one wgmma to that of the next one, and to that of the one after
+  uint32_t per_64;    // from 64 rows of the operand to the next 64
+
+  // Spans lie along the depth: each holds all `rows` for a part of the step's depth.
+  __device__ static OperandLayout depth_major(uint32_t span, uint32_t rows) {
+    return {.leading = 16,
+            .stride = 8 * span,
+            .span = span,
+            .odd = span == 32 ? rows * span : 32,
+            .two = span == 128 ? 64 : rows * 64,
+            .per_64 = 64 * span};
+  }
+  // Spans lie along the rows: each holds a step of 64 depths (16-bit elements) of as many rows as it has room for.
+  __device__ static OperandLayout row_major(uint32_t span) {
+    return {
+        .leading = 64 * span, .stride = 8 * span, .span = span, .odd = 16 * span, .two = 32 * span, .per_64 = 64 * kStepBytes};
+  }
+
+  __device__ uint64_t descriptor(const unsigned char* operand) const { return matrix_descriptor(operand, leading, stride, span); }
+  // From a step's first wgmma to another one of the step.
+  __device__ uint32_t at(int multiplication) const { return multiplication % 2 * odd + multiplication / 2 * two; }
+};
+
+// Results of type T on their way from registers to memory: 64 rows of some columns. A line is what is contiguous in memory,
+// padded so that a warp's pairs along a row, or words down a column, lie in different banks.
+template <class Tile, class T>
+struct Staging {
+  static constexpr int kColumns = Tile::kChunkBytes / int(sizeof(T));
+  static constexpr int kRowPitch = kColumns + 8, kColumnPitch = sizeof(T) == 4 ? 64 + 4 : 64 + 8;
+  static constexpr int kCount = 64 * kRowPitch > kColumns* kColumnPitch ? 64 * kRowPitch : kColumns * kColumnPitch;
+  static constexpr int kBytes = kCount * int(sizeof(T));
+};
+
+// Shared memory. The destination of a tile's results is described here, because the sums need the registers.
+template <class Tile>
+struct WgmmaMemory {
+  static_assert(Staging<Tile, float>::kBytes >= Staging<Tile, half>::kBytes);
+  alignas(1024) unsigned char stages[Tile::kStages][Tile::kStageBytes];  // the left operand's kM rows, then the right one's
+  alignas(16) unsigned char staging[Tile::kGroups][Staging<Tile, float>::kBytes];
+  alignas(16) unsigned char destination[Tile::kGroups][176];
+  int32_t nan[Tile::kWarps];  // whether one of a warp's sums is NaN
+  alignas(8) uint64_t full[Tile::kStages], empty[Tile::kStages];
+};
+
+// A position in the ring of stages: a stage, and the parity of the number of turns around the ring.
+template <int kStages>
+struct RingPosition {
+  int stage;
+  uint32_t turn;
+  // The position after so many steps.
+  __device__ explicit RingPosition(uint32_t steps = 0) : stage(int(steps % kStages)), turn(steps / kStages % 2) {}
+  __device__ void next() {
+    if (++stage == kStages) stage = 0, turn ^= 1;
+  }
+};
+
+// Where a warpgroup's sums go: a result, and the element of it that the first sum belongs to.
+template <class Result>
+struct Destination {
+  Result result;
+  int32_t row, column;
+};
+template <class Result, class Tile>
+__device__ inline Destination<Result>& destination_of(WgmmaMemory<Tile>& memory) {
+  static_assert(sizeof(Destination<Result>) <= sizeof(memory.destination[0]));
+  return *reinterpret_cast<Destination<Result>*>(memory.destination[threadIdx.x / 128]);
+}
+
+// Rounds one warp's part of a chunk of its warpgroup's sums and writes the results to shared memory. `column` is the chunk's
+// first.
+template <class Staging, class Result, int kFragments, int kCount>
+__device__ inline void stage_chunk(typename Result::Stored* to, const float (&sums)[kFragments][kCount], int chunk, bool down,
+                                   const Result& result, int32_t column) {
+  using Stored = typename Result::Stored;
+  constexpr int kRegisters = Staging::kColumns / 2, kChunks = kCount / kRegisters;  // of a chunk; chunks of a fragment
+  const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  const int lane_row = 16 * warp + lane / 4, lane_column = lane % 4 * 2;
+  const auto narrowed = [&](float sum, int32_t n) { return n < result.columns ? result.narrowed(sum, n) : Stored{}; };
+  // Only an index that is a constant keeps the sums in registers, so the loop over all chunks is unrolled to find the one.
+#pragma unroll
+  for (int candidate = 0; candidate < kFragments * kChunks; ++candidate)
+    if (candidate == chunk) {
+#pragma unroll
+      for (int i = 0; i < kRegisters; i += 2) {
+        const int row = lane_row + i / 2 % 2 * 8, chunk_column = lane_column + i / 4 * 8;
+        const int index = candidate % kChunks * kRegisters + i;
+        const Stored left = narrowed(sums[candidate / kChunks][index], column + chunk_column),
+                     right = narrowed(sums[candidate / kChunks][index + 1], column + chunk_column + 1);
+        if (down) {
+          to[chunk_column * Staging::kColumnPitch + row] = left;
+          to[(chunk_column + 1) * Staging::kColumnPitch + row] = right;
+        } else {
+          store_vector<2>(to + row * Staging::kRowPitch + chunk_column, Vector<Stored, 2>{{left, right}});
+        }
+      }
+    }
+}
+
+// Stores a warpgroup's sums, chunk by chunk, to their destination.
+template <class Result, class Tile, int kFragments, int kCount>
+__device__ inline void store_sums(WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount], Walk walk) {
+  using Stored = typename Result::Stored;
+  using Staged = Staging<Tile, Stored>;
+  const int group = int(threadIdx.x) / 128, thread = int(threadIdx.x) % 128;
+  const bool down = walk == Walk::rows || walk == Walk::row_pieces;
+  constexpr int kChunks = 2 * kCount / Staged::kColumns;
+  Stored* const staging = reinterpret_cast<Stored*>(memory.staging[group]);
+  const Destination<Result>& destination = destination_of<Result>(memory);
+  barrier_sync(1 + group, 128);  // one thread has described the destination
+#pragma unroll 1
+  for (int chunk = 0; chunk < kFragments * kChunks; ++chunk) {
+    const int32_t column = destination.column + chunk % kChunks * Staged::kColumns;
+    stage_chunk<Staged>(staging, sums, chunk, down, destination.result, column);
+    barrier_sync(1 + group, 128);  // every thread stores what others have summed
+    store_tile<64, Staged::kColumns, 128, true>(destination.result, staging, down ? Staged::kColumnPitch : Staged::kRowPitch,
+                                                walk, destination.row + chunk / kChunks * 64, column, thread);
+    barrier_sync(1 + group, 128);  // all reads of this chunk are over, and after the last one those of the destination
+  }
+}
+
+// Product is what one tile multiplies (directions_wgmma.cuh).
+template <class Tile, class Product>
+__device__ inline void wgmma_gemm(const typename Product::Parameters& parameters) {
+  using T = typename Product::Type;
+  using Memory = WgmmaMemory<Tile>;
+  constexpr int kFragments = Tile::kGroupM / 64;
+  Memory& memory = *shared_memory<Memory>();
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < Tile::kStages; ++stage) {
+      mbarrier_init(&memory.full[stage], 1);
+      mbarrier_init(&memory.empty[stage], Tile::kWarps);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();  // the barriers are initialised before any thread uses them
+
+  if (warp == Tile::kWarps) {
+    if (lane != 0) return;
+    RingPosition<Tile::kStages> position;
+    Product::prefetch(parameters);
+    for (int32_t number = int32_t(blockIdx.x); number < parameters.tiles; number += int32_t(gridDim.x)) {
+      Product product(parameters, number);
+      for (int32_t step = product.begin; step < product.end; ++step, position.next()) {
+        // In the first turn every stage is empty, and this passes at once.
+        mbarrier_wait(&memory.empty[position.stage], position.turn ^ 1);
+        mbarrier_arrive_expect(&memory.full[position.stage], Tile::kStageBytes);
+        unsigned char* stage = memory.stages[position.stage];
+        product.fetch(stage, stage + Tile::kM * kStepBytes, &memory.full[position.stage]);
+      }
+    }
+    return;
+  }
+
+  const int group = warp / 4, group_row = group / Tile::kAcross * Tile::kGroupM,
+            group_column = group % Tile::kAcross * Tile::kGroupN;
+  uint32_t steps = 0;  // of all tiles so far
+  for (int32_t number = int32_t(blockIdx.x); number < parameters.tiles; number += int32_t(gridDim.x)) {
+    const Product product(parameters, number);
+    if (product.tile.row >= product.rows) continue;  // its residue has fewer pixels than the first one, and no steps here
+    // Described before the products, whose sums leave no registers for it.
+    if (threadIdx.x % 128 == 0) product.describe(memory, group_row, group_column);
+    float sums[kFragments][Tile::kGroupN / 2] = {};
+#pragma unroll
+    for (int m = 0; m < kFragments; ++m) wgmma_written(sums[m]);
+    // Computed again for every tile: kept while the last tile was stored, the layouts would take the registers of its sums.
+    const int32_t span = computed_again(parameters.span);
+    const OperandLayout layout_a = Product::layout_a(span), layout_b = Product::layout_b(span);
+    const uint64_t first_a = advance(layout_a.descriptor(memory.stages[0]), group_row / 64 * layout_a.per_64);
+    const uint64_t first_b =
+        advance(layout_b.descriptor(memory.stages[0] + Tile::kM * kStepBytes), group_column / 64 * layout_b.per_64);
+    RingPosition<Tile::kStages> position(computed_again(steps));
+    steps += product.end - product.begin;
+    int previous = -1;
+    for (int32_t step = product.begin; step < product.end; ++step, position.next()) {
+      const uint64_t a = advance(first_a, position.stage * Tile::kStageBytes),
+                     b = advance(first_b, position.stage * Tile::kStageBytes);
+      mbarrier_wait(&memory.full[position.stage], position.turn);
+      wgmma_fence();  // in every step, because ptxas requires one on every path to a product
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int m = 0; m < kFragments; ++m)
+          wgmma<T, Product::kMajorA, Product::kMajorB>(sums[m], advance(a, layout_a.at(i) + m * layout_a.per_64),
+                                                       advance(b, layout_b.at(i)));
+      wgmma_commit();
+      wgmma_wait<1>();  // the products of the step before are over and its stage is free; this step's continue
+      if (previous >= 0 && lane == 0) mbarrier_arrive(&memory.empty[previous]);
+      previous = position.stage;
+    }
+#pragma unroll
+    for (int m = 0; m < kFragments; ++m) wgmma_wait<0>(sums[m]);
+    if (previous >= 0 && lane == 0) mbarrier_arrive(&memory.empty[previous]);
+    Product::store(parameters, memory, sums, number);
+  }
+}

@@ -1,0 +1,164 @@
+"""Which pixels and filter positions the copy engine gathers in each direction, and the tensor maps that describe them.
+
+All positions are computed here, once for each problem, so that the kernel only adds: see directions_wgmma.cuh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+from typing import NamedTuple
+
+from ...arithmetic import ceil_divide, round_up
+from ...tensor_map import ITEM_BYTES, Four, TensorMapSpec, Three
+from .parameters import CIm2colAxis
+from .problem import Conv2dProblem
+
+# ---- positions ---------------------------------------------------------------------------------------------------------------
+
+
+class Axis(NamedTuple):
+    """`Im2colAxis` of parameters.cuh: one dimension of an image that is gathered from.
+
+    Pixel i of the result and tap t meet at position start + i * up + t * step of the image; tap t is filter position
+    first + t * every.
+    """
+
+    pixels: int
+    start: int
+    up: int
+    taps: int
+    step: int
+    first: int
+    every: int
+    residue: int = 0  # dgrad: pixel i of the result is line i * stride + residue
+
+    def upper(self, extent: int) -> int:
+        """Returns the position of a line's last pixel, counted from the last position of the image."""
+        return self.start + (self.pixels - 1) * self.up - (extent - 1)
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether there is anything to fetch."""
+        return self.pixels > 0 and self.taps > 0
+
+    def struct(self) -> CIm2colAxis:
+        """Returns the struct of parameters.cuh."""
+        return CIm2colAxis(**self._asdict())
+
+
+def fprop_axis(pixels: int, taps: int, stride: int, pad: int, dilation: int) -> Axis:
+    """Returns an axis of x, in which every pixel of y meets every filter position."""
+    return Axis(pixels=pixels, start=-pad, up=stride, taps=taps, step=dilation, first=0, every=1)
+
+
+def dgrad_axis(pixels: int, taps: int, stride: int, pad: int, dilation: int, residue: int) -> Axis:
+    """Returns an axis of dy, for the pixels of dx of one residue modulo the stride.
+
+    Each of them meets every (stride / gcd(stride, dilation))-th filter position, from the last one back; pixels of some residues
+    meet none. `dgrad_axis` of matrices.cuh has the derivation.
+    """
+    pixels_of_residue = max(0, ceil_divide(pixels - residue, stride))
+    every = stride // gcd(stride, dilation)
+    first = next((tap for tap in range(min(every, taps)) if (residue + pad - tap * dilation) % stride == 0), None)
+    if first is None:
+        return Axis(pixels=pixels_of_residue, start=0, up=1, taps=0, step=0, first=0, every=0, residue=residue)
+    met = ceil_divide(taps - first, every)
+    last = first + (met - 1) * every
+    return Axis(
+        pixels=pixels_of_residue,
+        start=(residue + pad - last * dilation) // stride,
+        up=1,
+        taps=met,
+        step=every * dilation // stride,
+        first=last,
+        every=-every,
+        residue=residue,
+    )
+
+
+class Image(NamedTuple):
+    """The image that is gathered from."""
+
+    vertical: Axis
+    horizontal: Axis
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether there is anything to fetch."""
+        return self.vertical.is_gathered and self.horizontal.is_gathered
+
+    @property
+    def taps(self) -> int:
+        """How many filter positions a pixel meets."""
+        return self.vertical.taps * self.horizontal.taps
+
+
+def images(problem: Conv2dProblem) -> tuple[Image, ...]:
+    """Returns x; or in dgrad dy, once for each residue of the pixels of dx modulo the stride."""
+    p = problem
+    if p.direction != "dgrad":
+        vertical = fprop_axis(p.P, p.R, p.stride[0], p.pad[0], p.dilation[0])
+        return (Image(vertical, fprop_axis(p.Q, p.S, p.stride[1], p.pad[1], p.dilation[1])),)
+    rows, columns = p.residues
+    return tuple(
+        Image(
+            dgrad_axis(p.H, p.R, p.stride[0], p.pad[0], p.dilation[0], residue // columns),
+            dgrad_axis(p.W, p.S, p.stride[1], p.pad[1], p.dilation[1], residue % columns),
+        )
+        for residue in range(rows * columns)
+    )
+
+
+def unshifted(height: int, width: int) -> Image:
+    """Returns an image that a 1x1 filter gathers from: every pixel where it is."""
+    return Image(fprop_axis(height, 1, 1, 0, 1), fprop_axis(width, 1, 1, 0, 1))
+
+
+# ---- tensor maps: sizes and strides are torch's, (N, C, H, W) or (K, C, R, S); a row of a box is one whole span ----------------
+
+
+def _innermost_first(sizes: Sequence[int], strides: Sequence[int], item: int) -> tuple[Four, Three]:
+    """Returns extents and strides in bytes as maps have them; a dimension of one element gets the stride of a dense one."""
+    extents = (sizes[1], sizes[3], sizes[2], sizes[0])
+    byte_strides: list[int] = []
+    dense = round_up(sizes[1] * item, 16)
+    for extent, stride in zip(extents[1:], (strides[3], strides[2], strides[0]), strict=True):
+        byte_strides.append(dense if extent == 1 else stride * item)
+        dense = byte_strides[-1] * extent
+    return extents, (byte_strides[0], byte_strides[1], byte_strides[2])
+
+
+def image_map(
+    dtype: str, sizes: Sequence[int], strides: Sequence[int], image: Image, channels: int, pixels: int, address: int = 0
+) -> TensorMapSpec:
+    """Returns the map of an image whose channels are contiguous; a box has `channels` of `pixels`."""
+    vertical, horizontal = image
+    extent, stride = _innermost_first(sizes, strides, ITEM_BYTES[dtype])
+    return TensorMapSpec(
+        address=address,
+        dtype=dtype,
+        extent=extent,
+        stride=stride,
+        swizzle=channels * ITEM_BYTES[dtype],
+        element_stride=(1, horizontal.up, vertical.up, 1),
+        lower=(horizontal.start, vertical.start),
+        upper=(horizontal.upper(sizes[3]), vertical.upper(sizes[2])),
+        channels=channels,
+        pixels=pixels,
+    )
+
+
+def filter_map(
+    dtype: str, sizes: Sequence[int], strides: Sequence[int], channels: int, rows: int, address: int = 0
+) -> TensorMapSpec:
+    """Returns the map of a filter; a box has one filter position of `channels` of `rows`, which are dimension 0."""
+    extent, stride = _innermost_first(sizes, strides, ITEM_BYTES[dtype])
+    return TensorMapSpec(
+        address=address,
+        dtype=dtype,
+        extent=extent,
+        stride=stride,
+        swizzle=channels * ITEM_BYTES[dtype],
+        box=(channels, 1, 1, rows),
+    )

@@ -1,0 +1,72 @@
+"""Host code of the variant im2col, of unfold and of fold: columns in memory, and their product by simt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_unroll.engines.compiled.conv2d_call import Call
+from torch_unroll.engines.compiled.conv2d_gemm import allocate_filter_sums, launch_dgrad, launch_fprop, launch_wgrad
+from torch_unroll.engines.compiled.conv2d_sums import add_filter_splits
+from torch_unroll.engines.compiled.conv2d_workspace import allocate_workspace
+from torch_unroll.kernels.cuda.conv2d.im2col import IM2COL, plan_gather
+from torch_unroll.kernels.cuda.conv2d.parameters import Col2imParameters, Im2colParameters
+from torch_unroll.kernels.planning import Configuration
+
+
+def im2col(call: Call, columns: Tensor) -> None:
+    """Writes the columns of x, (N, C·R·S, P, Q) contiguous."""
+    struct = Im2colParameters(x=call.x.data_ptr(), columns=columns.data_ptr(), shape=call.problem.shape())
+    call.launcher.launch(plan_gather(call.problem, "im2col", call.device.multiprocessors), struct, call.x.device)
+
+
+def col2im(call: Call, columns: Tensor) -> None:
+    """Sums columns (N, C·R·S, P, Q), contiguous, into x."""
+    struct = Col2imParameters(columns=columns.data_ptr(), x=call.x.data_ptr(), shape=call.problem.shape())
+    call.launcher.launch(plan_gather(call.problem, "col2im", call.device.multiprocessors), struct, call.x.device)
+
+
+def fprop(call: Call, bias: Tensor | None, configuration: Configuration) -> None:
+    w, (chunks, columns) = _flattened(call.w), _chunks(call)
+    for chunk in chunks:
+        im2col(chunk, columns)
+        product = chunk.pointwise(columns[: chunk.problem.N], w, chunk.y)
+        launch_fprop(product, IM2COL.plan(product.problem, configuration, call.device), bias)
+
+
+def dgrad(call: Call, configuration: Configuration) -> None:
+    w, (chunks, columns) = _flattened(call.w), _chunks(call)
+    for chunk in chunks:
+        product = chunk.pointwise(columns[: chunk.problem.N], w, chunk.y)
+        launch_dgrad(product, IM2COL.plan(product.problem, configuration, call.device))
+        col2im(chunk, columns)
+
+
+def wgrad(call: Call, configuration: Configuration) -> None:
+    chunks, columns = _chunks(call)
+    shape_of_w = torch.empty((call.problem.K, call.problem.taps, 1, 1), device="meta")
+    sums = None
+    for chunk in chunks:
+        product = chunk.pointwise(columns[: chunk.problem.N], shape_of_w, chunk.y)
+        plan = IM2COL.plan(product.problem, configuration, call.device)
+        accumulate = sums is not None
+        if sums is None:
+            sums = allocate_filter_sums(product, plan)
+            configuration = configuration._replace(splits=plan.splits)  # later chunks add to the splits of the first
+        im2col(chunk, columns)
+        launch_wgrad(product, plan, sums, accumulate)
+    assert sums is not None
+    add_filter_splits(call, sums, False, *call.problem.group_channels)
+
+
+def _flattened(w: Tensor) -> Tensor:
+    """Returns the filter of the columns' 1×1 convolution; the order of their rows is C R S."""
+    return w.contiguous().flatten(1)[:, :, None, None]
+
+
+def _chunks(call: Call) -> tuple[list[Call], Tensor]:
+    """Returns the call in chunks, and memory for the columns of the largest, (N, C·R·S, P, Q)."""
+    problem = call.problem
+    rows = problem.C * problem.R * problem.S
+    chunks = call.chunks(rows * problem.P * problem.Q * call.x.element_size())
+    return chunks, allocate_workspace((chunks[0].problem.N, rows, problem.P, problem.Q), call.x)

@@ -1,0 +1,227 @@
+"""Host code of the variant wgmma: packs what the copy engine cannot fetch, has tensor maps made, launches the product.
+
+A parameter struct, with its maps, follows from a plan and addresses alone, so structs are cached: the steps of a training loop
+mostly get the same addresses from the allocator, and find their structs again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_unroll.engines.compiled import Launcher
+from torch_unroll.engines.compiled.conv2d_call import Call, four
+from torch_unroll.engines.compiled.conv2d_packing import pack_channels, packed_bytes, padded_channels
+from torch_unroll.engines.compiled.conv2d_sums import add_filter_splits, add_image_splits, allocate_image_sums
+from torch_unroll.engines.compiled.conv2d_workspace import allocate_workspace
+from torch_unroll.kernels.cuda.conv2d.parameters import (
+    CBiasEpilogue,
+    CIm2colImage,
+    Conv2dDgradWgmmaParameters,
+    Conv2dFpropWgmmaParameters,
+    Conv2dWgradWgmmaParameters,
+    COperandsInMemory,
+)
+from torch_unroll.kernels.cuda.conv2d.problem import Four
+from torch_unroll.kernels.cuda.conv2d.wgmma import STEP_BYTES, WGMMA, WgmmaPlan, whole_blocks
+from torch_unroll.kernels.cuda.conv2d.wgmma_maps import Image, filter_map, image_map, unshifted
+from torch_unroll.kernels.dtypes import ITEM_BYTES
+from torch_unroll.kernels.planning import Configuration
+
+
+def fprop(call: Call, bias: Tensor | None, configuration: Configuration) -> None:
+    groups, w = call.problem.groups, _fetchable(call.launcher, call.w, 1)
+    for chunk in call.chunks(packed_bytes(groups, call.x)):
+        product = chunk.on(_fetchable(call.launcher, chunk.x, groups), w, chunk.y)
+        plan = WGMMA.plan(product.problem, configuration, call.device)
+        _launch_image(call.launcher, plan, product.x, w, chunk.y, bias)
+        del product  # frees the packed images before the next chunk's are allocated
+
+
+def dgrad(call: Call, configuration: Configuration) -> None:
+    groups, K = call.problem.groups, call.problem.group_channels[1]
+    outputs = padded_channels(K, call.w)
+    if call.w.dtype == torch.float32:  # wgmma takes TF32 with the depth contiguous only, here K: (C, K, R, S)
+        w = _fetchable(call.launcher, call.w.unflatten(0, (groups, K)).transpose(1, 2).flatten(0, 1), 1)
+    else:
+        w = _dense(pack_channels(call.launcher, call.w, 1, images=K, padded_images=outputs))
+    shape_of_w = call.w if outputs == K else torch.empty((groups * outputs, *call.w.shape[1:]), device="meta")
+    for chunk in call.chunks(packed_bytes(groups, call.y)):
+        product = chunk.on(chunk.x, shape_of_w, _fetchable(call.launcher, chunk.y, groups))
+        plan = WGMMA.plan(product.problem, configuration, call.device)
+        _launch_image(call.launcher, plan, product.y, w, chunk.x, None)
+        del product
+
+
+def wgrad(call: Call, configuration: Configuration) -> None:
+    groups, (C, K), (R, S) = call.problem.groups, call.problem.group_channels, call.w.shape[2:]
+    inputs, outputs = padded_channels(C, call.x), padded_channels(K, call.x)
+    channels = whole_blocks(call.problem.dtype, inputs)
+    shape_of_w = call.w if (inputs, outputs) == (C, K) else torch.empty((groups * outputs, inputs, R, S), device="meta")
+    sums = None
+    for chunk in call.chunks(packed_bytes(groups, call.x, call.y)):
+        x, dy = _fetchable(call.launcher, chunk.x, groups), _fetchable(call.launcher, chunk.y, groups)
+        plan = WGMMA.plan(chunk.on(x, shape_of_w, dy).problem, configuration, call.device)
+        accumulate = sums is not None
+        if sums is None:
+            sums = allocate_workspace((plan.splits, groups * outputs, R * S * channels), call.x, torch.float32)
+            configuration = configuration._replace(splits=plan.splits)  # later chunks add to the splits of the first
+        struct = _wgrad_struct(call.launcher, x.device, plan, _memory(x), _memory(dy), sums.data_ptr(), accumulate)
+        call.launcher.launch(plan.launch, struct, x.device)
+        del x, dy
+    assert sums is not None
+    add_filter_splits(call, sums, True, channels, outputs)
+
+
+def _launch_image(
+    launcher: Launcher, plan: WgmmaPlan, image: Tensor, filter: Tensor, result: Tensor, bias: Tensor | None
+) -> None:
+    """Computes a result of fprop or dgrad from the image that it gathers from."""
+    sums = allocate_image_sums(plan.splits, result)
+    struct = _image_struct(
+        launcher,
+        result.device,
+        plan,
+        image=_memory(image),
+        filter=_memory(filter),
+        result=_memory(result),
+        sums=None if sums is None else sums.data_ptr(),
+        bias=None if bias is None or sums is not None else bias.data_ptr(),
+    )
+    launcher.launch(plan.launch, struct, result.device)
+    if sums is not None:
+        add_image_splits(launcher, sums, result, bias)
+
+
+# ---- parameter structs -------------------------------------------------------------------------------------------------------
+
+
+class _Memory(NamedTuple):
+    """Where a tensor lies."""
+
+    address: int
+    size: Four
+    stride: Four
+
+    @property
+    def c_stride(self) -> ctypes.Array[ctypes.c_int64]:
+        return (ctypes.c_int64 * 4)(*self.stride)
+
+
+def _memory(tensor: Tensor) -> _Memory:
+    return _Memory(address=tensor.data_ptr(), size=four(tensor.shape), stride=four(tensor.stride()))
+
+
+@lru_cache(maxsize=4096)
+def _image_struct(
+    launcher: Launcher,
+    device: torch.device,
+    plan: WgmmaPlan,
+    *,
+    image: _Memory,
+    filter: _Memory,
+    result: _Memory,
+    sums: int | None,
+    bias: int | None,
+) -> ctypes.Structure:
+    """Returns the parameters of fprop or dgrad, which nobody changes. `sums` and `bias` are addresses."""
+    problem, item, is_fprop = plan.problem, ITEM_BYTES[plan.problem.dtype], plan.problem.direction == "fprop"
+    block = plan.span // item
+    channels, rows = (block, plan.tile.columns) if is_fprop or item == 4 else (STEP_BYTES // item, block)
+    N, _, height, width = result.size
+    images = [_image(launcher, device, problem.dtype, image, axes, block, plan.tile.rows) for axes in plan.images]
+    filter_spec = filter_map(problem.dtype, filter.size, filter.stride, channels, rows, address=filter.address)
+    N, _, height, width = result.size
+    stride_h, stride_w = (1, 1) if is_fprop else problem.residues
+    struct = (Conv2dFpropWgmmaParameters if is_fprop else Conv2dDgradWgmmaParameters)(
+        filter=launcher.tensor_map(filter_spec, device),
+        result=result.address,
+        sums=sums,
+        stride=result.c_stride,
+        N=N,
+        height=height,
+        width=width,
+        groups=problem.groups,
+        channels=problem.product.columns,
+        depth_channels=problem.depth_channels,
+        stride_h=stride_h,
+        stride_w=stride_w,
+        span=plan.span,
+        splits=plan.splits,
+        steps_per_split=plan.steps_per_split,
+        tiles=plan.tiles,
+        walk=plan.walk,
+    )
+    struct.images[: len(images)] = images
+    if is_fprop:
+        struct.epilogue = CBiasEpilogue(bias=bias)
+    else:
+        struct.operands = COperandsInMemory(
+            dy=image.address,
+            filter=filter.address,
+            dy_stride=image.c_stride,
+            filter_stride=filter.c_stride,
+            P=problem.P,
+            Q=problem.Q,
+        )
+    return struct
+
+
+@lru_cache(maxsize=4096)
+def _wgrad_struct(
+    launcher: Launcher, device: torch.device, plan: WgmmaPlan, x: _Memory, dy: _Memory, sums: int, accumulate: bool
+) -> ctypes.Structure:
+    """Returns the parameters of wgrad, which nobody changes. `sums` is an address."""
+    problem, item = plan.problem, ITEM_BYTES[plan.problem.dtype]
+    pixels = STEP_BYTES // item  # of a step
+    C, K = problem.group_channels
+    return Conv2dWgradWgmmaParameters(
+        x=_image(launcher, device, problem.dtype, x, plan.images[0], plan.span // item, pixels),
+        dy=_image(launcher, device, problem.dtype, dy, unshifted(problem.P, problem.Q), pixels, pixels).map,
+        sums=sums,
+        N=problem.N,
+        groups=problem.groups,
+        C=C,
+        K=K,
+        span=plan.span,
+        splits=plan.splits,
+        steps_per_split=plan.steps_per_split,
+        tiles=plan.tiles,
+        accumulate=accumulate,
+    )
+
+
+def _image(
+    launcher: Launcher, device: torch.device, dtype: str, memory: _Memory, image: Image, channels: int, pixels: int
+) -> CIm2colImage:
+    """Returns an image as kernels take it; its map is made only where there is anything to fetch."""
+    struct = CIm2colImage(vertical=image.vertical.struct(), horizontal=image.horizontal.struct())
+    if image.is_gathered:
+        spec = image_map(dtype, memory.size, memory.stride, image, channels, pixels, memory.address)
+        struct.map = launcher.tensor_map(spec, device)
+    return struct
+
+
+# ---- what the copy engine can fetch --------------------------------------------------------------------------------------------
+
+
+def _fetchable(launcher: Launcher, tensor: Tensor, groups: int) -> Tensor:
+    """Returns a tensor (N, groups · channels, H, W) as the copy engine takes it: channels innermost, in whole pieces."""
+    return _dense(pack_channels(launcher, tensor, groups))
+
+
+def _dense(packed: Tensor) -> Tensor:
+    """Returns the tensor itself, or a copy where maps cannot describe its strides, such as those of an expanded batch."""
+    if _is_describable(packed.dtype, packed.shape, packed.stride()):
+        return packed
+    return allocate_workspace(packed.shape, packed, memory_format=torch.channels_last).copy_(packed)
+
+
+@lru_cache(maxsize=4096)
+def _is_describable(dtype: torch.dtype, size: torch.Size, stride: tuple[int, ...]) -> bool:
+    name = str(dtype).removeprefix("torch.")
+    return image_map(name, size, stride, unshifted(*size[2:]), 16, 1).refused() is None

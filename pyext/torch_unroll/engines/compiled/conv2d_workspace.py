@@ -1,0 +1,36 @@
+"""The limit on the memory that one convolution may allocate, and that memory's allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torch_unroll.engines.compiled.recording import note_workspace
+from torch_unroll.kernels.cuda.conv2d.problem import WORKSPACE_LIMIT
+
+_limit = WORKSPACE_LIMIT
+
+
+def workspace_limit() -> int:
+    """Returns the bytes that one call may allocate besides its inputs and outputs; problems are made with it."""
+    return _limit
+
+
+def set_workspace_limit(limit: int) -> None:
+    """Sets the limit for every later call of the process; `tu.conv2d_workspace` does."""
+    global _limit
+    _limit = limit
+
+
+def allocate_workspace(
+    size: Sequence[int],
+    like: Tensor,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Returns uninitialised memory and records its size for `explain`."""
+    workspace = torch.empty(tuple(size), dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+    note_workspace(workspace)
+    return workspace
