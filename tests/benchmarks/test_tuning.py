@@ -60,11 +60,11 @@ class Clock:
 @pytest.mark.parametrize("best", CANDIDATES)
 def test_grid_and_halving_find_the_best_and_halving_spends_less(best: Configuration) -> None:
     all_of_them, few_of_them = Clock(best), Clock(best)
-    found, seconds = grid(CANDIDATES, all_of_them)
-    assert found == best
+    fastest, seconds = grid(CANDIDATES, all_of_them)
+    assert fastest == best
     assert set(seconds) == set(CANDIDATES)
-    found, seconds = halving(CANDIDATES, few_of_them)
-    assert found == best
+    fastest, seconds = halving(CANDIDATES, few_of_them)
+    assert fastest == best
     assert set(seconds) == set(CANDIDATES)
     assert few_of_them.samples <= all_of_them.samples / 2
     assert all_of_them.samples == MANY * len(CANDIDATES)
@@ -96,15 +96,15 @@ class Fake:
         return self.wrong.get(configuration)
 
 
-def test_what_is_wrong_is_told_and_not_timed() -> None:
-    told: list[str] = []
-    row = search(Fake(CASES[0], {CANDIDATES[5]: "too far from float64"}), grid, told.append)  # type: ignore[arg-type]
-    assert told == [*(f"checking {configuration}" for configuration in CANDIDATES), "timing"]
+def test_what_is_wrong_is_reported_and_not_timed() -> None:
+    activities: list[str] = []
+    row = search(Fake(CASES[0], {CANDIDATES[5]: "too far from float64"}), grid, activities.append)  # type: ignore[arg-type]
+    assert activities == [*(f"checking {configuration}" for configuration in CANDIDATES), "timing"]
     assert row["wrong"] == {"mma 128x128, 6 splits": "too far from float64"}
     assert "mma 128x128, 6 splits" not in row["us"]
     assert row["best"][:3] == ["mma", "128x128", 1]
     assert row["best"][3] == pytest.approx(12, rel=0.1)
-    nothing = search(Fake(CASES[0], dict.fromkeys(CANDIDATES, "wrong")), grid, told.append)  # type: ignore[arg-type]
+    nothing = search(Fake(CASES[0], dict.fromkeys(CANDIDATES, "wrong")), grid, activities.append)  # type: ignore[arg-type]
     assert nothing["best"] is None
 
 

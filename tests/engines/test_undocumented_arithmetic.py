@@ -58,14 +58,14 @@ def test_convolution(name: str, variant: str | Configuration, dtype: torch.dtype
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in test_kernel_rows.RECURRENT if row.arguments[0] in ON_TENSOR_CORES], ids=test_kernel_rows._id
+    "row", [row for row in test_kernel_rows.RECURRENT if row.arguments[0] in ON_TENSOR_CORES], ids=lambda row: row.expression
 )
 def test_recurrence(row: Kernel) -> None:
     test_kernel_rows.test_recurrence(row)
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in test_kernel_rows.CELLS if row.arguments[0] in ON_TENSOR_CORES], ids=test_kernel_rows._id
+    "row", [row for row in test_kernel_rows.CELLS if row.arguments[0] in ON_TENSOR_CORES], ids=lambda row: row.expression
 )
 def test_cell(row: Kernel) -> None:
     test_kernel_rows.test_cell(row)

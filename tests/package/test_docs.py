@@ -22,31 +22,6 @@ PAGES = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
 }
 
-#: Files that the pages name and that do not exist yet. A file that exists may not stay in this set.
-EXPECTED_AFTER_RENAMES = {
-    "kernels/cuda/conv2d/README.md",
-    "kernels/cuda/conv2d/access.py",
-    "kernels/cuda/conv2d/cost.py",
-    "kernels/cuda/conv2d/directions_wgmma.cuh",
-    "kernels/cuda/conv2d/matrices.cuh",
-    "kernels/cuda/conv2d/wgmma.cuh",
-    "kernels/cuda/max_pool2d/README.md",
-    "kernels/cuda/max_pool2d/choices.json",
-    "kernels/cuda/max_pool2d/cost.py",
-    "kernels/cuda/max_pool2d/staged.cuh",
-    "kernels/cuda/max_pool2d/windows.cuh",
-    "kernels/cuda/rnn/README.md",
-    "kernels/cuda/rnn/choices.json",
-    "kernels/cuda/rnn/cost.py",
-    "kernels/cuda/rnn/grid_exchange.cuh",
-    "kernels/cuda/rnn/persistent.cuh",
-    "kernels/hardware.py",
-    "kernels/planning.py",
-    "pyext/torch_unroll/engines/compiled/conv2d_wgmma.py",
-}
-#: Names that a row of docs/architecture.md gives for its file and that are not there yet.
-NAMES_EXPECTED_AFTER_RENAMES = {"SELECTORS", "refuses"}
-
 PATH = re.compile(r"(?<![\w/.:-])(?:kernels|pyext|tests|benchmarks|examples|docs)/[\w./<>*-]*[\w>*/]")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PYTHON_BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
@@ -66,13 +41,7 @@ def _anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_names_exists(page: str) -> None:
     missing = {path for path in _named_files(PAGES[page]) if not (ROOT / path).exists()}
-    assert missing <= EXPECTED_AFTER_RENAMES
-
-
-def test_no_file_is_expected_in_vain() -> None:
-    named = set[str]().union(*map(_named_files, PAGES.values()))
-    assert named >= EXPECTED_AFTER_RENAMES
-    assert {path for path in EXPECTED_AFTER_RENAMES if (ROOT / path).exists()} == set()
+    assert missing == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -97,14 +66,14 @@ def _rows_with_names() -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
 
 def _missing(names: Iterable[str], files: Iterable[str]) -> set[str]:
     """Returns the names that occur in none of some files; no name if none of the files exists yet."""
-    texts = [(ROOT / file).read_text() for file in files if file not in EXPECTED_AFTER_RENAMES]
+    texts = [(ROOT / file).read_text() for file in files]
     return {name for name in names if texts and not any(re.search(rf"\b{name}\b", text) for text in texts)}
 
 
 def test_the_architecture_page_names_what_is_in_its_files() -> None:
     rows = [(files, names) for _, files, names in _rows_with_names() if files]
     assert len(rows) > 40
-    assert {name for files, names in rows for name in _missing(names, files)} == NAMES_EXPECTED_AFTER_RENAMES
+    assert {name for files, names in rows for name in _missing(names, files)} == set()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import torch_unroll as tu
 from torch_unroll.engines import resolve
-from torch_unroll.engines.compiled import recording as recordings
 from torch_unroll.engines.compiled.conv2d_workspace import set_workspace_limit, workspace_limit
-from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.engines.compiled.recording import note_launch, recording
+from torch_unroll.kernels.table import Kernel, LaunchConfig, LaunchPlan
 from torch_unroll.settings import Setting
 
 NAMES = ("cuda", "cupy", "numba", "torch")
@@ -265,7 +265,8 @@ def test_recordings_of_two_threads_are_whole() -> None:
     outer, inner = first.__enter__(), second.__enter__()
     first.__exit__(None, None, None)
     second.__exit__(None, None, None)
-    assert recordings._open == []
+    note_launch("cuda", LaunchPlan(Kernel("a.cuh", "a_kernel"), LaunchConfig((1, 1, 1), (1, 1, 1)), "a"))
+    assert outer.launches == inner.launches == []
     assert outer is not inner
     if tu.available_engines("cpu").reasons["cuda"] is None:
         with recording() as outer, recording() as inner:

@@ -49,8 +49,8 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
             case ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield node.lineno, name
-            case ast.alias(name=name, asname=alias):
-                yield node.lineno, alias or name
+            case ast.alias(asname=str(alias)):  # without one, another library has chosen the name
+                yield node.lineno, alias
             case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
                 yield node.lineno, name
 
@@ -69,11 +69,16 @@ def exception_names(tree: ast.AST) -> Iterator[Fault]:
             yield Fault(node.lineno, f"the exception is bound as {node.name!r}: expected 'error' or a name that ends in '_error'")
 
 
+def _docstring_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = function.body[0]
+    return (first.end_lineno or first.lineno) - first.lineno + 1 if ast.get_docstring(function) is not None else 0
+
+
 def long_functions(tree: ast.AST) -> Iterator[Fault]:
-    """Functions of more than `FUNCTION_LINES` lines, counted from the signature to the last line."""
+    """Functions of more than `FUNCTION_LINES` lines, counted from the signature to the last line, without the docstring."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1 - _docstring_lines(node)
             if lines > FUNCTION_LINES:
                 yield Fault(node.lineno, f"function {node.name!r} has {lines} lines, more than {FUNCTION_LINES}")
 

@@ -90,8 +90,8 @@ def judge(case: Case, engine: Any, device: torch.device) -> Verdict:
     with recording() as recorded, poisoned():
         try:
             once, again = ({name: tensor.cpu() for name, tensor in case.compute(engine, device).items()} for _ in range(2))
-        except RefusedError as refusal:
-            return Verdict("refused", str(refusal))
+        except RefusedError as error:
+            return Verdict("refused", str(error))
     rows = frozenset(plan.kernel.expression for _, plan in recorded.launches)
     expected = case.expected()
     wrong = tuple((name, once[name], expected[name]) for name in expected if not same(once[name], expected[name]))
