@@ -13,27 +13,27 @@ from torch_unroll.kernels.hardware import Device
 
 
 class Preferring(planning.Selector[Conv2dProblem]):
-    """Selects the variant `preferred` where it takes the problem, and what is selected otherwise where it does not."""
+    """Selects the variant `preferred` where it takes the problem, else what another selector selects."""
 
-    def __init__(self, selector: planning.Selector[Conv2dProblem], preferred: str, taken: list[str]):
+    def __init__(self, selector: planning.Selector[Conv2dProblem], preferred: str, functions: list[str]):
         super().__init__(selector.op, selector.function, selector.variants, selector.margin)
         object.__setattr__(self, "preferred", preferred)
-        object.__setattr__(self, "taken", taken)
+        object.__setattr__(self, "functions", functions)
 
     preferred: str
-    taken: list[str]
+    functions: list[str]
 
     def select(self, problem: Conv2dProblem, device: Device) -> Any:
         takes = self.variant(self.preferred).refuses(problem, device) is None
         if takes:
-            self.taken.append(self.function)
+            self.functions.append(self.function)
         with planning.force(self.function, self.preferred if takes else None):
             return super().select(problem, device)
 
 
 def prefer(monkeypatch: pytest.MonkeyPatch, variant: str) -> list[str]:
     """Prefers a variant for the rest of the test; returns a list to which the functions that it computes are added."""
-    taken: list[str] = []
+    functions: list[str] = []
     for function, selector in list(SELECTORS.items()):
-        monkeypatch.setitem(SELECTORS, function, Preferring(selector, variant, taken))
-    return taken
+        monkeypatch.setitem(SELECTORS, function, Preferring(selector, variant, functions))
+    return functions

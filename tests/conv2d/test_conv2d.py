@@ -17,7 +17,7 @@ from torch_unroll.unfold import fold, unfold
 
 TARGETS = targets("conv2d")
 
-# name -> (ours, torch's, shapes of the inputs): small, uneven, asymmetric everywhere
+# name -> (our function, torch's, shapes of the inputs), which are small, uneven and asymmetric
 CALLS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "conv2d": (
         lambda *t, **o: conv2d(*t, (2, 1), (1, 2), (1, 2), 2, **o),
@@ -127,7 +127,7 @@ def test_torch_func(name: str, target: Target) -> None:
     torch.testing.assert_close(torch.func.jacrev(call)(*inputs), torch.func.jacrev(reference)(*inputs))
     torch.testing.assert_close(torch.func.jacfwd(call)(*inputs), torch.func.jacfwd(reference)(*inputs))
     batch = [torch.randn(3, *shape, dtype=torch.float64, device=target.device) for shape in CALLS[name][2]]
-    for mask in range(1, 2 ** len(inputs)):  # every choice of which inputs are batched
+    for mask in range(1, 2 ** len(inputs)):  # every set of inputs that may be batched
         dims = tuple(0 if mask >> i & 1 else None for i in everything)
         mixed = [many if dim == 0 else one for many, one, dim in zip(batch, inputs, dims, strict=True)]
         torch.testing.assert_close(torch.func.vmap(call, dims)(*mixed), torch.func.vmap(reference, dims)(*mixed))
@@ -167,8 +167,8 @@ def test_layouts(layout: str, target: Target, dtype: torch.dtype) -> None:
     }[layout]()
     w = torch.randn(6, 4, 3, 3, device=target.device).to(dtype)
     results = {}
-    for kind, of in (("ours", dtype), ("torchs", dtype), ("exact", torch.float64)):
-        a, b = x.detach().to(of).requires_grad_(), w.detach().to(of).requires_grad_()
+    for kind, kind_dtype in (("ours", dtype), ("torchs", dtype), ("exact", torch.float64)):
+        a, b = x.detach().to(kind_dtype).requires_grad_(), w.detach().to(kind_dtype).requires_grad_()
         y = conv2d(a, b, None, 1, 1, engine=target.engine) if kind == "ours" else F.conv2d(a, b, None, 1, 1)
         results[kind] = [y.detach(), *torch.autograd.grad(y, (a, b), torch.ones_like(y))]
     for name, ours, torchs, exact in zip(

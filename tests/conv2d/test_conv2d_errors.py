@@ -1,4 +1,4 @@
-"""Bad calls of the convolutions and folds: torch's exception type for each, and a message that names the argument."""
+"""Wrong calls of the convolutions, unfold and fold raise torch's exception type, with a message that names the argument."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _outcome(case: Callable[[Any], Any], function: Callable[..., Any]) -> BaseEx
 def test_same_exception_as_torch(name: str, what: str, target: Target) -> None:
     ours, theirs, cases = FUNCTIONS[name]
     expected = _outcome(cases[what], theirs)
-    given = _outcome(cases[what], lambda *a, **k: ours(*a, **k, engine=target.engine))
-    assert expected is not None, "torch accepts this call: the case is not one of error"
-    assert type(given) is type(expected), f"torch: {type(expected).__name__}: {expected}\nours: {given!r}"
-    assert "expected" in str(given)
+    error = _outcome(cases[what], lambda *a, **k: ours(*a, **k, engine=target.engine))
+    assert expected is not None, "torch accepts this call, so it is no case of an error"
+    assert type(error) is type(expected), f"torch: {type(expected).__name__}: {expected}\nours: {error!r}"
+    assert "expected" in str(error)

@@ -1,4 +1,4 @@
-"""Random convolutions of small integers, whose sums every dtype holds exactly: the kernels' result must be exact, to the bit.
+"""Random convolutions of small integers, whose sums every dtype holds exactly: the kernels' results must be exact to the bit.
 
 `TORCH_UNROLL_FUZZ=N` sets the number of problems of the long run, `TORCH_UNROLL_FUZZ_SEED` where the draws begin.
 """
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("device")
 QUICK, LONG = 400, int(os.environ.get("TORCH_UNROLL_FUZZ", "2000"))
 SEED = int(os.environ.get("TORCH_UNROLL_FUZZ_SEED", "0"))
 BATCH = 40  # problems per test
-MOST_PRODUCTS = 1_500_000  # per direction: what the emulator does in about a tenth of a second
+MOST_PRODUCTS = 1_500_000  # per direction; the emulator takes about a tenth of a second for them
 MATHS = [
     (torch.float16, "ieee"),
     (torch.bfloat16, "ieee"),
@@ -40,7 +40,7 @@ MATHS = [
 
 @dataclass
 class Problem:
-    """One draw; its fields name a failure."""
+    """One random convolution; its fields are printed if it fails."""
 
     seed: int
     dtype: torch.dtype
@@ -66,7 +66,7 @@ LAYOUTS = {
 
 
 def size(random: Random) -> int:
-    """1 to 70, small ones more often."""
+    """Returns 1 to 70, small sizes more often."""
     return round(70 ** random.random())
 
 
@@ -115,7 +115,7 @@ def integers(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator:
 
 
 def pick(random: Random, problem: Conv2dProblem, device: torch.device) -> str | Configuration | None:
-    """A variant that takes the problem, the preferred one more often, by itself or with a tile and splits; or none."""
+    """Returns what to force: a variant that takes the problem, the preferred one more often, or a configuration; or None."""
     gpu = cuda.LAUNCHER.properties(device)
     takers = [variant for variant in VARIANTS if variant.refuses(problem, gpu) is None]
     variant = random.choice((None, takers[0], *takers))

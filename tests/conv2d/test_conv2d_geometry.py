@@ -1,4 +1,4 @@
-"""Strides, paddings and dilations of any size: results are torch's, or the call is refused by name; nothing wraps around."""
+"""Strides, paddings and dilations of any size: results are torch's, or an error names the argument; no integer overflows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NUMBERS = (1, 2, 3, 7, 1000, 2**15, 2**29, 2**30, 2**31 - 1, 2**31, 2**32, 2**40
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of a convolution, with few pixels, filter positions and outputs, however large the other numbers are."""
+    """One dimension of a convolution that has few pixels, filter positions and outputs, however large its other numbers are."""
 
     extent: int
     taps: int
@@ -51,12 +51,12 @@ class Axis:
 
     @property
     def left_over(self) -> int:
-        """Pixels, padding included, behind the last window: output_padding of the transposed convolution."""
+        """How many pixels, with padding, lie behind the last window: the transposed convolution's output_padding."""
         return (self.extent + 2 * self.padding - self.dilation * (self.taps - 1) - 1) % self.stride
 
     @property
     def is_transposable(self) -> bool:
-        """Whether padding that is cut off at both ends leaves the transposed convolution its pixels."""
+        """Whether the transposed convolution has pixels left after its padding is cut off at both ends."""
         return self.left_over < max(self.stride, self.dilation)
 
     @property
@@ -64,7 +64,7 @@ class Axis:
         return self.stride, self.padding, self.dilation
 
     def meetings(self) -> Tensor:
-        """(outputs, taps, extent): 1 where an output's tap lies on a pixel; in Python's integers, which do not overflow."""
+        """Returns (outputs, taps, extent): 1 where an output's tap lies on a pixel, in Python's unbounded integers."""
         cells = product(range(self.outputs), range(self.taps))
         places = [p * self.stride - self.padding + r * self.dilation for p, r in cells]
         met = [[float(place == pixel) for pixel in range(self.extent)] for place in places]
@@ -72,12 +72,12 @@ class Axis:
 
     @property
     def fits(self) -> bool:
-        """Whether all numbers that mean anything fit 32 bits."""
+        """Whether all numbers that have a meaning fit 32 bits."""
         stride = self.stride if self.outputs > 1 else 1
         return max(stride, self.padding, self.dilation if self.taps > 1 else 1) < 2**31
 
 
-#: Everything with few outputs.
+#: All axes of these numbers that have few outputs.
 AXES = [
     axis
     for axis in (Axis(*numbers) for numbers in product((1, 2, 5), (1, 2, 3), NUMBERS, (0, *NUMBERS), NUMBERS))
@@ -86,14 +86,14 @@ AXES = [
 
 
 def integers(*size: int, dtype: torch.dtype) -> Tensor:
-    """Small enough for every sum of their products to be exact."""
+    """Returns integers so small that every sum of their products is exact."""
     generator = torch.Generator().manual_seed(sum(size))
     return torch.randint(-2, 3, size, generator=generator).to(dtype)
 
 
 @dataclass(frozen=True)
 class Op:
-    """One of the four functions: the sizes of its tensors, the sum that it is, and the call."""
+    """One of the four functions: the sizes of its tensors, the sum that defines it, and its call."""
 
     sizes: Callable[[Axis, Axis], list[tuple[int, ...]]]
     sum: str
@@ -103,7 +103,7 @@ class Op:
         return [integers(*size, dtype=dtype) for size in self.sizes(vertical, horizontal)]
 
     def exact(self, inputs: list[Tensor], vertical: Axis, horizontal: Axis) -> list[Tensor]:
-        """The output and every gradient, as sums over all pairs of pixels."""
+        """Returns the output and every gradient, as sums over all pairs of pixels."""
         meetings = (vertical.meetings(), horizontal.meetings())
 
         def call(*leaves: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Op:
             y = torch.einsum(self.sum, first, *leaves[1:], *meetings)
             return y.reshape(2, -1, vertical.outputs * horizontal.outputs) if self.sum.endswith("ncrspq") else y
 
-        return [each.to(inputs[0].dtype) for each in with_gradients(call, [each.double() for each in inputs])]
+        return [exact.to(inputs[0].dtype) for exact in with_gradients(call, [tensor.double() for tensor in inputs])]
 
 
 def with_gradients(call: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
@@ -167,7 +167,7 @@ def check(name: str, engine: str, vertical: Axis, horizontal: Axis, dtype: torch
     for mine, exact in zip(ours, op.exact(inputs, vertical, horizontal), strict=True):
         assert_exact(mine, exact, f"{name} {vertical} {horizontal}")
     if max(*vertical.numbers, *horizontal.numbers) > 2**15:
-        return  # several of torch's own kernels compute in 32 bits
+        return  # several of torch's own kernels overflow 32 bits
     for mine, its in zip(ours, with_gradients(op.call(F, vertical, horizontal), inputs), strict=True):
         assert_exact(mine, its, f"{name} {vertical} {horizontal} beside torch's")
 
@@ -220,8 +220,8 @@ def test_any_geometry_is_exact_or_refused(op: str, engine: str) -> None:
 
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
-#: Where windows or filter rows lie as far from the plane as the implicit kernels can count, and one pixel further; which
-#: directions those kernels still take.
+#: Windows or filter rows as far from the plane as the positions of simt and mma reach, and one pixel further; and the directions
+#: that these variants take.
 EDGES = {
     "windows": (Axis(3, 2, 2**30 - 1, 2**30 - 1, 1), DIRECTIONS),
     "windows, one further": (Axis(3, 2, 2**30, 2**30, 1), ("dgrad",)),
@@ -238,7 +238,7 @@ EDGES = {
 def test_variants_count_as_far_as_they_say(name: str, variant: str, dtype: torch.dtype) -> None:
     if (variant, dtype) == ("mma", torch.float64):
         return
-    axis, taken = EDGES[name]
+    axis, directions = EDGES[name]
     op, numbers = OPS["conv2d"], (Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1), "ieee")
     x, w = inputs = op.inputs(axis, axis, dtype)
     y, dx, dw = op.exact(inputs, axis, axis)
@@ -250,7 +250,7 @@ def test_variants_count_as_far_as_they_say(name: str, variant: str, dtype: torch
     }
     with planning.force("conv2d", variant):
         for direction, (expected, call) in calls.items():
-            if variant == "im2col" or direction in taken:
+            if variant == "im2col" or direction in directions:
                 assert_exact(call(), expected, direction)
             else:
                 with pytest.raises(RuntimeError, match="reach over more pixels than its 32-bit positions"):
@@ -261,7 +261,7 @@ def test_variants_count_as_far_as_they_say(name: str, variant: str, dtype: torch
 
 
 def square(direction: str, axis: Axis, dtype: torch.dtype = torch.float16) -> Conv2dProblem:
-    """A convolution of eight channels with the same axis in both dimensions."""
+    """Returns a convolution of eight channels with the same axis in both dimensions."""
     x, w = (torch.empty(1, 8, extent, extent, dtype=dtype) for extent in (axis.extent, axis.taps))
     y = torch.empty(1, 1, axis.outputs, axis.outputs, dtype=dtype)
     geometry = Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1)

@@ -1,4 +1,5 @@
-"""Convolution's kernels through their host functions, variant by variant, against torch in float64 (emulated, without a GPU)."""
+"""Convolution's kernels, through their host functions and variant by variant, compared with torch in float64 (without a GPU on
+the emulator)."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 H200 = Device(132, (9, 0), 227 << 10, 50 << 20)
-#: The variants that split the depth of fprop and dgrad too, each with a tile of which small images have several.
+#: The variants that can split the depth of fprop and dgrad, with a tile of which small images have several.
 SPLITTING = (Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3))
 
 
@@ -48,21 +49,21 @@ def takes(forced: str | Configuration, problem: Conv2dProblem, device: Device) -
 
 
 def emulator() -> ctypes.CDLL:
-    """The loaded emulator of engine `cuda`, which keeps its settings for the process."""
+    """Returns the library of the emulator that engine `cuda` has loaded; its settings hold for the process."""
     return ctypes.CDLL(str(cuda.library_path("cpu")))
 
 
 def _multiplies(forced: str | Configuration, dtype: torch.dtype, precision: str) -> bool:
-    """Whether a variant computes products of such a kind; TF32 is asked for where only that can."""
+    """Whether a variant multiplies a dtype with a precision; TF32 only counts where the variant does not take IEEE products."""
     x = torch.empty(1, 8, 3, 3, dtype=dtype)
     geometry = Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1)
-    taken = {
+    multiplies = {
         name: takes(forced, problem_of("fprop", x, x, x[:, :, :1, :1], geometry, name), H200) for name in ("ieee", precision)
     }
-    return taken[precision] and (precision == "ieee" or not taken["ieee"])
+    return multiplies[precision] and (precision == "ieee" or not multiplies["ieee"])
 
 
-#: variant or choice, dtype, precision: all that there is
+#: Every (variant or configuration, dtype, precision) that can be computed.
 MATHS = [
     pytest.param(forced, dtype, precision, id=f"{name}-{str(dtype).removeprefix('torch.')}-{precision}")
     for name, forced in (
@@ -78,7 +79,7 @@ FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last
 
 @dataclass(eq=False)
 class Watcher:
-    """The real launcher, and a note of what it launched."""
+    """The launcher of engine `cuda`, and a list of what it has launched."""
 
     launched: list[LaunchPlan] = field(default_factory=list)
 
@@ -107,11 +108,11 @@ class Case:
     def inputs(self, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, w = torch.randn(self.x_size), torch.randn(self.w_size)
         dy = torch.randn(self.exact(x.double(), w.double(), None)["fprop"].shape)
-        x, w, dy = (each.to(dtype).contiguous(memory_format=memory_format) for each in (x, w, dy))
+        x, w, dy = (tensor.to(dtype).contiguous(memory_format=memory_format) for tensor in (x, w, dy))
         return x, w, torch.randn(self.w_size[0]).to(dtype), dy
 
     def exact(self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor | None = None) -> dict[str, Tensor]:
-        """y, and with dy also dx and dw, in the dtype of x, by torch; by direction."""
+        """Returns by direction y, and with dy also dx and dw, computed by torch in the dtype of x."""
         top, bottom, left, right = self.padding
         padded = F.pad(x, (left, right, top, bottom)).detach().requires_grad_()
         w = w.detach().requires_grad_()
@@ -124,7 +125,7 @@ class Case:
     def bounds(
         self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor, operand: float = 0.0
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each exact result, and how far off one may be."""
+        """Returns by direction the exact result, and how far from it a result may be."""
         wide = [tensor.double() for tensor in (x, w, dy)]
         exact = self.exact(wide[0], wide[1], None if bias is None else bias.double(), wide[2])
         products = self.exact(*(tensor.abs() for tensor in wide[:2]), None, wide[2].abs())
@@ -162,11 +163,13 @@ class Case:
             "wgrad": lambda: conv2d.conv2d_wgrad(to, dy, x, self.w_size[2:], geometry, precision, dw_stride),
         }
         device = to.properties(x.device)
-        taken = [direction for direction in calls if takes(forced, problem_of(direction, x, w, dy, geometry, precision), device)]
-        if not taken:
+        directions = [
+            direction for direction in calls if takes(forced, problem_of(direction, x, w, dy, geometry, precision), device)
+        ]
+        if not directions:
             pytest.skip(f"{forced} declines this in every direction")
         with planning.force("conv2d", forced):
-            return {direction: calls[direction]() for direction in taken}
+            return {direction: calls[direction]() for direction in directions}
 
 
 CASES = {
@@ -184,7 +187,7 @@ CASES = {
 
 
 def tf32(x: Tensor) -> Tensor:
-    """To nearest with 10 bits of mantissa, ties away from zero, as kernels round."""
+    """Rounds to nearest with 10 bits of mantissa, ties away from zero, as kernels do."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
@@ -213,7 +216,7 @@ def test_results_are_as_accurate_as_their_arithmetic(
         assert result.dtype == dtype
         assert_within(result, exact, bound, direction)
         like = {"fprop": (x, w), "dgrad": (dy, w), "wgrad": (dy, x)}[direction]
-        channels_last = any(each.is_contiguous(memory_format=torch.channels_last) and not each.is_contiguous() for each in like)
+        channels_last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in like)
         assert result.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -257,7 +260,7 @@ def test_offsets_beyond_two_thousand_million_elements(
     device: torch.device,
     gpu_memory: Callable[[torch.device, int], None],
 ) -> None:
-    """The second image lies 2^31 elements after the first; memory between them is never touched, so on a CPU it costs nothing."""
+    """The second image lies 2^31 elements after the first. Memory between them is never touched, so it costs nothing on a CPU."""
     gpu_memory(device, 2 * (2**31 + 1024) * dtype.itemsize + 2**30)
     case = Case((2, 8, 4, 4), (8, 8, 2, 2))
     _, w, _, _ = case.inputs(dtype, FORMATS[layout])
@@ -315,7 +318,7 @@ def test_workspace_stays_within_its_limit(variant: str) -> None:
     x, w, bias, dy = (
         torch.randint(-2, 3, t.shape).to(torch.float16) for t in case.inputs(torch.float16, torch.contiguous_format)
     )
-    limit = 2 * 8 * 9 * 36 * 2  # in one half of it one image's columns, or fewer than seven of x and dy packed
+    limit = 2 * 8 * 9 * 36 * 2  # half of it holds the columns of one image, or x and dy of fewer than seven images
     exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
     with tu.conv2d_workspace(limit):
         for direction, result in case.ours(x, w, bias, dy, "ieee", variant).items():
@@ -358,7 +361,7 @@ def test_empty(x_size: tuple[int, ...], w_size: tuple[int, ...], padding: tuple[
 def test_every_row_of_the_table_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: set[Kernel] = set()
     case = Case((1, 8, 9, 9), (16, 8, 2, 3), stride=(1, 2), padding=(1, 0, 1, 1))
-    for variant, dtype, precision in (each.values for each in MATHS):
+    for variant, dtype, precision in (math.values for math in MATHS):
         x, w, bias, dy = (torch.randint(-2, 3, t.shape).to(dtype) for t in case.inputs(dtype, torch.contiguous_format))
         exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
         name, splits = (variant.variant, 2) if isinstance(variant, Configuration) else (variant, 1)

@@ -1,5 +1,4 @@
-"""Gradients of images, of every order, are laid out as the convolution that made the call lays out its output; gradients of
-filters have the filters' strides."""
+"""Gradients of images have the memory format of the call's output, those of filters the filters' strides, at every order."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ SHAPES = {
 
 
 def integers(size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Of which all products and sums here are exact."""
+    """Returns integers whose products and sums are exact here."""
     return torch.randint(-1, 2, size).to(dtype)
 
 
@@ -74,7 +73,7 @@ def factors(name: str, shape: str, x_layout: str, w_layout: str) -> list[Tensor]
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_of_images_are_laid_out_as_torchs(target: Target, name: str, shape: str) -> None:
-    """Whatever layout comes back."""
+    """The layout of the gradient that comes back does not matter."""
     groups = SHAPES[shape][2]
     for x_layout, w_layout in product(LAYOUTS, ("contiguous", "channels_last")):
         x, w = factors(name, shape, x_layout, w_layout)
@@ -94,7 +93,7 @@ def test_gradients_of_images_are_laid_out_as_torchs(target: Target, name: str, s
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: str, shape: str) -> None:
-    """As torch's, too, where gradients are penalised: there each comes back in the layout that it had."""
+    """As in torch, a penalty on gradients hands back each of them in the layout that it had."""
     groups = SHAPES[shape][2]
     for x_layout, w_layout in product(("contiguous", "channels_last", "slice of channels"), ("contiguous", "channels_last")):
         leaves = factors(name, shape, x_layout, w_layout)
@@ -124,7 +123,7 @@ def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_of_filters_have_their_strides(target: Target, name: str, size: tuple[int, ...]) -> None:
-    """In any dense order of dimensions, at any order of differentiation, and under autocast."""
+    """Filters may have any dense order of dimensions, at any order of differentiation and under autocast."""
     outputs = size[0] if name == "conv_transpose2d" else size[1]
     x = integers((2, outputs, 4, 4)).requires_grad_()
     for order in permutations(range(4)):
@@ -153,7 +152,7 @@ def test_gradients_of_filters_with_gaps_are_contiguous(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_channels_last_network_stays_so(target: Target) -> None:
-    """Between any two layers, on the way back from a loss that hands back a contiguous gradient."""
+    """Between any two layers, even if the loss hands back a contiguous gradient."""
     image = channels_last(integers((2, 3, 6, 6))).requires_grad_()
     weights = [integers(size).requires_grad_() for size in ((4, 3, 3, 3), (4, 4, 1, 1), (4, 2, 3, 3))]
     seen: list[Tensor] = []

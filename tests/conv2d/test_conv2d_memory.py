@@ -1,4 +1,4 @@
-"""A convolution keeps for its backward what a wanted gradient takes, as it was handed in, on every engine."""
+"""A convolution keeps for its backward only the tensors that a wanted gradient needs, uncopied, on every engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WANTED = [wanted for wanted in product((False, True), repeat=3) if any(wanted)]
 
 
 def kept(call: Callable[[], Any]) -> tuple[Any, dict[int, Tensor]]:
-    """What a call returns, and the tensors that it keeps, by address."""
+    """Returns what a call returns, and by address the tensors that it keeps."""
     tensors: dict[int, Tensor] = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: tensors.setdefault(t.data_ptr(), t), lambda t: t):
         return call(), tensors
@@ -60,15 +60,17 @@ def test_each_factor_is_kept_for_the_other(target: Target, name: str, wanted: tu
 @pytest.mark.parametrize("wanted", [(False, True), (True, False)], ids=["dy", "factor"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_keep_no_more(target: Target, wanted: tuple[bool, bool]) -> None:
-    """Where a gradient is itself differentiated by one of its factors alone."""
+    """A gradient that is differentiated by one of its factors keeps the other one only."""
     x, w, _ = leaves((True, True, False))
-    for factor, of in ((w, x), (x, w)):  # dgrad of dy and w, wgrad of dy and x
+    for factor, differentiated in ((w, x), (x, w)):  # dgrad takes dy and w, wgrad dy and x
         y = tu.conv2d(x, w, engine=target.engine)
         dy = torch.randn_like(y).requires_grad_(wanted[0])
         other = factor.detach().requires_grad_(wanted[1])
         pair = {"input": x, "weight": w} | {"weight" if factor is w else "input": other}
         y = tu.conv2d(**pair, engine=target.engine)
-        _, tensors = kept(lambda of=of, y=y, dy=dy: torch.autograd.grad(y, of, dy, create_graph=True))
+        _, tensors = kept(
+            lambda differentiated=differentiated, y=y, dy=dy: torch.autograd.grad(y, differentiated, dy, create_graph=True)
+        )
         assert tensors.keys() == {(other if wanted[0] else dy).data_ptr()}
 
 
@@ -154,7 +156,7 @@ def test_what_is_not_kept_may_be_changed_in_place(target: Target, name: str) -> 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_tangents_need_no_gradients(target: Target, name: str, moved: tuple[bool, ...]) -> None:
-    """Both factors are there for them, whichever of the inputs move, and whether or not one is trained."""
+    """Forward-mode derivatives have both factors, whichever inputs have tangents, and whether or not one requires grad."""
     tangents = [torch.randn(size).double() for size in SIZES.values()]
     for wanted in ((False,) * 3, (True, False, False), (False, True, True)):
         tensors = leaves(wanted, torch.float64)

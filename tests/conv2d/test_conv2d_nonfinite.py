@@ -1,4 +1,4 @@
-"""Infinities and NaN beside padding: dx is NaN where torch's is, and nowhere else.
+"""Infinities and NaN next to padding: dx is NaN exactly where torch's is.
 
 dgrad gathers from dy, and the padding of dy does not exist, so an infinite weight meets no zeros there. A zero inside dy is
 another matter: times infinity it is NaN. fprop and wgrad gather from x, whose padding counts, in torch as here.
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 INF, NAN = float("inf"), float("nan")
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-#: variant or choice, dtype, precision
+#: (variant or configuration, dtype, precision)
 MATHS = [
     pytest.param(choice, dtype, precision, id=f"{choice}-{str(dtype).removeprefix('torch.')}-{precision}")
     for choices, kinds in (
@@ -79,12 +79,12 @@ CASES = {
 
 
 def small(*size: int) -> Tensor:
-    """Of -1, 1 and 2: no sum of their products has a rounding, and nothing is zero."""
+    """Returns a tensor of -1, 1 and 2: no sum of their products is rounded, and no element is zero."""
     return torch.tensor([-1.0, 1.0, 2.0])[torch.randint(3, size)]
 
 
 def spoil(dy: Tensor, w: Tensor, kind: str) -> None:
-    """Corners of the filter meet the padding of dy at the borders of dx."""
+    """Writes infinities, NaN and zeros; corners of the filter meet the padding of dy at the borders of dx."""
     if kind == "zeros in dy":
         dy[:, 1, 1:, :2] = 0
     if kind == "inf in dy":
@@ -101,7 +101,7 @@ KINDS = ("inf", "-inf", "nan", "inf in dy", "zeros in dy", "everything")
 
 
 def torchs(case: Case, dy: Tensor, w: Tensor) -> Tensor:
-    """Its own dx, in float64."""
+    """Returns torch's own dx in float64."""
     geometry = (case.stride, case.padding, case.dilation, False, (0, 0), case.groups, (True, False, False))
     x = torch.zeros(case.x, dtype=torch.float64)
     return torch.ops.aten.convolution_backward(dy.double(), x, w.double(), None, *geometry)[0]
@@ -127,8 +127,8 @@ def test_dx_is_nan_where_torchs_is(choice: str | Configuration, dtype: torch.dty
 @pytest.mark.parametrize(
     "choice", [Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3)], ids=str
 )
-def test_each_split_forgets_its_own_padding(choice: Configuration) -> None:
-    """Infinities of both signs, each in another split, make a NaN together."""
+def test_each_split_leaves_out_its_own_padding(choice: Configuration) -> None:
+    """Infinities of both signs in different splits add up to a NaN."""
     case = CASES["3x3"]
     dy, w = small(*case.dy).abs(), small(*case.w)
     w[0, :, 0, 0], w[15, :, 2, 2] = INF, -INF

@@ -1,4 +1,4 @@
-"""NCHW images on tensor cores: what is packed in a training step, and that results and derivatives are exact."""
+"""NCHW images on tensor cores: which tensors a training step packs, and that results and derivatives are exact."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def slice_of_channels(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A call of conv2d or conv_transpose2d; both images come in groups of whole pieces."""
+    """A call of conv2d or conv_transpose2d whose images have whole pieces of channels in each group."""
 
     x: tuple[int, ...] = (2, 16, 7, 5)
     w: tuple[int, ...] = (8, 16, 3, 2)
@@ -49,12 +49,12 @@ class Case:
     packs_dy: bool = True
 
     def inputs(self, target: Target, dtype: torch.dtype) -> list[Tensor]:
-        """Of -1, 0 and 1: every sum of their products, and of those with them, is exact in every dtype."""
+        """Returns tensors of -1, 0 and 1: all sums of their products, and of second derivatives, are exact in every dtype."""
         outputs = self.w[1] * self.groups if self.transposed else self.w[0]
         sizes = [self.x, self.w, *([(outputs,)] if self.bias else [])]
         generator = torch.Generator().manual_seed(0)
         x, w, *bias = (torch.randint(-1, 2, size, generator=generator).to(target.device, dtype) for size in sizes)
-        return [each.requires_grad_() for each in (self.x_layout(x), self.w_layout(w), *bias)]
+        return [tensor.requires_grad_() for tensor in (self.x_layout(x), self.w_layout(w), *bias)]
 
     def ours(self, *tensors: Tensor, **options: Any) -> Tensor:
         if self.transposed:
@@ -90,14 +90,14 @@ def weighting(y: Tensor, case: Case) -> Tensor:
 
 
 def results(call: Callable[..., Tensor], case: Case, inputs: list[Tensor]) -> list[Tensor]:
-    """y, the gradients, and theirs."""
+    """Returns y, its gradients, and the gradients of these."""
     y = call(*inputs)
     dy = weighting(y, case).requires_grad_()
     first = torch.autograd.grad(y, inputs, dy, create_graph=True)
     generator = torch.Generator().manual_seed(2)
-    along = [torch.randint(-1, 2, each.shape, generator=generator).to(each.device, each.dtype) for each in first]
+    along = [torch.randint(-1, 2, tensor.shape, generator=generator).to(tensor) for tensor in first]
     second = torch.autograd.grad(first, [*inputs[:2], dy], along)
-    return [each.detach() for each in (y, *first, *second)]
+    return [tensor.detach() for tensor in (y, *first, *second)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -117,14 +117,14 @@ def packs(launches: list[Any]) -> Counter[Any]:
 
 
 STEPS = [(name, "mma", *maths) for name in CASES for maths in MATHS]
-#: In TF32 it has no wgrad, and narrow groups are not for it.
+#: wgmma has no wgrad of TF32, and does not take narrow groups.
 STEPS += [(name, "wgmma", *maths) for name, case in CASES.items() for maths in MATHS[:2] if case.groups == 1]
 
 
 @pytest.mark.parametrize(("name", "variant", "dtype", "precision"), STEPS, ids=str)
 @pytest.mark.parametrize("target", EMULATED, ids=str)
 def test_launches_of_a_training_step(target: Target, name: str, variant: str, dtype: torch.dtype, precision: str) -> None:
-    """A product packs what it takes that is not channels_last: each image twice, for the two products that take it."""
+    """A product packs its operands unless they are channels_last: each image twice, for the two products that take it."""
     case = CASES[name]
     inputs = case.inputs(target, dtype)
     with planning.force("conv2d", variant), recording() as record:
@@ -169,7 +169,7 @@ def test_autocast(target: Target) -> None:
         y = case.ours(*inputs, engine=target.engine)
     dy = weighting(y, case)
     gradients = torch.autograd.grad(y, inputs, dy)
-    exact = [each.detach().double().requires_grad_() for each in inputs]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     expected = case.torchs(*exact)
     assert y.dtype == torch.bfloat16
     assert_exact(y.double(), expected)

@@ -1,4 +1,4 @@
-"""The passes beside convolution's products: unfold, fold, and the sum of splits."""
+"""What runs before and after convolution's products: unfold, fold, and the sum of splits."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_splits_of_an_image_are_added(dtype: torch.dtype, size: tuple[int, int, 
     sums = torch.randint(-9, 10, (5, N, H, W, channels)).to(torch.float64 if dtype == torch.float64 else torch.float32)
     bias = torch.randint(-9, 10, (channels,)).to(dtype)
     exact = sums.sum(0).permute(0, 3, 1, 2)
-    for each in (None, bias):
+    for addend in (None, bias):
         result = RESULT_LAYOUTS[layout](torch.full(size, float("nan"), dtype=dtype))
-        add_image_splits(cuda.LAUNCHER, sums, result, each)
-        assert_exact(result.double(), (exact if each is None else exact + each.view(-1, 1, 1)).double())
+        add_image_splits(cuda.LAUNCHER, sums, result, addend)
+        assert_exact(result.double(), (exact if addend is None else exact + addend.view(-1, 1, 1)).double())
 
 
 def test_splits_are_added_in_their_order() -> None:

@@ -1,4 +1,4 @@
-"""Which variant, tile and splits a convolution is computed with: by the table of measurements, by the model, or as forced."""
+"""Which variant, tile and splits compute a convolution: as forced, as measured, or as predicted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def problem(
     precision: str = "ieee",
     nchw: str = "",
 ) -> Conv2dProblem:
-    """A convolution of square planes; the tensors named in `nchw` are contiguous, the others channels_last."""
+    """Returns a convolution of square planes; the tensors named in `nchw` are contiguous, the others channels_last."""
     pad = R // 2
     P = (H + 2 * pad - R) // stride + 1
 
@@ -94,7 +94,7 @@ def key(direction: str, convolution: Conv2dProblem) -> str | None:
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """Replaces the measurements by those it is called with."""
+    """Returns a function that replaces the table of measurements."""
     path = tmp_path / "choices.json"
     monkeypatch.setattr(planning, "table_path", lambda op: path)
 
@@ -125,8 +125,8 @@ def _limit_as_before() -> Iterator[None]:
     ],
 )
 def test_the_variant_and_its_reasons(dtype: str, precision: str, groups: int, variant: str, reason: str | None) -> None:
-    of = problem(dtype, N=2, C=32, H=8, K=32, R=1, groups=groups, precision=precision)
-    chosen = choose("fprop", of, A100)
+    convolution = problem(dtype, N=2, C=32, H=8, K=32, R=1, groups=groups, precision=precision)
+    chosen = choose("fprop", convolution, A100)
     assert chosen.configuration.variant == variant
     passed_over = dict(chosen.passed_over)
     assert "mma" not in passed_over if reason is None else reason in passed_over["mma"]
@@ -143,12 +143,17 @@ def test_a_plane_too_large_for_the_indices_is_refused_by_all() -> None:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_candidates_are_distinct_and_each_is_predicted(direction: str) -> None:
-    for of in (problem(), problem(N=1, C=512, H=7, K=512), problem(C=3, R=7, stride=2, nchw="x"), problem("float64", groups=2)):
+    for convolution in (
+        problem(),
+        problem(N=1, C=512, H=7, K=512),
+        problem(C=3, R=7, stride=2, nchw="x"),
+        problem("float64", groups=2),
+    ):
         for device in (H200, A100):
-            found = candidates(direction, of, device)
-            assert len(set(found)) == len(found)
-            for each in found:
-                prediction = predict(each, direction, of, device)
+            configurations = candidates(direction, convolution, device)
+            assert len(set(configurations)) == len(configurations)
+            for configuration in configurations:
+                prediction = predict(configuration, direction, convolution, device)
                 assert prediction.seconds > 0
                 assert 0 < prediction.share < 1
                 assert prediction.bound in ("products", "bytes", "launches")
@@ -167,11 +172,11 @@ def test_images_of_few_tiles_are_split_and_others_are_not(direction: str) -> Non
 
 
 def test_splits_that_gain_little_are_not_worth_a_second_kernel() -> None:
-    of = problem("float16", H=8)
-    found = {each: predict(each, "fprop", of, A100).seconds for each in candidates("fprop", of, A100)}
-    fastest = min(found, key=found.__getitem__)
+    small = problem("float16", H=8)
+    seconds = {candidate: predict(candidate, "fprop", small, A100).seconds for candidate in candidates("fprop", small, A100)}
+    fastest = min(seconds, key=seconds.__getitem__)
     assert fastest.splits > 1
-    assert choose("fprop", of, A100).configuration == fastest._replace(splits=1)
+    assert choose("fprop", small, A100).configuration == fastest._replace(splits=1)
 
 
 @pytest.mark.parametrize(("C", "K", "tile"), [(256, 256, "128x128"), (32, 32, "64x64")])
@@ -254,13 +259,13 @@ def test_a_hit(table: Any) -> None:
 
 def test_a_miss_and_a_device_without_entries_go_by_the_model(table: Any) -> None:
     table({"NVIDIA H200": {key("fprop", problem()): ["im2col", "64x64", 1, 12.5]}})
-    for of, device in (
+    for convolution, device in (
         (problem(N=31), H200),
         (problem(), A100),
         (problem(), replace(H200, name="")),
         (problem()._replace(x_aligned=False), H200),
     ):
-        chosen = choose("fprop", of, device)
+        chosen = choose("fprop", convolution, device)
         assert chosen.configuration.variant != "im2col"
         assert not chosen.prediction.measured
 
@@ -275,9 +280,9 @@ def test_a_miss_and_a_device_without_entries_go_by_the_model(table: Any) -> None
     ],
 )
 def test_an_entry_that_cannot_be_followed_is_passed_over(table: Any, entry: list[Any], reason: str) -> None:
-    of = problem("float32", N=1, C=128, H=7)
-    table({"NVIDIA H200": {key("fprop", of): entry}})
-    chosen = choose("fprop", of, H200)
+    convolution = problem("float32", N=1, C=128, H=7)
+    table({"NVIDIA H200": {key("fprop", convolution): entry}})
+    chosen = choose("fprop", convolution, H200)
     assert chosen.configuration.variant == "simt"
     assert not chosen.prediction.measured
     assert (f"{Configuration(*entry[:3])} (measured)", reason) in chosen.passed_over
@@ -374,7 +379,7 @@ def test_a_limit_that_is_none_is_refused_and_changes_nothing(limit: Any, error: 
 
 
 @needs_emulator
-def test_explain_tells_what_was_chosen_for_each_direction(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_shows_what_was_selected_for_each_direction(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     named = replace(cuda.LAUNCHER.properties(torch.device("cpu")), capability=(8, 0), name="NVIDIA H200")
     monkeypatch.setattr(cuda.ENGINE.launcher, "properties", lambda device: named)
     x, w = (

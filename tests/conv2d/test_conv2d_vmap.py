@@ -1,4 +1,4 @@
-"""Convolutions of one tensor with many others under torch.func.vmap: the tensor that they share is taken once."""
+"""Convolutions of one tensor with many others under torch.func.vmap: the shared tensor is not copied for each of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ B = 3
 
 @dataclass(frozen=True)
 class Case:
-    """An operator by its tensors' sizes, as many of which are batched as `batches` says."""
+    """An operator, the sizes of its tensors, and its other arguments."""
 
     op: Callable[..., Tensor]
     sizes: tuple[tuple[int, ...], ...]
@@ -52,7 +52,7 @@ def integers(*size: int) -> Tensor:
 
 @pytest.fixture
 def elements(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """How many elements each tensor has that an engine is handed, call by call."""
+    """Collects for each call of an engine how many elements each of its tensors has."""
     calls: list[list[int]] = []
     select = conv2d_ops.select
 
@@ -74,7 +74,7 @@ def elements(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_each_tensor_reaches_the_engine_once(target: Target, name: str, elements: list[list[int]]) -> None:
-    """Whichever of them are batched, and along whatever dimension: as large as it came, but for a bias beside batched filters."""
+    """Whichever tensors are batched along whichever dimension, all keep their size, except a bias next to batched filters."""
     case = CASES[name]
     for batched in product((False, True), repeat=len(case.sizes)):
         if not any(batched):
@@ -96,7 +96,7 @@ def test_each_tensor_reaches_the_engine_once(target: Target, name: str, elements
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_an_ensemble_on_one_batch(target: Target, name: str, groups: int, elements: list[list[int]]) -> None:
-    """Its outputs, and all of its gradients, with the images as large as they came."""
+    """Outputs and all gradients are right, and images keep their size."""
     x, many_w, many_bias = integers(4, 4, 7, 6), integers(B, 4, 4 // groups, 2, 2), integers(B, 4)
 
     def loss(x: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ one_axis = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 4), s
 
 
 def meetings(extent: int, taps: int, stride: int, pad: int, dilation: int) -> Iterator[tuple[int, int, int]]:
-    """Input position, output position and filter position of every product along one dimension, by definition."""
+    """Yields input, output and filter position of every product along one dimension, by definition."""
     outputs = (extent + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
     for p in range(outputs):
         for r in range(taps):
@@ -50,26 +50,30 @@ def test_every_pixel_meets_every_filter_position_that_it_should(axis: tuple[int,
     outputs = (extent + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
     if outputs < 1:
         return
-    of = fprop_axis(outputs, taps, stride, pad, dilation)
-    found = {(of.start + i * of.up + t * of.step, i, of.first + t * of.every) for i in range(of.pixels) for t in range(of.taps)}
-    assert {each for each in found if 0 <= each[0] < extent} == expected
-    assert of.start + (of.pixels - 1) * of.up == extent - 1 + of.upper(extent)
+    forth = fprop_axis(outputs, taps, stride, pad, dilation)
+    met = {
+        (forth.start + i * forth.up + t * forth.step, i, forth.first + t * forth.every)
+        for i in range(forth.pixels)
+        for t in range(forth.taps)
+    }
+    assert {meeting for meeting in met if 0 <= meeting[0] < extent} == expected
+    assert forth.start + (forth.pixels - 1) * forth.up == extent - 1 + forth.upper(extent)
 
-    found = set()
+    met = set()
     for residue in range(stride):
         back = dgrad_axis(extent, taps, stride, pad, dilation, residue)
-        found |= {
+        met |= {
             (i * stride + back.residue, back.start + i * back.up + t * back.step, back.first + t * back.every)
             for i in range(back.pixels)
             for t in range(back.taps)
         }
         assert back.step >= 0, "an offset is never negative"
-    assert {each for each in found if 0 <= each[1] < outputs} == expected
+    assert {meeting for meeting in met if 0 <= meeting[1] < outputs} == expected
 
 
 @pytest.mark.parametrize("spec", [IMAGE, FILTER], ids=["image", "filter"])
 def test_both_launchers_pass_on_the_same_map(spec: TensorMapSpec) -> None:
-    """What CuPy's engine gives the driver is what the C interface is given."""
+    """Engine `cupy` passes to the driver what the C interface receives."""
     driver = pytest.importorskip("cuda.bindings.driver")
     noted: dict[str, Any] = {}
 
@@ -100,15 +104,15 @@ def test_both_launchers_pass_on_the_same_map(spec: TensorMapSpec) -> None:
     dtype, rank, address, extent, stride, *rest = arguments
     assert dtype.name.removeprefix("CU_TENSOR_MAP_DATA_TYPE_") == ("FLOAT16", "BFLOAT16", "TFLOAT32")[c.type]
     assert (rank, address) == (4, c.address)
-    assert [int(each) for each in extent] == list(c.extent)
-    assert [int(each) for each in stride] == list(c.stride)
+    assert [int(number) for number in extent] == list(c.extent)
+    assert [int(number) for number in stride] == list(c.stride)
     if c.im2col:
         lower, upper, channels, pixels, element_stride, *rest = rest
         assert (lower, upper, channels, pixels) == (list(c.lower), list(c.upper), c.channels, c.pixels)
     else:
         box, element_stride, *rest = rest
-        assert [int(each) for each in box] == list(c.box)
-    assert [int(each) for each in element_stride] == list(c.element_stride)
+        assert [int(number) for number in box] == list(c.box)
+    assert [int(number) for number in element_stride] == list(c.element_stride)
     assert rest[1].name == f"CU_TENSOR_MAP_SWIZZLE_{c.swizzle}B"
 
 
@@ -137,8 +141,8 @@ def test_without_a_driver_the_encoder_says_so() -> None:
     ],
     ids=str,
 )
-def test_what_we_call_refused_is_refused(wrong: dict[str, Any]) -> None:
-    """The emulator's encoder has the limits of the driver's manual on its own account."""
+def test_specs_that_count_as_refused_are_refused(wrong: dict[str, Any]) -> None:
+    """The emulator's encoder checks the limits of the driver's manual independently."""
     assert IMAGE.refused() is None
     cuda.LAUNCHER.tensor_map(IMAGE, torch.device("cpu"))
     spec = IMAGE._replace(**wrong)
@@ -150,7 +154,7 @@ def test_what_we_call_refused_is_refused(wrong: dict[str, Any]) -> None:
 def problem(
     dtype: str = "bfloat16", *, C: int = 64, K: int = 64, R: int = 3, stride: int = 1, pad: int = 1, **more: Any
 ) -> Conv2dProblem:
-    """A convolution of dense channels_last images of 224x224."""
+    """Returns a convolution of dense channels_last images of 224x224."""
     dilation, groups, precision, H = (
         more.get(name, default) for name, default in (("dilation", 1), ("groups", 1), ("precision", "ieee"), ("H", 224))
     )
@@ -209,7 +213,7 @@ def test_other_gpus_are_left_to_other_variants() -> None:
     ("channels", "expected"), [(8, 32), (16, 32), (32, 64), (48, 32), (64, 128), (72, 32), (96, 64), (128, 128)]
 )
 def test_few_channels_share_a_step(channels: int, expected: int) -> None:
-    """As few steps as there can be, and then as few copies."""
+    """A span takes the fewest steps, and of these the fewest copies."""
     assert wgmma.span("bfloat16", channels) == expected
 
 
@@ -234,7 +238,7 @@ def test_an_unshifted_image_names_its_own_pixels() -> None:
 @pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 @pytest.mark.parametrize(("stride", "precision"), [(1, "ieee"), (2, "ieee"), (1, "tf32")])
 def test_gradients_of_every_order(stride: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Third order, of small integers, whose sums are exact in every dtype."""
+    """Derivatives up to the third order of small integers, whose sums are exact in every dtype."""
     dtype = torch.float32 if precision == "tf32" else torch.bfloat16
     prefer(monkeypatch, "wgmma")
     generator = torch.Generator().manual_seed(stride)
@@ -246,14 +250,14 @@ def test_gradients_of_every_order(stride: int, precision: str, monkeypatch: pyte
     along = integers(*x.shape), integers(*w.shape)
 
     def orders(function: Any, to: torch.dtype) -> list[torch.Tensor]:
-        inputs = [each.to(to).requires_grad_() for each in (x, w, dy)]
+        inputs = [tensor.to(to).requires_grad_() for tensor in (x, w, dy)]
         y = function(*inputs[:2])
         first = torch.autograd.grad(y, inputs[:2], inputs[2], create_graph=True)
         second = torch.autograd.grad(
             sum((a * b.to(to)).sum() for a, b in zip(first, along, strict=True)), inputs, create_graph=True
         )
-        third = torch.autograd.grad(sum(each.sum() for each in second), inputs, allow_unused=True)
-        return [y, *first, *second, *(each for each in third if each is not None)]
+        third = torch.autograd.grad(sum(gradient.sum() for gradient in second), inputs, allow_unused=True)
+        return [y, *first, *second, *(gradient for gradient in third if gradient is not None)]
 
     with recording() as record:
         ours = orders(lambda x, w: tu.conv2d(x, w, None, stride, 1, engine="cuda", precision=precision), dtype)

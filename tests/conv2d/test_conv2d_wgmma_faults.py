@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SEEDS = 20
 TILE, WGRAD_TILE = "128x64", "64x256"
-#: More steps than stages; two tiles a block, of which one is wider than the result.
+#: It has more steps than stages, and two tiles a block, one of which is wider than the result.
 CASE = Case((9, 48, 9, 7), (72, 48, 3, 3), padding=(1, 1, 1, 1))
 MACHINERY, DIRECTIONS = "wgmma.cuh", "directions_wgmma.cuh"
 
@@ -120,7 +120,7 @@ class FaultyWatcher(Watcher):
 
 
 def noticed(fault: Fault) -> str | None:
-    """How the fault showed under one of many schedules: the emulator's report, or wrong results; None if it did not."""
+    """Returns how the fault showed under one of many schedules: the emulator's report, or wrong results; None if it did not."""
     launcher = FaultyWatcher(fault)
     generator = torch.Generator().manual_seed(0)
 
