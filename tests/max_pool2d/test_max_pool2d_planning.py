@@ -122,17 +122,17 @@ def _data(name: str) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
 
 
 def _call(function: str, name: str) -> tuple[Any, ...]:
-    """The arguments of a function of an engine; upstream gradients are small integers, so that no sum rounds."""
+    """Returns the arguments of an operator; upstream gradients are small integers, so that no sum rounds."""
     x, geometry = _data(name)
     if function == "max_pool2d_forward":
         return (x, *geometry, False, True)
-    y, offsets = load("torch").max_pool2d_forward(x, *geometry, False, True)
+    y, offsets = _results("torch", "max_pool2d_forward", (x, *geometry, False, True))
     dy = torch.randint(-3, 4, y.shape).to(x.dtype)
     return (dy, offsets, x.shape[2:], *geometry)
 
 
 def _results(engine: str, function: str, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    results = getattr(load(engine), function)(*arguments)
+    results = getattr(torch.ops.torch_unroll, function)(*arguments, engine)
     return results if isinstance(results, tuple) else (results,)
 
 

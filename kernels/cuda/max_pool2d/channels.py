@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ...arithmetic import ceil_divide, power_of_two
-from ...dtypes import CPP_TYPES
 from ...hardware import Device
 from ...planning import Configuration
-from ...table import Kernel, LaunchConfig, instantiate
+from ...table import LaunchConfig
 from .cost import Cost, backward_instructions, choice_bytes, forward_instructions, touched_x_bytes
-from .plan import THREADS, PoolingVariant, distinct
-from .problem import FIXED_WINDOWS, Pool2dProblem
+from .plan import THREADS, PoolingVariant, compiled_rows, distinct
+from .problem import TOO_MANY_CELLS, Pool2dProblem
 
-GRID_LIMIT = 65535  # CUDA's, in y and z; where there is more work, blocks take several strips or images
-Z_LIMIT = 64  # CUDA's, of a block
+GRID_LIMIT = 65535  # CUDA's limit of a grid in y and z; beyond it, blocks compute several strips or images
+Z_LIMIT = 64  # CUDA's limit of a block in z
 
 #: Tile -> the most threads of a block, the preferred first.
 _THREADS = {f"{threads} threads": threads for threads in (THREADS, 128, 64)}
-
-
-def compiled_rows(variant: str) -> Iterator[Kernel]:
-    """Rows of a variant that exists with compiled windows: for these with the offsets that they need, for any window with two."""
-    for direction in ("forward", "backward"):
-        row = (f"max_pool2d/{variant}.cuh", f"max_pool2d_{direction}_{variant}_kernel", tuple(CPP_TYPES.values()))
-        yield from instantiate(*row, ("uint8_t",), tuple(FIXED_WINDOWS.values()))
-        yield from instantiate(*row, ("uint8_t", "int16_t"), ("AnyWindow",))
 
 
 class Channels(PoolingVariant):
@@ -36,7 +27,7 @@ class Channels(PoolingVariant):
 
     def refuses(self, problem: Pool2dProblem, device: Device) -> str | None:
         if problem.offset_type == "int32_t":
-            return "a window has more than 32767 cells"
+            return TOO_MANY_CELLS
         return problem.refuses_pieces()
 
     def tiles(self, problem: Pool2dProblem, device: Device) -> Sequence[str]:
@@ -57,16 +48,16 @@ class Channels(PoolingVariant):
         threads = items * strips * problem.N
         at_once = 1 if problem.any_window else problem.window[1]  # a row of a compiled window is loaded together
         if problem.direction == "forward":
-            bytes_ = touched_x_bytes(problem) + choice_bytes(problem)
+            moved = touched_x_bytes(problem) + choice_bytes(problem)
             instructions = problem.outputs * forward_instructions(problem, problem.piece, problem.any_window)
         else:
-            bytes_ = choice_bytes(problem) + problem.pixels * problem.item_bytes
+            moved = choice_bytes(problem) + problem.pixels * problem.item_bytes
             instructions = problem.pixels * backward_instructions(problem, problem.piece, problem.any_window)
-        return Cost(bytes=bytes_, instructions=instructions, loads=threads * at_once, threads=threads)
+        return Cost(bytes=moved, instructions=instructions, loads=threads * at_once, threads=threads)
 
 
 def _extents(problem: Pool2dProblem) -> tuple[int, int]:
-    """Columns times pieces of channels, and strips of each."""
+    """Returns the number of pieces in a row, which are columns times pieces of channels, and the number of strips in a column."""
     rows, columns = problem.P, problem.Q
     if problem.direction == "backward":
         rows, columns = problem.pixel_blocks(problem.H, 0), problem.pixel_blocks(problem.W, 1)
@@ -74,7 +65,7 @@ def _extents(problem: Pool2dProblem) -> tuple[int, int]:
 
 
 def _block(problem: Pool2dProblem, most: int) -> tuple[int, int, int]:
-    """The block of at most `most` threads: first along a row, then strips, then images."""
+    """Returns a block of at most `most` threads: they extend along a row first, then over strips, then over images."""
     items, strips = _extents(problem)
     x = power_of_two(items)
     if items > most:  # the multiple of a warp that leaves the fewest threads of the last block idle

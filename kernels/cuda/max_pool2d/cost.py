@@ -11,8 +11,8 @@ from ...hardware import LAUNCH_SECONDS, Device, rates
 from ...planning import Prediction
 from .problem import PIECE_BYTES, STRIP, Pool2dProblem
 
-#: Threads that keep a multiprocessor busy, half of its 2,048: 8 warps for each of its 4 schedulers, which covers the
-#: 4 to 8 clocks from an instruction to one that needs its result.
+#: Threads that keep a multiprocessor busy, half of its 2,048: 8 warps for each of its 4 schedulers, which covers the 4 to
+#: 8 clocks from an instruction to one that needs its result.
 BUSY = 1024
 #: Clocks from a load of device memory to its result, assumed. To use the bandwidth, a multiprocessor has loads for so many clocks
 #: under way: on an H200 20 bytes a clock * 560 = 11 KiB, and on a B200 16 KiB, a 16-byte load of each of `BUSY` threads.

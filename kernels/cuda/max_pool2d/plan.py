@@ -1,20 +1,21 @@
-"""What the variants of max pooling share: how a plan is made from a kernel, its launch and its parameters."""
+"""What the variants of max pooling share: a plan is a launch of one of their kernels, and the structs of its parameters."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ...arithmetic import ceil_divide
+from ...dtypes import CPP_TYPES
 from ...hardware import Device
 from ...planning import Configuration, Prediction, Variant
 from ...shapes import MaxPool2dShape
-from ...table import Kernel, LaunchConfig, LaunchPlan
+from ...table import Kernel, LaunchConfig, LaunchPlan, instantiate
 from .cost import Cost, predict
 from .parameters import MaxPool2dDense
-from .problem import Pool2dProblem, Strides
+from .problem import FIXED_WINDOWS, Pool2dProblem, Strides
 
 THREADS = 256  # __launch_bounds__ of every kernel
 
@@ -92,6 +93,14 @@ def _shape(problem: Pool2dProblem, x_strides: Strides) -> MaxPool2dShape:
     )
 
 
+def compiled_rows(variant: str) -> Iterator[Kernel]:
+    """Yields the rows of a variant: for each of `FIXED_WINDOWS` with the offsets that it needs, and for any window."""
+    for direction in ("forward", "backward"):
+        row = (f"max_pool2d/{variant}.cuh", f"max_pool2d_{direction}_{variant}_kernel", tuple(CPP_TYPES.values()))
+        yield from instantiate(*row, ("uint8_t",), tuple(FIXED_WINDOWS.values()))
+        yield from instantiate(*row, ("uint8_t", "int16_t"), ("AnyWindow",))
+
+
 def distinct(values: Mapping[str, Hashable]) -> list[str]:
     """Returns the tiles whose value no earlier tile has."""
     tiles: dict[Hashable, str] = {}
@@ -101,5 +110,5 @@ def distinct(values: Mapping[str, Hashable]) -> list[str]:
 
 
 def one_thread_for_each(items: int) -> LaunchConfig:
-    """A thread for each item, in one dimension."""
+    """Returns a one-dimensional launch with one thread for each item."""
     return LaunchConfig((ceil_divide(items, THREADS), 1, 1), (THREADS, 1, 1))

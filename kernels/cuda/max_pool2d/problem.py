@@ -13,6 +13,7 @@ Pair = tuple[int, int]
 
 STRIP = 4  # FixedWindow::strip of windows.cuh
 PIECE_BYTES = 16  # the widest access
+TOO_MANY_CELLS = "a window has more than 32767 cells"  # why a variant has no kernel for four-byte offsets
 #: C++ type of offsets -> bytes.
 OFFSET_BYTES = {"uint8_t": 1, "int16_t": 2, "int32_t": 4}
 #: (R, S, stride) -> the window that is compiled in; its dilation is 1.

@@ -10,13 +10,12 @@ from ...arithmetic import ceil_divide, round_up
 from ...hardware import Device
 from ...planning import Configuration
 from ...table import LaunchConfig
-from .channels import compiled_rows
 from .cost import COPY, DIVIDE_32, Cost, backward_instructions, choice_bytes, forward_instructions
-from .plan import THREADS, PoolingVariant, distinct
-from .problem import PIECE_BYTES, Pool2dProblem, Strides
+from .plan import THREADS, PoolingVariant, compiled_rows, distinct
+from .problem import PIECE_BYTES, TOO_MANY_CELLS, Pool2dProblem, Strides
 
-#: Tile -> the most bytes of input that a block stages. With 16 KiB, seven blocks share a multiprocessor of 227 KiB, so that some
-#: compute while others load.
+#: Tile -> the most bytes of x that a block stages. With 16 KiB, and y and offsets beside them, a multiprocessor of 227 KiB holds
+#: five blocks or more, so that some compute while others load.
 _STAGE_BYTES = {f"{kib} KiB": kib << 10 for kib in (16, 4, 8, 32, 64)}
 _PREFERRED = next(iter(_STAGE_BYTES))
 _LEAST_STAGE_BYTES = 2 << 10
@@ -28,8 +27,8 @@ class BlockWork(NamedTuple):
     planes: int
     rows: int  # of each plane: output rows, or backward rows of pixel blocks
     shared_bytes: int
-    input_bytes: int  # that it loads, halo included
-    items: int  # strips of one element's width, a thread each
+    input_bytes: int  # what it loads, halo included
+    items: int  # strips that are one element wide; a thread computes one at a time
 
 
 class Staged(PoolingVariant):
@@ -40,7 +39,7 @@ class Staged(PoolingVariant):
 
     def refuses(self, problem: Pool2dProblem, device: Device) -> str | None:
         if problem.offset_type == "int32_t":
-            return "a window has more than 32767 cells"
+            return TOO_MANY_CELLS
         if problem.with_lengths:
             return "sequences have different lengths"
         if problem.layout not in ("channels_last", "nchw"):
@@ -70,13 +69,14 @@ class Staged(PoolingVariant):
     def launch_config(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> LaunchConfig:
         work = _work(problem, configuration, device)
         threads = min(max(round_up(work.items, 32), 64), THREADS)
-        return LaunchConfig((_blocks(problem, work), 1, 1), (threads, 1, 1), work.shared_bytes)
+        blocks = ceil_divide(problem.planes, work.planes) * ceil_divide(_direction(problem).rows, work.rows)
+        return LaunchConfig((blocks, 1, 1), (threads, 1, 1), work.shared_bytes)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
         """The halo of a band is read by two blocks. All loads of a block are under way at once; nothing is computed meanwhile
         unless the multiprocessor holds a second block."""
-        work, blocks = _work(problem, configuration, device), _blocks(problem, _work(problem, configuration, device))
-        config = self.launch_config(problem, configuration, device)
+        work, config = _work(problem, configuration, device), self.launch_config(problem, configuration, device)
+        blocks = config.grid[0]
         read = blocks * work.input_bytes
         items = blocks * work.items
         if problem.direction == "forward":
@@ -93,10 +93,6 @@ class Staged(PoolingVariant):
             threads=blocks * config.block[0],
             in_turn=2 * work.shared_bytes > device.shared_bytes_per_block,
         )
-
-
-def _blocks(problem: Pool2dProblem, work: BlockWork) -> int:
-    return ceil_divide(problem.planes, work.planes) * ceil_divide(_direction(problem).rows, work.rows)
 
 
 def _work(problem: Pool2dProblem, configuration: Configuration, device: Device) -> BlockWork:
