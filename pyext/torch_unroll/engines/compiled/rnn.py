@@ -228,7 +228,7 @@ def rnn_cell_backward(
 
 
 def _launch_cell(launcher: Launcher, backward: bool, parameters: RnnCellParameters, h: Tensor, precision: str) -> None:
-    """Launches a step of the extents in the struct; `h` tells dtype and device."""
+    """Launches a step whose extents are in the struct, in the dtype and on the device of `h`."""
     shape, dtype = parameters.shape, str(h.dtype).removeprefix("torch.")
     problem = CellStep(backward=backward, N=shape.N, I=shape.I, H=shape.H, dtype=dtype, precision=precision)
     selector = SELECTORS["rnn_cell_backward" if backward else "rnn_cell_forward"]
