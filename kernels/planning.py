@@ -274,6 +274,9 @@ class _Selection(Generic[Problem]):
             )
         splits = max(1, min(forced.splits, variant.most_splits(self.problem, forced.tile, self.device)))
         configuration = forced._replace(splits=splits)
+        if reason := self.does_not_fit(variant, configuration):
+            self.refused[variant.name] = reason
+            raise self.error()
         return self.selected(variant, configuration, variant.predict(self.problem, configuration, self.device), "is asked for")
 
     def measured(self) -> Selected[Problem] | None:

@@ -112,8 +112,9 @@ def test_blocks_that_wait_for_each_other_are_resident_together() -> None:
     selected = selector(waiting, SLOW).select(Sum(1), holds_three)
     assert selected.configuration.variant == "slow"
     assert selected.passed_over == (("waiting", "its (4, 1, 1) blocks do not fit on a GPU together"),)
-    with force("sum", "waiting"), pytest.raises(RuntimeError, match="do not fit on a GPU together"):
-        selector(waiting, SLOW).select(Sum(1), holds_three)
+    for forced in ("waiting", Configuration("waiting")):
+        with force("sum", forced), pytest.raises(RuntimeError, match="do not fit on a GPU together"):
+            selector(waiting, SLOW).select(Sum(1), holds_three)
 
 
 # ---- forcing -----------------------------------------------------------------------------------------------------------
