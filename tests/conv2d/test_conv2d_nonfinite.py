@@ -19,6 +19,7 @@ from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.planning import Configuration
+from torch_unroll.shapes import dtype_name
 from torch_unroll.testing import assert_exact
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -27,7 +28,7 @@ INF, NAN = float("inf"), float("nan")
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 #: (variant or configuration, dtype, precision)
 MATHS = [
-    pytest.param(choice, dtype, precision, id=f"{choice}-{str(dtype).removeprefix('torch.')}-{precision}")
+    pytest.param(choice, dtype, precision, id=f"{choice}-{dtype_name(dtype)}-{precision}")
     for choices, kinds in (
         (
             (

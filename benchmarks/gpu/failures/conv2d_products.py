@@ -14,6 +14,7 @@ from benchmarks.gpu.exact.case import ARITHMETIC
 from benchmarks.gpu.exact.conv2d import Conv2dCase, Geometry, Inputs, convolve, inputs
 from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, ceil_divide, padded
 from torch_unroll.kernels.cuda.conv2d import mma, simt, wgmma
+from torch_unroll.shapes import dtype_name
 
 PIXEL, CHANNEL, TAP = "pixel", "channel", "filter tap and channel"
 
@@ -34,7 +35,7 @@ class _Walk:
 
     def __init__(self, case: Conv2dCase):
         self.case, self.sizes, self.inputs = case, case.sizes, inputs(case.sizes, case.seed)
-        dtype = str(ARITHMETIC[case.arithmetic]).removeprefix("torch.")
+        dtype = dtype_name(ARITHMETIC[case.arithmetic])
         self.item = ARITHMETIC[case.arithmetic].itemsize
         groups, direction = self.sizes.groups, case.direction
         C, K = self.sizes.C // groups, self.sizes.K // groups

@@ -31,6 +31,7 @@ from torch_unroll.kernels.cuda.conv2d.wgmma import STEP_BYTES, WGMMA, WgmmaPlan,
 from torch_unroll.kernels.cuda.conv2d.wgmma_maps import Image, filter_map, image_map, unshifted
 from torch_unroll.kernels.dtypes import ITEM_BYTES
 from torch_unroll.kernels.planning import Configuration
+from torch_unroll.shapes import dtype_name
 
 
 def fprop(call: Call, bias: Tensor | None, configuration: Configuration) -> None:
@@ -135,7 +136,6 @@ def _image_struct(
     N, _, height, width = result.size
     images = [_image(launcher, device, problem.dtype, image, axes, block, plan.tile.rows) for axes in plan.images]
     filter_spec = filter_map(problem.dtype, filter.size, filter.stride, channels, rows, address=filter.address)
-    N, _, height, width = result.size
     stride_h, stride_w = (1, 1) if is_fprop else problem.residues
     struct = (Conv2dFpropWgmmaParameters if is_fprop else Conv2dDgradWgmmaParameters)(
         filter=launcher.tensor_map(filter_spec, device),
@@ -223,5 +223,4 @@ def _dense(packed: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _is_describable(dtype: torch.dtype, size: torch.Size, stride: tuple[int, ...]) -> bool:
-    name = str(dtype).removeprefix("torch.")
-    return image_map(name, size, stride, unshifted(*size[2:]), 16, 1).refused() is None
+    return image_map(dtype_name(dtype), size, stride, unshifted(*size[2:]), 16, 1).refused() is None
