@@ -18,7 +18,7 @@ from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.conv2d_call import problem_of
 from torch_unroll.engines.compiled.recording import recording
-from torch_unroll.engines.interface import Conv2dGeometry
+from torch_unroll.engines.interface import DTYPES, Conv2dGeometry
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d import im2col
 from torch_unroll.kernels.cuda.conv2d.problem import DIRECTIONS, Conv2dProblem
@@ -34,7 +34,6 @@ from torch_unroll.testing.compare import ROUNDING
 
 pytestmark = pytest.mark.usefixtures("device")
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 H200 = Device(132, (9, 0), 227 << 10, 50 << 20)
 #: The variants that can split the depth of fprop and dgrad, with a tile of which small images have several.
 SPLITTING = (Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3))

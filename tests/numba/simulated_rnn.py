@@ -11,11 +11,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import torch_unroll as tu
 from torch_unroll.engines import load, use_engine
-from torch_unroll.engines.interface import NONLINEARITIES, RnnOptions
+from torch_unroll.engines.interface import DTYPES, NONLINEARITIES, RnnOptions
 from torch_unroll.engines.numba import rnn as host
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MINE, REFERENCE = load("numba"), load("torch")
 OPTIONS = RnnOptions(None, None, "tanh", "ieee")
 

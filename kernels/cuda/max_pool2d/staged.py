@@ -9,10 +9,11 @@ from typing import NamedTuple
 from ...arithmetic import ceil_divide, round_up
 from ...hardware import Device
 from ...planning import Configuration
+from ...shapes import Four
 from ...table import LaunchConfig
 from .cost import COPY, DIVIDE_32, Cost, backward_instructions, choice_bytes, forward_instructions
 from .plan import THREADS, PoolingVariant, compiled_rows, distinct
-from .problem import PIECE_BYTES, TOO_MANY_CELLS, Pool2dProblem, Strides
+from .problem import PIECE_BYTES, TOO_MANY_CELLS, Pool2dProblem
 
 #: Tile -> the most bytes of x that a block stages. With 16 KiB, and y and offsets beside them, a multiprocessor of 227 KiB holds
 #: five blocks or more, so that some compute while others load.
@@ -59,7 +60,7 @@ class Staged(PoolingVariant):
     def template_arguments(self, problem: Pool2dProblem) -> tuple[str, ...]:
         return (*problem.types, problem.compiled_window)
 
-    def x_strides(self, problem: Pool2dProblem) -> Strides:
+    def x_strides(self, problem: Pool2dProblem) -> Four:
         return problem.dense_x_strides
 
     def block_extents(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> tuple[int, int]:

@@ -26,11 +26,11 @@ from torch_unroll.kernels.cuda.conv2d.parameters import (
     Conv2dWgradWgmmaParameters,
     COperandsInMemory,
 )
-from torch_unroll.kernels.cuda.conv2d.problem import Four
 from torch_unroll.kernels.cuda.conv2d.wgmma import STEP_BYTES, WGMMA, WgmmaPlan, whole_blocks
 from torch_unroll.kernels.cuda.conv2d.wgmma_maps import Image, filter_map, image_map, unshifted
 from torch_unroll.kernels.dtypes import ITEM_BYTES
 from torch_unroll.kernels.planning import Configuration
+from torch_unroll.kernels.shapes import Four
 from torch_unroll.shapes import dtype_name
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher, RecordedLauncher, conv2d, max_pool2d, rnn
-from torch_unroll.engines.interface import Conv2dGeometry, Pair, Pool2dGeometry, RnnOptions
+from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry, RnnOptions
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.kernels.table import kernels_of
 from torch_unroll.shapes import dtype_name
 

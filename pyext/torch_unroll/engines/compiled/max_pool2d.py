@@ -10,9 +10,10 @@ from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_selection
-from torch_unroll.engines.interface import Pair, Pool2dGeometry
+from torch_unroll.engines.interface import Pool2dGeometry
 from torch_unroll.kernels.cuda.max_pool2d.problem import PIECE_BYTES, Pool2dProblem, dense_strides
 from torch_unroll.kernels.cuda.max_pool2d.variants import DIRECTION_PARAMETERS, SELECTORS
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.shapes import dtype_name, is_channels_last, pooled_size, pooling_offset_dtype
 
 
