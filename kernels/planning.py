@@ -136,27 +136,27 @@ _forced: dict[str, str | Configuration] = {}
 
 
 @contextmanager
-def force(name: str, choice: str | Configuration | None) -> Iterator[None]:
+def force(name: str, forced: str | Configuration | None) -> Iterator[None]:
     """Lets one variant, or one configuration, compute every call within; a call that it does not take raises.
 
     Args:
         name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad".
-        choice: a variant's name, of whose configurations the best is selected; or a configuration, whose splits are cut down to
+        forced: a variant's name, of whose configurations the best is selected; or a configuration, whose splits are cut down to
             what there is room for; or None, which forces nothing.
     """
     previous = _forced.get(name)
-    _set_forced(name, choice)
+    _set_forced(name, forced)
     try:
         yield
     finally:
         _set_forced(name, previous)
 
 
-def _set_forced(name: str, choice: str | Configuration | None) -> None:
-    if choice is None:
+def _set_forced(name: str, forced: str | Configuration | None) -> None:
+    if forced is None:
         _forced.pop(name, None)
     else:
-        _forced[name] = choice
+        _forced[name] = forced
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------------

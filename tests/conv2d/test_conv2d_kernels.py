@@ -27,7 +27,7 @@ from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.planning import Configuration
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
-from torch_unroll.shapes import is_dense
+from torch_unroll.shapes import dtype_name, is_dense
 from torch_unroll.testing import assert_exact, assert_within, sum_bound
 from torch_unroll.testing.bounds import COPIED_TF32
 from torch_unroll.testing.compare import ROUNDING
@@ -64,7 +64,7 @@ def _multiplies(forced: str | Configuration, dtype: torch.dtype, precision: str)
 
 #: Every (variant or configuration, dtype, precision) that can be computed.
 MATHS = [
-    pytest.param(forced, dtype, precision, id=f"{name}-{str(dtype).removeprefix('torch.')}-{precision}")
+    pytest.param(forced, dtype, precision, id=f"{name}-{dtype_name(dtype)}-{precision}")
     for name, forced in (
         *((variant.name, variant.name) for variant in VARIANTS),
         *((f"split {forced.variant}", forced) for forced in SPLITTING),
