@@ -111,4 +111,4 @@ def distinct(values: Mapping[str, Hashable]) -> list[str]:
 
 def one_thread_for_each(items: int) -> LaunchConfig:
     """Returns a one-dimensional launch with one thread for each item."""
-    return LaunchConfig((ceil_divide(items, THREADS), 1, 1), (THREADS, 1, 1))
+    return LaunchConfig(grid=(ceil_divide(items, THREADS), 1, 1), block=(THREADS, 1, 1))

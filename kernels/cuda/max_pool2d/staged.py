@@ -32,11 +32,14 @@ class BlockWork(NamedTuple):
     items: int  # strips that are one element wide; a thread computes one at a time
 
 
+KERNELS = tuple(compiled_rows("staged"))
+
+
 class Staged(PoolingVariant):
     """A block copies whole planes, or a band of one, into shared memory and computes there."""
 
     name = "staged"
-    kernels = tuple(compiled_rows("staged"))
+    kernels = KERNELS
 
     def refuses(self, problem: Pool2dProblem, device: Device) -> str | None:
         if problem.offset_type == "int32_t":
@@ -71,7 +74,7 @@ class Staged(PoolingVariant):
         work = _work(problem, configuration, device)
         threads = min(max(round_up(work.items, 32), 64), THREADS)
         blocks = ceil_divide(problem.planes, work.planes) * ceil_divide(_direction(problem).rows, work.rows)
-        return LaunchConfig((blocks, 1, 1), (threads, 1, 1), work.shared_bytes)
+        return LaunchConfig(grid=(blocks, 1, 1), block=(threads, 1, 1), shared_bytes=work.shared_bytes)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
         """The halo of a band is read by two blocks. All loads of a block are under way at once; nothing is computed meanwhile
@@ -195,3 +198,6 @@ class _Backward:
 
 def _direction(problem: Pool2dProblem) -> _Forward | _Backward:
     return _Forward(problem) if problem.direction == "forward" else _Backward(problem)
+
+
+STAGED = Staged()

@@ -12,10 +12,12 @@ from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_selection, note_workspace
 from torch_unroll.engines.interface import NONLINEARITIES, RnnOptions
 from torch_unroll.engines.packed import packed_rows
+from torch_unroll.kernels.cuda.rnn.grid_exchange import GRID_EXCHANGE
 from torch_unroll.kernels.cuda.rnn.parameters import ElmanCell, RnnCellParameters, RnnParameters, StepStride
 from torch_unroll.kernels.cuda.rnn.problem import CellStep, Recurrence
+from torch_unroll.kernels.cuda.rnn.step import STEP
 from torch_unroll.kernels.cuda.rnn.tile import FRAGMENT_BYTES
-from torch_unroll.kernels.cuda.rnn.variants import GRID_EXCHANGE, SELECTORS, STEP
+from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 from torch_unroll.kernels.shapes import RnnShape
 from torch_unroll.shapes import dtype_name
 
