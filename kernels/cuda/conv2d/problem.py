@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from math import gcd, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...arithmetic import ceil_divide
 from ...shapes import Conv2dShape, Four, Pair, SizeError
@@ -224,6 +225,38 @@ class Conv2dProblem(NamedTuple):
             w_stride=strides(*self.w_strides),
             y_stride=strides(*self.y_strides),
         )
+
+
+def problem_of_sizes(
+    x_size: Sequence[int],
+    w_size: Sequence[int],
+    y_size: Sequence[int],
+    stride: Sequence[int],
+    pad: Pair,
+    dilation: Sequence[int],
+    **fields: Any,
+) -> Conv2dProblem:
+    """Returns a convolution x (N, C, H, W), w (K, C/groups, R, S) -> y (N, K, P, Q); `fields` are its further fields.
+
+    A stride means nothing where y has one pixel along an axis, a dilation where the filter has one position. They count as 1
+    there, so that they are neither planned for nor a reason to refuse.
+    """
+    (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x_size, w_size, y_size
+    return Conv2dProblem(
+        N=N,
+        C=C,
+        H=H,
+        W=W,
+        K=K,
+        R=R,
+        S=S,
+        P=P,
+        Q=Q,
+        stride=(stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
+        pad=pad,
+        dilation=(dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
+        **fields,
+    )
 
 
 def _layout(strides: Four, size: Four) -> str | None:

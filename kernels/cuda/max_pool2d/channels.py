@@ -1,4 +1,4 @@
-"""Variant channels: threads own 16-byte pieces of channels_last pixels; see channels.cuh."""
+"""The variant channels: threads own 16-byte pieces of channels_last pixels, `channels.cuh`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variant split: the threads of a block share each tall window, forward only; see split.cuh."""
+"""The variant split: the threads of a block share each tall window, forward only, `split.cuh`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variant staged: blocks compute on stretches of dense tensors in shared memory; see staged.cuh."""
+"""The variant staged: blocks compute on stretches of dense tensors in shared memory, `staged.cuh`."""
 
 from __future__ import annotations
 

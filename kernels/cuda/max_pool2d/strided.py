@@ -1,4 +1,4 @@
-"""Variant strided: a thread computes one element, whatever the strides and the window; see strided.cuh."""
+"""The variant strided: a thread computes one element, whatever the strides and the window, `strided.cuh`."""
 
 from __future__ import annotations
 

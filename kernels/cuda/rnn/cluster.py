@@ -1,4 +1,4 @@
-"""`cluster`: slices of W in the blocks of a cluster, which exchange the state through distributed shared memory (cluster.cuh)."""
+"""The variant cluster: slices of W in the blocks of a cluster, which exchange the state through shared memory, `cluster.cuh`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`grid_exchange`: slices of W all over the device, whose blocks exchange the state through L2 (grid_exchange.cuh)."""
+"""The variant grid_exchange: slices of W all over the device, whose blocks exchange the state through L2, `grid_exchange.cuh`."""
 
 from __future__ import annotations
 

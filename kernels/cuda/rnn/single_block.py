@@ -1,4 +1,4 @@
-"""`single_block`: one block for every 8 samples, a whole pass in one launch (single_block.cuh)."""
+"""The variant single_block: one block for every 8 samples, a whole pass in one launch, `single_block.cuh`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`single_step`: one step on its own, as in `rnn_cell` (single_step.cuh)."""
+"""The variant single_step: one step on its own, as in `rnn_cell`, `single_step.cuh`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`step`: one launch for each step, W read at every launch (step.cuh)."""
+"""The variant step: one launch for each step, W read at every launch, `step.cuh`."""
 
 from __future__ import annotations
 

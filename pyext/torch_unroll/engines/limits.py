@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torch_unroll.checks import is_symbolic
 from torch_unroll.engines.compiled.recording import note_too_large
-from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem, problem_of_sizes
 from torch_unroll.kernels.cuda.rnn.block_product import batch_limit
 from torch_unroll.kernels.shapes import SizeError
 
@@ -88,29 +88,10 @@ def unfold(x_size: Sizes, y_size: Sizes, kernel_size: Sizes, stride: Sizes, padd
 def _problem(
     x_size: Sizes, w_size: Sizes, y_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Conv2dProblem:
-    """Returns a convolution of these sizes. A stride with one output along its axis, or a dilation with one tap, has no effect
-    and is set to 1."""
-    (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x_size, w_size, y_size
-    no_strides = (0, 0, 0, 0)
-    return Conv2dProblem(
-        dtype="float32",
-        N=N,
-        C=C,
-        H=H,
-        W=W,
-        K=K,
-        R=R,
-        S=S,
-        P=P,
-        Q=Q,
-        stride=(stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
-        pad=(padding[0], padding[1]),
-        dilation=(dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
-        groups=groups,
-        x_strides=no_strides,
-        w_strides=no_strides,
-        y_strides=no_strides,
-    )
+    """Returns a convolution of these sizes, whose dtype and strides say nothing."""
+    strides = dict.fromkeys(("x_strides", "w_strides", "y_strides"), (0, 0, 0, 0))
+    pad = (padding[0], padding[1])
+    return problem_of_sizes(x_size, w_size, y_size, stride, pad, dilation, dtype="float32", groups=groups, **strides)
 
 
 def max_pool2d(x_size: Sizes, y_size: Sizes) -> str | None:

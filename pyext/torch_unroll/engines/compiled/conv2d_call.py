@@ -11,34 +11,23 @@ from torch import Tensor
 from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.conv2d_workspace import workspace_limit
 from torch_unroll.engines.interface import Conv2dGeometry
-from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
+from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem, problem_of_sizes
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.shapes import Four
 from torch_unroll.shapes import dtype_name
 
 
 def problem_of(direction: str, x: Tensor, w: Tensor, y: Tensor, geometry: Conv2dGeometry, precision: str) -> Conv2dProblem:
-    """Returns a convolution of tensors as plans see it; gradients stand for the tensors whose sizes they have.
-
-    A stride means nothing where y has one pixel along an axis, a dilation where the filter has one position. They count as 1
-    there, so that they are neither planned for nor a reason to refuse.
-    """
-    (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x.shape, w.shape, y.shape
+    """Returns a convolution of tensors as plans see it; gradients stand for the tensors whose sizes they have."""
     stride, padding, dilation, groups = geometry
-    return Conv2dProblem(
+    return problem_of_sizes(
+        x.shape,
+        w.shape,
+        y.shape,
+        stride,
+        (padding[0], padding[2]),
+        dilation,
         dtype=dtype_name(x.dtype),
-        N=N,
-        C=C,
-        H=H,
-        W=W,
-        K=K,
-        R=R,
-        S=S,
-        P=P,
-        Q=Q,
-        stride=(stride[0] if P > 1 else 1, stride[1] if Q > 1 else 1),
-        pad=(padding[0], padding[2]),
-        dilation=(dilation[0] if R > 1 else 1, dilation[1] if S > 1 else 1),
         groups=groups,
         x_strides=four(x.stride()),
         w_strides=four(w.stride()),
