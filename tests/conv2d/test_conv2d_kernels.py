@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import torch_unroll as tu
+from tests.gpus import H200
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.conv2d_call import problem_of
@@ -34,7 +35,6 @@ from torch_unroll.testing.compare import ROUNDING
 
 pytestmark = pytest.mark.usefixtures("device")
 
-H200 = Device(132, (9, 0), 227 << 10, 50 << 20)
 #: The variants that can split the depth of fprop and dgrad, with a tile of which small images have several.
 SPLITTING = (Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3))
 
@@ -382,4 +382,4 @@ def test_a_refused_variant_says_why() -> None:
     x, w, bias, _ = CASES["1x1"].inputs(torch.float64, torch.contiguous_format)
     message = "tensor cores multiply fp16, bf16 and TF32, not float64"
     with planning.force("conv2d", "mma"), pytest.raises(RuntimeError, match=message):
-        conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, bias, (1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee")
+        conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, bias, Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1), "ieee")

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 import torch_unroll as tu
+from tests.conv2d.problems import square_problem as problem
+from tests.gpus import A100, H200
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.conv2d_call import problem_of
 from torch_unroll.engines.compiled.conv2d_workspace import set_workspace_limit, workspace_limit
 from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d.mma import MMA, Mma
 from torch_unroll.kernels.cuda.conv2d.problem import DIRECTIONS, Conv2dProblem
@@ -26,51 +29,7 @@ from torch_unroll.kernels.cuda.conv2d.variants import MARGIN, SELECTORS
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.planning import Configuration, Prediction, Selected, Selector
 
-H200 = Device(132, (9, 0), 227 << 10, 50 << 20, "NVIDIA H200")
-A100 = Device(108, (8, 0), 163 << 10, 40 << 20, "NVIDIA A100-SXM4-80GB")
 needs_emulator = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
-
-
-def problem(
-    dtype: str = "bfloat16",
-    N: int = 32,
-    C: int = 64,
-    H: int = 56,
-    K: int = 64,
-    R: int = 3,
-    stride: int = 1,
-    groups: int = 1,
-    precision: str = "ieee",
-    nchw: str = "",
-) -> Conv2dProblem:
-    """Returns a convolution of square planes; the tensors named in `nchw` are contiguous, the others channels_last."""
-    pad = R // 2
-    P = (H + 2 * pad - R) // stride + 1
-
-    def strides(name: str, channels: int, extent: int) -> tuple[int, int, int, int]:
-        plane = extent * extent
-        return (channels * plane, *((plane, extent, 1) if name in nchw else (1, extent * channels, channels)))  # type: ignore[return-value]
-
-    return Conv2dProblem(
-        dtype=dtype,
-        N=N,
-        C=C,
-        H=H,
-        W=H,
-        K=K,
-        R=R,
-        S=R,
-        P=P,
-        Q=P,
-        stride=(stride, stride),
-        pad=(pad, pad),
-        dilation=(1, 1),
-        groups=groups,
-        x_strides=strides("x", C, H),
-        w_strides=strides("w", C // groups, R),
-        y_strides=strides("y", K, P),
-        precision=precision,
-    )
 
 
 def choose(
@@ -248,7 +207,7 @@ def test_keys() -> None:
 
 def test_a_hit(table: Any) -> None:
     slow = Configuration("im2col", "64x64", 1)
-    table({"NVIDIA H200": {key("fprop", problem()): [*slow, 12.5]}})
+    table({H200.name: {key("fprop", problem()): [*slow, 12.5]}})
     chosen = choose("fprop", problem(), H200)
     assert chosen.configuration == slow
     assert chosen.prediction.measured
@@ -258,7 +217,7 @@ def test_a_hit(table: Any) -> None:
 
 
 def test_a_miss_and_a_device_without_entries_go_by_the_model(table: Any) -> None:
-    table({"NVIDIA H200": {key("fprop", problem()): ["im2col", "64x64", 1, 12.5]}})
+    table({H200.name: {key("fprop", problem()): ["im2col", "64x64", 1, 12.5]}})
     for convolution, device in (
         (problem(N=31), H200),
         (problem(), A100),
@@ -281,7 +240,7 @@ def test_a_miss_and_a_device_without_entries_go_by_the_model(table: Any) -> None
 )
 def test_an_entry_that_cannot_be_followed_is_passed_over(table: Any, entry: list[Any], reason: str) -> None:
     convolution = problem("float32", N=1, C=128, H=7)
-    table({"NVIDIA H200": {key("fprop", convolution): entry}})
+    table({H200.name: {key("fprop", convolution): entry}})
     chosen = choose("fprop", convolution, H200)
     assert chosen.configuration.variant == "simt"
     assert not chosen.prediction.measured
@@ -289,7 +248,7 @@ def test_an_entry_that_cannot_be_followed_is_passed_over(table: Any, entry: list
 
 
 def test_an_entry_of_another_variant_says_nothing_of_a_forced_one(table: Any) -> None:
-    table({"NVIDIA H200": {key("fprop", problem()): ["im2col", "64x64", 1, 12.5]}})
+    table({H200.name: {key("fprop", problem()): ["im2col", "64x64", 1, 12.5]}})
     assert not choose("fprop", problem(), H200, "simt").prediction.measured
     assert choose("fprop", problem(), H200, "im2col").prediction.measured
 
@@ -317,11 +276,11 @@ def test_the_workspace_is_as_predicted(
     x, w = torch.zeros(2, 20, 9, 9, dtype=dtype), torch.zeros(12, 20 // groups, 3, 3, dtype=dtype)
     dy = torch.zeros(2, 12, (9 - 3) // stride + 1, (9 - 3) // stride + 1, dtype=dtype)
     x, w, dy = (tensor.contiguous(memory_format=layout) for tensor in (x, w, dy))
-    geometry = ((stride, stride), (0, 0, 0, 0), (1, 1), groups)
+    geometry = Conv2dGeometry((stride, stride), (0, 0, 0, 0), (1, 1), groups)
     calls: dict[str, Any] = {
-        "fprop": lambda: conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, None, *geometry, precision),
-        "dgrad": lambda: conv2d.conv2d_dgrad(cuda.LAUNCHER, dy, w, (9, 9), *geometry, precision),
-        "wgrad": lambda: conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, (3, 3), *geometry, precision),
+        "fprop": lambda: conv2d.conv2d_fprop(cuda.LAUNCHER, x, w, None, geometry, precision),
+        "dgrad": lambda: conv2d.conv2d_dgrad(cuda.LAUNCHER, dy, w, (9, 9), geometry, precision),
+        "wgrad": lambda: conv2d.conv2d_wgrad(cuda.LAUNCHER, dy, x, (3, 3), geometry, precision),
     }
     device = cuda.LAUNCHER.properties(x.device)
     for direction, run in calls.items():
@@ -385,8 +344,8 @@ def test_explain_shows_what_was_selected_for_each_direction(table: Any, monkeypa
     x, w = (
         torch.randn(size).bfloat16().contiguous(memory_format=torch.channels_last) for size in ((1, 64, 7, 7), (64, 64, 3, 3))
     )
-    convolution = problem_of("fprop", x, w, x, ((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")
-    table({"NVIDIA H200": {key("fprop", convolution): ["mma", "64x64", 3, 12.5]}})
+    convolution = problem_of("fprop", x, w, x, Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")
+    table({H200.name: {key("fprop", convolution): ["mma", "64x64", 3, 12.5]}})
     explanation = tu.explain("conv2d", x.requires_grad_(), w.requires_grad_(), padding=1, engine="cuda")
     assert list(explanation.selections) == ["conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"]
     assert explanation.selections["conv2d_fprop"].configuration == Configuration("mma", "64x64", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 import torch_unroll as tu
 from tests.conv2d.preferred import prefer
+from tests.conv2d.problems import square_problem
+from tests.gpus import H200
 from torch_unroll.engines import cuda, cupy
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.cuda.conv2d import wgmma
@@ -25,7 +28,6 @@ from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.tensor_map import TensorMapSpec
 from torch_unroll.testing import assert_exact
 
-H200 = Device(132, (9, 0), 227 << 10, 50 << 20, "NVIDIA H200")
 IMAGE = image_map(
     "bfloat16", (2, 64, 9, 7), (4032, 1, 448, 64), Image(fprop_axis(5, 3, 2, 1, 1), fprop_axis(7, 3, 1, 1, 1)), 64, 128, 4096
 )
@@ -151,34 +153,8 @@ def test_specs_that_count_as_refused_are_refused(wrong: dict[str, Any]) -> None:
         cuda.LAUNCHER.tensor_map(spec, torch.device("cpu"))
 
 
-def problem(
-    dtype: str = "bfloat16", *, C: int = 64, K: int = 64, R: int = 3, stride: int = 1, pad: int = 1, **more: Any
-) -> Conv2dProblem:
-    """Returns a convolution of dense channels_last images of 224x224."""
-    dilation, groups, precision, H = (
-        more.get(name, default) for name, default in (("dilation", 1), ("groups", 1), ("precision", "ieee"), ("H", 224))
-    )
-    P = (H + 2 * pad - dilation * (R - 1) - 1) // stride + 1
-    return Conv2dProblem(
-        dtype=dtype,
-        N=2,
-        C=C,
-        H=H,
-        W=H,
-        K=K,
-        R=R,
-        S=R,
-        P=P,
-        Q=P,
-        stride=(stride, stride),
-        pad=(pad, pad),
-        dilation=(dilation, dilation),
-        groups=groups,
-        x_strides=(C * H * H, 1, C * H, C),
-        w_strides=(C // groups * R * R, 1, C // groups * R, C // groups),
-        y_strides=(K * P * P, 1, K * P, K),
-        precision=precision,
-    )
+#: Of images of 224x224.
+problem = partial(square_problem, N=2, H=224)
 
 
 @pytest.mark.parametrize(
@@ -189,12 +165,12 @@ def problem(
         ("wgrad", problem("float32", precision="tf32"), "depth contiguous"),
         ("fprop", problem(pad=129, R=7), "corners"),
         ("dgrad", problem(pad=0, R=130), "corners"),
-        ("fprop", problem(stride=9, R=9), "strides"),
-        ("dgrad", problem(stride=5, R=5), "25 residues"),
+        ("fprop", problem(stride=9, R=9, pad=1), "strides"),
+        ("dgrad", problem(stride=5, R=5, pad=1), "25 residues"),
         ("fprop", problem(R=3, dilation=128, pad=128, H=512), "reaches over 256 pixels"),
         ("fprop", problem(C=96, K=96, groups=4), "24 channels"),
         ("wgrad", problem(C=96, K=96, groups=4), None),
-        ("dgrad", problem("float32", precision="tf32", stride=4, R=5), None),
+        ("dgrad", problem("float32", precision="tf32", stride=4, R=5, pad=1), None),
         ("fprop", problem(C=3, R=7, stride=2, pad=3), None),
     ],
 )

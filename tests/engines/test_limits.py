@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_unroll as tu
-from tests.conv2d.test_conv2d_selection import H200
+from tests.gpus import H200
 from torch_unroll.engines import limits, select
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels import planning

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.gpus import H200
 from torch_unroll.engines import load
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels import planning
@@ -21,10 +22,6 @@ from torch_unroll.kernels.planning import Configuration, Selected, force
 from torch_unroll.testing import assert_exact
 
 pytestmark = pytest.mark.usefixtures("device")
-
-H200 = Device(
-    multiprocessors=132, capability=(9, 0), shared_bytes_per_block=227 << 10, l2_bytes=50 << 20, name="a GPU of this test"
-)
 
 
 def _problem(

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 import torch_unroll as tu
+from tests.gpus import A100, B200, H100, H200, L40S
 from torch_unroll.engines.compiled.engine import CompiledEngine
 from torch_unroll.engines.interface import DTYPES, Conv2dGeometry, Pool2dGeometry, RnnOptions
 from torch_unroll.kernels import planning
@@ -39,13 +40,7 @@ GROUP = 20
 FILE = Path(__file__).with_name("golden.txt")
 
 META = torch.device("meta")
-GPUS = (
-    Device(108, (8, 0), 163 << 10, 40 << 20, "an A100"),
-    Device(142, (8, 9), 99 << 10, 96 << 20, "an L40S"),
-    Device(132, (9, 0), 227 << 10, 50 << 20, "an H200"),
-    Device(132, (9, 0), 227 << 10, 50 << 20, "an H100"),
-    Device(148, (10, 0), 227 << 10, 126 << 20, "a B200"),
-)
+GPUS = (A100, L40S, H200, H100, B200)
 
 
 class Notes:

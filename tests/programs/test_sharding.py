@@ -24,7 +24,6 @@ pytestmark = pytest.mark.skipif(
 
 H = 5
 WEIGHTS = {"w_ih": (H, 3), "w_hh": (H, H), "b_ih": (H,), "b_hh": (H,)}
-REVERSE = {f"{name}_reverse": size for name, size in WEIGHTS.items()}
 #: A function, the size and the sharded dimension of each tensor (None: replicated), and the sharded dimension of the result.
 Call = tuple[Callable[..., Any], dict[str, tuple[tuple[int, ...], int | None]], int]
 

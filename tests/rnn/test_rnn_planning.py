@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from tests.gpus import H200
 from tests.rnn.test_rnn_kernels import Case, Resized
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.rnn.problem import CellStep, Recurrence
 from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
-from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.planning import Configuration
 from torch_unroll.kernels.shapes import SizeError
 
-H200 = Device(multiprocessors=132, capability=(9, 0), shared_bytes_per_block=227 << 10, l2_bytes=50 << 20, name="NVIDIA H200")
 FORWARD = SELECTORS["rnn_forward"]
 
 
