@@ -339,7 +339,7 @@ def test_a_limit_that_is_none_is_refused_and_changes_nothing(limit: Any, error: 
 
 @needs_emulator
 def test_explain_shows_what_was_selected_for_each_direction(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    named = replace(cuda.LAUNCHER.properties(torch.device("cpu")), capability=(8, 0), name="NVIDIA H200")
+    named = replace(cuda.LAUNCHER.properties(torch.device("cpu")), capability=(8, 0), name=H200.name)
     monkeypatch.setattr(cuda.ENGINE.launcher, "properties", lambda device: named)
     x, w = (
         torch.randn(size).bfloat16().contiguous(memory_format=torch.channels_last) for size in ((1, 64, 7, 7), (64, 64, 3, 3))
