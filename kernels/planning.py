@@ -27,10 +27,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from . import SOURCES
 from .hardware import Device
 from .shapes import SizeError
-from .table import LaunchPlan
+from .table import OPS, LaunchPlan
 
-#: What a function is asked to compute: extents, strides, dtype. Hashable.
-Problem = TypeVar("Problem")
+Problem = TypeVar("Problem")  # what a function is asked to compute: extents, strides, dtype; hashable
 
 
 class Configuration(NamedTuple):
@@ -132,7 +131,10 @@ class Selected(Generic[Problem]):
 
 # ---- forcing ---------------------------------------------------------------------------------------------------------------
 
-_forced: dict[str, str | Configuration] = {}
+#: Op or function -> what is forced.
+_forced: dict[str, str | Configuration | None] = {}
+#: Function -> its selector.
+_selectors: dict[str, Selector[Any]] = {}
 
 
 @contextmanager
@@ -140,23 +142,33 @@ def force(name: str, choice: str | Configuration | None) -> Iterator[None]:
     """Lets one variant, or one configuration, compute every call within; a call that it does not take raises.
 
     Args:
-        name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad".
+        name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad". Functions of an op that do not have the
+            variant select as usual.
         choice: a variant's name, of whose configurations the best is selected; or a configuration, whose splits are cut down to
             what there is room for; or None, which forces nothing.
+
+    Raises:
+        ValueError: there is no such op or function, or it has no such variant.
     """
-    previous = _forced.get(name)
-    _set_forced(name, choice)
+    _require_known(name, choice)
+    previous, _forced[name] = _forced.get(name), choice
     try:
         yield
     finally:
-        _set_forced(name, previous)
+        _forced[name] = previous
 
 
-def _set_forced(name: str, choice: str | Configuration | None) -> None:
-    if choice is None:
-        _forced.pop(name, None)
-    else:
-        _forced[name] = choice
+def _require_known(name: str, choice: str | Configuration | None) -> None:
+    for op in OPS:
+        selectors(op)  # each registers itself
+    known = [selector for selector in _selectors.values() if name in (selector.op, selector.function)]
+    if not known:
+        names = dict.fromkeys(part for selector in _selectors.values() for part in (selector.op, selector.function))
+        raise ValueError(f"name: expected one of {', '.join(names)}, got {name!r}")
+    variants = dict.fromkeys(variant for selector in known for variant in selector.by_name)
+    variant = choice.variant if isinstance(choice, Configuration) else choice
+    if variant is not None and variant not in variants:
+        raise ValueError(f"variant of {name}: expected one of {', '.join(variants)}, got {variant!r}")
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------------
@@ -194,6 +206,7 @@ class Selector(Generic[Problem]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {variant.name: variant for variant in self.variants})
+        _selectors[self.function] = self
 
     def key(self, problem: Problem) -> str | None:
         """Returns what the table of measurements knows a problem by; None for one that it cannot hold."""
@@ -207,8 +220,13 @@ class Selector(Generic[Problem]):
             SizeError: no variant takes the problem.
             RuntimeError: the variant that is forced does not take it.
         """
-        forced = (_forced.get(self.function) or _forced.get(self.op)) if _forced else None
-        return _select(self, problem, device, forced)
+        return _select(self, problem, device, self._forced() if _forced else None)
+
+    def _forced(self) -> str | Configuration | None:
+        if choice := _forced.get(self.function):
+            return choice
+        choice = _forced.get(self.op)
+        return choice if (choice.variant if isinstance(choice, Configuration) else choice) in self.by_name else None
 
     def configurations(self, problem: Problem, device: Device) -> list[Configuration]:
         """Returns every configuration that takes the problem and is worth measuring."""
@@ -245,8 +263,6 @@ class _Selection(Generic[Problem]):
 
     def __init__(self, selector: Selector[Problem], problem: Problem, device: Device, forced: str | None):
         self.selector, self.problem, self.device, self.forced = selector, problem, device, forced
-        if forced is not None:
-            selector.variant(forced)  # raises ValueError for an unknown name
         self.refused: dict[str, str] = {}
         self.notes: list[tuple[str, str]] = []
         for variant in selector.variants:
@@ -381,5 +397,4 @@ def forget() -> None:
 
 def selectors(op: str) -> dict[str, Selector[Any]]:
     """Returns the selectors of an op by function, from `SELECTORS` in its `variants.py`."""
-    table: dict[str, Selector[Any]] = import_module(f"{__package__}.cuda.{op}.variants").SELECTORS
-    return table
+    return import_module(f"{__package__}.cuda.{op}.variants").SELECTORS
