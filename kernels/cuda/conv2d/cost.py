@@ -98,9 +98,9 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         return max(1, min(self._steps(computed, self.tile_table(problem)[tile]), room))
 
     def splits(self, problem: Conv2dProblem, tile: str, device: Device) -> Sequence[int]:
-        """Returns one split, and the numbers that fill whole waves of multiprocessors while a split keeps several steps.
+        """Returns 1, and the numbers of splits with which the tiles fill whole waves of multiprocessors.
 
-        These are 16 in wgrad, whose sums are written in any case, and 4 in the other directions.
+        A split keeps at least 16 steps in wgrad, whose sums are written in any case, and 4 in the other directions.
         """
         computed, shape = self.product_problem(problem), self.tile_table(problem)[tile]
         steps, is_wgrad = self._steps(computed, shape), problem.direction == "wgrad"

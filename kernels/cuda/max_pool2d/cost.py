@@ -45,7 +45,7 @@ def predict(cost: Cost, device: Device) -> Prediction:
     """Predicts the time of the slower of the two, memory and execution, and the share of the memory bandwidth that is used."""
     rate = rates(device)
     clocks = device.multiprocessors * rate.clock_hz  # clocks of all multiprocessors in a second
-    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # that use the bandwidth
+    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # under way at once, to saturate the bandwidth
     full_rate = cost.bytes / (clocks * rate.memory)
     memory = full_rate / min(1.0, cost.loads / loads)
     execution = cost.instructions / (clocks * ISSUE * min(1.0, cost.threads / (device.multiprocessors * BUSY)))
