@@ -126,8 +126,9 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         return self.passes(problem).workspace_bytes + stored * split_bytes(self.product_problem(problem))
 
     def predict(self, problem: Conv2dProblem, configuration: Configuration, device: Device) -> Prediction:
-        """Predicts the time of a call, as the sum of
+        """Predicts the time of a call.
 
+        It is the sum of
         - LAUNCH_SECONDS for each kernel;
         - the product's time, or, where that is longer, the time in which operands and results go once through device memory
           (instead of results the sums, where there are several splits);

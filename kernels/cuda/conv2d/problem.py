@@ -182,9 +182,9 @@ class Conv2dProblem(NamedTuple):
         return None
 
     def beyond_positions(self) -> str | None:
-        """Returns why positions that simt and mma form in the plane they gather from do not fit.
+        """Returns why simt and mma cannot form the positions of the plane that they gather from.
 
-        A position may leave 32 bits, or kOutside of matrices.cuh added to it may lie in the plane.
+        A position may leave 32 bits, or kOutside of matrices.cuh, added to it, may lie in the plane.
         """
         for extent, outputs, taps, stride, pad, dilation in zip(
             (self.H, self.W), (self.P, self.Q), (self.R, self.S), self.stride, self.pad, self.dilation, strict=True
@@ -207,7 +207,7 @@ class Conv2dProblem(NamedTuple):
     def images_per_launch(self, bytes_per_image: int) -> int:
         """Returns how many images one launch takes, at least one.
 
-        `bytes_per_image` of half of the workspace go to each; a launch counts pixels in 31 bits.
+        Each image takes `bytes_per_image` of half of the workspace. A launch counts pixels in 31 bits.
         """
         by_bytes = self.workspace_limit // 2 // bytes_per_image if bytes_per_image else self.N
         return max(1, min(self.N, by_bytes, (2**31 - 2**20) // max(self.H * self.W, self.P * self.Q)))

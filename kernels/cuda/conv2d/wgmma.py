@@ -118,7 +118,7 @@ class WgmmaPlan:
 
 
 def span(dtype: str, channels: int) -> int:
-    """Returns how many bytes of a pixel's channels one copy brings, for a group of so many channels to gather.
+    """Returns how many bytes of a pixel's channels one copy brings, where a group has so many channels.
 
     Of all spans that take the fewest steps for a filter, this is the widest, which takes the fewest copies.
     """
