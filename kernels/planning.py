@@ -46,7 +46,7 @@ class Configuration(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a configuration is expected to take on a device."""
+    """The time and memory that a configuration is expected to take on a device."""
 
     seconds: float
     bound: str  # what takes most of the time, e.g. "products", "bytes" or "launches"
@@ -64,11 +64,11 @@ class Prediction(NamedTuple):
 class Variant(Generic[Problem]):
     """One way to compute a function of the kernels."""
 
-    #: As `Configuration.variant`, `explain` and the op's page call it; also the stem of its files.
+    #: The name that `Configuration.variant`, `explain` and the op's page use; also the stem of the variant's files.
     name: str
     #: Whether it is selected only where no other variant takes the problem.
     last_resort = False
-    #: Whether blocks wait for each other, so that a plan (a `LaunchPlan`) is of use only where the device holds them together.
+    #: Whether blocks wait for each other, so that a plan, a `LaunchPlan`, can run only if they are resident at the same time.
     blocks_wait = False
 
     def refuses(self, problem: Problem, device: Device) -> str | None:
@@ -104,7 +104,7 @@ class Variant(Generic[Problem]):
         raise NotImplementedError
 
     def handicap(self, problem: Problem, configuration: Configuration) -> float:
-        """Returns how many times as fast a configuration has to be predicted to be, to be preferred to the variant's others."""
+        """Returns the factor on a configuration's predicted time when the variant's configurations are compared."""
         return 1.0
 
 
@@ -188,7 +188,7 @@ class Selector(Generic[Problem]):
     op: str
     function: str  # as engines call it, e.g. "conv2d_dgrad"
     variants: tuple[Variant[Problem], ...]  # the preferred first
-    #: How many times as fast as a preferred variant another one has to be predicted to be.
+    #: A variant is selected before a preferred one only if it is predicted to be more than this many times as fast.
     margin: float = 1.0
     by_name: dict[str, Variant[Problem]] = field(init=False, repr=False)
 
@@ -196,7 +196,7 @@ class Selector(Generic[Problem]):
         object.__setattr__(self, "by_name", {variant.name: variant for variant in self.variants})
 
     def key(self, problem: Problem) -> str | None:
-        """Returns what the table of measurements knows a problem by; None for one that it cannot hold."""
+        """Returns the key of a problem in the table of measurements; None for a problem that the table cannot hold."""
         text: str | None = getattr(problem, "key", None)
         return None if text is None else f"{self.function}/{text}"
 
@@ -211,7 +211,7 @@ class Selector(Generic[Problem]):
         return _select(self, problem, device, forced)
 
     def configurations(self, problem: Problem, device: Device) -> list[Configuration]:
-        """Returns every configuration that takes the problem and is worth measuring."""
+        """Returns the configurations that are worth measuring, of every variant that takes the problem."""
         willing = [variant for variant in self.variants if variant.refuses(problem, device) is None]
         return [configuration for variant in willing for configuration in variant.configurations(problem, device)]
 
@@ -220,7 +220,7 @@ class Selector(Generic[Problem]):
         return self.variant(configuration.variant).predict(problem, configuration, device)
 
     def variant(self, name: str) -> Variant[Problem]:
-        """Returns the variant of a name; raises ValueError where there is none."""
+        """Returns the variant with this name; raises ValueError if there is none."""
         if name not in self.by_name:
             raise ValueError(f"variant of {self.function}: expected one of {', '.join(self.by_name)}, got {name!r}")
         return self.by_name[name]
@@ -237,7 +237,7 @@ def _select(
 
 
 class _Selection(Generic[Problem]):
-    """The selection for one problem: which variants take it, and what speaks against the others.
+    """The selection for one problem: which variants take it, and why the others do not.
 
     Args:
         forced: the name of the only variant that is allowed, or None.
@@ -280,7 +280,7 @@ class _Selection(Generic[Problem]):
         return self.selected(variant, configuration, variant.predict(self.problem, configuration, self.device), "is asked for")
 
     def measured(self) -> Selected[Problem] | None:
-        """Selects what the table of measurements says; None if it says nothing, or nothing that can be followed."""
+        """Selects the measured configuration; None if the table has no entry for the problem, or one that cannot be used."""
         entries = measured(self.selector.op).get(self.device.name, {})
         key = self.selector.key(self.problem) if entries else None
         if key is None or key not in entries:
@@ -374,7 +374,7 @@ class _Selection(Generic[Problem]):
 
 
 def forget() -> None:
-    """Forgets every selection, for a test that changes what selections follow from."""
+    """Forgets every selection, for a test that changes what selections depend on."""
     _select.cache_clear()
     measured.cache_clear()
 

@@ -84,7 +84,7 @@ class Im2col(Simt):
         return super().splits(problem, tile, device) if problem.direction == "wgrad" else (1,)
 
     def passes(self, problem: Conv2dProblem) -> Passes:
-        """Counts that the image is read or written, and so are its columns."""
+        """Counts an image and its columns, one of which is read and the other written."""
         item = ITEM_BYTES[problem.dtype]
         image_bytes = problem.C * problem.H * problem.W * item
         column_bytes = problem.C * problem.R * problem.S * problem.P * problem.Q * item

@@ -32,7 +32,7 @@ def _empty(size: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
 
 
 def _planes(x: Tensor) -> Tensor:
-    """(T, N, C) as planes, (N, C, T, 1)."""
+    """Returns x (T, N, C) as planes (N, C, T, 1)."""
     return x.permute(1, 2, 0).unsqueeze(3)
 
 
