@@ -45,7 +45,7 @@ class Configuration(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a configuration is expected to take on a device."""
+    """The time and memory that a configuration is expected to take on a device."""
 
     seconds: float
     bound: str  # what takes most of the time, e.g. "products", "bytes" or "launches"
@@ -63,11 +63,11 @@ class Prediction(NamedTuple):
 class Variant(Generic[Problem]):
     """One way to compute a function of the kernels."""
 
-    #: As `Configuration.variant`, `explain` and the op's page call it; also the stem of its files.
+    #: The name that `Configuration.variant`, `explain` and the op's page use; also the stem of the variant's files.
     name: str
     #: Whether it is selected only where no other variant takes the problem.
     last_resort = False
-    #: Whether blocks wait for each other, so that a plan (a `LaunchPlan`) is of use only where the device holds them together.
+    #: Whether blocks wait for each other, so that a plan, a `LaunchPlan`, can run only if they are resident at the same time.
     blocks_wait = False
 
     def refuses(self, problem: Problem, device: Device) -> str | None:
@@ -103,7 +103,7 @@ class Variant(Generic[Problem]):
         raise NotImplementedError
 
     def handicap(self, problem: Problem, configuration: Configuration) -> float:
-        """Returns how many times as fast a configuration has to be predicted to be, to be preferred to the variant's others."""
+        """Returns the factor on a configuration's predicted time when the variant's configurations are compared."""
         return 1.0
 
 
@@ -144,8 +144,8 @@ def force(name: str, choice: str | Configuration | None) -> Iterator[None]:
     Args:
         name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad". Functions of an op that do not have the
             variant select as usual.
-        choice: a variant's name, of whose configurations the best is selected; or a configuration, whose splits are cut down to
-            what there is room for; or None, which forces nothing.
+        choice: the name of a variant, which leaves the choice among its configurations; or a configuration, whose splits are
+            reduced to as many as there is room for; or None, which forces nothing.
 
     Raises:
         ValueError: there is no such op or function, or it has no such variant.
@@ -200,7 +200,7 @@ class Selector(Generic[Problem]):
     op: str
     function: str  # as engines call it, e.g. "conv2d_dgrad"
     variants: tuple[Variant[Problem], ...]  # the preferred first
-    #: How many times as fast as a preferred variant another one has to be predicted to be.
+    #: A variant is selected before a preferred one only if it is predicted to be more than this many times as fast.
     margin: float = 1.0
     by_name: dict[str, Variant[Problem]] = field(init=False, repr=False)
 
@@ -209,7 +209,7 @@ class Selector(Generic[Problem]):
         _selectors[self.function] = self
 
     def key(self, problem: Problem) -> str | None:
-        """Returns what the table of measurements knows a problem by; None for one that it cannot hold."""
+        """Returns the key of a problem in the table of measurements; None for a problem that the table cannot hold."""
         text: str | None = getattr(problem, "key", None)
         return None if text is None else f"{self.function}/{text}"
 
@@ -229,7 +229,7 @@ class Selector(Generic[Problem]):
         return choice if (choice.variant if isinstance(choice, Configuration) else choice) in self.by_name else None
 
     def configurations(self, problem: Problem, device: Device) -> list[Configuration]:
-        """Returns every configuration that takes the problem and is worth measuring."""
+        """Returns the configurations that are worth measuring, of every variant that takes the problem."""
         willing = [variant for variant in self.variants if variant.refuses(problem, device) is None]
         return [configuration for variant in willing for configuration in variant.configurations(problem, device)]
 
@@ -238,7 +238,7 @@ class Selector(Generic[Problem]):
         return self.variant(configuration.variant).predict(problem, configuration, device)
 
     def variant(self, name: str) -> Variant[Problem]:
-        """Returns the variant of a name; raises ValueError where there is none."""
+        """Returns the variant with this name; raises ValueError if there is none."""
         if name not in self.by_name:
             raise ValueError(f"variant of {self.function}: expected one of {', '.join(self.by_name)}, got {name!r}")
         return self.by_name[name]
@@ -255,7 +255,7 @@ def _select(
 
 
 class _Selection(Generic[Problem]):
-    """The selection for one problem: which variants take it, and what speaks against the others.
+    """The selection for one problem: which variants take it, and why the others do not.
 
     Args:
         forced: the name of the only variant that is allowed, or None.
@@ -296,7 +296,7 @@ class _Selection(Generic[Problem]):
         return self.selected(variant, configuration, variant.predict(self.problem, configuration, self.device), "is asked for")
 
     def measured(self) -> Selected[Problem] | None:
-        """Selects what the table of measurements says; None if it says nothing, or nothing that can be followed."""
+        """Selects the measured configuration; None if the table has no entry for the problem, or one that cannot be used."""
         entries = measured(self.selector.op).get(self.device.name, {})
         key = self.selector.key(self.problem) if entries else None
         if key is None or key not in entries:
@@ -390,7 +390,7 @@ class _Selection(Generic[Problem]):
 
 
 def forget() -> None:
-    """Forgets every selection, for a test that changes what selections follow from."""
+    """Forgets every selection, for a test that changes what selections depend on."""
     _select.cache_clear()
     measured.cache_clear()
 

@@ -23,7 +23,7 @@ KERNELS: tuple[Kernel, ...] = tuple(
     row for variant in (CHANNELS, STAGED, STRIDED, SPLIT, GATHER, INDICES) for row in variant.kernels
 )
 
-#: Direction -> the mirror of what its kernels are passed.
+#: Direction -> the mirror of its kernels' parameters.
 DIRECTION_PARAMETERS: dict[str, type[ctypes.Structure]] = {
     "forward": ForwardParameters,
     "backward": BackwardParameters,
@@ -31,7 +31,7 @@ DIRECTION_PARAMETERS: dict[str, type[ctypes.Structure]] = {
     "indices": IndicesParameters,
 }
 
-#: Name of a template -> the mirror of what it is passed.
+#: Name of a template -> the mirror of its parameters.
 PARAMETERS: dict[str, type[ctypes.Structure]] = {
     row.name: DIRECTION_PARAMETERS[row.name.removeprefix("max_pool2d_").partition("_")[0]] for row in KERNELS
 }

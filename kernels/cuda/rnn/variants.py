@@ -16,7 +16,7 @@ from .step import Step
 
 KERNELS = (*step.KERNELS, *single_step.KERNELS, *single_block.KERNELS, *grid_exchange.KERNELS, *cluster.KERNELS)
 
-#: Name of a template -> the mirror of what its kernels take.
+#: Name of a template -> the mirror of its parameters.
 PARAMETERS: dict[str, type[ctypes.Structure]] = {
     row.name: RnnCellParameters if row in single_step.KERNELS else RnnParameters for row in KERNELS
 }
