@@ -138,27 +138,27 @@ _selectors: dict[str, Selector[Any]] = {}
 
 
 @contextmanager
-def force(name: str, choice: str | Configuration | None) -> Iterator[None]:
+def force(name: str, forced: str | Configuration | None) -> Iterator[None]:
     """Lets one variant, or one configuration, compute every call within; a call that it does not take raises.
 
     Args:
         name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad". Functions of an op that do not have the
             variant select as usual.
-        choice: the name of a variant, which leaves the choice among its configurations; or a configuration, whose splits are
+        forced: the name of a variant, which leaves the choice among its configurations; or a configuration, whose splits are
             reduced to as many as there is room for; or None, which forces nothing.
 
     Raises:
         ValueError: there is no such op or function, or it has no such variant.
     """
-    _require_known(name, choice)
-    previous, _forced[name] = _forced.get(name), choice
+    _require_known(name, forced)
+    previous, _forced[name] = _forced.get(name), forced
     try:
         yield
     finally:
         _forced[name] = previous
 
 
-def _require_known(name: str, choice: str | Configuration | None) -> None:
+def _require_known(name: str, forced: str | Configuration | None) -> None:
     for op in OPS:
         selectors(op)  # each registers itself
     known = [selector for selector in _selectors.values() if name in (selector.op, selector.function)]
@@ -166,7 +166,7 @@ def _require_known(name: str, choice: str | Configuration | None) -> None:
         names = dict.fromkeys(part for selector in _selectors.values() for part in (selector.op, selector.function))
         raise ValueError(f"name: expected one of {', '.join(names)}, got {name!r}")
     variants = dict.fromkeys(variant for selector in known for variant in selector.by_name)
-    variant = choice.variant if isinstance(choice, Configuration) else choice
+    variant = forced.variant if isinstance(forced, Configuration) else forced
     if variant is not None and variant not in variants:
         raise ValueError(f"variant of {name}: expected one of {', '.join(variants)}, got {variant!r}")
 
@@ -223,10 +223,10 @@ class Selector(Generic[Problem]):
         return _select(self, problem, device, self._forced() if _forced else None)
 
     def _forced(self) -> str | Configuration | None:
-        if choice := _forced.get(self.function):
-            return choice
-        choice = _forced.get(self.op)
-        return choice if (choice.variant if isinstance(choice, Configuration) else choice) in self.by_name else None
+        if forced := _forced.get(self.function):
+            return forced
+        forced = _forced.get(self.op)
+        return forced if (forced.variant if isinstance(forced, Configuration) else forced) in self.by_name else None
 
     def configurations(self, problem: Problem, device: Device) -> list[Configuration]:
         """Returns the configurations that are worth measuring, of every variant that takes the problem."""

@@ -1,8 +1,12 @@
-"""ctypes mirrors of the structs in `cuda/shapes.h`; `layout.py` checks that both sides agree."""
+"""Types of extents, and ctypes mirrors of the structs in `cuda/shapes.h`; `layout.py` checks that both sides agree."""
 
 from __future__ import annotations
 
 import ctypes
+
+Pair = tuple[int, int]  # height, width
+Three = tuple[int, int, int]
+Four = tuple[int, int, int, int]
 
 _int32, _int64 = ctypes.c_int32, ctypes.c_int64
 

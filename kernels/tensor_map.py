@@ -8,12 +8,10 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-Four = tuple[int, int, int, int]
-Three = tuple[int, int, int]
-Pair = tuple[int, int]
+from .dtypes import ITEM_BYTES
+from .shapes import Four, Three
 
-ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-TYPES = tuple(ITEM_BYTES)  # in the order of the values of TensorMapSpec::type
+TYPES = ("float16", "bfloat16", "float32")  # in the order of the values of TensorMapSpec::type
 
 
 class TensorMap(ctypes.Structure):
@@ -51,8 +49,8 @@ class TensorMapSpec(NamedTuple):
     swizzle: int  # 32, 64 or 128: the bytes that a row of the box occupies in shared memory
     box: Four = (0, 0, 0, 0)  # of a tiled map
     element_stride: Four = (1, 1, 1, 1)
-    lower: Pair = (0, 0)  # of an im2col map, W and H: lines of pixels begin at `lower`
-    upper: Pair = (0, 0)  # and end at extent - 1 + `upper`
+    lower: tuple[int, int] = (0, 0)  # of an im2col map, W and H: lines of pixels begin at `lower`
+    upper: tuple[int, int] = (0, 0)  # and end at extent - 1 + `upper`
     channels: int = 0  # of the box of an im2col map
     pixels: int = 0  # of the box of an im2col map; 0 if the map is tiled
 

@@ -95,7 +95,7 @@ def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
             best.setdefault((configuration.variant, configuration.tile), configuration)
         prepared.configurations = list(best.values())
         searched = search(prepared, _time_all, lambda activity: tell("doing", detail=activity))
-    predicted = {str(choice): float(f"{1e6 * prepared.predicted[choice]:.4g}") for choice in prepared.configurations}
+    predicted = {str(timed): float(f"{1e6 * prepared.predicted[timed]:.4g}") for timed in prepared.configurations}
     return {"key": prepared.key, **searched, "predicted_us": predicted}
 
 

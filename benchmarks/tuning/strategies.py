@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
+from torch_unroll.kernels.arithmetic import ceil_divide
 from torch_unroll.kernels.planning import Configuration
 
 #: Returns the seconds of each configuration, the median of the given number of samples. The configurations take turns.
@@ -42,7 +43,7 @@ def halving(configurations: Sequence[Configuration], timer: Timer) -> tuple[Conf
         left.sort(key=seconds.__getitem__)
         if samples >= MANY:
             return left[0], seconds
-        left, samples = left[: -(-len(left) // 2)], 2 * samples
+        left, samples = left[: ceil_divide(len(left), 2)], 2 * samples
 
 
 STRATEGIES = ("grid", "random", "halving")

@@ -12,8 +12,9 @@ from torch.overrides import has_torch_function_variadic
 from torch_unroll.autocast import lowered
 from torch_unroll.calls import serving_engine, with_batch, without_batch
 from torch_unroll.engines import limits
-from torch_unroll.engines.interface import Padding, Pair
+from torch_unroll.engines.interface import Padding
 from torch_unroll.history import gradient_with_history
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.ops.conv2d import conv2d_dgrad, conv2d_fprop
 from torch_unroll.shapes import (
     Size,

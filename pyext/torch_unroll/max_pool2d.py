@@ -14,10 +14,11 @@ from torch.overrides import has_torch_function_unary, has_torch_function_variadi
 from torch_unroll.calls import serving_engine, with_batch, without_batch
 from torch_unroll.checks import MOST_INT32, require_shape
 from torch_unroll.engines import claims, limits, resolve
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.ops.max_over_time import max_over_time_forward
 from torch_unroll.ops.max_pool2d import max_pool2d_forward, max_pool2d_indices
 from torch_unroll.programs import in_onnx_export, is_recorded
-from torch_unroll.shapes import Pair, Size, pair, pooled, remembered, require, require_each, require_tensors
+from torch_unroll.shapes import Size, pair, pooled, remembered, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
 
 _TORCHS: Any = F.max_pool2d

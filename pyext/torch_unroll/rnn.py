@@ -14,6 +14,7 @@ from torch_unroll.autocast import lowered
 from torch_unroll.checks import is_traced, require_shape, widened
 from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.engines.interface import DTYPES
+from torch_unroll.kernels.arithmetic import ceil_divide
 from torch_unroll.ops.linear import linear
 from torch_unroll.ops.rnn import rnn_forward
 from torch_unroll.ops.rnn_cell import rnn_cell_forward
@@ -83,7 +84,7 @@ class _Stack:
     def run_in_segments(self, x: Tensor, h0: Tensor, lengths: Tensor | None, segments: int) -> tuple[Tensor, Tensor]:
         """`run`, but saves only the states between segments of the sequence; backward computes each segment again."""
         axis = 1 if self.batch_first else 0
-        parts = x.split(-(-x.shape[axis] // segments), axis)
+        parts = x.split(ceil_divide(x.shape[axis], segments), axis)
         outputs, state, begin = [], h0, 0
         for x in parts:
             steps = Steps(None if lengths is None else lengths - begin, None)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from torch_unroll.autocast import lowered_dtype
 from torch_unroll.kernels.offsets import offset_dtype
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.tracing import is_tracing, traced_size
 
-Pair = tuple[int, int]
 #: A size argument of a public function, as torch's stubs declare it: an int, or a sequence of one or two.
 Size = int | Sequence[int]
 

@@ -12,8 +12,9 @@ from torch.overrides import has_torch_function_unary
 
 from torch_unroll.calls import serving_engine, with_batch, without_batch
 from torch_unroll.engines import limits
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.ops.unfold import fold_op, unfold_op
-from torch_unroll.shapes import Pair, Size, convolved, pair, require, require_each
+from torch_unroll.shapes import Size, convolved, pair, require, require_each
 from torch_unroll.torch_function import ask
 
 _F: Any = F  # torch's stubs of these two functions allow no lists of sizes

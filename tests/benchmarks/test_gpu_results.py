@@ -106,8 +106,8 @@ def test_a_timing_that_was_wrong_is_no_right_one(
 def test_tiles_carry_times_predictions_and_what_was_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def complaint(self: Prepared, choice: Any) -> str | None:
-        return "too far from float64" if choice.variant == "simt" else None
+    def complaint(self: Prepared, configuration: Any) -> str | None:
+        return "too far from float64" if configuration.variant == "simt" else None
 
     monkeypatch.setattr(Prepared, "complaint", complaint)
     timings.run_timing(next(key for key in timings.first(small=True) if key.startswith("conv2d")), "cpu", 0)
@@ -116,7 +116,7 @@ def test_tiles_carry_times_predictions_and_what_was_wrong(
     assert record["outcome"] == "wrong"
     assert "simt" in record["detail"]
     assert record["tiles"]["us"].keys() <= record["tiles"]["predicted_us"].keys()
-    assert any("wgmma" in choice for choice in record["tiles"]["us"])
+    assert any("wgmma" in configuration for configuration in record["tiles"]["us"])
 
 
 def _tool(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.conv2d_call import problem_of
 from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels import planning
+from torch_unroll.kernels.arithmetic import round_up
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 from torch_unroll.kernels.cuda.conv2d.variants import VARIANTS
 from torch_unroll.kernels.planning import Configuration
@@ -76,7 +77,7 @@ def draw(seed: int) -> Problem:
         groups = random.choice((1, 1, 1, 2, 3, size(random)))
         channels, outputs = (max(1, size(random) // groups) for _ in range(2))
         if random.random() < 0.5:  # whole pieces of 16 bytes
-            channels, outputs = -(-channels // 8) * 8, -(-outputs // 8) * 8
+            channels, outputs = round_up(channels, 8), round_up(outputs, 8)
         N, H, W = size(random), size(random), size(random)
         R, S = (random.choice((1, 1, 2, 3, 3, 5, 7)) for _ in range(2))
         stride = random.choice((1, 1, 1, 2, 3, 4)), random.choice((1, 1, 1, 2, 3, 4))

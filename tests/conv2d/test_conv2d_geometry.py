@@ -17,7 +17,7 @@ from torch import Tensor
 import torch_unroll as tu
 from torch_unroll.engines import load
 from torch_unroll.engines.compiled.conv2d_call import problem_of
-from torch_unroll.engines.interface import Conv2dGeometry
+from torch_unroll.engines.interface import DTYPES, Conv2dGeometry
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d import wgmma_maps
 from torch_unroll.kernels.cuda.conv2d.mma import MMA
@@ -31,7 +31,6 @@ from torch_unroll.testing import assert_exact
 pytestmark = pytest.mark.usefixtures("device")
 
 ENGINES = ("cuda", "torch")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUMBERS = (1, 2, 3, 7, 1000, 2**15, 2**29, 2**30, 2**31 - 1, 2**31, 2**32, 2**40)
 
 

@@ -18,7 +18,7 @@ from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.conv2d_call import problem_of
 from torch_unroll.engines.compiled.recording import recording
-from torch_unroll.engines.interface import Conv2dGeometry
+from torch_unroll.engines.interface import DTYPES, Conv2dGeometry
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d import im2col
 from torch_unroll.kernels.cuda.conv2d.problem import DIRECTIONS, Conv2dProblem
@@ -27,14 +27,13 @@ from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.planning import Configuration
 from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
-from torch_unroll.shapes import is_dense
+from torch_unroll.shapes import dtype_name, is_dense
 from torch_unroll.testing import assert_exact, assert_within, sum_bound
 from torch_unroll.testing.bounds import COPIED_TF32
 from torch_unroll.testing.compare import ROUNDING
 
 pytestmark = pytest.mark.usefixtures("device")
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 H200 = Device(132, (9, 0), 227 << 10, 50 << 20)
 #: The variants that can split the depth of fprop and dgrad, with a tile of which small images have several.
 SPLITTING = (Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3))
@@ -65,7 +64,7 @@ def _multiplies(forced: str | Configuration, dtype: torch.dtype, precision: str)
 
 #: Every (variant or configuration, dtype, precision) that can be computed.
 MATHS = [
-    pytest.param(forced, dtype, precision, id=f"{name}-{str(dtype).removeprefix('torch.')}-{precision}")
+    pytest.param(forced, dtype, precision, id=f"{name}-{dtype_name(dtype)}-{precision}")
     for name, forced in (
         *((variant.name, variant.name) for variant in VARIANTS),
         *((f"split {forced.variant}", forced) for forced in SPLITTING),

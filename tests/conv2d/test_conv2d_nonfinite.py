@@ -19,6 +19,7 @@ from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.planning import Configuration
+from torch_unroll.shapes import dtype_name
 from torch_unroll.testing import assert_exact
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -27,8 +28,8 @@ INF, NAN = float("inf"), float("nan")
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 #: (variant or configuration, dtype, precision)
 MATHS = [
-    pytest.param(choice, dtype, precision, id=f"{choice}-{str(dtype).removeprefix('torch.')}-{precision}")
-    for choices, kinds in (
+    pytest.param(forced, dtype, precision, id=f"{forced}-{dtype_name(dtype)}-{precision}")
+    for variants, kinds in (
         (
             (
                 "wgmma",
@@ -44,7 +45,7 @@ MATHS = [
             ((torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float64, "ieee")),
         ),
     )
-    for choice in choices
+    for forced in variants
     for dtype, precision in kinds
 ]
 
@@ -108,8 +109,8 @@ def torchs(case: Case, dy: Tensor, w: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("choice", "dtype", "precision"), MATHS)
-def test_dx_is_nan_where_torchs_is(choice: str | Configuration, dtype: torch.dtype, precision: str, kind: str) -> None:
+@pytest.mark.parametrize(("forced", "dtype", "precision"), MATHS)
+def test_dx_is_nan_where_torchs_is(forced: str | Configuration, dtype: torch.dtype, precision: str, kind: str) -> None:
     for name, case in CASES.items():
         dy, w = small(*case.dy), small(*case.w)
         spoil(dy, w, kind)
@@ -119,26 +120,26 @@ def test_dx_is_nan_where_torchs_is(choice: str | Configuration, dtype: torch.dty
         assert_exact(load("torch").conv2d_dgrad(dy.to(dtype), w.to(dtype), size, *geometry), expected, f"engine torch, {name}")
         for layout, memory_format in FORMATS.items():
             operands = (tensor.to(dtype).contiguous(memory_format=memory_format) for tensor in (dy, w))
-            with planning.force("conv2d", choice):
+            with planning.force("conv2d", forced):
                 dx = load("cuda").conv2d_dgrad(*operands, size, *geometry)
             assert_exact(dx.contiguous(), expected, f"{name}, {layout}")
 
 
 @pytest.mark.parametrize(
-    "choice", [Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3)], ids=str
+    "forced", [Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3)], ids=str
 )
-def test_each_split_leaves_out_its_own_padding(choice: Configuration) -> None:
+def test_each_split_leaves_out_its_own_padding(forced: Configuration) -> None:
     """Infinities of both signs in different splits add up to a NaN."""
     case = CASES["3x3"]
     dy, w = small(*case.dy).abs(), small(*case.w)
     w[0, :, 0, 0], w[15, :, 2, 2] = INF, -INF
-    with planning.force("conv2d", choice), recording() as record:
+    with planning.force("conv2d", forced), recording() as record:
         dx = load("cuda").conv2d_dgrad(dy.half(), w.half(), (5, 4), Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")
     expected = torchs(case, dy, w).half()
     assert {INF, -INF} <= {*expected.flatten().tolist()}
     assert expected.isnan().any()
     assert_exact(dx, expected)
-    assert record.workspace_bytes >= choice.splits * dx.numel() * 4
+    assert record.workspace_bytes >= forced.splits * dx.numel() * 4
 
 
 @pytest.mark.parametrize("engine", ["cuda", "torch"])

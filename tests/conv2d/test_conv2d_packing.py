@@ -16,6 +16,7 @@ import torch_unroll as tu
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d.pack_channels import plan_pack_channels
+from torch_unroll.shapes import dtype_name
 from torch_unroll.testing import Target, assert_exact, targets
 
 TARGETS = targets("conv2d")
@@ -132,9 +133,7 @@ def test_launches_of_a_training_step(target: Target, name: str, variant: str, dt
         torch.autograd.grad(y, inputs, weighting(y, case))
     first, last = (image if image.dim() == 4 else image.unsqueeze(0) for image in (inputs[0], y))
     of_first, of_last, of_w = (
-        plan_pack_channels(
-            str(dtype).removeprefix("torch."), image.shape[0], image[0, 0].numel(), image.shape[1] // groups, groups
-        )
+        plan_pack_channels(dtype_name(dtype), image.shape[0], image[0, 0].numel(), image.shape[1] // groups, groups)
         for image, groups in ((first, case.groups), (last, case.groups), (inputs[1], 1))
     )
     assert len({of_first, of_last, of_w}) == 3

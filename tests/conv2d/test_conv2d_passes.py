@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.conv2d.test_conv2d_kernels import DTYPES, FORMATS, STRANGE, Watcher
+from tests.conv2d.test_conv2d_kernels import FORMATS, STRANGE, Watcher
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d
 from torch_unroll.engines.compiled.conv2d_sums import add_image_splits
-from torch_unroll.engines.interface import Pool2dGeometry
+from torch_unroll.engines.interface import DTYPES, Pool2dGeometry
 from torch_unroll.kernels.cuda.conv2d import im2col
 from torch_unroll.testing import assert_as_accurate, assert_exact
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import torch_unroll as tu
 from tests.differential.subjects import BY_NAME, Subject
 from tests.differential.transformations import TRANSFORMATIONS, Results, Transformation
+from torch_unroll.shapes import dtype_name
 
 #: The largest difference between results with different summation orders, relative to the largest element.
 TOLERANCE = {torch.float16: 2.0**-8, torch.bfloat16: 2.0**-5, torch.float32: 2.0**-16, torch.float64: 2.0**-36}
@@ -105,7 +106,7 @@ def _described(result: Outcome) -> str:
     return ", ".join(
         "None"
         if tensor is None
-        else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        else f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
         f"{'' if tensor.device.type == 'cpu' else f' on {tensor.device}'}{' with a graph' if tensor.requires_grad else ''}"
         for tensor in result
     )

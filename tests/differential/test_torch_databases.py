@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import torch_unroll as tu
 from tests.programs.torch_databases import load, module_infos, op_infos
 from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.shapes import dtype_name
 from torch_unroll.testing import Target, assert_as_accurate, raised, sample_results, targets
 
 OP_INFOS = {name.removeprefix("nn.functional."): info for name, info in op_infos().items() if name.startswith("nn.functional.")}
@@ -67,7 +68,7 @@ def _places() -> list[Any]:
             if target.engine != "torch" or dtype == torch.float64:
                 slow = target.engine != "torch" and dtype == torch.float64
                 marks = [pytest.mark.slow] if slow else []
-                places.append(pytest.param(target, dtype, id=f"{target}-{str(dtype).removeprefix('torch.')}", marks=marks))
+                places.append(pytest.param(target, dtype, id=f"{target}-{dtype_name(dtype)}", marks=marks))
     return places
 
 

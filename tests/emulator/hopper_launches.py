@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from emulated import Emulator, LaunchError, instances, launch_config
 
-from torch_unroll.kernels.tensor_map import ITEM_BYTES, TensorMap, TensorMapSpec
+from torch_unroll.kernels.arithmetic import round_up
+from torch_unroll.kernels.dtypes import ITEM_BYTES
+from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 MAJORS = [f"Major::{a}, Major::{b}" for a in ("depth", "rows") for b in ("depth", "rows")]
 PRODUCTS = [
@@ -89,7 +91,7 @@ def copy_box(
 ) -> np.ndarray:
     """The contents of a block's shared memory after the copy, up to the end of the box."""
     size = at + rows * spec.swizzle
-    to = np.zeros(-(-size // 128) * 128, np.uint8)
+    to = np.zeros(round_up(size, 128), np.uint8)
     row_bytes = (spec.channels if spec.im2col else spec.box[0]) * ITEM_BYTES[spec.dtype]
     parameters = BoxParameters(
         map=emulator.encode(spec) if encoded is None else encoded,

@@ -21,6 +21,7 @@ from emulated import Emulator, LaunchError, emulate
 from golden_registers import from_hex, to_hex
 from hopper_launches import MAJORS, ROWS, copy_box, copy_box_anywhere, multiply, spec_of
 
+from torch_unroll.kernels.arithmetic import ceil_divide
 from torch_unroll.kernels.tensor_map import TensorMapSpec
 
 Record = dict[str, Any]
@@ -55,7 +56,7 @@ def replay_tiled(emulator: Emulator, record: Record) -> None:
     spec = spec_of(
         tensor, "bfloat16", record["swizzle"], box=tuple(record["box"]), element_stride=(1, *record["stride"])
     )  # fmt: skip
-    rows = prod(-(-extent // stride) for extent, stride in zip(record["box"][1:], record["stride"], strict=True))
+    rows = prod(ceil_divide(extent, stride) for extent, stride in zip(record["box"][1:], record["stride"], strict=True))
     replay_box(emulator, record, spec, tensor, (0, 0), rows, allowed=True)
 
 

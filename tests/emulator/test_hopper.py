@@ -22,7 +22,8 @@ from hopper_launches import (
     spec_of,
 )  # fmt: skip
 
-from torch_unroll.kernels.tensor_map import ITEM_BYTES, TensorMap, TensorMapSpec
+from torch_unroll.kernels.dtypes import ITEM_BYTES
+from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 
 @pytest.fixture(scope="module", params=["plain", "race"])

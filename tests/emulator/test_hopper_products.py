@@ -11,7 +11,7 @@ import torch
 from emulated import Emulator, LaunchError, emulate
 from hopper_launches import LAYOUTS, MAJORS, NAMES, PRODUCTS, ROWS, multiply, multiply_ring, random_matrix, words
 
-from torch_unroll.kernels.tensor_map import ITEM_BYTES
+from torch_unroll.kernels.dtypes import ITEM_BYTES
 
 
 @pytest.fixture(scope="module", params=["plain", "race"])

@@ -23,6 +23,7 @@ from torch_unroll.kernels.cuda.rnn.variants import PARAMETERS, SELECTORS
 from torch_unroll.kernels.dtypes import CPP_TYPES
 from torch_unroll.kernels.planning import Configuration, force
 from torch_unroll.kernels.table import Kernel, kernels
+from torch_unroll.shapes import dtype_name
 from torch_unroll.testing import assert_exact
 from torch_unroll.testing.recurrence import assert_backward_steps, assert_cell, assert_cell_backward, assert_forward_steps
 
@@ -62,7 +63,7 @@ def test_recurrence(row: Kernel) -> None:
         N=NARROW,
         H=H,
         D=D,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         precision=precision,
         aligned=True,
     )
@@ -86,7 +87,7 @@ def test_cell(row: Kernel) -> None:
     function = "rnn_cell_backward" if backward else "rnn_cell_forward"
     dtype, precision = TYPES[math], "tf32" if math == "tfloat32" else "ieee"
     inputs, H = 19, 21
-    problem = CellStep(backward=backward, N=NARROW, I=inputs, H=H, dtype=str(dtype).removeprefix("torch."), precision=precision)
+    problem = CellStep(backward=backward, N=NARROW, I=inputs, H=H, dtype=dtype_name(dtype), precision=precision)
     configuration, N = _launching(row, function, problem, torch.get_default_device())
     x, h, dh = ((torch.randn(N, extent)).to(dtype) for extent in (inputs, H, H))
     w_ih, w_hh = ((torch.randn(H, extent) / extent**0.5).to(dtype) for extent in (inputs, H))

@@ -13,7 +13,7 @@ import pytest
 
 from torch_unroll.engines import nvrtc, nvrtc_cache
 from torch_unroll.engines.nvrtc import Binary, Recipe
-from torch_unroll.kernels.cuda.max_pool2d.parameters import IndicesParameters
+from torch_unroll.kernels.cuda.max_pool2d.parameters import MaxPool2dIndicesParameters
 from torch_unroll.kernels.cuda.max_pool2d.variants import PARAMETERS
 from torch_unroll.kernels.dtypes import DTYPES
 from torch_unroll.kernels.table import Kernel, kernels, kernels_of
@@ -222,7 +222,7 @@ def test_a_compile_error_shows_the_whole_log_with_our_file_and_line(folder: Path
 
 
 def test_a_kernel_that_is_not_in_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PARAMETERS, "missing_kernel", IndicesParameters)
+    monkeypatch.setitem(PARAMETERS, "missing_kernel", MaxPool2dIndicesParameters)
     with pytest.raises(nvrtc.CompileError, match="missing_kernel<float> does not compile"):
         Recipe(Kernel(KERNEL.source, "missing_kernel", ("float",)), "sm_80").compile()
 

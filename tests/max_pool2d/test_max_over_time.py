@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from torch_unroll.engines.interface import DTYPES
 from torch_unroll.explain import explain
 from torch_unroll.max_pool2d import max_over_time
 from torch_unroll.testing import Target, assert_exact, targets
 
 TARGETS = targets("max_pool2d")
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 def _expected(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from torch_unroll.engines.interface import DTYPES
 from torch_unroll.explain import explain
 from torch_unroll.kernels.cuda.max_pool2d import channels
 from torch_unroll.kernels.cuda.max_pool2d.plan import cached_plan
@@ -20,7 +21,6 @@ from torch_unroll.max_pool2d import max_pool2d
 from torch_unroll.testing import Target, assert_exact, targets
 
 TARGETS = targets("max_pool2d")
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 LAYOUTS = ["contiguous", "channels_last", "transposed", "expanded", "offset", "sliced"]
 
 # name -> (N, C, H, W) and the options: pooling layers of well-known networks, and windows that are not compiled in

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines import load
-from torch_unroll.engines.interface import Pair, Pool2dGeometry
+from torch_unroll.engines.interface import DTYPES, Pool2dGeometry
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.testing import assert_exact
 
 pytestmark = pytest.mark.usefixtures("device")
 
 ENGINES = ("cuda", "torch")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Dtype of the offsets -> a window that needs it.
 WINDOWS: dict[torch.dtype, Pair] = {torch.uint8: (3, 3), torch.int16: (16, 17), torch.int32: (182, 182)}
 #: stride, padding, dilation, outputs: small windows lie in the plane; padding, dilation and stride carry others beyond each edge.

@@ -11,11 +11,10 @@ from torch import Tensor
 
 import torch_unroll as tu
 from torch_unroll.engines import use_engine
-from torch_unroll.engines.interface import Conv2dGeometry
+from torch_unroll.engines.interface import DTYPES, Conv2dGeometry
 from torch_unroll.engines.numba import launch
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: name -> (ours, torch's, shapes of the inputs). Sizes are uneven and asymmetric, and cover several tiles (2 x 2 in the
 #: simulator) in every direction, with remainders.
 CALLS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {

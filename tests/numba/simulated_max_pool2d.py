@@ -11,9 +11,9 @@ from torch import Tensor
 
 import torch_unroll as tu
 from torch_unroll.engines import load
+from torch_unroll.engines.interface import DTYPES
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: kernel_size, stride, padding, dilation, ceil_mode
 WINDOWS: dict[str, tuple[Any, ...]] = {
     "2x2": (2, 2, 0, 1, False),

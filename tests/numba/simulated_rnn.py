@@ -11,20 +11,19 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import torch_unroll as tu
 from torch_unroll.engines import load, use_engine
-from torch_unroll.engines.interface import NONLINEARITIES, RnnOptions
+from torch_unroll.engines.interface import DTYPES, NONLINEARITIES, RnnOptions
 from torch_unroll.engines.numba import rnn as host
+from torch_unroll.kernels.numba import rnn as kernels
 from torch_unroll.testing import assert_as_accurate, assert_exact
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MINE, REFERENCE = load("numba"), load("torch")
 OPTIONS = RnnOptions(None, None, "tanh", "ieee")
 
 
 @pytest.fixture(params=["single_block", "step"])
 def variant(request: pytest.FixtureRequest) -> Iterator[str]:
-    host.forced = request.param
-    yield request.param
-    host.forced = None
+    with host.force(request.param):
+        yield request.param
 
 
 def _tensors(dtype: torch.dtype, D: int = 2, T: int = 3, N: int = 3, H: int = 5) -> list[Tensor]:
@@ -153,6 +152,8 @@ def test_not_a_number_stays_with_its_sample(variant: str) -> None:
         assert not h[:, 0].isnan().any()
 
 
-def test_warmup_calls_every_kernel() -> None:
+def test_warmup_calls_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    monkeypatch.setattr(host, "launch", lambda kernel, *_: launched.append(kernel))
     tu.warmup("rnn", dtype=torch.bfloat16, device="cpu", engine="numba")
-    assert host.forced is None
+    assert all(kernel in launched for name, kernel in vars(kernels).items() if name.endswith("_kernel"))

@@ -27,7 +27,7 @@ import torch
 
 import torch_unroll as tu
 from torch_unroll.engines.compiled.engine import CompiledEngine
-from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry, RnnOptions
+from torch_unroll.engines.interface import DTYPES, Conv2dGeometry, Pool2dGeometry, RnnOptions
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
@@ -39,7 +39,6 @@ GROUP = 20
 FILE = Path(__file__).with_name("golden.txt")
 
 META = torch.device("meta")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GPUS = (
     Device(108, (8, 0), 163 << 10, 40 << 20, "an A100"),
     Device(142, (8, 9), 99 << 10, 96 << 20, "an L40S"),

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import torch_unroll as tu
+from torch_unroll.engines.interface import DTYPES
 from torch_unroll.testing import Target, assert_as_accurate, assert_exact, targets
 from torch_unroll.testing.rnn import CASES, Case
 
 TARGETS = targets("rnn")
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ALL = ("tanh", "relu", "sigmoid", "identity")
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import Launcher, rnn
-from torch_unroll.engines.interface import NONLINEARITIES, RnnOptions
+from torch_unroll.engines.interface import DTYPES, NONLINEARITIES, RnnOptions
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
+from torch_unroll.shapes import dtype_name
 from torch_unroll.testing.recurrence import (
     ACTIVATIONS,
     assert_backward_steps,
@@ -29,9 +30,8 @@ from torch_unroll.testing.recurrence import (
 pytestmark = pytest.mark.usefixtures("device")
 
 LAUNCHER = cuda.LAUNCHER
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: By arithmetic: a dtype and a precision.
-MATHS = [pytest.param(dtype, "ieee", id=str(dtype).removeprefix("torch.")) for dtype in DTYPES]
+MATHS = [pytest.param(dtype, "ieee", id=dtype_name(dtype)) for dtype in DTYPES]
 MATHS.append(pytest.param(torch.float32, "tf32", id="tf32"))
 
 

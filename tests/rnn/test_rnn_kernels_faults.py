@@ -16,6 +16,7 @@ from torch_unroll.kernels.cuda.rnn.tile import arithmetic
 from torch_unroll.kernels.cuda.rnn.variants import KERNELS
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
+from torch_unroll.shapes import dtype_name
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +81,7 @@ class FaultyLauncher:
     """Launches the variant that has the fault, for the fault's dtype, forward and backward, on a GPU that is large enough."""
 
     def __init__(self, fault: RnnFault):
-        math = arithmetic(str(fault.dtype).removeprefix("torch."), "ieee")
+        math = arithmetic(dtype_name(fault.dtype), "ieee")
         rows = [row for row in KERNELS if row.name == f"rnn_{fault.variant}_kernel" and row.arguments[0] == math]
         self.kernels = fault.kernels("rnn", [row for row in rows if row.arguments[2:] in ((), ("1",), ("2",))])
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.gpu.exact.case import ARITHMETIC, BY_INTEREST, Case, RefusedError, generator, integers
 from torch_unroll.engines.interface import RnnOptions
 from torch_unroll.kernels import planning
-from torch_unroll.kernels.cuda.rnn.cluster import Cluster
-from torch_unroll.kernels.cuda.rnn.grid_exchange import GridExchange
+from torch_unroll.kernels.cuda.rnn.cluster import CLUSTER
+from torch_unroll.kernels.cuda.rnn.grid_exchange import GRID_EXCHANGE
 from torch_unroll.kernels.cuda.rnn.persistent import tile_name
 from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 
@@ -33,7 +33,7 @@ SIZES = (
 )
 SMALL_SIZES = ((3, 3, 40, 2), (2, 9, 40, 1))
 #: How many tiles of rows a block may hold; the other variants have no such argument.
-ROW_TILES = {variant.name: variant.row_tiles for variant in (GridExchange, Cluster)}
+ROW_TILES = {variant.name: variant.row_tiles for variant in (GRID_EXCHANGE, CLUSTER)}
 
 
 class Inputs(NamedTuple):

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC
 from benchmarks.gpu.exact.conv2d import Conv2dCase, Geometry, Inputs, convolve, inputs
-from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, ceil_divide, padded
+from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, padded
+from torch_unroll.kernels.arithmetic import round_up
 from torch_unroll.kernels.cuda.conv2d import mma, simt, wgmma
+from torch_unroll.shapes import dtype_name
 
 PIXEL, CHANNEL, TAP = "pixel", "channel", "filter tap and channel"
 
@@ -34,7 +36,7 @@ class _Walk:
 
     def __init__(self, case: Conv2dCase):
         self.case, self.sizes, self.inputs = case, case.sizes, inputs(case.sizes, case.seed)
-        dtype = str(ARITHMETIC[case.arithmetic]).removeprefix("torch.")
+        dtype = dtype_name(ARITHMETIC[case.arithmetic])
         self.item = ARITHMETIC[case.arithmetic].itemsize
         groups, direction = self.sizes.groups, case.direction
         C, K = self.sizes.C // groups, self.sizes.K // groups
@@ -45,7 +47,7 @@ class _Walk:
         self.channels_inner = by_wgmma or by_mma or direction == "dgrad" or (last and case.variant != "im2col")
         self.whole = 1  # channels of the gathered image are padded to a multiple of this
         if by_wgmma:
-            span = wgmma.span(dtype, ceil_divide(K if direction == "dgrad" else C, piece) * piece)
+            span = wgmma.span(dtype, round_up(K if direction == "dgrad" else C, piece))
             self.whole, step = span // self.item, wgmma.STEP_BYTES // self.item
             self.depth = Depth(step, self.item, case.splits, min(span, 128) // self.item, *_of_wgmma(direction, dtype, span))
         elif by_mma:

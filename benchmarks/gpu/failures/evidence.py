@@ -21,6 +21,7 @@ from benchmarks.gpu.failures.conv2d_products import conv2d_product
 from benchmarks.gpu.failures.max_pool2d_products import max_pool2d_product, unfold_product
 from benchmarks.gpu.failures.products import Part, Product, Tiling, padded, tiles_of
 from benchmarks.gpu.failures.rnn_products import cell_product, first_wrong, rnn_product
+from torch_unroll.shapes import dtype_name
 
 #: The most characters that the kept tiles of one result take.
 MOST_KEPT = 64 << 10
@@ -43,9 +44,9 @@ def product_of(case: Case, name: str, operands: bool) -> Product:
 
 def evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[str, Any]:
     """The evidence of a wrong result, which can be written as JSON."""
-    record: dict[str, Any] = {"result": name, "shape": list(expected.shape), "dtype": _name(expected.dtype)}
+    record: dict[str, Any] = {"result": name, "shape": list(expected.shape), "dtype": dtype_name(expected.dtype)}
     if result.shape != expected.shape or result.dtype != expected.dtype:
-        return record | {"wrong": expected.numel(), "instead": f"{_name(result.dtype)} of shape {list(result.shape)}"}
+        return record | {"wrong": expected.numel(), "instead": f"{dtype_name(result.dtype)} of shape {list(result.shape)}"}
     flat, exact = result.flatten(), expected.flatten()
     wrong = flat != exact
     record |= {"elements": len(flat), "wrong": int(wrong.sum()), "values": _values(flat[wrong], exact[wrong])}
@@ -64,10 +65,6 @@ def evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[st
     record["wrong parts"] = len(wrong_by_part)
     record["kept"] = _kept(product, wrong_by_part, flat, spoiled)
     return record
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _mask_of(part: Part, elements: Tensor) -> Tensor:

@@ -97,10 +97,6 @@ def padded(tensor: Tensor, dim: int, multiple: int, value: float = 0) -> Tensor:
     return torch.cat([tensor, tensor.new_full(size, value)], dim)
 
 
-def ceil_divide(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def tiles_of(part: Part, tiling: Tiling, elements: Tensor) -> list[tuple[int, int]]:
     """The (row, column) of each tile that contains a true element of the mask `elements`."""
     whole = padded(padded(elements, 0, tiling.rows), 1, tiling.columns)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmarks.gpu.exact.case import ARITHMETIC
 from benchmarks.gpu.exact.rnn import RnnCase, RnnCellCase, inputs
-from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, ceil_divide, padded
+from benchmarks.gpu.failures.products import Depth, Part, Product, Tiling, padded
+from torch_unroll.kernels.arithmetic import ceil_divide
 from torch_unroll.kernels.cuda.rnn import persistent, single_block, tile
 
 _WARPS = persistent.WARPS

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from benchmarks.gpu.exact.conv2d import Conv2dCase
 from benchmarks.gpu.failures.evidence import ranges
-from benchmarks.gpu.failures.products import Part, ceil_divide
+from benchmarks.gpu.failures.products import Part
 from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
+from torch_unroll.kernels.arithmetic import ceil_divide
 
 #: The most wrong elements, units and products in a system of equations; its solution is then compared with all elements.
 _SAMPLE, _MOST_UNITS, _MOST_PRODUCTS = 1500, 512, 16_000_000

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.exact.conv2d import Conv2dCase
-from benchmarks.gpu.failures.products import Depth, ceil_divide
+from benchmarks.gpu.failures.products import Depth
 from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
+from torch_unroll.kernels.arithmetic import ceil_divide
 from torch_unroll.kernels.cuda.conv2d import wgmma
 
 _NAN = float("nan")

@@ -8,8 +8,9 @@ from math import prod
 from typing import NamedTuple
 
 from ...dtypes import accumulator_bytes
+from ...shapes import Four
 from .parameters import CWalks
-from .problem import Conv2dProblem, Four
+from .problem import Conv2dProblem
 
 
 class Walk(IntEnum):

@@ -7,10 +7,7 @@ from math import gcd, prod
 from typing import NamedTuple
 
 from ...arithmetic import ceil_divide
-from ...shapes import Conv2dShape, SizeError
-
-Pair = tuple[int, int]
-Four = tuple[int, int, int, int]
+from ...shapes import Conv2dShape, Four, Pair, SizeError
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 #: Bytes of workspace that one call may take, unless `tu.conv2d_workspace` says otherwise.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from ...arithmetic import ceil_divide
 from ...dtypes import ITEM_BYTES
 from ...hardware import Device
+from ...shapes import Four
 from .access import whole_pieces
 from .cost import Conv2dVariant, Passes
 from .pack_channels import padded, piece
-from .problem import Conv2dProblem, Four
+from .problem import Conv2dProblem
 
 
 class TensorCoreVariant(Conv2dVariant):

@@ -1,4 +1,4 @@
-"""Convolution's table: the kernels, what they take, and the variants of each function, the preferred first."""
+"""The table of convolution: the kernels, what they take, and the variants of each function, the preferred first."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ PARAMETERS: dict[str, type[ctypes.Structure]] = {
 VARIANTS: tuple[Conv2dVariant, ...] = (WGMMA, MMA, SIMT, IM2COL)
 #: `Selector.margin`. It is above 1 because the order of preference is a prediction too.
 MARGIN = 1.25
+#: Function -> what selects its variant.
 SELECTORS: dict[str, Selector[Conv2dProblem]] = {
     f"conv2d_{direction}": Selector("conv2d", f"conv2d_{direction}", VARIANTS, margin=MARGIN) for direction in DIRECTIONS
 }

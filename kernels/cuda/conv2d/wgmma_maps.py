@@ -10,7 +10,9 @@ from math import gcd
 from typing import NamedTuple
 
 from ...arithmetic import ceil_divide, round_up
-from ...tensor_map import ITEM_BYTES, Four, TensorMapSpec, Three
+from ...dtypes import ITEM_BYTES
+from ...shapes import Four, Three
+from ...tensor_map import TensorMapSpec
 from .parameters import CIm2colAxis
 from .problem import Conv2dProblem
 

@@ -19,11 +19,14 @@ Z_LIMIT = 64  # CUDA's limit of a block in z
 _THREADS = {f"{threads} threads": threads for threads in (THREADS, 128, 64)}
 
 
+KERNELS = tuple(compiled_rows("channels"))
+
+
 class Channels(PoolingVariant):
     """A thread owns a 16-byte piece of channels of a column, and walks down strips."""
 
     name = "channels"
-    kernels = tuple(compiled_rows("channels"))
+    kernels = KERNELS
 
     def refuses(self, problem: Pool2dProblem, device: Device) -> str | None:
         if problem.offset_type == "int32_t":
@@ -40,7 +43,7 @@ class Channels(PoolingVariant):
         items, strips = _extents(problem)
         x, y, z = _block(problem, _THREADS[configuration.tile])
         grid = (ceil_divide(items, x), min(ceil_divide(strips, y), GRID_LIMIT), min(ceil_divide(problem.N, z), GRID_LIMIT))
-        return LaunchConfig(grid, (x, y, z))
+        return LaunchConfig(grid=grid, block=(x, y, z))
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
         """Counts each byte of device memory once, because what strips and columns share comes from L1 and L2."""
@@ -73,3 +76,6 @@ def _block(problem: Pool2dProblem, most: int) -> tuple[int, int, int]:
     y = min(most // x, power_of_two(strips))
     z = min(most // (x * y), power_of_two(problem.N), Z_LIMIT)
     return x, y, z
+
+
+CHANNELS = Channels()

@@ -13,14 +13,18 @@ from .problem import OFFSET_BYTES, PIECE_BYTES, Pool2dProblem
 
 INDEX_BYTES = 8
 
+_GATHER_KERNELS = tuple(
+    instantiate("max_pool2d/gather.cuh", "max_pool2d_gather_kernel", tuple(CPP_TYPES.values()), tuple(OFFSET_BYTES))
+)
+_INDICES_KERNELS = tuple(instantiate("max_pool2d/gather.cuh", "max_pool2d_indices_kernel", tuple(OFFSET_BYTES)))
+KERNELS = (*_GATHER_KERNELS, *_INDICES_KERNELS)
+
 
 class Gather(PoolingVariant):
     """A thread owns 16 bytes of neighbouring outputs, or of their offsets if these are wider."""
 
     name = "gather"
-    kernels = tuple(
-        instantiate("max_pool2d/gather.cuh", "max_pool2d_gather_kernel", tuple(CPP_TYPES.values()), tuple(OFFSET_BYTES))
-    )
+    kernels = _GATHER_KERNELS
 
     def refuses(self, problem: Pool2dProblem, device: Device) -> str | None:
         return None
@@ -48,7 +52,7 @@ class Indices(PoolingVariant):
     """A thread owns two neighbouring outputs: 16 bytes of indices."""
 
     name = "gather"
-    kernels = tuple(instantiate("max_pool2d/gather.cuh", "max_pool2d_indices_kernel", tuple(OFFSET_BYTES)))
+    kernels = _INDICES_KERNELS
 
     def refuses(self, problem: Pool2dProblem, device: Device) -> str | None:
         return None
@@ -80,3 +84,6 @@ def _threads(problem: Pool2dProblem) -> int:
 
 def _index_threads(problem: Pool2dProblem) -> int:
     return ceil_divide(problem.outputs, PIECE_BYTES // INDEX_BYTES)
+
+
+GATHER, INDICES = Gather(), Indices()

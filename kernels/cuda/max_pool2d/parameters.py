@@ -21,7 +21,7 @@ def _parameters(name: str, *pointers: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": fields, "__doc__": f"`{name}` of parameters.cuh."})
 
 
-ForwardParameters = _parameters("MaxPool2dForwardParameters", "x", "y", "offsets", "lengths")
-BackwardParameters = _parameters("MaxPool2dBackwardParameters", "dy", "offsets", "dx")
-GatherParameters = _parameters("MaxPool2dGatherParameters", "ddx", "offsets", "ddy")
-IndicesParameters = _parameters("MaxPool2dIndicesParameters", "offsets", "indices")
+MaxPool2dForwardParameters = _parameters("MaxPool2dForwardParameters", "x", "y", "offsets", "lengths")
+MaxPool2dBackwardParameters = _parameters("MaxPool2dBackwardParameters", "dy", "offsets", "dx")
+MaxPool2dGatherParameters = _parameters("MaxPool2dGatherParameters", "ddx", "offsets", "ddy")
+MaxPool2dIndicesParameters = _parameters("MaxPool2dIndicesParameters", "offsets", "indices")

@@ -11,11 +11,11 @@ from ...arithmetic import ceil_divide
 from ...dtypes import CPP_TYPES
 from ...hardware import Device
 from ...planning import Configuration, Prediction, Variant
-from ...shapes import MaxPool2dShape
+from ...shapes import Four, MaxPool2dShape
 from ...table import Kernel, LaunchConfig, LaunchPlan, instantiate
 from .cost import Cost, predict
 from .parameters import MaxPool2dDense
-from .problem import FIXED_WINDOWS, Pool2dProblem, Strides
+from .problem import FIXED_WINDOWS, Pool2dProblem
 
 THREADS = 256  # __launch_bounds__ of every kernel
 
@@ -46,7 +46,7 @@ class PoolingVariant(Variant[Pool2dProblem]):
         """Returns how the kernel is launched."""
         raise NotImplementedError
 
-    def x_strides(self, problem: Pool2dProblem) -> Strides:
+    def x_strides(self, problem: Pool2dProblem) -> Four:
         """Returns the strides of x that the kernel is passed."""
         return problem.x_strides
 
@@ -78,7 +78,7 @@ def cached_plan(variant: PoolingVariant, problem: Pool2dProblem, configuration: 
     return PoolingPlan(LaunchPlan(kernel, config, variant.name), _shape(problem, variant.x_strides(problem)), dense)
 
 
-def _shape(problem: Pool2dProblem, x_strides: Strides) -> MaxPool2dShape:
+def _shape(problem: Pool2dProblem, x_strides: Four) -> MaxPool2dShape:
     four = ctypes.c_int64 * 4
     pairs: dict[str, Any] = {}
     for name, pair in (("stride", problem.stride), ("pad", problem.padding), ("dilation", problem.dilation)):
@@ -111,4 +111,4 @@ def distinct(values: Mapping[str, Hashable]) -> list[str]:
 
 def one_thread_for_each(items: int) -> LaunchConfig:
     """Returns a one-dimensional launch with one thread for each item."""
-    return LaunchConfig((ceil_divide(items, THREADS), 1, 1), (THREADS, 1, 1))
+    return LaunchConfig(grid=(ceil_divide(items, THREADS), 1, 1), block=(THREADS, 1, 1))

@@ -7,9 +7,7 @@ from typing import NamedTuple
 from ...arithmetic import ceil_divide
 from ...dtypes import CPP_TYPES, ITEM_BYTES
 from ...offsets import offset_dtype
-
-Strides = tuple[int, int, int, int]
-Pair = tuple[int, int]
+from ...shapes import Four, Pair
 
 STRIP = 4  # FixedWindow::strip of windows.cuh
 PIECE_BYTES = 16  # the widest access
@@ -20,7 +18,7 @@ OFFSET_BYTES = {"uint8_t": 1, "int16_t": 2, "int32_t": 4}
 FIXED_WINDOWS = {(2, 2, 2): "FixedWindow<2, 2, 2>", (3, 3, 1): "FixedWindow<3, 3, 1>", (3, 3, 2): "FixedWindow<3, 3, 2>"}
 
 
-def dense_strides(C: int, rows: int, columns: int, channels_last: bool) -> Strides:
+def dense_strides(C: int, rows: int, columns: int, channels_last: bool) -> Four:
     """Strides in elements of a dense tensor (N, C, rows, columns)."""
     if channels_last:
         return (rows * columns * C, 1, columns * C, C)
@@ -46,7 +44,7 @@ class Pool2dProblem(NamedTuple):
     padding: Pair
     dilation: Pair
     channels_last: bool
-    x_strides: Strides  # in elements
+    x_strides: Four  # in elements
     aligned: bool = True  # whether every tensor starts at a multiple of 16 bytes
     with_offsets: bool = True  # whether offsets are written or read
     with_lengths: bool = False  # whether the rows that count differ between images
@@ -62,7 +60,7 @@ class Pool2dProblem(NamedTuple):
         return self.C if self.channels_last else 1
 
     @property
-    def x_size(self) -> tuple[int, int, int, int]:
+    def x_size(self) -> Four:
         return (self.N, self.C, self.H, self.W)
 
     @property
@@ -117,11 +115,11 @@ class Pool2dProblem(NamedTuple):
         return ceil_divide(extent + self.padding[axis], self.stride[axis])
 
     @property
-    def dense_x_strides(self) -> Strides:
+    def dense_x_strides(self) -> Four:
         return dense_strides(self.C, self.H, self.W, self.channels_last)
 
     @property
-    def y_strides(self) -> Strides:
+    def y_strides(self) -> Four:
         return dense_strides(self.C, self.P, self.Q, self.channels_last)
 
     @property
@@ -137,7 +135,7 @@ class Pool2dProblem(NamedTuple):
         steps = self.channels_last and self.W == 1 and self._has_strides((self.C, 1, self.N * self.C, 1))
         return "steps" if steps else None
 
-    def _has_strides(self, strides: Strides) -> bool:
+    def _has_strides(self, strides: Four) -> bool:
         sides = zip(self.x_strides, strides, self.x_size, strict=True)
         return all(stride == expected or extent == 1 for stride, expected, extent in sides)
 

@@ -26,11 +26,14 @@ def _rows() -> list[Kernel]:
     return rows
 
 
+KERNELS = tuple(_rows())
+
+
 class Split(PoolingVariant):
     """Each thread of a block owns a slice of a window's rows, for one channel or a 16-byte piece of them. Splits are slices."""
 
     name = "split"
-    kernels = tuple(_rows())
+    kernels = KERNELS
 
     def refuses(self, problem: Pool2dProblem, device: Device) -> str | None:
         if not problem.any_window or problem.window[0] < LEAST_WINDOW_ROWS:
@@ -52,7 +55,8 @@ class Split(PoolingVariant):
         items = problem.Q * problem.C // V
         x = min(THREADS // slices, power_of_two(items))
         shared_bytes = x * slices * V * (accumulator_bytes(problem.dtype) + OFFSET_BYTES["int32_t"])
-        return LaunchConfig((ceil_divide(items, x) * problem.P * problem.N, 1, 1), (x, slices, 1), shared_bytes)
+        blocks = ceil_divide(items, x) * problem.P * problem.N
+        return LaunchConfig(grid=(blocks, 1, 1), block=(x, slices, 1), shared_bytes=shared_bytes)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
         """Leaves out the comparison of the slices: one cell for about four rows. So the smallest number of slices that
@@ -72,3 +76,6 @@ class Split(PoolingVariant):
 def _width(problem: Pool2dProblem) -> int:
     """Channels that a thread loads at once."""
     return problem.piece if problem.refuses_pieces() is None else 1
+
+
+SPLIT = Split()

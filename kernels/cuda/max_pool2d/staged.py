@@ -9,10 +9,11 @@ from typing import NamedTuple
 from ...arithmetic import ceil_divide, round_up
 from ...hardware import Device
 from ...planning import Configuration
+from ...shapes import Four
 from ...table import LaunchConfig
 from .cost import COPY, DIVIDE_32, Cost, backward_instructions, choice_bytes, forward_instructions
 from .plan import THREADS, PoolingVariant, compiled_rows, distinct
-from .problem import PIECE_BYTES, TOO_MANY_CELLS, Pool2dProblem, Strides
+from .problem import PIECE_BYTES, TOO_MANY_CELLS, Pool2dProblem
 
 #: Tile -> the most bytes of x that a block stages. With 16 KiB, plus those of y and the offsets, a multiprocessor's 227 KiB hold
 #: five blocks or more, so that some compute while others load.
@@ -31,11 +32,14 @@ class BlockWork(NamedTuple):
     items: int  # strips that are one element wide; a thread computes one at a time
 
 
+KERNELS = tuple(compiled_rows("staged"))
+
+
 class Staged(PoolingVariant):
     """A block copies whole planes, or a band of one, into shared memory and computes there."""
 
     name = "staged"
-    kernels = tuple(compiled_rows("staged"))
+    kernels = KERNELS
 
     def refuses(self, problem: Pool2dProblem, device: Device) -> str | None:
         if problem.offset_type == "int32_t":
@@ -59,7 +63,7 @@ class Staged(PoolingVariant):
     def template_arguments(self, problem: Pool2dProblem) -> tuple[str, ...]:
         return (*problem.types, problem.compiled_window)
 
-    def x_strides(self, problem: Pool2dProblem) -> Strides:
+    def x_strides(self, problem: Pool2dProblem) -> Four:
         return problem.dense_x_strides
 
     def block_extents(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> tuple[int, int]:
@@ -70,7 +74,7 @@ class Staged(PoolingVariant):
         work = _work(problem, configuration, device)
         threads = min(max(round_up(work.items, 32), 64), THREADS)
         blocks = ceil_divide(problem.planes, work.planes) * ceil_divide(_direction(problem).rows, work.rows)
-        return LaunchConfig((blocks, 1, 1), (threads, 1, 1), work.shared_bytes)
+        return LaunchConfig(grid=(blocks, 1, 1), block=(threads, 1, 1), shared_bytes=work.shared_bytes)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
         """The halo of a band is read by two blocks. All loads of a block are under way at once; nothing is computed meanwhile
@@ -194,3 +198,6 @@ class _Backward:
 
 def _direction(problem: Pool2dProblem) -> _Forward | _Backward:
     return _Forward(problem) if problem.direction == "forward" else _Backward(problem)
+
+
+STAGED = Staged()

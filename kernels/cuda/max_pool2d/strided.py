@@ -19,11 +19,14 @@ def _rows() -> list[Kernel]:
     return rows
 
 
+KERNELS = tuple(_rows())
+
+
 class Strided(PoolingVariant):
     """A thread owns one output, or backward one pixel. Takes every problem."""
 
     name = "strided"
-    kernels = tuple(_rows())
+    kernels = KERNELS
 
     def refuses(self, problem: Pool2dProblem, device: Device) -> str | None:
         return None
@@ -42,3 +45,6 @@ class Strided(PoolingVariant):
             moved = choice_bytes(problem) + problem.pixels * problem.item_bytes
             instructions = backward_instructions(problem, 1, any_window=True)
         return Cost(bytes=moved, instructions=threads * (instructions + 4 * DIVIDE), loads=threads, threads=threads)
+
+
+STRIDED = Strided()

@@ -1,5 +1,4 @@
-"""The table of max pooling: its kernels, the mirrors of their parameters, and the variants of each function in the order of
-preference."""
+"""The table of max pooling: the kernels, what they take, and the variants of each function, the preferred first."""
 
 from __future__ import annotations
 
@@ -7,31 +6,32 @@ import ctypes
 import math
 
 from ...planning import Selector
-from ...table import Kernel
-from .channels import Channels
-from .gather import Gather, Indices
-from .parameters import BackwardParameters, ForwardParameters, GatherParameters, IndicesParameters
+from . import channels, gather, split, staged, strided
+from .channels import CHANNELS
+from .gather import GATHER, INDICES
+from .parameters import (
+    MaxPool2dBackwardParameters,
+    MaxPool2dForwardParameters,
+    MaxPool2dGatherParameters,
+    MaxPool2dIndicesParameters,
+)
 from .plan import PoolingVariant
 from .problem import Pool2dProblem
-from .split import Split
-from .staged import Staged
-from .strided import Strided
+from .split import SPLIT
+from .staged import STAGED
+from .strided import STRIDED
 
-SPLIT, CHANNELS, STAGED, STRIDED, GATHER, INDICES = Split(), Channels(), Staged(), Strided(), Gather(), Indices()
-
-KERNELS: tuple[Kernel, ...] = tuple(
-    row for variant in (CHANNELS, STAGED, STRIDED, SPLIT, GATHER, INDICES) for row in variant.kernels
-)
+KERNELS = (*channels.KERNELS, *staged.KERNELS, *strided.KERNELS, *split.KERNELS, *gather.KERNELS)
 
 #: Direction -> the mirror of its kernels' parameters.
 DIRECTION_PARAMETERS: dict[str, type[ctypes.Structure]] = {
-    "forward": ForwardParameters,
-    "backward": BackwardParameters,
-    "gather": GatherParameters,
-    "indices": IndicesParameters,
+    "forward": MaxPool2dForwardParameters,
+    "backward": MaxPool2dBackwardParameters,
+    "gather": MaxPool2dGatherParameters,
+    "indices": MaxPool2dIndicesParameters,
 }
 
-#: Name of a template -> the mirror of its parameters.
+#: Name of a kernel template -> the mirror of its parameters.
 PARAMETERS: dict[str, type[ctypes.Structure]] = {
     row.name: DIRECTION_PARAMETERS[row.name.removeprefix("max_pool2d_").partition("_")[0]] for row in KERNELS
 }

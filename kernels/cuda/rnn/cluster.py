@@ -63,5 +63,8 @@ def _cut(problem: Recurrence, row_tiles: int, device: Device) -> Cut | None:
 def _plan(problem: Recurrence, row_tiles: int, cut: Cut) -> LaunchPlan:
     kernel = _BY_ARGUMENTS[problem.math, problem.template_pass, str(row_tiles)]
     grid = (cut.slices, cut.groups, problem.D)
-    config = LaunchConfig(grid, (THREADS, 1, 1), cut.shared_bytes, cluster=(cut.slices, 1, 1))
-    return LaunchPlan(kernel, config, Cluster.name)
+    config = LaunchConfig(grid=grid, block=(THREADS, 1, 1), shared_bytes=cut.shared_bytes, cluster=(cut.slices, 1, 1))
+    return LaunchPlan(kernel, config, "cluster")
+
+
+CLUSTER = Cluster()

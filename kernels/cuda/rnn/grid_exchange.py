@@ -55,5 +55,9 @@ def _cut(problem: Recurrence, row_tiles: int, device: Device) -> Cut | None:
 @lru_cache(maxsize=4096)
 def _plan(problem: Recurrence, row_tiles: int, cut: Cut) -> LaunchPlan:
     kernel = _BY_ARGUMENTS[problem.math, problem.template_pass, str(row_tiles)]
-    config = LaunchConfig((cut.slices, cut.groups, problem.D), (THREADS, 1, 1), cut.shared_bytes, cooperative=True)
-    return LaunchPlan(kernel, config, GridExchange.name)
+    grid = (cut.slices, cut.groups, problem.D)
+    config = LaunchConfig(grid=grid, block=(THREADS, 1, 1), shared_bytes=cut.shared_bytes, cooperative=True)
+    return LaunchPlan(kernel, config, "grid_exchange")
+
+
+GRID_EXCHANGE = GridExchange()

@@ -63,5 +63,9 @@ class SingleBlock(Variant[Recurrence]):
 @lru_cache(maxsize=4096)
 def _plan(problem: Recurrence) -> LaunchPlan:
     kernel = _BY_ARGUMENTS[problem.math, problem.template_pass]
-    config = LaunchConfig((problem.batch_tiles, problem.D, 1), (32 * _warps(problem), 1, 1), _shared_bytes(problem))
-    return LaunchPlan(kernel, config, SingleBlock.name)
+    grid, block = (problem.batch_tiles, problem.D, 1), (32 * _warps(problem), 1, 1)
+    config = LaunchConfig(grid=grid, block=block, shared_bytes=_shared_bytes(problem))
+    return LaunchPlan(kernel, config, "single_block")
+
+
+SINGLE_BLOCK = SingleBlock()

@@ -53,5 +53,9 @@ def _plan(problem: CellStep, tile: str) -> LaunchPlan:
     if problem.backward:  # blocks for dx, and then blocks for dh
         blocks += ceil_divide(problem.I, TILE_ROWS)
     grid = (blocks, block_product.sample_blocks(problem.N, tile), 1)
-    config = LaunchConfig(grid, (block_product.THREADS, 1, 1), block_product.shared_bytes(problem.dtype, tile))
-    return LaunchPlan(kernel, config, SingleStep.name)
+    shared_bytes = block_product.shared_bytes(problem.dtype, tile)
+    config = LaunchConfig(grid=grid, block=(block_product.THREADS, 1, 1), shared_bytes=shared_bytes)
+    return LaunchPlan(kernel, config, "single_step")
+
+
+SINGLE_STEP = SingleStep()

@@ -52,5 +52,9 @@ class Step(Variant[Recurrence]):
 def _plan(problem: Recurrence, tile: str) -> LaunchPlan:
     kernel = _BY_ARGUMENTS[problem.math, problem.template_pass, str(block_product.COLUMN_TILES[tile])]
     grid = (ceil_divide(problem.H, TILE_ROWS), block_product.sample_blocks(problem.N, tile), problem.D)
-    config = LaunchConfig(grid, (block_product.THREADS, 1, 1), block_product.shared_bytes(problem.dtype, tile))
-    return LaunchPlan(kernel, config, Step.name)
+    shared_bytes = block_product.shared_bytes(problem.dtype, tile)
+    config = LaunchConfig(grid=grid, block=(block_product.THREADS, 1, 1), shared_bytes=shared_bytes)
+    return LaunchPlan(kernel, config, "step")
+
+
+STEP = Step()

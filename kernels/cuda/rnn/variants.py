@@ -1,4 +1,4 @@
-"""The table of recurrence: its kernels, what they take, and what selects them."""
+"""The table of recurrence: the kernels, what they take, and the variants of each function, the preferred first."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from typing import Any
 
 from ...planning import Selector
 from . import cluster, grid_exchange, single_block, single_step, step
-from .cluster import Cluster
-from .grid_exchange import GridExchange
+from .cluster import CLUSTER
+from .grid_exchange import GRID_EXCHANGE
 from .parameters import RnnCellParameters, RnnParameters
-from .single_block import SingleBlock
-from .single_step import SingleStep
-from .step import Step
+from .single_block import SINGLE_BLOCK
+from .single_step import SINGLE_STEP
+from .step import STEP
 
 KERNELS = (*step.KERNELS, *single_step.KERNELS, *single_block.KERNELS, *grid_exchange.KERNELS, *cluster.KERNELS)
 
-#: Name of a template -> the mirror of its parameters.
+#: Name of a kernel template -> the mirror of its parameters.
 PARAMETERS: dict[str, type[ctypes.Structure]] = {
     row.name: RnnCellParameters if row in single_step.KERNELS else RnnParameters for row in KERNELS
 }
 
-SINGLE_BLOCK, CLUSTER, GRID_EXCHANGE, STEP = SingleBlock(), Cluster(), GridExchange(), Step()
-SINGLE_STEP = SingleStep()
-_PASS = (SINGLE_BLOCK, CLUSTER, GRID_EXCHANGE, STEP)
+#: The variants of a pass.
+VARIANTS = (SINGLE_BLOCK, CLUSTER, GRID_EXCHANGE, STEP)
 
-#: Function of the engines -> what selects its variant. Forcing "rnn" leaves `rnn_cell` alone.
+#: Function -> what selects its variant. Forcing "rnn" leaves `rnn_cell` alone.
 SELECTORS: dict[str, Selector[Any]] = {
-    **{function: Selector("rnn", function, _PASS) for function in ("rnn_forward", "rnn_backward")},
+    **{function: Selector("rnn", function, VARIANTS) for function in ("rnn_forward", "rnn_backward")},
     **{function: Selector("rnn_cell", function, (SINGLE_STEP,)) for function in ("rnn_cell_forward", "rnn_cell_backward")},
 }

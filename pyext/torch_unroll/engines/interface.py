@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Pair = tuple[int, int]
+from torch_unroll.kernels.shapes import Pair
+
 #: top, bottom, left, right
 Padding = tuple[int, int, int, int]
 

@@ -11,8 +11,8 @@ from torch.nn.common_types import _size_2_t
 from torch.types import Device
 
 from torch_unroll.conv2d import conv2d, conv_transpose2d
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.nn.leaf import is_recorded, record
-from torch_unroll.shapes import Pair
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from torch_unroll.checks import MOST, is_symbolic, require_alike, require_numbers, require_rank
 from torch_unroll.engines import select
 from torch_unroll.engines.interface import Pool2dGeometry
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.ops.batching import fold_batch
 from torch_unroll.ops.registration import Operator, operator
-from torch_unroll.shapes import Pair, require, require_each, unfolded_size
+from torch_unroll.shapes import require, require_each, unfolded_size
 
 
 def _check_geometry(

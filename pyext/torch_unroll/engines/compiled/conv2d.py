@@ -13,9 +13,10 @@ from torch import Tensor
 from torch_unroll.engines.compiled import Launcher, conv2d_im2col, conv2d_mma, conv2d_simt, conv2d_wgmma
 from torch_unroll.engines.compiled.conv2d_call import Call
 from torch_unroll.engines.compiled.recording import note_selection
-from torch_unroll.engines.interface import Conv2dGeometry, Pair, Pool2dGeometry
+from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry
 from torch_unroll.kernels.cuda.conv2d.variants import SELECTORS
 from torch_unroll.kernels.planning import Configuration
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.shapes import convolved_size, output_memory_format, unfolded_size
 
 #: Variant -> its host function.

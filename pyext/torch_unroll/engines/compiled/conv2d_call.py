@@ -13,6 +13,7 @@ from torch_unroll.engines.compiled.conv2d_workspace import workspace_limit
 from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem
 from torch_unroll.kernels.hardware import Device
+from torch_unroll.kernels.shapes import Four
 from torch_unroll.shapes import dtype_name
 
 
@@ -51,7 +52,7 @@ def problem_of(direction: str, x: Tensor, w: Tensor, y: Tensor, geometry: Conv2d
     )
 
 
-def four(numbers: Sequence[int]) -> tuple[int, int, int, int]:
+def four(numbers: Sequence[int]) -> Four:
     """Returns the extents or strides of a tensor of four dimensions."""
     return numbers[0], numbers[1], numbers[2], numbers[3]
 

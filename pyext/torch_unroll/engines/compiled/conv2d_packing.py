@@ -13,21 +13,18 @@ from torch_unroll.engines.compiled.conv2d_workspace import allocate_workspace
 from torch_unroll.kernels.cuda.conv2d.access import whole_pieces
 from torch_unroll.kernels.cuda.conv2d.pack_channels import padded, piece, plan_pack_channels
 from torch_unroll.kernels.cuda.conv2d.parameters import PackChannelsParameters
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+from torch_unroll.shapes import dtype_name
 
 
 def padded_channels(channels: int, tensor: Tensor) -> int:
     """Returns the channels of a group once they are padded to pieces of 16 bytes."""
-    return padded(channels, _dtype(tensor))
+    return padded(channels, dtype_name(tensor.dtype))
 
 
 def is_packed(tensor: Tensor, groups: int) -> bool:
     """Whether channels are innermost, each group's in whole pieces of 16 bytes."""
     aligned = tensor.data_ptr() % 16 == 0
-    return whole_pieces(four(tensor.stride()), four(tensor.shape), aligned, groups, piece(_dtype(tensor)))
+    return whole_pieces(four(tensor.stride()), four(tensor.shape), aligned, groups, piece(dtype_name(tensor.dtype)))
 
 
 def packed_bytes(groups: int, *tensors: Tensor) -> int:
@@ -69,5 +66,5 @@ def pack_channels(
         groups=groups,
         pixels_first=abs(tensor.stride(3)) < tensor.stride(1),
     )
-    launcher.launch(plan_pack_channels(_dtype(tensor), N, H * W, channels, groups), struct, tensor.device)
+    launcher.launch(plan_pack_channels(dtype_name(tensor.dtype), N, H * W, channels, groups), struct, tensor.device)
     return packed

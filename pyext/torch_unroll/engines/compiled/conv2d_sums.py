@@ -16,6 +16,7 @@ from torch_unroll.kernels.cuda.conv2d.parameters import (
     Conv2dSumSplitsParameters,
 )
 from torch_unroll.kernels.cuda.conv2d.split_k import plan_sum_image_splits, plan_sum_splits
+from torch_unroll.shapes import dtype_name
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -45,8 +46,7 @@ def add_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Ten
         splits=sums.shape[0],
         epilogue=CBiasEpilogue(bias=None if bias is None else bias.data_ptr()),
     )
-    dtype = str(result.dtype).removeprefix("torch.")
-    launcher.launch(plan_sum_image_splits(dtype, N * H * W, channels), struct, result.device)
+    launcher.launch(plan_sum_image_splits(dtype_name(result.dtype), N * H * W, channels), struct, result.device)
 
 
 def add_filter_splits(call: Call, sums: Tensor, channels_inner: bool, channels: int, outputs: int) -> None:

@@ -26,11 +26,12 @@ from torch_unroll.kernels.cuda.conv2d.parameters import (
     Conv2dWgradWgmmaParameters,
     COperandsInMemory,
 )
-from torch_unroll.kernels.cuda.conv2d.problem import Four
 from torch_unroll.kernels.cuda.conv2d.wgmma import STEP_BYTES, WGMMA, WgmmaPlan, whole_blocks
 from torch_unroll.kernels.cuda.conv2d.wgmma_maps import Image, filter_map, image_map, unshifted
 from torch_unroll.kernels.dtypes import ITEM_BYTES
 from torch_unroll.kernels.planning import Configuration
+from torch_unroll.kernels.shapes import Four
+from torch_unroll.shapes import dtype_name
 
 
 def fprop(call: Call, bias: Tensor | None, configuration: Configuration) -> None:
@@ -222,5 +223,4 @@ def _dense(packed: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _is_describable(dtype: torch.dtype, size: torch.Size, stride: tuple[int, ...]) -> bool:
-    name = str(dtype).removeprefix("torch.")
-    return image_map(name, size, stride, unshifted(*size[2:]), 16, 1).refused() is None
+    return image_map(dtype_name(dtype), size, stride, unshifted(*size[2:]), 16, 1).refused() is None

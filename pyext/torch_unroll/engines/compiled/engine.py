@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher, RecordedLauncher, conv2d, max_pool2d, rnn
-from torch_unroll.engines.interface import Conv2dGeometry, Pair, Pool2dGeometry, RnnOptions
+from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry, RnnOptions
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.kernels.table import kernels_of
+from torch_unroll.shapes import dtype_name
 
 
 class CompiledEngine:
@@ -20,7 +22,7 @@ class CompiledEngine:
         self.launcher: Launcher = RecordedLauncher(name, launcher)
 
     def warmup(self, op: str, dtype: torch.dtype, device: torch.device) -> None:
-        self.launcher.preload(kernels_of(op, str(dtype).removeprefix("torch.")), device)
+        self.launcher.preload(kernels_of(op, dtype_name(dtype)), device)
 
     def conv2d_fprop(
         self,

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_selection
-from torch_unroll.engines.interface import Pair, Pool2dGeometry
+from torch_unroll.engines.interface import Pool2dGeometry
 from torch_unroll.kernels.cuda.max_pool2d.problem import PIECE_BYTES, Pool2dProblem, dense_strides
 from torch_unroll.kernels.cuda.max_pool2d.variants import DIRECTION_PARAMETERS, SELECTORS
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.shapes import dtype_name, is_channels_last, pooled_size, pooling_offset_dtype
 
 
@@ -75,13 +76,14 @@ def _empty(problem: Pool2dProblem, rows: int, columns: int, dtype: torch.dtype, 
     return torch.empty(size, dtype=dtype, device=device, memory_format=_memory_format(problem))
 
 
-def _launch(launcher: Launcher, problem: Pool2dProblem, device: torch.device, *tensors: Tensor | None) -> None:
-    """Launches what is selected for a problem; `tensors` are in the order of the parameter struct, None for a null pointer."""
+def _launch(launcher: Launcher, problem: Pool2dProblem, device: torch.device, **tensors: Tensor | None) -> None:
+    """Launches what is selected for a problem; `tensors` are the pointers of the parameter struct, None for a null pointer."""
     selected = SELECTORS[f"max_pool2d_{problem.direction}"].select(problem, launcher.properties(device))
     note_selection(selected)
     plan = selected.plan
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-    launcher.launch(plan.launch, DIRECTION_PARAMETERS[problem.direction](*pointers, plan.shape, plan.dense), device)
+    pointers = {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+    parameters = DIRECTION_PARAMETERS[problem.direction](**pointers, shape=plan.shape, dense=plan.dense)
+    launcher.launch(plan.launch, parameters, device)
 
 
 def max_pool2d_forward(
@@ -107,7 +109,7 @@ def max_pool2d_forward(
     y = _empty(problem, P, Q, x.dtype, x.device)
     offsets = _empty(problem, P, Q, offset_dtype, x.device) if with_offsets else None
     if y.numel():
-        _launch(launcher, problem, x.device, x, y, offsets, None)
+        _launch(launcher, problem, x.device, x=x, y=y, offsets=offsets)
     return y, x.new_empty(0, dtype=offset_dtype) if offsets is None else offsets
 
 
@@ -123,7 +125,7 @@ def max_pool2d_backward(
     problem = _problem_of_offsets("backward", dy.dtype, offsets, x_size, geometry, aligned=_aligned(dy, dense_offsets))
     dx = _empty(problem, problem.H, problem.W, dy.dtype, dy.device)
     if dx.numel():
-        _launch(launcher, problem, dy.device, dy, dense_offsets, dx)
+        _launch(launcher, problem, dy.device, dy=dy, offsets=dense_offsets, dx=dx)
     return dx
 
 
@@ -139,7 +141,8 @@ def max_pool2d_gather(launcher: Launcher, x: Tensor, offsets: Tensor, geometry: 
     if gathered.numel():
         memory_format = _memory_format(problem)
         dense_offsets = _aligned_copy(offsets, memory_format)
-        _launch(launcher, problem, x.device, x.contiguous(memory_format=memory_format), dense_offsets, gathered)
+        dense_x = x.contiguous(memory_format=memory_format)
+        _launch(launcher, problem, x.device, ddx=dense_x, offsets=dense_offsets, ddy=gathered)
     return gathered
 
 
@@ -147,7 +150,8 @@ def max_pool2d_indices(launcher: Launcher, offsets: Tensor, x_size: Pair, geomet
     problem = _problem_of_offsets("indices", torch.int64, offsets, x_size, geometry)
     indices = _empty(problem, problem.P, problem.Q, torch.int64, offsets.device)
     if indices.numel():
-        _launch(launcher, problem, offsets.device, offsets.contiguous(memory_format=_memory_format(problem)), indices)
+        dense_offsets = offsets.contiguous(memory_format=_memory_format(problem))
+        _launch(launcher, problem, offsets.device, offsets=dense_offsets, indices=indices)
     return indices
 
 
@@ -172,7 +176,7 @@ def max_over_time_forward(launcher: Launcher, x: Tensor, lengths: Tensor | None,
             with_lengths=lengths is not None,
         )
         rows = None if lengths is None else lengths.to(torch.int64).contiguous()
-        _launch(launcher, problem, x.device, x, y, offsets, rows)
+        _launch(launcher, problem, x.device, x=x, y=y, offsets=offsets, lengths=rows)
     return y, x.new_empty(0, dtype=offset_dtype) if offsets is None else offsets
 
 
@@ -182,7 +186,7 @@ def max_over_time_backward(launcher: Launcher, dy: Tensor, offsets: Tensor, step
     if dx.numel():
         dy, offsets = dy.contiguous(), offsets.contiguous()
         problem = _problem_of_time("backward", dy.dtype, steps, 1, N * C, aligned=_aligned(dy, offsets))
-        _launch(launcher, problem, dy.device, dy, offsets, dx)
+        _launch(launcher, problem, dy.device, dy=dy, offsets=offsets, dx=dx)
     return dx
 
 
@@ -192,5 +196,5 @@ def max_over_time_gather(launcher: Launcher, x: Tensor, offsets: Tensor) -> Tens
     if gathered.numel():
         problem = _problem_of_time("gather", x.dtype, T, 1, N * C)
         dense_offsets = _aligned_copy(offsets, torch.contiguous_format)
-        _launch(launcher, problem, x.device, x.contiguous(), dense_offsets, gathered)
+        _launch(launcher, problem, x.device, ddx=x.contiguous(), offsets=dense_offsets, ddy=gathered)
     return gathered

@@ -12,11 +12,14 @@ from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_selection, note_workspace
 from torch_unroll.engines.interface import NONLINEARITIES, RnnOptions
 from torch_unroll.engines.packed import packed_rows
+from torch_unroll.kernels.cuda.rnn.grid_exchange import GRID_EXCHANGE
 from torch_unroll.kernels.cuda.rnn.parameters import ElmanCell, RnnCellParameters, RnnParameters, StepStride
 from torch_unroll.kernels.cuda.rnn.problem import CellStep, Recurrence
+from torch_unroll.kernels.cuda.rnn.step import STEP
 from torch_unroll.kernels.cuda.rnn.tile import FRAGMENT_BYTES
-from torch_unroll.kernels.cuda.rnn.variants import GRID_EXCHANGE, SELECTORS, STEP
+from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 from torch_unroll.kernels.shapes import RnnShape
+from torch_unroll.shapes import dtype_name
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -131,7 +134,7 @@ class _Layer:
             N=self.N,
             H=self.H,
             D=self.D,
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=dtype_name(self.dtype),
             precision=self.precision,
             aligned=aligned,
         )
@@ -229,7 +232,7 @@ def rnn_cell_backward(
 
 def _launch_cell(launcher: Launcher, backward: bool, parameters: RnnCellParameters, h: Tensor, precision: str) -> None:
     """Launches a step whose extents are in the struct, in the dtype and on the device of `h`."""
-    shape, dtype = parameters.shape, str(h.dtype).removeprefix("torch.")
+    shape, dtype = parameters.shape, dtype_name(h.dtype)
     problem = CellStep(backward=backward, N=shape.N, I=shape.I, H=shape.H, dtype=dtype, precision=precision)
     selector = SELECTORS["rnn_cell_backward" if backward else "rnn_cell_forward"]
     selected = selector.select(problem, launcher.properties(h.device))

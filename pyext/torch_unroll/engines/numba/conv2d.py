@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torch_unroll.engines.interface import Conv2dGeometry, Pair, Pool2dGeometry
+from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry
 from torch_unroll.engines.numba.launch import launch_elements, launch_tiles, splits
 from torch_unroll.kernels.arithmetic import ceil_divide, round_up
 from torch_unroll.kernels.numba import conv2d as kernels
 from torch_unroll.kernels.numba.types import TILE
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.shapes import convolved_size, output_memory_format, unfolded_size
 
 __all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold", "warmup"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_unroll.engines.interface import Pair, Pool2dGeometry
+from torch_unroll.engines.interface import Pool2dGeometry
 from torch_unroll.engines.numba.launch import launch_elements
 from torch_unroll.kernels.numba import max_pool2d as kernels
 from torch_unroll.kernels.offsets import no_cell
-from torch_unroll.shapes import is_channels_last, output_memory_format, pooled_size, pooling_offset_dtype
+from torch_unroll.kernels.shapes import Pair
+from torch_unroll.shapes import dtype_name, is_channels_last, output_memory_format, pooled_size, pooling_offset_dtype
 
 __all__ = [
     "max_over_time_backward",
@@ -24,7 +25,7 @@ __all__ = [
 
 
 def _no_cell(offsets: Tensor) -> int:
-    return no_cell(str(offsets.dtype).removeprefix("torch."))
+    return no_cell(dtype_name(offsets.dtype))
 
 
 def _empty(size: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:

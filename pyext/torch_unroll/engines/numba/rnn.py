@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -20,8 +22,19 @@ __all__ = ["rnn_backward", "rnn_cell_backward", "rnn_cell_forward", "rnn_forward
 #: The largest H for which one launch runs all steps, with a block for each tile of samples. Above it, one launch for each step,
 #: which divides H among blocks too, is predicted to be faster; measured: not yet.
 SINGLE_BLOCK_MAX_H = 512
-#: The name of the variant that passes must run; None: it follows from H. For tests and measurements.
-forced: str | None = None
+
+_forced: str | None = None
+
+
+@contextmanager
+def force(variant: str) -> Iterator[None]:
+    """Lets one variant, "single_block" or "step", compute every pass within; elsewhere it follows from H."""
+    global _forced
+    previous, _forced = _forced, variant
+    try:
+        yield
+    finally:
+        _forced = previous
 
 
 class _Rows(NamedTuple):
@@ -62,7 +75,7 @@ def _grid(samples: int, *others: int) -> tuple[int, ...]:
 
 
 def _is_single_block(H: int) -> bool:
-    return forced == "single_block" if forced else H <= SINGLE_BLOCK_MAX_H
+    return _forced == "single_block" if _forced else H <= SINGLE_BLOCK_MAX_H
 
 
 def rnn_forward(z: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> Tensor:
@@ -129,15 +142,10 @@ def rnn_cell_backward(
 
 def warmup(dtype: torch.dtype, device: torch.device) -> None:
     """Calls every function once: the code of a kernel depends on nothing but the dtype."""
-    global forced
-    previous = forced
     x, options = torch.zeros(1, 1, 1, dtype=dtype, device=device), RnnOptions(None, None, "tanh", "ieee")
-    try:
-        for variant in ("single_block", "step"):
-            forced = variant
+    for variant in ("single_block", "step"):
+        with force(variant):
             h = rnn_forward(x, x, x, options)
             rnn_backward(x, h, x, x, options)
-    finally:
-        forced = previous
     h = rnn_cell_forward(x[0], x[0], x[0], x[0], None, None, "tanh", "ieee")
     rnn_cell_backward(x[0], h, x[0], x[0], "tanh", "ieee")

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torch_unroll.engines.interface import Conv2dGeometry, Pair, Pool2dGeometry
+from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry
 from torch_unroll.engines.reference.arithmetic import product
 from torch_unroll.engines.reference.windows import cells
+from torch_unroll.kernels.shapes import Pair
 from torch_unroll.shapes import convolved_size, output_memory_format, unfolded_size
 
 __all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold"]

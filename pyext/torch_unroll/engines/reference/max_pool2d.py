@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_unroll.engines.interface import Pair, Pool2dGeometry
+from torch_unroll.engines.interface import Pool2dGeometry
 from torch_unroll.engines.reference.arithmetic import accumulator
 from torch_unroll.engines.reference.windows import cells
 from torch_unroll.kernels.offsets import no_cell
-from torch_unroll.shapes import output_memory_format, pooled_size, pooling_offset_dtype
+from torch_unroll.kernels.shapes import Pair
+from torch_unroll.shapes import dtype_name, output_memory_format, pooled_size, pooling_offset_dtype
 
 __all__ = [
     "max_over_time_backward",
@@ -28,7 +29,7 @@ __all__ = [
 
 def _chosen_cells(offsets: Tensor) -> Tensor:
     """Returns the offsets as int64, with -1 where no cell was chosen."""
-    numbers, none = offsets.long(), no_cell(str(offsets.dtype).removeprefix("torch."))
+    numbers, none = offsets.long(), no_cell(dtype_name(offsets.dtype))
     return numbers if none == -1 else numbers.where(numbers != none, -1)
 
 
