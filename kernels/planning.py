@@ -275,7 +275,7 @@ class _Selection(Generic[Problem]):
 
     def error(self) -> RuntimeError:
         """What is raised when no variant is left."""
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items() if self.forced in (None, name))
         kind = SizeError if self.forced is None else RuntimeError
         return kind(f"{self.selector.function}: no variant takes {self.problem}: {reasons}")
 
@@ -284,10 +284,8 @@ class _Selection(Generic[Problem]):
         (variant,) = self.willing
         tiles = variant.tiles(self.problem, self.device)
         if forced.tile not in tiles:
-            known = ", ".join(tiles)
-            raise RuntimeError(
-                f"{self.selector.function}: {variant.name} has tiles {known} for {self.problem}, not {forced.tile!r}"
-            )
+            known = f"tiles {', '.join(tiles)}" if any(tiles) else "no tiles"
+            raise RuntimeError(f"{self.selector.function}: {variant.name} has {known} for {self.problem}, not {forced.tile!r}")
         splits = max(1, min(forced.splits, variant.most_splits(self.problem, forced.tile, self.device)))
         configuration = forced._replace(splits=splits)
         if reason := self.does_not_fit(variant, configuration):

@@ -138,12 +138,15 @@ def test_what_is_forced_and_does_not_fit_raises() -> None:
     both = selector(FAST, SLOW)
     with (
         force("sum", "fast"),
-        pytest.raises(RuntimeError, match="fast: sums up to 100 numbers; slow: fast is asked for") as error,
+        pytest.raises(RuntimeError, match=r"no variant takes .*: fast: sums up to 100 numbers$") as error,
     ):
         both.select(Sum(101), DEVICE)
     assert not isinstance(error.value, SizeError)
     with force("sum", Configuration("fast", "9")), pytest.raises(RuntimeError, match=r"fast has tiles 8 for .*, not '9'"):
         both.select(Sum(1), DEVICE)
+    plain = selector(Made("plain", {("", 1): 1.0}))
+    with force("sum", Configuration("plain", "9")), pytest.raises(RuntimeError, match=r"plain has no tiles for .*, not '9'"):
+        plain.select(Sum(1), DEVICE)
 
 
 @pytest.mark.parametrize("choice", ["none", Configuration("none", "8")])
