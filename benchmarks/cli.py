@@ -91,9 +91,10 @@ def _add_choices(commands: Any) -> None:
     command = commands.add_parser(
         "choices",
         help="search for the fastest variant, tile and splits of each problem, and write the ops' tables of measurements",
-        description="Times every way to compute each convolution of the suites. Without a GPU, it is a dry run on the emulator.",
+        description="Times every way to compute the convolutions, poolings and recurrences of the suites. "
+        "Without a GPU, it is a dry run on the emulator.",
     )
-    _add_selection(command)
+    _add_selection(command, ops=OPS)
     command.add_argument(
         "--strategy",
         choices=STRATEGIES,
@@ -136,16 +137,17 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is a GPU")
 
 
-def _add_selection(parser: argparse.ArgumentParser) -> None:
+def _add_selection(parser: argparse.ArgumentParser, ops: Sequence[str] = tuple(OPERATIONS)) -> None:
     for option, known, what in (
         ("suite", list(SUITES), "suites"),
-        ("op", list(OPERATIONS), "ops"),
+        ("op", list(ops), "ops"),
         ("dtype", list(DTYPES), "dtypes; default: bf16 and tf32 on a GPU, fp32 on a CPU"),
         ("layout", list(LAYOUTS), "layouts of images; default: both on a GPU, nchw on a CPU"),
         ("direction", list(DIRECTIONS), "directions; default: the suite's"),
     ):
         _add_list(parser, option, f"{what} ({', '.join(known)}); repeatable")
-    parser.add_argument("--case", metavar="REGEX", help="only cases whose name this matches anywhere")
+    help_ = "only cases whose name this matches anywhere, such as H=4,W=4; `list` shows the names"
+    parser.add_argument("--case", metavar="REGEX", help=help_)
 
 
 def selection(arguments: argparse.Namespace, device: torch.device) -> list[Selected]:

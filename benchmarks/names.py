@@ -19,12 +19,16 @@ DIRECTIONS = ("fprop", "dgrad", "wgrad", "train")
 Pair = tuple[int, int]
 
 
+MOST_LISTED = 16  # known names in a message
+
+
 class UnknownNameError(ValueError):
-    """Raised for an unknown name; the message suggests the closest known names."""
+    """Raised for an unknown name; the message suggests the closest known names, or lists all of a few."""
 
     def __init__(self, kind: str, name: str, known: Sequence[str]):
         near = get_close_matches(name, known, n=3, cutoff=0.3)
-        suggestion = f"; nearest: {', '.join(near)}" if near else f"; known: {', '.join(known)}"
+        listed = f"known: {', '.join(known)}" if len(known) <= MOST_LISTED else f"{len(known)} are known, such as {known[0]}"
+        suggestion = f"; nearest: {', '.join(near)}" if near else f"; {listed}"
         super().__init__(f"unknown {kind} {name!r}{suggestion}")
 
 

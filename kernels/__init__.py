@@ -1,4 +1,4 @@
-"""The CUDA and Numba kernels and the functions that plan their launches. Needs no torch."""
+"""The CUDA and Numba kernels and the functions that plan their launches. They do not need torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def digest(*suffixes: str) -> str:
     """Returns sixteen hex digits that identify the files in `kernels/cuda`, for measurements and cached binaries.
 
     Args:
-        suffixes: of the files that count, such as ".cuh"; none stands for every source and table.
+        suffixes: the suffixes of the files that count, such as ".cuh"; without any, every source and table counts.
     """
     total = hashlib.sha256()
     for path in sorted(SOURCES.rglob("*")):

@@ -1,4 +1,4 @@
-"""Integer arithmetic that plans are made of."""
+"""The integer arithmetic that launch plans use."""
 
 from __future__ import annotations
 

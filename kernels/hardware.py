@@ -1,4 +1,4 @@
-"""What plans and predictions know of GPUs."""
+"""What plans and predictions know about GPUs."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Rates(NamedTuple):
     memory: float  # bytes per clock of device memory, divided by the number of multiprocessors
 
 
-#: By compute capability: dense rates and bandwidths of the data sheets, divided by multiprocessors and boost clock. Every
-#: prediction rests on them.
+#: Compute capability -> dense rates and bandwidth from the data sheet, divided by the number of multiprocessors and the boost
+#: clock. Every prediction rests on them.
 RATES = {
     (8, 0): Rates(1.41e9, 2048, 1024, 128, 64, 13.4),  # A100 80 GB: 312 TFLOP/s, 2.04 TB/s, 108 multiprocessors
     (8, 6): Rates(1.74e9, 1024, 512, 256, 4, 4.8),  # A40: 150 TFLOP/s, 0.7 TB/s, 84

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 
 
 class Field(NamedTuple):
-    """A field of a struct or of a struct within it, such as "shape" or "shape.N". An array of structs shows its first."""
+    """A field of a struct or of a struct within it, such as "shape" or "shape.N".
+
+    Of an array of structs, only the fields of the first element are listed, such as "images[0].map".
+    """
 
     name: str
     offset: int  # in bytes from the start of the outermost struct

@@ -27,10 +27,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from . import SOURCES
 from .hardware import Device
 from .shapes import SizeError
-from .table import LaunchPlan
+from .table import OPS, LaunchPlan
 
-#: What a function is asked to compute: extents, strides, dtype. Hashable.
-Problem = TypeVar("Problem")
+Problem = TypeVar("Problem")  # what a function is asked to compute: extents, strides, dtype; hashable
 
 
 class Configuration(NamedTuple):
@@ -46,7 +45,7 @@ class Configuration(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a configuration is expected to take on a device."""
+    """The time and memory that a configuration is expected to take on a device."""
 
     seconds: float
     bound: str  # what takes most of the time, e.g. "products", "bytes" or "launches"
@@ -64,11 +63,11 @@ class Prediction(NamedTuple):
 class Variant(Generic[Problem]):
     """One way to compute a function of the kernels."""
 
-    #: As `Configuration.variant`, `explain` and the op's page call it; also the stem of its files.
+    #: The name that `Configuration.variant`, `explain` and the op's page use; also the stem of the variant's files.
     name: str
     #: Whether it is selected only where no other variant takes the problem.
     last_resort = False
-    #: Whether blocks wait for each other, so that a plan (a `LaunchPlan`) is of use only where the device holds them together.
+    #: Whether blocks wait for each other, so that a plan, a `LaunchPlan`, can run only if they are resident at the same time.
     blocks_wait = False
 
     def refuses(self, problem: Problem, device: Device) -> str | None:
@@ -104,7 +103,7 @@ class Variant(Generic[Problem]):
         raise NotImplementedError
 
     def handicap(self, problem: Problem, configuration: Configuration) -> float:
-        """Returns how many times as fast a configuration has to be predicted to be, to be preferred to the variant's others."""
+        """Returns the factor on a configuration's predicted time when the variant's configurations are compared."""
         return 1.0
 
 
@@ -132,7 +131,10 @@ class Selected(Generic[Problem]):
 
 # ---- forcing ---------------------------------------------------------------------------------------------------------------
 
-_forced: dict[str, str | Configuration] = {}
+#: Op or function -> what is forced.
+_forced: dict[str, str | Configuration | None] = {}
+#: Function -> its selector.
+_selectors: dict[str, Selector[Any]] = {}
 
 
 @contextmanager
@@ -140,23 +142,33 @@ def force(name: str, forced: str | Configuration | None) -> Iterator[None]:
     """Lets one variant, or one configuration, compute every call within; a call that it does not take raises.
 
     Args:
-        name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad".
-        forced: a variant's name, of whose configurations the best is selected; or a configuration, whose splits are cut down to
-            what there is room for; or None, which forces nothing.
+        name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad". Functions of an op that do not have the
+            variant select as usual.
+        forced: the name of a variant, which leaves the choice among its configurations; or a configuration, whose splits are
+            reduced to as many as there is room for; or None, which forces nothing.
+
+    Raises:
+        ValueError: there is no such op or function, or it has no such variant.
     """
-    previous = _forced.get(name)
-    _set_forced(name, forced)
+    _require_known(name, forced)
+    previous, _forced[name] = _forced.get(name), forced
     try:
         yield
     finally:
-        _set_forced(name, previous)
+        _forced[name] = previous
 
 
-def _set_forced(name: str, forced: str | Configuration | None) -> None:
-    if forced is None:
-        _forced.pop(name, None)
-    else:
-        _forced[name] = forced
+def _require_known(name: str, forced: str | Configuration | None) -> None:
+    for op in OPS:
+        selectors(op)  # each registers itself
+    known = [selector for selector in _selectors.values() if name in (selector.op, selector.function)]
+    if not known:
+        names = dict.fromkeys(part for selector in _selectors.values() for part in (selector.op, selector.function))
+        raise ValueError(f"name: expected one of {', '.join(names)}, got {name!r}")
+    variants = dict.fromkeys(variant for selector in known for variant in selector.by_name)
+    variant = forced.variant if isinstance(forced, Configuration) else forced
+    if variant is not None and variant not in variants:
+        raise ValueError(f"variant of {name}: expected one of {', '.join(variants)}, got {variant!r}")
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------------------
@@ -188,15 +200,16 @@ class Selector(Generic[Problem]):
     op: str
     function: str  # as engines call it, e.g. "conv2d_dgrad"
     variants: tuple[Variant[Problem], ...]  # the preferred first
-    #: How many times as fast as a preferred variant another one has to be predicted to be.
+    #: A variant is selected before a preferred one only if it is predicted to be more than this many times as fast.
     margin: float = 1.0
     by_name: dict[str, Variant[Problem]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {variant.name: variant for variant in self.variants})
+        _selectors[self.function] = self
 
     def key(self, problem: Problem) -> str | None:
-        """Returns what the table of measurements knows a problem by; None for one that it cannot hold."""
+        """Returns the key of a problem in the table of measurements; None for a problem that the table cannot hold."""
         text: str | None = getattr(problem, "key", None)
         return None if text is None else f"{self.function}/{text}"
 
@@ -207,11 +220,16 @@ class Selector(Generic[Problem]):
             SizeError: no variant takes the problem.
             RuntimeError: the variant that is forced does not take it.
         """
-        forced = (_forced.get(self.function) or _forced.get(self.op)) if _forced else None
-        return _select(self, problem, device, forced)
+        return _select(self, problem, device, self._forced() if _forced else None)
+
+    def _forced(self) -> str | Configuration | None:
+        if forced := _forced.get(self.function):
+            return forced
+        forced = _forced.get(self.op)
+        return forced if (forced.variant if isinstance(forced, Configuration) else forced) in self.by_name else None
 
     def configurations(self, problem: Problem, device: Device) -> list[Configuration]:
-        """Returns every configuration that takes the problem and is worth measuring."""
+        """Returns the configurations that are worth measuring, of every variant that takes the problem."""
         willing = [variant for variant in self.variants if variant.refuses(problem, device) is None]
         return [configuration for variant in willing for configuration in variant.configurations(problem, device)]
 
@@ -220,7 +238,7 @@ class Selector(Generic[Problem]):
         return self.variant(configuration.variant).predict(problem, configuration, device)
 
     def variant(self, name: str) -> Variant[Problem]:
-        """Returns the variant of a name; raises ValueError where there is none."""
+        """Returns the variant with this name; raises ValueError if there is none."""
         if name not in self.by_name:
             raise ValueError(f"variant of {self.function}: expected one of {', '.join(self.by_name)}, got {name!r}")
         return self.by_name[name]
@@ -237,7 +255,7 @@ def _select(
 
 
 class _Selection(Generic[Problem]):
-    """The selection for one problem: which variants take it, and what speaks against the others.
+    """The selection for one problem: which variants take it, and why the others do not.
 
     Args:
         forced: the name of the only variant that is allowed, or None.
@@ -245,8 +263,6 @@ class _Selection(Generic[Problem]):
 
     def __init__(self, selector: Selector[Problem], problem: Problem, device: Device, forced: str | None):
         self.selector, self.problem, self.device, self.forced = selector, problem, device, forced
-        if forced is not None:
-            selector.variant(forced)  # raises ValueError for an unknown name
         self.refused: dict[str, str] = {}
         self.notes: list[tuple[str, str]] = []
         for variant in selector.variants:
@@ -259,7 +275,7 @@ class _Selection(Generic[Problem]):
 
     def error(self) -> RuntimeError:
         """What is raised when no variant is left."""
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items() if self.forced in (None, name))
         kind = SizeError if self.forced is None else RuntimeError
         return kind(f"{self.selector.function}: no variant takes {self.problem}: {reasons}")
 
@@ -268,10 +284,8 @@ class _Selection(Generic[Problem]):
         (variant,) = self.willing
         tiles = variant.tiles(self.problem, self.device)
         if forced.tile not in tiles:
-            known = ", ".join(tiles)
-            raise RuntimeError(
-                f"{self.selector.function}: {variant.name} has tiles {known} for {self.problem}, not {forced.tile!r}"
-            )
+            known = f"tiles {', '.join(tiles)}" if any(tiles) else "no tiles"
+            raise RuntimeError(f"{self.selector.function}: {variant.name} has {known} for {self.problem}, not {forced.tile!r}")
         splits = max(1, min(forced.splits, variant.most_splits(self.problem, forced.tile, self.device)))
         configuration = forced._replace(splits=splits)
         if reason := self.does_not_fit(variant, configuration):
@@ -280,7 +294,7 @@ class _Selection(Generic[Problem]):
         return self.selected(variant, configuration, variant.predict(self.problem, configuration, self.device), "is asked for")
 
     def measured(self) -> Selected[Problem] | None:
-        """Selects what the table of measurements says; None if it says nothing, or nothing that can be followed."""
+        """Selects the measured configuration; None if the table has no entry for the problem, or one that cannot be used."""
         entries = measured(self.selector.op).get(self.device.name, {})
         key = self.selector.key(self.problem) if entries else None
         if key is None or key not in entries:
@@ -374,12 +388,11 @@ class _Selection(Generic[Problem]):
 
 
 def forget() -> None:
-    """Forgets every selection, for a test that changes what selections follow from."""
+    """Forgets every selection, for a test that changes what selections depend on."""
     _select.cache_clear()
     measured.cache_clear()
 
 
 def selectors(op: str) -> dict[str, Selector[Any]]:
     """Returns the selectors of an op by function, from `SELECTORS` in its `variants.py`."""
-    table: dict[str, Selector[Any]] = import_module(f"{__package__}.cuda.{op}.variants").SELECTORS
-    return table
+    return import_module(f"{__package__}.cuda.{op}.variants").SELECTORS

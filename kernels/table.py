@@ -27,7 +27,7 @@ class Kernel:
     source: str  # relative to kernels/cuda
     name: str  # of the template; ends in _kernel
     arguments: tuple[str, ...] = ()  # template arguments as C++ text
-    architecture: str = "80"  # the lowest it runs on; "90a" is the only one it runs on
+    architecture: str = "80"  # the lowest that it runs on, except for "90a", which is the only one
 
     @property
     def expression(self) -> str:

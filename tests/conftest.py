@@ -43,9 +43,9 @@ def digits() -> Digits:
 
 @pytest.fixture
 def switches_may_be_set() -> Iterator[None]:
-    """For tests of the benchmark runner, which sets torch's backend flags.
+    """Allows the benchmark runner to set torch's backend flags during a test.
 
-    torch's test utilities, which other tests in the process import, forbid setting them.
+    torch's test utilities, which other tests in the process import, forbid it.
     """
     with torch.backends.__allow_nonbracketed_mutation():
         yield

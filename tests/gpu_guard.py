@@ -65,9 +65,9 @@ def _device_is_kept(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def gpu_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[torch.device, int], None]]:
-    """A function that skips the test if a GPU has less than so many bytes of free memory.
+    """A function that skips the test if a GPU has less free memory than the test wants, in bytes.
 
-    One test of all workers uses such memory at a time, and it is freed when the test ends.
+    Only one test at a time, among all workers, goes on to use that memory, which is freed when the test ends.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -94,6 +94,6 @@ def gpu_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[t
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """Ends a worker that has lost the device after the test is reported; another worker runs its remaining tests."""
+    """Ends the worker once the test in which it lost the device is reported; another worker runs its remaining tests."""
     if _lost_in == nodeid and "PYTEST_XDIST_WORKER" in os.environ:
         os._exit(1)

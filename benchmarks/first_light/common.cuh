@@ -1,5 +1,5 @@
 // The functions that the programs of first light share. A program prints one JSON object per line to stdout and nothing else. It
-// makes all its measurements or, given an argument, the one of this name. __main__.py runs the programs.
+// makes all its measurements or, given an argument, the one of that name. __main__.py runs the programs.
 #pragma once
 #include <cuda_runtime.h>
 

@@ -1,6 +1,6 @@
-// Golden data for the emulator: what the copy engine writes to which place. The tensor's element of linear index i is i + 1, so
-// that a dump shows the source of each element, and 0 is a fill. Shared memory is 0xFFFF before, which shows what was not
-// written.
+// Golden data for the emulator: what the copy engine writes, and where. The tensor's element of linear index i is i + 1, so that
+// a dump shows the source of each element, and 0 is a fill. Shared memory is filled with 0xFFFF beforehand, which shows what was
+// not written.
 #include <cuda.h>
 #include <cudaTypedefs.h>
 

@@ -1,6 +1,6 @@
 // Golden data for the emulator: the element of shared memory that a wgmma descriptor selects for (mn, k). The operand under test
 // lies in a region whose elements are their own indices. The other operand is the identity, so that D is the operand as the
-// hardware read it. bf16 and TF32 do not represent all indices, so that the low and the high byte are multiplied separately.
+// hardware read it. bf16 and TF32 do not represent all indices, so the low and the high byte are multiplied separately.
 #include "common.cuh"
 #include "hopper.cuh"
 

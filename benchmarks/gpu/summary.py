@@ -35,7 +35,7 @@ def runs(architecture: str, capability: Sequence[int]) -> bool:
 
 
 def verdict(store: Store, complete: bool) -> bool:
-    """Whether every job was right, every kernel was launched and, by `complete`, no job is left."""
+    """Whether the run is `complete` (no job is left), no job failed, and every kernel was launched."""
     records = [record for name in store.lines for record in store.lines[name]]
     bad = any(record["outcome"] in outcome.BAD for record in records)
     missing = complete and never_launched(store.lines["checks.jsonl"], store.run["environment"].get("capability"))

@@ -88,7 +88,7 @@ class Network(Operation):
     ) -> str | None:
         """Requires agreement in float64, and limits the error of the logits in the case's own dtype to a multiple of torch's.
 
-        A network amplifies rounding errors until a ReLU or a maximum changes sides, so that the gradients of two correct runs
+        A network amplifies rounding errors until a ReLU or a maximum changes sides, so the gradients of two correct runs
         in a narrow dtype differ at random.
         """
         ours, theirs = relative_error(results[:1], exact[:1]), relative_error(torchs[:1], exact[:1])

@@ -182,7 +182,8 @@ def select(
 ) -> list[Selected]:
     """The cases of some suites, each once however many layers share it.
 
-    No ops selects all of them, and no directions those of the suite. An op that supports none of the layouts gets its first.
+    Without `ops`, every op is selected, and without `directions`, those of the suite. An op that supports none of the layouts is
+    selected in the first one that it supports.
     """
     ops, directions, dtypes, layouts = list(ops), list(directions), list(dtypes), list(layouts)
     by_key: dict[str, Selected] = {}

@@ -46,13 +46,14 @@ OPS = tuple(dict.fromkeys(op for op, _ in FUNCTIONS))
 
 
 def distinct(cases: Sequence[Case]) -> list[Case]:
-    """Returns the cases whose function can be tuned, one for each problem: what changes no selection is left out."""
+    """Returns the cases whose function can be tuned, one for each problem."""
     tuned = [_canonical(case) for case in cases if (case.op, case.direction) in FUNCTIONS]
     return list({case.key: case for case in tuned}.values())
 
 
 def _canonical(case: Case) -> Case:
-    """Biases change no selection, and a layer of a recurrence is one problem whatever its input and its nonlinearity."""
+    """Returns the case that stands for its problem. Selections do not depend on biases or, for a recurrence, on the input size,
+    the number of layers and the nonlinearity."""
     shape = case.shape
     if case.op == "conv2d":
         return replace(case, shape=replace(shape, bias=0))
@@ -85,7 +86,7 @@ class Prepared:
         nameless = replace(selected.device, name="")  # a device that no table knows
         #: What is selected without measurements.
         self.by_model = self._selector.select(selected.problem, nameless).configuration
-        torch.backends.cudnn.benchmark = False  # the references are not timed, so that cuDNN need not search
+        torch.backends.cudnn.benchmark = False  # the references are not timed, so cuDNN need not search
         self._exact, self._torchs = (reference() for reference in references)
 
     def complaint(self, configuration: Configuration) -> str | None:

@@ -82,7 +82,8 @@ def search_case(
     prepare: Callable[[Case, torch.device, str, int], Prepared],
     path: Path,
 ) -> None:
-    """Writes a case's row to a file; until there is one, what is being done."""
+    """Searches a case and writes its row to a file. Until there is a row, the file says what the search is doing, in case the
+    process dies."""
 
     def tell(doing: str) -> None:
         results.save({"doing": doing}, path)

@@ -9,9 +9,9 @@ from random import Random
 from torch_unroll.kernels.arithmetic import ceil_divide
 from torch_unroll.kernels.planning import Configuration
 
-#: Returns the seconds of each configuration, the median of so many samples. The configurations take turns.
+#: Returns the seconds of each configuration, the median of the given number of samples. The configurations take turns.
 Timer = Callable[[Sequence[Configuration], int], dict[Configuration, float]]
-#: Returns the best configuration, and the seconds of all that were timed. The one predicted to be fastest comes first.
+#: Returns the best configuration, and the seconds of all that were timed. The sequence begins with the predicted best.
 Strategy = Callable[[Sequence[Configuration], Timer], tuple[Configuration, dict[Configuration, float]]]
 
 #: Samples of each configuration in the first round of halving, and of whatever is entered in a table.
@@ -50,5 +50,5 @@ STRATEGIES = ("grid", "random", "halving")
 
 
 def by_name(name: str, seed: str) -> Strategy:
-    """Returns the strategy of a name; the seed is the random one's."""
+    """Returns the strategy of that name; only the random one uses the seed."""
     return partial(random, seed=seed) if name == "random" else {"grid": grid, "halving": halving}[name]

@@ -51,7 +51,7 @@ def max_pool2d_forward_strided_kernel(x, lengths, kernel_size, stride, padding, 
 
 
 @cuda.jit
-def max_pool2d_backward_flat_kernel(dy, offsets, kernel_size, stride, padding, dilation, none, channels_last, dx):
+def max_pool2d_backward_strided_kernel(dy, offsets, kernel_size, stride, padding, dilation, none, channels_last, dx):
     """dy, offsets -> dx: each pixel is the sum of the windows that chose it."""
     N, C, H, W = dx.shape
     P, Q = dy.shape[2:]

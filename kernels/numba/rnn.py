@@ -1,7 +1,7 @@
 """Recurrence: a product and a nonlinearity per step, forward and back through time, and one step on its own.
 
-    h_t  = f(z_t + W_hh h_{t-1})            z_t = W_ih x_t + b_ih + b_hh, computed before for all steps
-    dz_t = f'(z_t) (dh_t + W_hhᵀ dz_{t+1})  f' from h alone;  dh_0 = W_hhᵀ dz_1
+    h_t  = f(z_t + W_hh h_{t-1})            z_t = W_ih x_t + b_ih + b_hh, computed for all steps beforehand
+    dz_t = f'(z_t) (dh_t + W_hhᵀ dz_{t+1})  f' is computed from h alone;  dh_0 = W_hhᵀ dz_1
 
 Variants
     step          One launch per step, one tile per block: the whole GPU works at each step, and every step costs a launch.

@@ -97,8 +97,8 @@ def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
 
 
 def is_symbolic(*extents: int) -> bool:
-    """Whether any extent is symbolic. Comparing two of those would tie a graph to the result, although every later call checks
-    its own extents."""
+    """Whether any extent is symbolic. Comparing symbolic extents would specialize the graph to the result, needlessly: the
+    operator checks the extents of every later call."""
     for extent in extents:  # noqa: SIM110 (a generator costs twice as much)
         if type(extent) is not int and isinstance(extent, torch.SymInt):
             return True
@@ -111,8 +111,8 @@ def is_strided(tensor: Tensor) -> bool:
 
 
 def is_traced(*extents: int) -> bool:
-    """`is_symbolic` for code that Dynamo traces as well. To Dynamo, sizes look like numbers, and a message that contains one
-    would tie the graph to it."""
+    """`is_symbolic` for code that Dynamo may trace. There, sizes look like plain integers, and formatting one into a message
+    would specialize the graph to it."""
     return torch.compiler.is_dynamo_compiling() or is_symbolic(*extents)
 
 

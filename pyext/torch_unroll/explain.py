@@ -30,7 +30,7 @@ _MODULES = {
 
 @dataclass
 class Availability:
-    """Whether each engine takes float32 tensors of a device; prints as a table."""
+    """Whether each engine accepts float32 tensors on a device; prints as a table."""
 
     device: torch.device
     reasons: dict[str, str | None]  # engine -> why it does not run, or None if it does
@@ -43,7 +43,7 @@ def available_engines(device: torch.device | str | None = None) -> Availability:
     """Returns for each engine whether it can run here, and why not if it cannot.
 
     Args:
-        device: where the tensors would lie; by default the GPU if there is one, else the CPU.
+        device: the device of the tensors; by default the GPU if there is one, else the CPU.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Availability(place, {name: refusal(name, "conv2d", place, torch.float32) for name in NAMES})
@@ -57,7 +57,7 @@ class Explanation:
     engine: str  # its name, or "torch's own operator"
     passed_over: dict[str, str]  # engine -> why it did not serve the call
     launches: list[LaunchPlan] = field(default_factory=list)
-    #: Bytes that the call allocated at most at once, beside inputs and outputs.
+    #: The most bytes that the call had allocated at once, besides inputs and outputs.
     workspace_bytes: int = 0
     #: Function of the kernels, such as "conv2d_dgrad" -> the variant, tile and splits that computed it, its time as measured on
     #: this GPU or predicted, what bounds it, and why other variants did not compute it.

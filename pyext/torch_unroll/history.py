@@ -59,7 +59,7 @@ def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor |
     if gradient is None or gradient.requires_grad or not torch.is_grad_enabled():
         return gradient
     if in_batched_gradients():
-        return gradient + anchor.sum()  # that vmap drops the history that a Function records
+        return gradient + anchor.sum()  # the vmap of batched gradients drops the history of a Function
     return apply_unseen(_WithHistory, gradient, anchor)
 
 

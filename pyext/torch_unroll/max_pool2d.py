@@ -67,8 +67,8 @@ def max_pool2d(
 ) -> Any:
     """Max pooling of a batch of images; equal to `torch.nn.functional.max_pool2d` in every bit and index.
 
-    The first of equal cells is chosen, and the last NaN. A window without any cell of the plane yields -inf, and its gradient is
-    dropped.
+    Of several equal maxima the first is chosen, and of several NaNs the last. A window without any cell of the plane yields
+    -inf, and its gradient is dropped.
 
     Args:
         input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, with any strides.
@@ -77,15 +77,15 @@ def max_pool2d(
         padding: an int or a pair, at most half of kernel_size; padded cells are never chosen.
         dilation: an int or a pair.
         ceil_mode: rounds the output's extents up; every window still starts inside the input or its left padding.
-        return_indices: also returns where in its plane each maximum lies, int64, row · W + column.
-        engine: one of `torch_unroll.available_engines()`; None takes the first that can.
+        return_indices: whether to return also the index of each maximum in its plane, row · W + column, as int64.
+        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
 
     Returns:
-        (N, C, P, Q) with P = (H + 2 · padding − dilation · (R − 1) − 1) / stride + 1; channels_last if the input is. With
-        `return_indices` a pair of it and the indices.
+        (N, C, P, Q) with P = (H + 2 · padding − dilation · (R − 1) − 1) // stride + 1, or with the quotient rounded up if
+        `ceil_mode`; channels_last if the input is. With `return_indices`, a pair of this output and the indices.
 
     Raises:
-        RuntimeError: sizes that do not fit, as torch's; or the named engine's reason for refusing.
+        RuntimeError: sizes do not fit together, as in torch; or a named engine refuses the call.
     """
     if has_torch_function_unary(input) and not torch.compiler.is_compiling():
         numbers: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode}

@@ -120,11 +120,10 @@ def replace(model: torch.nn.Module) -> Report:
     name. Parameters keep their values; other kernels compute with them.
 
     The class of a module is changed in place, so its identity, parameters, state_dict, hooks and ties are preserved. Only
-    torch.nn's
-    own classes are changed: a subclass may compute something else, and a parametrized module is a subclass that torch creates.
-    Both are reported instead, as is every other convolution, max pooling and recurrence that is scripted, quantised, lazy, or of
-    a kind without kernels here. Functions that a forward calls, such as F.conv2d, are not modules; `torch_unroll.override`
-    affects them.
+    torch.nn's own classes are changed: a subclass may compute something else, and a parametrized module is a subclass that torch
+    creates. Both are reported instead, as is every other convolution, max pooling and recurrence that is scripted, quantised,
+    lazy, or of a kind without kernels here. Functions that a forward calls, such as F.conv2d, are not modules;
+    `torch_unroll.override` affects them.
 
     Each new class is a subclass of torch's, except RNN, because torch.compile rejects every subclass of torch.nn.RNN: afterwards,
     `isinstance(module, torch.nn.RNN)` is False and `isinstance(module, torch.nn.RNNBase)` is True. Code that looks up the exact
@@ -172,8 +171,8 @@ def _torchs_class(module: torch.nn.Module) -> type[torch.nn.Module] | None:
     """torch's class that does what the module's class of torch_unroll does; None if there is none."""
     kind = type(module)
     if is_parametrized(module) and kind.__bases__[0] in TORCHS:
-        # parametrize creates a class for a module, and copies of the module share it: so a new class is made, instead of a new
-        # base.
+        # parametrize derives a class for the module, which copies of the module share. Changing the bases of that class would
+        # change the copies too, so this creates another class.
         members = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
         return type(kind.__name__, (TORCHS[kind.__bases__[0]],), members)
     return TORCHS.get(kind)

@@ -143,7 +143,7 @@ def rnn(
         batch_sizes: that of a PackedSequence: (T), int64, on the CPU.
         lengths: (N), of any integer dtype, on input's device: how many steps of each padded sample count, clamped to [0, T].
             The host never reads it. Later outputs are 0, and h_n is the state after the last step that counts (h0 if none does).
-        recompute_segments: cuts the sequence into so many segments and saves only the states between them for backward, which
+        recompute_segments: cuts the sequence into this many segments and saves only the states between them for backward, which
             computes the rest again (Chen et al. 2016, arXiv 1604.06174). About √T segments need the least memory. This pays only
             if the output is not kept either, and is not available for bidirectional or packed input.
         engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.

@@ -76,7 +76,7 @@ def _check_weights(layers: Layers, input: Tensor) -> int:
 
 
 def check_segments(segments: int, cuttable: bool) -> None:
-    """Checks `recompute_segments` of a call whose sequence can be cut into segments, or not."""
+    """Checks `recompute_segments`. `cuttable` says whether the sequence of the call can be cut into segments."""
     if not isinstance(segments, int) or segments < 1:
         raise ValueError(f"recompute_segments: expected a number above 0, got {segments!r}")
     if not cuttable:
@@ -103,8 +103,7 @@ def read_rows(x: Tensor, batch_sizes: Tensor) -> Tensor:
     """The rows of packed data that batch_sizes counts, for a single direction: like torch, it leaves further rows unread.
 
     A compiler does not know the sum of batch_sizes; there the operator rejects further rows when it runs. They are rejected for
-    two
-    directions as well: torch's backward direction would begin at the last row and mix up the steps.
+    two directions as well: torch's backward direction would begin at the last row and mix up the steps.
     """
     if type(batch_sizes) is not Tensor or is_transformed():
         return x

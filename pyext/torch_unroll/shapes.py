@@ -126,7 +126,7 @@ def convolved_size(
 def unfolded_size(
     x_size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Pair:
-    """Returns (P, Q), how many windows `unfold` finds in (H, W); `padding` is one side's, for both sides."""
+    """Returns (P, Q), the numbers of window positions down and across (H, W); `padding` is applied on both sides."""
     return convolved_size(x_size, kernel_size, stride, (padding[0], padding[0], padding[1], padding[1]), dilation)
 
 
@@ -138,7 +138,7 @@ def pooled_size(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Pair:
-    """Returns (P, Q) of a pooling of (H, W); `padding` is one side's, for both sides."""
+    """Returns (P, Q) of a pooling of (H, W); `padding` is applied on both sides."""
     P, Q = (pooled(x_size[i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in (0, 1))
     return P, Q
 
@@ -211,7 +211,7 @@ def require_tensors(**arguments: Tensor | None) -> None:
 
 
 def pooling_offset_dtype(cells: int) -> torch.dtype:
-    """The dtype of an offset into a window of so many cells; its last value, 255 or -1, marks a window without a choice."""
+    """The dtype of an offset into a window of this many cells; its last value, 255 or -1, marks a window without a choice."""
     return cast(torch.dtype, getattr(torch, offset_dtype(cells)))
 
 

@@ -1,4 +1,4 @@
-"""How much memory a convolution may take beside its inputs and outputs."""
+"""How much memory a convolution may take besides its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ _setting = Setting(workspace_limit, set_workspace_limit)
 
 
 class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Limits the workspace of one convolution, in bytes: `tu.conv2d_workspace(64 << 20)`, or within a `with` block only, or a
-    function that it decorates.
+    """Limits the workspace of one convolution, in bytes: `tu.conv2d_workspace(64 << 20)` for all later calls, or only within a
+    `with` block, or in a function that it decorates.
 
-    It holds for engines `cuda` and `cupy`, for every call of the process from now on, on whatever thread; it is 256 MiB at first.
-    Where several blocks are open, the one entered last holds; they may end in any order. An object that has been entered limits
-    nothing outside its blocks.
-    Half of it is for packed images or columns,
+    The limit applies to engines `cuda` and `cupy`, on every thread of the process; initially it is 256 MiB. Of several open
+    blocks, the one that was entered last determines the limit, and they may end in any order. An object whose block has been
+    entered limits nothing outside its blocks.
+
+    Half of the limit is for packed images or columns. Packing takes
 
         N · channels (those of a group rounded up to 16 bytes) · H · W · bytes of an element
 
-    for each tensor that has to be packed, or N · C·R·S · P · Q · bytes of an element for columns; with less, a call works through
-    its batch in parts, the smallest of which is one image. Half of it is for the sums of a product whose depth is split over
-    several blocks,
+    for each tensor that has to be packed, and columns take N · C·R·S · P · Q · bytes of an element. If this is more than half of
+    the limit, a call processes its batch in parts, of one image or more. The other half is for the sums of a product whose depth
+    is split over several blocks. They take
 
-        splits · elements of the result · 4 bytes (8 of float64)
+        splits · elements of the result · 4 bytes (8 for float64)
 
-    where wgrad's result is dw, channels rounded up likewise (to 32 bytes and more by variant `wgmma`: whole blocks), and has
-    always one split; with less, there are fewer splits. So a call stays within the limit, except where one image or one split of
-    wgrad does not; a packed filter comes on top.
-    `torch_unroll.explain` tells what a call takes.
+    and there are fewer splits if this is more than the other half. wgrad writes such sums even for one split; its result is dw.
+    Tensor cores compute dw with the channels of a group rounded up to 16 bytes (variant `wgmma` those of x to 32, 64 or 128).
+
+    A call stays within the limit unless a single image, or a single split of wgrad, does not fit into its half. A packed filter
+    is not counted. `torch_unroll.explain` reports how much a call takes.
 
     Args:
         limit: bytes, 0 or more.

@@ -38,7 +38,7 @@ class FaultyLauncher:
 
     def __init__(self, fault: Fault, case: Case):
         launcher = cuda.LAUNCHER
-        self.resident, self.properties, self.preload = launcher.resident, launcher.properties, launcher.preload
+        self.properties, self.preload = launcher.properties, launcher.preload
         self.tensor_map = launcher.tensor_map
         with recording() as recorded:
             case.compute(CompiledEngine("cuda", Planner(launcher)), CPU)

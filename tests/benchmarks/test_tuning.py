@@ -1,4 +1,4 @@
-"""The search for convolution's fastest choices: what its strategies find and spend, how it goes on, and what it writes."""
+"""The search for convolution's fastest choices: what its strategies find and spend, how it resumes, and what it writes."""
 
 from __future__ import annotations
 

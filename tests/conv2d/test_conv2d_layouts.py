@@ -1,4 +1,4 @@
-"""Gradients of images have the memory format of the call's output, those of filters the filters' strides, at every order."""
+"""Gradients of images have the memory format of the call's output, and those of filters the filter's strides, at every order."""
 
 from __future__ import annotations
 

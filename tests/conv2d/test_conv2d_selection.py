@@ -178,11 +178,6 @@ def test_a_forced_configuration_is_followed_as_far_as_depth_and_workspace_go() -
     assert choose("fprop", narrow._replace(workspace_limit=0), H200, many).configuration.splits == 1
 
 
-def test_a_forced_tile_that_there_is_not_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match=r"mma has tiles 128x128, 64x64 for .*, not '256x64'"):
-        choose("fprop", problem(), H200, Configuration("mma", "256x64", 1))
-
-
 # ---- the table -----------------------------------------------------------------------------------------------------------
 
 

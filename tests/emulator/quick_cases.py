@@ -32,7 +32,7 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 2e-3, torch.float64: 1e-10}
 class Narrow:
     """A launcher that cuts grids to one block along y and z, for kernels whose blocks loop over the rest."""
 
-    resident, properties, preload = cuda.LAUNCHER.resident, cuda.LAUNCHER.properties, cuda.LAUNCHER.preload
+    properties, preload = cuda.LAUNCHER.properties, cuda.LAUNCHER.preload
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         config = replace(plan.config, grid=(plan.config.grid[0], 1, 1))

@@ -1,4 +1,4 @@
-"""The structs that Python passes to kernels have the layout of their declarations in C++: where either side changes, kernels do
+"""The structs that Python passes to kernels have the layout of their declarations in C++: if only one side changes, kernels do
 not compile, and an object that was compiled before does not load."""
 
 from __future__ import annotations

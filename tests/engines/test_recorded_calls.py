@@ -1,4 +1,4 @@
-"""A program that is recorded without gradients can be trained later, and run with other extents: it holds no such decision."""
+"""A program that is recorded without gradients can be trained later and run with other extents: recording fixes neither."""
 
 from __future__ import annotations
 

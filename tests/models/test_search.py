@@ -1,4 +1,4 @@
-"""Architecture search: its strategies, a study that is continued from a file, DARTS on these kernels, the neural tangent
+"""Architecture search: its strategies, a study that is continued from a file, DARTS on these kernels, and the neural tangent
 kernel."""
 
 from __future__ import annotations

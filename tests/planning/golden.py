@@ -1,11 +1,11 @@
 """Launches of 5,000 random calls for each op, on five GPUs: what is launched, with which parameters, and how the work is cut.
 
-Host code runs on tensors without memory and a launcher that only takes notes. Names of kernels are left out and the numbers among
-their template arguments kept, so that a renaming changes nothing here, and a change of plans does.
+Host code runs on tensors without memory, with a launcher that only records. A digest covers the numbers and types among the
+template arguments of a kernel but not the kernel's name, so it changes with a plan and does not change when a kernel is renamed.
 
-    python -m tests.planning.golden              compares with the digests that are kept, and tells which calls differ
-    python -m tests.planning.golden --show OP N  what call N of an op launches; run it on two commits to see a difference
-    python -m tests.planning.golden --write      keeps what is launched now
+    python -m tests.planning.golden              compares with the stored digests, and prints the groups of calls that differ
+    python -m tests.planning.golden --show OP N  prints what call N of an op launches; run it on two commits to see a difference
+    python -m tests.planning.golden --write      stores the digests of the current launches
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Notes:
         self.variants.append(plan.variant)
 
     def _resident(self, plan: LaunchPlan) -> int:
-        """Of blocks that only shared memory and 2,048 threads a multiprocessor limit; of clusters, seven eighths of that."""
+        """Allows as many blocks as shared memory and 2,048 threads per multiprocessor do; of clusters, seven eighths of that."""
         x, y, z = plan.config.block
         blocks = min(2048 // (x * y * z), (self.gpu.shared_bytes_per_block + 1024) // (plan.config.shared_bytes + 1024))
         size = plan.config.cluster[0]
@@ -258,7 +258,7 @@ def kept() -> dict[str, list[str]]:
 
 
 def write() -> None:
-    """Keeps what is launched now, with how many calls launch each variant, so that a reader of the change sees what it did."""
+    """Stores the digests, and how many calls launch each variant, so that a reader of a change sees its effect."""
     lines = ["# Written by `python -m tests.planning.golden --write`; see there."]
     for op in OPS:
         groups = [digest(op, group) for group in range(CALLS // GROUP)]

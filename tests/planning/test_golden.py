@@ -1,4 +1,4 @@
-"""Every call of a large random sample launches what it launched when the digests were kept."""
+"""Every call of a large random sample launches what it launched when the digests were stored."""
 
 from __future__ import annotations
 

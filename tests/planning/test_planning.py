@@ -112,9 +112,10 @@ def test_blocks_that_wait_for_each_other_are_resident_together() -> None:
     selected = selector(waiting, SLOW).select(Sum(1), holds_three)
     assert selected.configuration.variant == "slow"
     assert selected.passed_over == (("waiting", "its (4, 1, 1) blocks do not fit on a GPU together"),)
+    both = selector(waiting, SLOW)
     for forced in ("waiting", Configuration("waiting")):
         with force("sum", forced), pytest.raises(RuntimeError, match="do not fit on a GPU together"):
-            selector(waiting, SLOW).select(Sum(1), holds_three)
+            both.select(Sum(1), holds_three)
 
 
 # ---- forcing -----------------------------------------------------------------------------------------------------------
@@ -137,20 +138,48 @@ def test_what_is_forced_and_does_not_fit_raises() -> None:
     both = selector(FAST, SLOW)
     with (
         force("sum", "fast"),
-        pytest.raises(RuntimeError, match="fast: sums up to 100 numbers; slow: fast is asked for") as error,
+        pytest.raises(RuntimeError, match=r"no variant takes .*: fast: sums up to 100 numbers$") as error,
     ):
         both.select(Sum(101), DEVICE)
     assert not isinstance(error.value, SizeError)
     with force("sum", Configuration("fast", "9")), pytest.raises(RuntimeError, match=r"fast has tiles 8 for .*, not '9'"):
         both.select(Sum(1), DEVICE)
-    with force("sum", "none"), pytest.raises(ValueError, match="expected one of fast, slow, got 'none'"):
-        both.select(Sum(1), DEVICE)
+    plain = selector(Made("plain", {("", 1): 1.0}))
+    with force("sum", Configuration("plain", "9")), pytest.raises(RuntimeError, match=r"plain has no tiles for .*, not '9'"):
+        plain.select(Sum(1), DEVICE)
+
+
+@pytest.mark.parametrize("choice", ["none", Configuration("none", "8")])
+def test_an_unknown_variant_or_function_cannot_be_forced(choice: str | Configuration) -> None:
+    both = selector(FAST, SLOW)
+    with pytest.raises(ValueError, match="variant of sum: expected one of fast, slow, got 'none'"), force("sum", choice):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"name: expected one of .*conv2d_dgrad.*, got 'conv2d_drgad'"),
+        force("conv2d_drgad", "simt"),
+    ):
+        pass
+    assert both.select(Sum(1), DEVICE).configuration.variant == "fast"
+
+
+def test_a_function_that_lacks_the_variant_of_its_op_selects_as_usual() -> None:
+    forward = selector(FAST, SLOW)
+    backward: Selector[Sum] = Selector("sum", "sum_backward", (FAST,))
+    with force("sum", "slow"):
+        assert forward.select(Sum(1), DEVICE).configuration.variant == "slow"
+        assert backward.select(Sum(1), DEVICE).configuration.variant == "fast"
+    with (
+        pytest.raises(ValueError, match="variant of sum_backward: expected one of fast, got 'slow'"),
+        force("sum_backward", "slow"),
+    ):
+        pass
 
 
 def test_the_end_of_a_block_that_raises_forces_nothing() -> None:
+    both = selector(FAST, SLOW)
     with pytest.raises(ZeroDivisionError), force("sum", "slow"):
         raise ZeroDivisionError
-    assert selector(FAST, SLOW).select(Sum(1), DEVICE).configuration.variant == "fast"
+    assert both.select(Sum(1), DEVICE).configuration.variant == "fast"
 
 
 # ---- measurements ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""torch's own databases of samples, which need expecttest. If it is missing, the test that loads a database is skipped, or the
-whole module if its top level does."""
+"""torch's own databases of samples, which need expecttest. If that is missing, a test that loads a database is skipped, and so is
+a test module that loads one at its top level."""
 
 from __future__ import annotations
 

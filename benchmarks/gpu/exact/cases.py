@@ -54,7 +54,7 @@ class Planner:
     """A launcher that plans as another one does but launches nothing."""
 
     def __init__(self, launcher: Any):
-        self.resident, self.properties, self.preload = launcher.resident, launcher.properties, launcher.preload
+        self.properties, self.preload = launcher.properties, launcher.preload
         self.tensor_map = launcher.tensor_map
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:

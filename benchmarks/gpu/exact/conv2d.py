@@ -205,7 +205,7 @@ def _example(direction: str, arithmetic: str) -> Conv2dProblem:
 
 
 def cases(small: bool, seed: int) -> Iterator[Conv2dCase]:
-    """All cases, including those that a variant refuses when it is to compute them."""
+    """All cases; some of them are refused by their variant when they are computed."""
     geometries = SMALL_GEOMETRIES if small else GEOMETRIES
     for direction in DIRECTIONS:
         for variant, arithmetic in product(VARIANTS, ARITHMETIC):

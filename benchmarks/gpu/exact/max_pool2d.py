@@ -170,7 +170,7 @@ class UnfoldCase(Case):
 
 
 def cases(small: bool, seed: int) -> Iterator[Case]:
-    """All cases, including those that a variant refuses when it is to compute them."""
+    """All cases; some of them are refused by their variant when they are computed."""
     names = {selector.function.removeprefix("max_pool2d_"): tuple(selector.by_name) for selector in SELECTORS.values()}
     for direction, dtype, layout, window in product(names, DTYPES, LAYOUTS, _ANY if small else WINDOWS):
         for variant in names[direction]:

@@ -196,7 +196,7 @@ class RnnCellCase(Case):
 
 
 def cases(small: bool, seed: int) -> Iterator[Case]:
-    """All cases, including those that a variant refuses when it is to compute them."""
+    """All cases; some of them are refused by their variant when they are computed."""
     for variant, arithmetic, direction in product(SELECTORS["rnn_forward"].by_name, BY_INTEREST, ("forward", "backward")):
         for row_tiles in (0, *ROW_TILES.get(variant, ())):
             for sizes, lengths, nonlinearity in product(SMALL_SIZES if small else SIZES, (False, True), ("identity", "relu")):

@@ -89,7 +89,7 @@ def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
     """Hypothesizes that pieces are permuted within lines along the rows, one line for each depth.
 
     Each of eight consecutive depths has its own permutation of the rows. A sum is linear in indicators of these permutations, so
-    that least squares find them.
+    least squares find them.
     """
     piece = _PIECE_BYTES // depth.item
     for side, major in zip(("left", "right"), depth.major, strict=True):
@@ -146,8 +146,9 @@ def _eighths(tile: WrongTile, row: Tensor, column: Tensor, side: str, flip: int)
 class _Read:
     """The errors in the descriptor of an operand.
 
-    `mode` is the span of its swizzle, and `layout` the span for which its strides are computed; 0 stands for the right span. The
-    distances to the next depth and to the second next are multiplied by `odd` and `two`.
+    `mode` is the span of its swizzle, and `layout` the span for which its strides are computed; 0 stands for the right span.
+    The depth is read in slices, one for each instruction; `odd` and `two` multiply the distances to the next slice and to the
+    next but one.
     """
 
     mode: int = 0

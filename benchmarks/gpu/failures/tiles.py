@@ -19,7 +19,7 @@ from benchmarks.gpu.failures.products import Part, Product
 _LEAST_BITS = 16
 #: Stands for the values with which memory is poisoned: NaN, and the largest integer.
 UNWRITTEN = 1e300
-#: The least wrong elements of a row that counts as wholly explained, and the least share of them that such rows must have.
+#: The fewest wrong elements of a row that can count as wholly explained, and the least share of all wrong elements in such rows.
 _LEAST_IN_A_ROW, _LEAST_SHARE = 8, 0.05
 #: The cost in bits of restricting a hypothesis to the wrong rows and columns.
 _BOX_BITS = 10

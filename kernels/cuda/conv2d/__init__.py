@@ -1,1 +1,1 @@
-"""Convolution: device code (`.cuh`) with its plans beside it; README.md says which variants there are and what to read first."""
+"""Convolution: device code (`.cuh`) and the plans of its launches; README.md lists the variants and what to read first."""

@@ -1,4 +1,4 @@
-"""How threads walk over the operands and the result of a product in memory; it follows from strides and alignment alone."""
+"""How threads walk over the operands and the result of a product in memory, which depends on strides and alignment alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from .problem import Conv2dProblem
 class Walk(IntEnum):
     """Mirror of `Walk` in parameters.cuh: the index of a matrix that consecutive threads advance along.
 
-    They advance element by element, or in pieces: aligned vectors, contiguous in memory, that exist or not as a whole.
+    They advance element by element, or in pieces: aligned vectors, contiguous in memory, each of which exists as a whole or not
+    at all.
     """
 
     ROWS = 0
@@ -64,7 +65,7 @@ class _Image(NamedTuple):
         return dense and self.sizes[2] * self.sizes[3] % self.piece == 0 and self._stays_aligned((2, 3))
 
     def taps_come_in_pieces(self) -> bool:
-        """Whether one output channel's filter, of which this is the tensor, comes in whole pieces as one run of memory."""
+        """Whether, in a filter, the taps of an output channel come in whole pieces, given that they are one run of memory."""
         return prod(self.sizes[1:]) % self.piece == 0 and self._stays_aligned((1, 2, 3))
 
     def has_channels_closer(self) -> bool:
@@ -150,7 +151,10 @@ def _wgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
 
 
 def _filter_walk(w: _Image, rows: int, channels_inner: bool) -> Walk:
-    """Returns the walk over the filter as a matrix: its rows are dimension `rows` (0: K, 1: C), its columns the other's taps."""
+    """Returns the walk over the filter as a matrix.
+
+    Its rows are dimension `rows` (0: K, 1: C); its columns are the filter positions of each channel of the other dimension.
+    """
     columns = 1 - rows
     taps_in_pieces = w.comes_in_pieces(columns) if channels_inner else w.taps_come_in_pieces()
     if taps_in_pieces:

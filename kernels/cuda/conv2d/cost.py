@@ -1,6 +1,6 @@
 """How long a configuration of convolution is predicted to take.
 
-Where nothing was measured, the predictions of all variants are compared; only the ratios of the times matter for that.
+The predictions of all variants are compared where nothing was measured. Only the ratios of the times matter for that.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ BLOCK_CLOCKS = 3000
 IDLE_LOSS = 0.5
 #: Bytes per clock that one multiprocessor can fetch, however idle the others are: an estimate, half of its path to L2.
 MOST_BYTES_PER_CLOCK = 32
-#: How many times as fast splits of fprop and dgrad have to be predicted to be as one split: they cost the host a kernel and an
-#: allocation.
+#: Several splits of fprop or dgrad must be predicted to be this many times as fast as one, because they cost the host another
+#: launch and an allocation.
 SPLIT_MARGIN = 1.1
 
 
@@ -46,7 +46,7 @@ def peak(problem: Conv2dProblem, device: Device) -> int:
 
 
 def share(problem: Conv2dProblem, device: Device, seconds: float) -> float:
-    """Returns the share of the device's dense rate that a call of so many seconds reaches."""
+    """Returns the share of the device's dense rate that a call reaches if it takes `seconds`."""
     return problem.flops / (seconds * device.multiprocessors * rates(device).clock_hz * peak(problem, device))
 
 
@@ -78,7 +78,7 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         raise NotImplementedError
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
-        """Returns the problem that the product computes, for counting: with channels that are padded, or on columns."""
+        """Returns the problem whose product is counted: the same one with padded channels, or a 1x1 convolution of columns."""
         return problem
 
     def passes(self, problem: Conv2dProblem) -> Passes:
@@ -98,9 +98,9 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         return max(1, min(self._steps(computed, self.tile_table(problem)[tile]), room))
 
     def splits(self, problem: Conv2dProblem, tile: str, device: Device) -> Sequence[int]:
-        """Returns one split, and the numbers that fill whole waves of multiprocessors while a split keeps several steps.
+        """Returns 1, and the numbers of splits with which the tiles fill whole waves of multiprocessors.
 
-        These are 16 in wgrad, whose sums are written in any case, and 4 in the other directions.
+        A split keeps at least 16 steps in wgrad, whose sums are written in any case, and 4 in the other directions.
         """
         computed, shape = self.product_problem(problem), self.tile_table(problem)[tile]
         steps, is_wgrad = self._steps(computed, shape), problem.direction == "wgrad"
@@ -117,7 +117,7 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         return ceil_divide(computed.depth, tile.step(computed.dtype))
 
     def handicap(self, problem: Conv2dProblem, configuration: Configuration) -> float:
-        """Returns what several splits of fprop and dgrad have to gain."""
+        """Returns SPLIT_MARGIN for several splits of fprop or dgrad, else 1."""
         return SPLIT_MARGIN if configuration.splits > 1 and problem.direction != "wgrad" else 1.0
 
     def workspace_bytes(self, problem: Conv2dProblem, splits: int) -> int:
@@ -126,11 +126,12 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         return self.passes(problem).workspace_bytes + stored * split_bytes(self.product_problem(problem))
 
     def predict(self, problem: Conv2dProblem, configuration: Configuration, device: Device) -> Prediction:
-        """Predicts the time of a call, as the sum of
+        """Predicts the time of a call.
 
+        It is the sum of
         - LAUNCH_SECONDS for each kernel;
         - the product's time, or, where that is longer, the time in which operands and results go once through device memory
-          (instead of results the sums, where there are several splits);
+          (the sums in place of the results, where sums are stored);
         - the time of the passes before and after the product: packing, and the sum of the splits, which the product wrote.
         """
         computed, passes, hardware = self.product_problem(problem), self.passes(problem), rates(device)

@@ -37,13 +37,13 @@ class GemmPlan:
 
 
 def epilogue_arguments(direction: str, dtype: str) -> tuple[str, ...]:
-    """Returns the template argument, if any, that says what becomes of a sum before it is stored."""
+    """Returns the template argument, if any, that names the epilogue, which finishes a sum before it is stored."""
     cpp = CPP_TYPES[dtype]
     return {"fprop": (f"BiasEpilogue<{cpp}>",), "dgrad": (f"NoEpilogue<{cpp}>",), "wgrad": ()}[direction]
 
 
 def require_tiles(problem: Conv2dProblem, tiles: int) -> None:
-    """Raises SizeError unless the kernels can number so many tiles."""
+    """Raises SizeError if there are more tiles than the kernels can number."""
     if tiles >= 2**31:
         raise SizeError(f"conv2d_{problem.direction}: expected sizes whose tiles number fewer than 2^31, got {tiles} tiles")
 

@@ -1,9 +1,8 @@
 // The column matrix in memory, and its adjoint: unfold, fold, and the variant im2col of convolution.
 //
 //   im2col_kernel   A thread owns one (n, c, p, q) and copies its R*S cells; neighbouring threads write neighbouring columns.
-//   col2im_kernel   A thread owns one pixel of x and sums the cells that cover it, in the order of the filter. A scatter would
-//   need
-//                   atomics, whose order, and so whose rounding, changes from run to run.
+//   col2im_kernel   A thread owns one pixel of x and sums the cells that cover it, in the order of the filter. A scatter
+//                   would need atomics, whose order, and so whose rounding, changes from run to run.
 //
 // Index is int32_t where every count and every position fits, because the divisions bound these kernels otherwise.
 #pragma once

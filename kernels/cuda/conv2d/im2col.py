@@ -55,7 +55,7 @@ def _plan_gather(problem: Conv2dProblem, name: str, multiprocessors: int, limit:
     index = "int32_t" if largest < limit else "int64_t"
     kernel = Kernel("conv2d/im2col.cuh", f"{name}_kernel", (CPP_TYPES[p.dtype], index))
     config = LaunchConfig(grid=(min(ceil_divide(elements, _THREADS), most_blocks), 1, 1), block=(_THREADS, 1, 1))
-    return LaunchPlan(kernel, config, "gather")
+    return LaunchPlan(kernel, config, "im2col")
 
 
 class Im2col(Simt):
@@ -84,7 +84,7 @@ class Im2col(Simt):
         return super().splits(problem, tile, device) if problem.direction == "wgrad" else (1,)
 
     def passes(self, problem: Conv2dProblem) -> Passes:
-        """Counts that the image is read or written, and so are its columns."""
+        """Counts an image and its columns, one of which is read and the other written."""
         item = ITEM_BYTES[problem.dtype]
         image_bytes = problem.C * problem.H * problem.W * item
         column_bytes = problem.C * problem.R * problem.S * problem.P * problem.Q * item

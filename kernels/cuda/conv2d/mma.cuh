@@ -124,7 +124,7 @@ __device__ inline void mma_gemm(const typename Direction::Parameters& parameters
   using A = typename Memory::A;
   using B = typename Memory::B;
   constexpr int kFragmentsM = Tile::kWarpM / 16, kFragmentsN = Tile::kWarpN / 8;
-  // Where words are read one by one, registers do not hold the addresses of two turns.
+  // fp32 may be read word by word; the addresses of two such iterations would not fit into registers.
   [[maybe_unused]] constexpr int kUnroll = sizeof(T) == 4 ? 1 : 2;
   Memory& memory = *shared_memory<Memory>();
   const Direction& direction = memory.direction;

@@ -69,7 +69,7 @@ class Mma(TensorCoreVariant):
     name = "mma"
     #: By tile, the predicted share of the tensor cores' FLOP per clock before Hopper; 64x64 reads twice the bytes for a product.
     shares = {"128x128": 0.85, "64x64": 0.5}  # noqa: RUF012
-    #: What mma.sync reaches of that from Hopper on, whose tensor cores are made for wgmma.
+    #: The share of that which mma.sync reaches from Hopper on, where the tensor cores are made for wgmma.
     since_hopper = 0.55
 
     def tile_table(self, problem: Conv2dProblem) -> Mapping[str, Tile]:

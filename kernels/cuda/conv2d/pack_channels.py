@@ -27,7 +27,7 @@ def padded(channels: int, dtype: str) -> int:
 
 @lru_cache(maxsize=4096)
 def plan_pack_channels(dtype: str, images: int, pixels: int, channels: int, groups: int) -> LaunchPlan:
-    """Plans the packing of images, counted and with channels of a group as they are after padding.
+    """Plans the packing of `images` images with `channels` channels in each group, both counted after padding.
 
     A block transposes 32 pixels by 32 channels.
     """

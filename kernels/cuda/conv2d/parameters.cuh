@@ -5,7 +5,7 @@
 #include "shapes.h"
 
 // Which index of a matrix consecutive threads advance along: element by element, or in pieces, which are aligned vectors,
-// contiguous in memory, that exist or not as a whole.
+// contiguous in memory, each of which exists as a whole or not at all.
 enum class Walk : int32_t { rows, row_pieces, columns, column_pieces };
 
 struct Walks {

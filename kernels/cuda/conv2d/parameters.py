@@ -1,4 +1,4 @@
-"""ctypes mirrors of the structs of `parameters.cuh`, under the same names; `kernels/layout.py` checks that both lie alike."""
+"""ctypes mirrors of the structs of `parameters.cuh`, under the same names; `kernels/layout.py` checks that both agree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ...shapes import Conv2dShape
 from ...tensor_map import TensorMap
 
-#: kMostResidues of parameters.cuh: so many images fit the 4 KiB of a kernel's parameters.
+#: kMostResidues of parameters.cuh: this many images fit into the 4 KiB of a kernel's parameters.
 MOST_RESIDUES = 16
 
 Field = tuple[str, type[Any]]
@@ -114,7 +114,7 @@ class Conv2dWgradParameters(ctypes.Structure):
 
 
 def _aligned_to_maps(name: str, fields: list[Any]) -> type[Any]:
-    """Makes a structure that ends, as in C++, on a multiple of the 64 bytes on which its tensor maps lie."""
+    """Makes a structure whose size is, as in C++, a multiple of 64 bytes, the alignment of its tensor maps."""
     size = ctypes.sizeof(type(name, (ctypes.Structure,), {"_fields_": fields}))
     padding = ("_padding", ctypes.c_uint8 * (-size % 64))
     return type(name, (ctypes.Structure,), {"_fields_": [*fields, padding], "__doc__": "Mirror of the struct of this name."})

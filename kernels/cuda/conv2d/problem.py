@@ -27,7 +27,7 @@ class Product(NamedTuple):
 class Conv2dProblem(NamedTuple):
     """A convolution of x (N, C, H, W) and w (K, C/groups, R, S) that yields y (N, K, P, Q), or one of its gradients.
 
-    It is hashable and holds everything that a plan follows from, besides the device. Strides count elements.
+    It is hashable and holds everything that determines a plan, besides the device. Strides count elements.
     """
 
     dtype: str
@@ -83,7 +83,7 @@ class Conv2dProblem(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """How many products are summed for one element of the result; in dgrad, in the residue that has most."""
+        """How many products are summed for one element of the result; in dgrad, for the residue that has the most."""
         if self.direction == "wgrad":
             return self.output_pixels
         if self.direction == "fprop":
@@ -132,7 +132,7 @@ class Conv2dProblem(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """What the table of measurements knows the problem by; None unless each tensor is dense in a layout and aligned."""
+        """The key of the problem in the table of measurements; None unless each tensor is dense in a layout and aligned."""
         C = self.group_channels[0]
         layouts = [
             _layout(self.x_strides, (self.N, self.C, self.H, self.W)),
@@ -151,7 +151,7 @@ class Conv2dProblem(NamedTuple):
         return f"{self.dtype}/{self.precision}/{layout}/{extents},{pairs},groups={self.groups}"
 
     def limits(self) -> str | None:
-        """Returns why no variant takes the problem, in any direction and on any GPU; None if its sizes are no reason."""
+        """Returns why no variant takes the problem, in any direction and on any GPU; None if its sizes are not too large."""
         return self.beyond_int32() or self._beyond_indices()
 
     def beyond_int32(self) -> str | None:
@@ -180,9 +180,9 @@ class Conv2dProblem(NamedTuple):
         return None
 
     def beyond_positions(self) -> str | None:
-        """Returns why positions that simt and mma form in the plane they gather from do not fit.
+        """Returns why simt and mma cannot form the positions of the plane that they gather from.
 
-        A position may leave 32 bits, or kOutside of matrices.cuh added to it may lie in the plane.
+        A position may leave 32 bits, or kOutside of matrices.cuh, added to it, may lie in the plane.
         """
         for extent, outputs, taps, stride, pad, dilation in zip(
             (self.H, self.W), (self.P, self.Q), (self.R, self.S), self.stride, self.pad, self.dilation, strict=True
@@ -205,7 +205,7 @@ class Conv2dProblem(NamedTuple):
     def images_per_launch(self, bytes_per_image: int) -> int:
         """Returns how many images one launch takes, at least one.
 
-        `bytes_per_image` of half of the workspace go to each; a launch counts pixels in 31 bits.
+        Each image takes `bytes_per_image` of half of the workspace. A launch counts pixels in 31 bits.
         """
         by_bytes = self.workspace_limit // 2 // bytes_per_image if bytes_per_image else self.N
         return max(1, min(self.N, by_bytes, (2**31 - 2**20) // max(self.H * self.W, self.P * self.Q)))
@@ -260,7 +260,7 @@ def problem_of_sizes(
 
 
 def _layout(strides: Four, size: Four) -> str | None:
-    """Returns "nchw" or "channels_last", "either" where extents of 1 leave no difference, None where it is neither."""
+    """Returns "nchw" or "channels_last", "either" where extents of 1 make both the same, None where it is neither."""
     fits = []
     for name, order in (("nchw", (3, 2, 1, 0)), ("channels_last", (1, 3, 2, 0))):
         dense = 1

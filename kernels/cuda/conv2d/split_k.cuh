@@ -2,9 +2,8 @@
 // the result does not depend on which block finished first, and rounds once.
 //
 //   conv2d_sum_splits         dw of wgrad. A thread owns one element.
-//   conv2d_sum_image_splits   y of fprop and dx of dgrad. A thread owns four neighbouring channels of one pixel, a block 32
-//   pixels by
-//                             32 channels.
+//   conv2d_sum_image_splits   y of fprop and dx of dgrad. A thread owns four neighbouring channels of one pixel, a block
+//                             32 pixels by 32 channels.
 #pragma once
 #include "conv2d/matrices.cuh"
 #include "conv2d/parameters.cuh"

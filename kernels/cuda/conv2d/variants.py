@@ -41,7 +41,7 @@ PARAMETERS: dict[str, type[ctypes.Structure]] = {
 }
 
 VARIANTS: tuple[Conv2dVariant, ...] = (WGMMA, MMA, SIMT, IM2COL)
-#: How many times as fast as a preferred variant another one has to be predicted to be: the preference is a prediction too.
+#: `Selector.margin`. It is above 1 because the order of preference is a prediction too.
 MARGIN = 1.25
 #: Function -> what selects its variant.
 SELECTORS: dict[str, Selector[Conv2dProblem]] = {

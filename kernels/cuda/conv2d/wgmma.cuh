@@ -86,7 +86,7 @@ template <int kStages>
 struct RingPosition {
   int stage;
   uint32_t turn;
-  // The position after so many steps.
+  // The position after `steps` steps.
   __device__ explicit RingPosition(uint32_t steps = 0) : stage(int(steps % kStages)), turn(steps / kStages % 2) {}
   __device__ void next() {
     if (++stage == kStages) stage = 0, turn ^= 1;

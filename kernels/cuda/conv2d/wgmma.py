@@ -1,4 +1,4 @@
-"""The variant wgmma, of compute capability 9.0: the copy engine forms the columns, wgmma multiplies them, `wgmma.cuh`."""
+"""The variant wgmma, for compute capability 9.0: the copy engine forms the columns, wgmma multiplies them, `wgmma.cuh`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .tile import Tile, named
 from .wgmma_maps import Image, image_map, images
 
 STEP_BYTES = 128  # kStepBytes of wgmma.cuh
-_MOST_OFFSET = 255  # of a filter position, as the copy instruction holds it
+_MOST_OFFSET = 255  # of a filter position, as far as the copy instruction can state it
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class WgmmaTile(Tile):
     def rate(self) -> float:
         """The share of the dense rate that the bandwidth of shared memory, 128 bytes a clock, allows.
 
-        In a step, each 64 rows of a warpgroup read themselves and the warpgroup's columns, and the copies write all rows and
-        columns; the products of 64x64 take 128 clocks.
+        In a step, the products of each 64 rows of a warpgroup read these rows and the warpgroup's columns, and the copies write
+        all rows and columns; the products of 64x64 take 128 clocks.
         """
         rows, columns = self.rows // self.down, self.columns // self.across
         read = self.down * self.across * rows // 64 * (64 + columns) * STEP_BYTES
@@ -63,7 +63,7 @@ class WgmmaTile(Tile):
         return STEP_BYTES // ITEM_BYTES[dtype]
 
     def shared_bytes(self, dtype: str) -> int:
-        """Returns sizeof(WgmmaMemory): stages with two barriers each; of each warpgroup staged results and their destination."""
+        """Returns sizeof(WgmmaMemory): stages with two barriers each; each warpgroup's staged results and their destination."""
         chunk = 16 if self.blocks == 2 else 32
         staged = 4 * max(64 * (chunk + 8), chunk * 68)
         used = self.stages * ((self.rows + self.columns) * STEP_BYTES + 16) + self.down * self.across * (staged + 192)
@@ -118,7 +118,7 @@ class WgmmaPlan:
 
 
 def span(dtype: str, channels: int) -> int:
-    """Returns how many bytes of a pixel's channels one copy brings, for a group of so many channels to gather.
+    """Returns how many bytes of a pixel's channels one copy brings, where a group has `channels` channels to gather.
 
     Of all spans that take the fewest steps for a filter, this is the widest, which takes the fewest copies.
     """
@@ -132,7 +132,7 @@ def whole_blocks(dtype: str, channels: int) -> int:
 
 
 def _steps(problem: Conv2dProblem, gathered: tuple[Image, ...], width: int) -> int:
-    """Returns how many steps of STEP_BYTES the depth has, at least 1; in dgrad, in the residue that has most."""
+    """Returns how many steps of STEP_BYTES the depth has, at least 1; in dgrad, for the residue that has the most."""
     item = ITEM_BYTES[problem.dtype]
     if problem.direction == "wgrad":
         return max(1, ceil_divide(problem.output_pixels * item, STEP_BYTES))
@@ -250,7 +250,7 @@ def _beyond_copy_engine(problem: Conv2dProblem) -> str | None:
 
 
 def _map_refused(problem: Conv2dProblem, image: Image) -> str | None:
-    """Returns why the driver would not encode the map of an image, once that is packed; None if it would."""
+    """Returns why the driver would not encode the map of an image once it is packed; None if it would."""
     p = problem
     channels, H, W = (p.K, p.P, p.Q) if p.direction == "dgrad" else (p.C, p.H, p.W)
     per_group = padded(channels // p.groups, p.dtype)

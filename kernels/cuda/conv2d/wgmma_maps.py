@@ -97,7 +97,7 @@ class Image(NamedTuple):
 
 
 def images(problem: Conv2dProblem) -> tuple[Image, ...]:
-    """Returns x; or in dgrad dy, once for each residue of the pixels of dx modulo the stride."""
+    """Returns one image, x; in dgrad, dy as one image for each residue of the pixels of dx modulo the stride."""
     p = problem
     if p.direction != "dgrad":
         vertical = fprop_axis(p.P, p.R, p.stride[0], p.pad[0], p.dilation[0])
@@ -134,7 +134,7 @@ def _innermost_first(sizes: Sequence[int], strides: Sequence[int], item: int) ->
 def image_map(
     dtype: str, sizes: Sequence[int], strides: Sequence[int], image: Image, channels: int, pixels: int, address: int = 0
 ) -> TensorMapSpec:
-    """Returns the map of an image whose channels are contiguous; a box has `channels` of `pixels`."""
+    """Returns the map of an image whose channels are contiguous; a box holds `channels` channels of `pixels` pixels."""
     vertical, horizontal = image
     extent, stride = _innermost_first(sizes, strides, ITEM_BYTES[dtype])
     return TensorMapSpec(
@@ -154,7 +154,7 @@ def image_map(
 def filter_map(
     dtype: str, sizes: Sequence[int], strides: Sequence[int], channels: int, rows: int, address: int = 0
 ) -> TensorMapSpec:
-    """Returns the map of a filter; a box has one filter position of `channels` of `rows`, which are dimension 0."""
+    """Returns the map of a filter; a box holds one filter position: `channels` channels of each of `rows` rows of dimension 0."""
     extent, stride = _innermost_first(sizes, strides, ITEM_BYTES[dtype])
     return TensorMapSpec(
         address=address,

@@ -46,7 +46,7 @@ class Channels(PoolingVariant):
         return LaunchConfig(grid=grid, block=(x, y, z))
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """Each byte passes device memory once: what strips and columns share comes from L1 and L2."""
+        """Counts each byte of device memory once, because what strips and columns share comes from L1 and L2."""
         items, strips = _extents(problem)
         threads = items * strips * problem.N
         at_once = 1 if problem.any_window else problem.window[1]  # a row of a compiled window is loaded together

@@ -14,8 +14,9 @@ from .problem import PIECE_BYTES, STRIP, Pool2dProblem
 #: Threads that keep a multiprocessor busy, half of its 2,048: 8 warps for each of its 4 schedulers, which covers the 4 to
 #: 8 clocks from an instruction to one that needs its result.
 BUSY = 1024
-#: Clocks from a load of device memory to its result, assumed. To use the bandwidth, a multiprocessor has loads for so many clocks
-#: under way: on an H200 20 bytes a clock * 560 = 11 KiB, and on a B200 16 KiB, a 16-byte load of each of `BUSY` threads.
+#: Clocks from a load of device memory to its result: an assumption. A multiprocessor uses the bandwidth only while loads for this
+#: many clocks are in flight: 20 bytes a clock * 560 = 11 KiB on an H200, and 16 KiB on a B200, which is a 16-byte load of each of
+#: `BUSY` threads.
 LATENCY_CLOCKS = 560
 #: Threads of a multiprocessor that execute an instruction in one clock: a warp for each of the 4 schedulers.
 ISSUE = 128
@@ -42,10 +43,13 @@ class Cost(NamedTuple):
 
 
 def predict(cost: Cost, device: Device) -> Prediction:
-    """Predicts the time of the slower of the two, memory and execution, and the share of the memory bandwidth that is used."""
+    """Predicts the time of a launch and the share of the memory bandwidth that it uses.
+
+    Memory and execution overlap, so that the slower of the two counts, unless the cost says that they take place in turn.
+    """
     rate = rates(device)
     clocks = device.multiprocessors * rate.clock_hz  # clocks of all multiprocessors in a second
-    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # that use the bandwidth
+    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # under way at once, to saturate the bandwidth
     full_rate = cost.bytes / (clocks * rate.memory)
     memory = full_rate / min(1.0, cost.loads / loads)
     execution = cost.instructions / (clocks * ISSUE * min(1.0, cost.threads / (device.multiprocessors * BUSY)))
@@ -69,7 +73,7 @@ def touched_x_bytes(problem: Pool2dProblem) -> int:
 def sector_waste(problem: Pool2dProblem) -> int:
     """How many bytes of device memory are read for each byte of x, where neighbouring elements are `stride` elements apart.
 
-    Memory is read in whole sectors. With a stride of 2 half of each is wasted; at the most, a sector holds one element.
+    Memory is read in whole sectors. With a stride of 2, half of each is wasted; at worst, only one element of a sector is used.
     """
     stride = problem.x_strides[1 if problem.channels_last else 3]
     return min(max(stride, 1), SECTOR_BYTES // problem.item_bytes)
@@ -85,7 +89,7 @@ def forward_instructions(problem: Pool2dProblem, V: int, any_window: bool) -> fl
     R, S = problem.window
     if any_window:  # two divisions find the first cell inside the plane
         return R * S * (CELL + LOAD / V) + (2 * DIVIDE + STORE) / V
-    rows = ((STRIP - 1) * problem.stride[0] + R) / STRIP  # of the strip, each reduced once
+    rows = ((STRIP - 1) * problem.stride[0] + R) / STRIP  # of the input, for each output of a strip
     return rows * S * (CELL + LOAD / V) + R * CELL + STORE / V
 
 
@@ -95,7 +99,7 @@ def backward_instructions(problem: Pool2dProblem, V: int, any_window: bool) -> f
     if any_window:  # four divisions find the windows that cover the pixel, and two its cell in each
         rows, columns = ((taps - 1) * d // s + 1 for taps, s, d in zip((R, S), stride, dilation, strict=True))
         covering = rows * columns
-        loaded = covering / (dilation[0] * dilation[1])  # the others' cells miss the pixel
+        loaded = covering / (dilation[0] * dilation[1])  # the cells of the other windows miss the pixel
         return (4 * DIVIDE + covering * 2 * DIVIDE + loaded * 2 * LOAD + STORE) / V + loaded * SUM
     reach, reach_left = (R - 1) // stride[0], (S - 1) // stride[1]
     window_rows = (STRIP + reach) / STRIP  # for each pixel block

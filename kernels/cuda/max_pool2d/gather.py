@@ -36,8 +36,8 @@ class Gather(PoolingVariant):
         return one_thread_for_each(_threads(problem))
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """A chosen cell costs its whole sector, but all cells together cost no more than x. A division finds the cell of each
-        output; three find the position of a thread's first output."""
+        """Counts a whole sector for each chosen cell, but for all of them together no more than x; one division for each output,
+        which finds its cell; and three for each thread, which find the position of its first output."""
         threads = _threads(problem)
         cells = min(problem.outputs * SECTOR_BYTES, problem.pixels * problem.item_bytes)
         return Cost(
@@ -67,7 +67,8 @@ class Indices(PoolingVariant):
         return one_thread_for_each(_index_threads(problem))
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """A division finds the cell of each output; three find the position of a thread's first output."""
+        """Counts one division for each output, which finds its cell, and three for each thread, which find the position of its
+        first output."""
         threads = _index_threads(problem)
         return Cost(
             bytes=problem.outputs * (problem.offset_bytes + INDEX_BYTES),

@@ -17,7 +17,7 @@ struct MaxPool2dForwardParameters {
   Offset* offsets;         // laid out like y; null if they are not wanted
   const int64_t* lengths;  // [N]: how many rows of an image's planes count, clamped to [0, H]; null if all do. Not for staged
   MaxPool2dShape shape;
-  MaxPool2dDense dense;  // y; rows_per_block counts output rows
+  MaxPool2dDense dense;  // describes y; rows_per_block counts output rows
 };
 
 template <class T, class Offset>
@@ -26,7 +26,7 @@ struct MaxPool2dBackwardParameters {
   const Offset* offsets;  // laid out like dy
   T* dx;                  // [N, C, H, W], dense, in the memory format of dy
   MaxPool2dShape shape;
-  MaxPool2dDense dense;  // dx; rows_per_block counts rows of pixel blocks
+  MaxPool2dDense dense;  // describes dx; rows_per_block counts rows of pixel blocks
 };
 
 template <class T, class Offset>
@@ -35,7 +35,7 @@ struct MaxPool2dGatherParameters {
   const Offset* offsets;  // [N, C, P, Q], dense, in the memory format of ddx, at a multiple of 16 bytes
   T* ddy;                 // laid out like offsets, at a multiple of 16 bytes
   MaxPool2dShape shape;
-  MaxPool2dDense dense;  // ddy
+  MaxPool2dDense dense;  // describes ddy
 };
 
 template <class Offset>
@@ -43,5 +43,5 @@ struct MaxPool2dIndicesParameters {
   const Offset* offsets;  // [N, C, P, Q], dense
   int64_t* indices;       // laid out like offsets, at a multiple of 16 bytes
   MaxPool2dShape shape;
-  MaxPool2dDense dense;  // indices
+  MaxPool2dDense dense;  // describes indices
 };

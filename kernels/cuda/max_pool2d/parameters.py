@@ -8,7 +8,7 @@ from ...shapes import MaxPool2dShape
 
 
 class MaxPool2dDense(ctypes.Structure):
-    """A dense tensor, and what of it a block of the staged variant computes."""
+    """A dense tensor, and the part of it that a block of the staged variant computes."""
 
     _fields_ = [
         ("planes", ctypes.c_int64),

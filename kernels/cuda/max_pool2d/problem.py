@@ -28,7 +28,7 @@ def dense_strides(C: int, rows: int, columns: int, channels_last: bool) -> Four:
 class Pool2dProblem(NamedTuple):
     """One call of a function of the kernels: its geometry, dtype and layout.
 
-    Every tensor but x is dense, in channels_last or contiguous order. Except in the forward pass, so is x, or what has its shape.
+    Every tensor is dense, in channels_last or contiguous order, except for x in the forward pass, which may have any strides.
     """
 
     direction: str  # "forward", "backward", "gather" or "indices"
@@ -79,7 +79,7 @@ class Pool2dProblem(NamedTuple):
 
     @property
     def offset_type(self) -> str:
-        """The least C++ type that holds every cell of the window and a value for "no cell"."""
+        """The narrowest C++ type that holds every cell of the window and a value for "no cell"."""
         return f"{offset_dtype(self.window[0] * self.window[1])}_t"
 
     @property
@@ -141,7 +141,7 @@ class Pool2dProblem(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """What choices.json knows the problem by; None if x has strides that no layout has, or is not aligned."""
+        """The key of the problem in choices.json; None if x has the strides of no layout, or a tensor is not aligned."""
         if self.layout is None or not self.aligned:
             return None
         names = ("N", "C", "H", "W", "P", "Q")

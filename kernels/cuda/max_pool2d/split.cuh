@@ -4,8 +4,8 @@
 // in order, through shared memory. So a window is read by up to 32 threads at once, V channels by one load. This serves few
 // outputs with tall windows: global pooling, and the maximum over time.
 //
-// Contract: x has any strides; V above 1 requires channels_last with 16-byte pieces as for channels. Every element of y and
-// offsets is written once; no input is aliased.
+// Contract: x has any strides; V above 1 requires channels_last with 16-byte pieces, as in variant channels. Every element of y
+// and offsets is written once; no input is aliased.
 #pragma once
 #include "max_pool2d/parameters.cuh"
 #include "max_pool2d/windows.cuh"

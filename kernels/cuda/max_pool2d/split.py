@@ -15,7 +15,7 @@ from .problem import OFFSET_BYTES, PIECE_BYTES, Pool2dProblem
 
 LEAST_WINDOW_ROWS = 8
 MOST_SLICES = 32
-ROWS_OF_A_SLICE = 4  # with fewer, comparing the slices would weigh against reading their cells
+ROWS_OF_A_SLICE = 4  # with fewer, comparing the slices would take a noticeable part of the time
 
 
 def _rows() -> list[Kernel]:
@@ -59,8 +59,8 @@ class Split(PoolingVariant):
         return LaunchConfig(grid=(blocks, 1, 1), block=(x, slices, 1), shared_bytes=shared_bytes)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """Comparing the slices is left out: it is one cell for about four rows. So the least number of slices that keeps the GPU
-        busy is predicted to be as fast as any more."""
+        """Leaves out the comparison of the slices: one cell for about four rows. So the smallest number of slices that
+        keeps the GPU busy is predicted to be as fast as any larger one."""
         V = _width(problem)
         threads = problem.outputs // V * configuration.splits
         waste = sector_waste(problem) if V == 1 else 1

@@ -15,7 +15,7 @@ from .cost import COPY, DIVIDE_32, Cost, backward_instructions, choice_bytes, fo
 from .plan import THREADS, PoolingVariant, compiled_rows, distinct
 from .problem import PIECE_BYTES, TOO_MANY_CELLS, Pool2dProblem
 
-#: Tile -> the most bytes of x that a block stages. With 16 KiB, and y and offsets beside them, a multiprocessor of 227 KiB holds
+#: Tile -> the most bytes of x that a block stages. With 16 KiB, plus those of y and the offsets, a multiprocessor's 227 KiB hold
 #: five blocks or more, so that some compute while others load.
 _STAGE_BYTES = {f"{kib} KiB": kib << 10 for kib in (16, 4, 8, 32, 64)}
 _PREFERRED = next(iter(_STAGE_BYTES))
@@ -57,7 +57,7 @@ class Staged(PoolingVariant):
         return distinct({tile: work for tile, work in works.items() if work is not None})
 
     def handicap(self, problem: Pool2dProblem, configuration: Configuration) -> float:
-        """Only a measurement selects another tile than the preferred one."""
+        """Lets only a measurement select a tile other than the preferred one."""
         return 1.0 if configuration.tile == _PREFERRED else math.inf
 
     def template_arguments(self, problem: Pool2dProblem) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def _stage_bytes(problem: Pool2dProblem, most: int, device: Device) -> int:
 
 
 def _region(elements: int, item_bytes: int) -> int:
-    """Returns the bytes from a region to the next, as `region_behind` of staging.cuh computes it."""
+    """Returns the bytes from one region to the next, as `region_behind` of staging.cuh computes it."""
     return round_up(elements * item_bytes + 16, 16)
 
 
@@ -145,13 +145,13 @@ class _Forward:
         self.x_row, self.y_row = problem.W * problem.inner, problem.Q * problem.inner
 
     def band(self, stage: int) -> int:
-        """Returns the rows whose input fills the bytes to stage, and at least as many as have more input than halo."""
+        """Returns how many rows have the input that fills the bytes to stage; at least as many as have more input than halo."""
         problem = self.problem
         fitting = (stage // (self.x_row * problem.item_bytes) - self.reach) // problem.stride[0] + 1
         return max(fitting, ceil_divide(self.reach, problem.stride[0]))
 
     def work(self, planes: int, rows: int) -> BlockWork:
-        """Returns the work of so many rows of so many planes."""
+        """Returns the work of a block that computes `rows` rows of each of `planes` planes."""
         problem, item_bytes = self.problem, self.problem.item_bytes
         band_rows = min(problem.H, (rows - 1) * problem.stride[0] + self.reach)
         x_count = (planes * problem.H if rows == problem.P else band_rows) * self.x_row
@@ -180,7 +180,7 @@ class _Backward:
         return max(fitting, ceil_divide(self.reach + 1, self.block_rows))
 
     def work(self, planes: int, rows: int) -> BlockWork:
-        """Returns the work of so many rows of so many planes."""
+        """Returns the work of a block that computes `rows` rows of each of `planes` planes."""
         problem, item_bytes, pixel_rows = self.problem, self.problem.item_bytes, rows * self.block_rows
         whole = rows == self.rows
         y_rows = planes * problem.P if whole else min(problem.P, ceil_divide(pixel_rows + self.reach, problem.stride[0]))

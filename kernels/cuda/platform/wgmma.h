@@ -7,12 +7,10 @@
 // Lane l of warp w of the warpgroup holds d[i]: row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2.
 //
 // Operands have the layout in which the copy engine writes them, with rows of one swizzle span (32, 64 or 128 bytes):
-//   Major::depth  A row of the span holds consecutive depth of one row of A (one column of B). Eight rows form an atom, and atoms
-//   are
-//                 `stride` bytes apart. The next product of the depth starts 32 bytes later within the span.
-//   Major::rows   A row of the span holds consecutive rows of A (columns of B) at one depth. Spans that are adjacent along the
-//   rows
-//                 are `leading` bytes apart, groups of eight depths `stride` bytes. Only for 16-bit types.
+//   Major::depth  A row of the span holds consecutive depths of one row of A (one column of B). Eight rows form an atom, and
+//                 atoms are `stride` bytes apart. The next product of the depth starts 32 bytes later within the span.
+//   Major::rows   A row of the span holds consecutive rows of A (columns of B) at one depth. Spans that are adjacent along
+//                 the rows are `leading` bytes apart, groups of eight depths `stride` bytes. Only for 16-bit types.
 #pragma once
 #include "platform/types.h"
 

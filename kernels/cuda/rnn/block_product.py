@@ -7,7 +7,7 @@ from .tile import TILE_COLUMNS, TILE_ROWS, warp_sums_bytes
 
 PRODUCT_WARPS = 8
 THREADS = 32 * PRODUCT_WARPS
-#: The tiles of a block, units x samples, by their column tiles: a template argument.
+#: The tile of a block, units x samples -> the number of its column tiles, which is a template argument.
 COLUMN_TILES = {f"{TILE_ROWS}x{TILE_COLUMNS * count}": count for count in (1, 4)}
 NARROW, WIDE = COLUMN_TILES
 _GRID_LIMIT = 65535  # blocks along y

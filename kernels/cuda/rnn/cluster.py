@@ -23,7 +23,7 @@ _RESIDENT_SHARE = 7 / 8
 
 
 class Cluster(SliceVariant):
-    """Takes an H that the blocks of a cluster hold."""
+    """Takes problems whose W fits into the blocks of one cluster."""
 
     name = "cluster"
     row_tiles = ROW_TILES

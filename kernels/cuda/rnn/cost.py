@@ -29,12 +29,12 @@ class StepClocks(NamedTuple):
 
 
 def product_clocks(problem: Recurrence, row_tiles: float, chunks: float) -> float:
-    """Returns the clocks that a scheduler takes to multiply so many row tiles by one column tile, each over so many chunks."""
+    """Returns the clocks in which a scheduler multiplies `row_tiles` row tiles by a column tile, over `chunks` chunks of K."""
     return row_tiles * chunks * _MMA_PER_CHUNK[problem.math] * _MMA_CLOCKS[problem.math]
 
 
 def pass_prediction(problem: Recurrence, step: StepClocks, device: Device) -> Prediction:
-    """Returns the prediction for a pass whose every product, with all that belongs to its step, takes so many clocks."""
+    """Returns the prediction for a pass in which each product, with the rest of its step, takes `step.clocks`."""
     seconds = step.clocks * problem.products / rates(device).clock_hz
     return Prediction(seconds=seconds, bound=step.bound, share=problem.flop / seconds / dense_rate(problem.math, device))
 

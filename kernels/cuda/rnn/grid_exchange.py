@@ -1,4 +1,4 @@
-"""The variant grid_exchange: slices of W all over the device, whose blocks exchange the state through L2, `grid_exchange.cuh`."""
+"""The variant grid_exchange: slices of W in blocks all over the device, which exchange the state through L2, `grid_exchange.cuh`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BY_ARGUMENTS = {row.arguments: row for row in KERNELS}
 
 
 class GridExchange(SliceVariant):
-    """Takes a W that fits into the registers and shared memory of the device. The output has to be filled with a sentinel."""
+    """Takes problems whose W fits into the registers and shared memory of the device. The output is filled with a sentinel."""
 
     name = "grid_exchange"
     row_tiles = ROW_TILES

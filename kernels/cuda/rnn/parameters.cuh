@@ -5,7 +5,7 @@
 #include "rnn/elman.cuh"
 #include "shapes.h"
 
-// Strides of a (T, N, D*H) tensor. Of packed data both are the stride of a row: step_offsets[t] replaces the index t.
+// Strides of a (T, N, D*H) tensor. For packed data, both are the stride of a row, and step_offsets[t] replaces the index t.
 struct StepStride {
   int64_t t, n;
 };
@@ -26,7 +26,7 @@ struct RnnParameters {
   StepStride z_stride, h_stride, dh_stride, dz_stride;
   int32_t w_stride;       // H rounded up to whole 16 bytes; the padding is 0
   int32_t aligned_state;  // every row of the tensors that hold the state (h0 and h, or dz) starts on 16 bytes
-  int32_t step;           // which step this launch makes; only rnn_step_kernel reads it
+  int32_t step;           // which step this launch computes; only rnn_step_kernel reads it
   int32_t D;
   RnnShape shape;
   ElmanCell cell;

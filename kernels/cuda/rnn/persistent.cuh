@@ -92,8 +92,8 @@ template <class A, class B>
 concept Same = kSame<A, B>;
 }  // namespace persistent
 
-// How the state gets from block to block. An exchange has a current step and column tile, which begin_step sets and which its
-// other functions are about.
+// How the state gets from block to block. An exchange has a current step and column tile, which begin_step sets and to which
+// its other functions refer.
 template <class Exchange, class Math>
 concept StateExchange =
     requires(const RnnParameters<Storage<Math>>& p, const persistent::Slice& slice, unsigned char* shared, Exchange exchange,

@@ -48,7 +48,7 @@ def overflow_bytes(problem: Recurrence, row_tiles: int) -> int:
 
 
 def slice_bytes(problem: Recurrence, row_tiles: int) -> int:
-    """Returns the bytes of shared memory of a slice, without those of the exchange: of W, and two buffers of its warps' sums."""
+    """Returns the bytes of shared memory that a slice takes for W and two buffers of sums; the exchange takes its own."""
     sums = warp_sums_bytes(WARPS, row_tiles * TILE_ROWS, TILE_COLUMNS, problem.dtype)
     return overflow_bytes(problem, row_tiles) + 2 * sums
 
@@ -62,7 +62,7 @@ class SliceVariant(Variant[Recurrence]):
     exchange_clocks: float  # from a store until another block sees it
 
     def cut(self, problem: Recurrence, row_tiles: int, device: Device) -> Cut | None:
-        """Returns the cut for blocks of so many row tiles; None if W does not fit."""
+        """Returns the cut for blocks of `row_tiles` row tiles; None if W does not fit."""
         raise NotImplementedError
 
     def cut_of(self, problem: Recurrence, configuration: Configuration, device: Device) -> tuple[int, Cut]:

@@ -22,11 +22,11 @@ class Recurrence(NamedTuple):
     D: int  # directions
     dtype: str
     precision: str  # of float32: "tf32" or "ieee"
-    aligned: bool  # whether every row of the tensors that hold the state starts on 16 bytes
+    aligned: bool  # whether every row of the tensors that hold the state starts at a multiple of 16 bytes
 
     @property
     def key(self) -> str | None:
-        """What the table of measurements knows the pass by; it holds aligned ones only."""
+        """The key of the pass in the table of measurements, which holds aligned passes only."""
         return f"{self.math}/T={self.T},N={self.N},H={self.H},D={self.D}" if self.aligned else None
 
     @property

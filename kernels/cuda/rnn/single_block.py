@@ -33,7 +33,7 @@ def _shared_bytes(problem: Recurrence) -> int:
 
 
 class SingleBlock(Variant[Recurrence]):
-    """Takes an H that one block holds."""
+    """Takes problems with at most MAX_H hidden units whose W and state fit into one block."""
 
     name = "single_block"
 

@@ -1,7 +1,8 @@
 """The engines, and the choice of the one that serves a call.
 
-`engine=None` takes the first engine that accepts the call, in the order of `NAMES`. A named engine never falls back: the call
-raises its reason. One predicate, `refusal`, selects and explains. An engine is imported when it is first asked for.
+`engine=None` takes the first engine that accepts the call, in the order of `NAMES`. A named engine never falls back: a
+call that it refuses raises an error that gives the reason. One predicate, `refusal`, selects and explains. An engine is imported
+when it is first asked for.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def select(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Engi
 def claims(
     engine: str, tensor: torch.Tensor, others: Sequence[torch.Tensor | None] = (), names: Sequence[str] = (), name: str = "input"
 ) -> bool:
-    """Returns whether the engines serve a call at all, by its input and its other tensors.
+    """Returns whether the engines serve a call at all, judging by its input and its other tensors.
 
     With "auto", a call that no engine is made for (CPU, integers, complex, sparse, nested, quantized) goes to torch's own
     operator. `names` are the argument names of `others`; if there are fewer names, the remaining tensors are a list under the

@@ -74,9 +74,8 @@ class KernelObject:
         prepared = self._prepared.get(plan)
         if prepared is None:
             if plan.kernel.expression not in self.index:
-                raise RuntimeError(
-                    f"{plan.kernel.expression} is not in {self.path}, which is older than its sources; {BUILD_HINT}"
-                )
+                age = "which is older than its sources or holds another op's kernels only"
+                raise RuntimeError(f"{plan.kernel.expression} is not in {self.path}, {age}; {REBUILD_HINT}")
             prepared = self._prepared[plan] = (self.index[plan.kernel.expression], plan.config.struct())
         return prepared
 

@@ -1,4 +1,4 @@
-"""Engine `cupy`: the sources of kernels/cuda, compiled by NVRTC on first use and loaded by CuPy; needs no compiler but pip's.
+"""Engine `cupy`: the sources of kernels/cuda, compiled by NVRTC on first use and loaded by CuPy; pip installs both.
 
 It launches the plans of engine `cuda` through the driver's cuLaunchKernelEx, because CuPy's own launch supports neither clusters
 nor parameters that are passed by value as one struct.
@@ -181,7 +181,7 @@ def allow(driver: Any, function: int, properties: Device) -> None:
 
 
 def _make_current(index: int) -> None:
-    """Makes the device's context current in this thread, which torch's guard leaves out if it takes the device for current."""
+    """Makes the device's context current in this thread, which torch's guard omits if it believes the device to be current."""
     import cupy
 
     cupy.cuda.runtime.setDevice(index)

@@ -35,7 +35,7 @@ class Conv2dGeometry(NamedTuple):
 
 
 class Pool2dGeometry(NamedTuple):
-    """The windows of max pooling, unfold and fold; `padding` is one side's, for both sides."""
+    """The windows of max pooling, unfold and fold; `padding` is the same on both sides of an axis."""
 
     kernel_size: Pair
     stride: Pair
@@ -159,7 +159,7 @@ class Engine(Protocol):
         nonlinearity: str,
         precision: str,
     ) -> Tensor:
-        """Computes the next h (N, H) from x (N, I) and h (N, H), in one launch."""
+        """Computes the next h (N, H) from x (N, I) and h (N, H)."""
 
     def rnn_cell_backward(
         self, dh_next: Tensor, h_next: Tensor, w_ih: Tensor, w_hh: Tensor, nonlinearity: str, precision: str

@@ -43,8 +43,8 @@ def is_large(*tensors: Tensor) -> bool:
 
 
 def serves(engine: str, reason: str | None) -> bool:
-    """Returns whether the engines serve a call; `reason` says why its sizes are too large for the compiled kernels, None that
-    they are not.
+    """Returns whether the engines serve a call; `reason` says why its sizes are too large for the compiled kernels, and is None
+    if they are not.
 
     Raises:
         SizeError: the sizes are too large for the named engine.

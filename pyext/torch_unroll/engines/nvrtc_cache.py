@@ -50,7 +50,7 @@ def load(recipe: Recipe) -> Binary | None:
         _check_private(folder())
         data = _path(recipe).read_bytes()
     except (OSError, RuntimeError):
-        return None  # `store` meets the same error and reports it
+        return None  # `store` meets the same error and reports it, unless only the file is missing
     magic, _, rest = data.partition(b"\n")
     checksum, _, payload = rest.partition(b"\n")
     if magic != _MAGIC or checksum != hashlib.sha256(payload).hexdigest().encode():

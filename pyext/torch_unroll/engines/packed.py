@@ -1,4 +1,4 @@
-"""The rows of packed sequences, as kernels find them."""
+"""Where kernels find the rows of packed sequences."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def pooling_engine(name: str, tensor: Tensor) -> Engine:
 
 
 def split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offsets: bool) -> tuple[tuple[Tensor, Tensor], tuple]:
-    """The batching rule's answer for a forward: its results with the batch split off dimension `dim`, and where the batch is."""
+    """What a batching rule returns for a forward: results with the batch split off dimension `dim`, and where the batch is."""
     y, offsets = results
     if not with_offsets:
         return (y.unflatten(dim, (size, -1)), offsets), (dim, None)
@@ -109,7 +109,7 @@ def _check_windows(
 
 
 def check_offsets(offsets: Tensor, cells: int) -> None:
-    """Checks the dtype of offsets into a window of so many cells."""
+    """Checks the dtype of offsets into a window of this many cells."""
     dtype = pooling_offset_dtype(cells)
     require(offsets.dtype == dtype, f"offsets: expected {dtype} for windows of {cells} cells, got {offsets.dtype}")
 

@@ -153,8 +153,8 @@ class RnnBackward(Operator):
 
     @staticmethod
     def jvp(ctx, tangent_dh, tangent_h, tangent_w, *_):
-        # q_t = f'(h_t) a_t moves by c_t = f''(h_t) ḣ_t a_t, because h_t moves, and by f'(h_t) ȧ_t, with
-        # ȧ_t = ġ_t + Ẇᵀ q_t⁺ + Wᵀ q̇_t⁺ and q̇ = c + r. So r is backward of ġ_t + Ẇᵀ q_t⁺ + Wᵀ c_t⁺.
+        # The tangent of q_t = f'(h_t) a_t is q̇_t = c_t + r_t, where c_t = f''(h_t) ḣ_t a_t is due to h_t, and r_t = f'(h_t) ȧ_t
+        # is due to a_t: ȧ_t = ġ_t + Ẇᵀ q_t⁺ + Wᵀ (c_t⁺ + r_t⁺). So r is rnn_backward of ġ_t + Ẇᵀ q_t⁺ + Wᵀ c_t⁺.
         g, h, w_hh, *layout, q = ctx.saved_tensors
         recurrence = Recurrence(w_hh, Steps(*layout), ctx.options)
         start = stand_in(None, w_hh, ctx.start_shape)
@@ -181,7 +181,7 @@ class RnnBackward(Operator):
 
 
 class RnnTangent(Operator):
-    """p like h, u0 (D, N, H) -> u like h: how h moves when z moves by p and h0 by u0.
+    """p like h, u0 (D, N, H) -> u like h: the change of h when z changes by p and h0 by u0, to first order.
 
     Only engine `torch` implements it, and serves it for every engine: it is needed for forward-mode and second derivatives
     only."""
@@ -234,8 +234,8 @@ class RnnTangent(Operator):
 
     @staticmethod
     def jvp(ctx, tangent_p, tangent_h, tangent_w, tangent_u0, *_):
-        # u_t = f'(h_t) s_t moves by c_t = f''(h_t) ḣ_t s_t, because h_t moves, and by f'(h_t) ṡ_t, with
-        # ṡ_t = ṗ_t + Ẇ u_t⁻ + W u̇_t⁻ and u̇ = c + r. So r is tangent of ṗ_t + Ẇ u_t⁻ + W c_t⁻.
+        # The tangent of u_t = f'(h_t) s_t is u̇_t = c_t + r_t, where c_t = f''(h_t) ḣ_t s_t is due to h_t, and r_t = f'(h_t) ṡ_t
+        # is due to s_t: ṡ_t = ṗ_t + Ẇ u_t⁻ + W (c_t⁻ + r_t⁻). So r is rnn_tangent of ṗ_t + Ẇ u_t⁻ + W c_t⁻.
         p, h, w_hh, u0, *layout, u = ctx.saved_tensors
         recurrence = Recurrence(w_hh, Steps(*layout), ctx.options)
         c = None

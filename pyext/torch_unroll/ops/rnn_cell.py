@@ -155,7 +155,7 @@ class RnnCellBackward(Operator):
             None if second is None else second * dh_next * tangent_h_next,
         )
 
-        def tangent_of_product(w: Tensor, tangent_w: Tensor | None) -> Tensor | None:  # of dz w
+        def tangent_of_product(w: Tensor, tangent_w: Tensor | None) -> Tensor | None:  # the tangent of dz w
             return add(
                 None if tangent_dz is None else linear(tangent_dz, w.mT, None, precision, engine),
                 None if tangent_w is None else linear(dz, tangent_w.mT, None, precision, engine),

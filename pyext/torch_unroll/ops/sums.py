@@ -1,4 +1,4 @@
-"""Sums of terms some of which are absent, as gradients and tangents are."""
+"""Sums of terms that may be absent, as gradients and tangents may be."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ exact and is truncated to 24 bits, which costs at most 2^-23 of it. An instructi
 most (m / 4 + 1) 2^-23 S. Since m is at least 1 (adding zeros changes nothing), all instructions together err by at most n (5 / 4)
 2^-23 S. That is more than n u S = n 2^-24 S, so this bound holds for both kinds of addition.
 
-Operands that are rounded themselves, fp32 to TF32, have a relative error d: the magnitudes of the products grow by at most (1 +
-d)^2, and the products change by at most (1 + d)^2 - 1 of theirs.
+Operands that are rounded first, from fp32 to TF32, have a relative error d. The magnitude of a product then grows by a factor of
+at most (1 + d)^2, and the product changes by at most (1 + d)^2 - 1 times its magnitude.
 
 Narrowing adds u' times the magnitude of the narrowed number, where u' is the unit roundoff of the result type; below its normal
 numbers, it adds half the distance between two neighbours.

@@ -135,7 +135,7 @@ def assert_cell(
     nonlinearity: str,
     precision: str,
 ) -> None:
-    """Checks h_next (N, H), the result of a single step, as of `nn.RNNCell`."""
+    """Checks h_next (N, H), the result of a single step, such as `nn.RNNCell` computes."""
     assert h_next.dtype == x.dtype
     pairs = ((x.double(), w_ih.double()), (h.double(), w_hh.double()))
     sum = torch.stack([a @ b.T for a, b in pairs]).sum(0)

@@ -5,7 +5,7 @@
 
 namespace emulator {
 namespace {
-// How the copy engine rounds is assumed until golden/tma_tf32.jsonl.gz has been recorded, to which test_golden.py compares.
+// How the copy engine rounds is an assumption. Once golden/tma_tf32.jsonl.gz has been recorded, test_golden.py checks it.
 constexpr Tf32 kCopied = Tf32::nearest_even;
 
 bool environment_says(const char* name, const char* value) {

@@ -28,8 +28,8 @@ const Arithmetic& arithmetic();
 
 namespace truncating {
 constexpr int kPlaces = 25;
-// Stand-ins for exponents. A sum of two exponents with that of an infinite value is at least kNotFinite; any other sum with that
-// of zero is below kLeast.
+// Stand-ins for exponents. A sum of two exponents is at least kNotFinite if either stands for infinity or NaN; otherwise it is
+// below kLeast if either stands for zero.
 constexpr int kOfZero = -0x1000, kOfInfinite = 0x4000, kNotFinite = 0x2000, kLeast = -300;
 
 // `least` is the exponent of subnormal numbers in the operand's format.

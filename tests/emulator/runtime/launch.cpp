@@ -152,8 +152,8 @@ EXPORT void torch_unroll_emulator_statistics(uint64_t* threads, uint64_t* switch
   *threads = scheduler().threads, *switches = scheduler().switches;
 }
 
-// Writes what a copy to offset `to` would write, where `memory` stands for a multiple of 1024 bytes in shared memory. It also
-// accepts boxes that the emulator refuses in kernels.
+// Writes what a copy to offset `to` would write, where `memory` stands for an address in shared memory that is a multiple of
+// 1024. It also accepts boxes that the emulator refuses in kernels.
 EXPORT int torch_unroll_emulator_copy_box(const TensorMapSpec* spec, const int32_t (*start)[4], const int32_t* offset,
                                           uint32_t to, unsigned char* memory) {
   const std::lock_guard guard(state().mutex);

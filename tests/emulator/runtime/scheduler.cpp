@@ -17,8 +17,8 @@ namespace emulator {
 namespace {
 constexpr unsigned kRedZone = 1024;  // bytes after a block's shared memory; a write there fails the launch
 constexpr size_t kSharedBytes = (Limits::kSharedPerBlock + kRedZone + 4095) & ~size_t(4095);
-constexpr unsigned kLeaveOneIn = 32;           // one in so many times next() leaves the preferred block
-constexpr uint64_t kIdlePollsPerThread = 400;  // after so many polls without progress the launch is deadlocked
+constexpr unsigned kLeaveOneIn = 32;           // next() leaves the preferred block once in this many calls
+constexpr uint64_t kIdlePollsPerThread = 400;  // after this many polls without progress the launch is deadlocked
 
 unsigned threads_of(const dim3& size) { return size.x * size.y * size.z; }
 // Maps the largest shared memory of a block, the red zone, and a page without access.
@@ -71,7 +71,7 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   }
   current_ = nullptr;
   preferred_ = nullptr;
-  operations_.clear();  // early executions that are obsolete; the next launch's random choices must not depend on them
+  operations_.clear();  // early executions that a wait has overtaken; they must not affect the next launch's random choices
   if (failure_.empty()) return true;
   fibers_.abandon_all();
   active_.clear();

@@ -330,7 +330,7 @@ void race_block_started(Block& block) {
   for (Thread& thread : block.threads) thread.knowledge = {};
   block.actors.clocks.assign(block.warps.size(), 0);
   block.actors.barriers.clear();
-  for (Barrier& barrier : block.barriers) barrier.arrivals.clear();  // of threads that had exited after the last barrier
+  for (Barrier& barrier : block.barriers) barrier.arrivals.clear();  // left by threads that exited after a block's last barrier
   forget_shadow(block.shared, scheduler().request().shared_bytes);
 }
 

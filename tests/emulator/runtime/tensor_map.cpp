@@ -172,7 +172,7 @@ void Box::step() {
       if (i == 3) return void(++at_[3]);
       at_[i] += spec_.element_stride[i];
       if (at_[i] <= int64_t(spec_.extent[i]) - 1 + spec_.upper[i - 1]) return;
-      at_[i] = spec_.lower[i - 1];  // each line starts at the corner, also if the stride does not divide its extent
+      at_[i] = spec_.lower[i - 1];  // each line starts at the corner, even if the stride does not divide its extent
     } else {
       at_[i] += spec_.element_stride[i];
       if (++index_[i] < count_[i]) return;

@@ -33,9 +33,10 @@ class Box {
   int pitch() const { return spec_.swizzle ? spec_.swizzle : row_bytes(); }
   int payload() const { return rows_ * row_bytes(); }
   BoxRow next();
-  // The destination of 16 bytes of a row. It and `to`, the destination of the box, count bytes from a multiple of 1024.
+  // The destination of 16 bytes of a row. It and `to`, the destination of the box, count bytes from an address that is a multiple
+  // of 1024.
   uint32_t place(uint32_t to, int row, int piece) const;
-  // Copies the whole box; `memory` stands for that multiple of 1024.
+  // Copies the whole box; `memory` stands for that address.
   void copy(unsigned char* memory, uint32_t to);
 
  private:

@@ -1,5 +1,5 @@
-// Products of a warpgroup. Each of its warps has a queue of products. From a product until the wait for its group D is NaN and
-// the sums are kept in the queue. The operands are read at the wait, sometimes earlier.
+// Products of a warpgroup. Each of its warps has a queue of products. Between a product and the wait for its group, D is NaN and
+// the queue holds the sums. The operands are read at the wait or, sometimes, earlier.
 #include "platform/wgmma.h"
 
 #include "arithmetic.h"

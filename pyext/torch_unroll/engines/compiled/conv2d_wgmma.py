@@ -1,4 +1,4 @@
-"""Host code of the variant wgmma: packs what the copy engine cannot fetch, has tensor maps made, launches the product.
+"""Host code of the variant wgmma: packs what the copy engine cannot fetch, makes tensor maps and launches the product.
 
 A parameter struct, with its maps, follows from a plan and addresses alone, so structs are cached: the steps of a training loop
 mostly get the same addresses from the allocator, and find their structs again.
@@ -129,13 +129,13 @@ def _image_struct(
     sums: int | None,
     bias: int | None,
 ) -> ctypes.Structure:
-    """Returns the parameters of fprop or dgrad, which nobody changes. `sums` and `bias` are addresses."""
+    """Returns the parameters of fprop or dgrad, which callers must not change. `sums` and `bias` are addresses."""
     problem, item, is_fprop = plan.problem, ITEM_BYTES[plan.problem.dtype], plan.problem.direction == "fprop"
     block = plan.span // item
     channels, rows = (block, plan.tile.columns) if is_fprop or item == 4 else (STEP_BYTES // item, block)
-    N, _, height, width = result.size
     images = [_image(launcher, device, problem.dtype, image, axes, block, plan.tile.rows) for axes in plan.images]
     filter_spec = filter_map(problem.dtype, filter.size, filter.stride, channels, rows, address=filter.address)
+    N, _, height, width = result.size
     stride_h, stride_w = (1, 1) if is_fprop else problem.residues
     struct = (Conv2dFpropWgmmaParameters if is_fprop else Conv2dDgradWgmmaParameters)(
         filter=launcher.tensor_map(filter_spec, device),
@@ -175,7 +175,7 @@ def _image_struct(
 def _wgrad_struct(
     launcher: Launcher, device: torch.device, plan: WgmmaPlan, x: _Memory, dy: _Memory, sums: int, accumulate: bool
 ) -> ctypes.Structure:
-    """Returns the parameters of wgrad, which nobody changes. `sums` is an address."""
+    """Returns the parameters of wgrad, which callers must not change. `sums` is an address."""
     problem, item = plan.problem, ITEM_BYTES[plan.problem.dtype]
     pixels = STEP_BYTES // item  # of a step
     C, K = problem.group_channels

@@ -14,12 +14,12 @@ _limit = WORKSPACE_LIMIT
 
 
 def workspace_limit() -> int:
-    """Returns the bytes that one call may allocate besides its inputs and outputs; problems are made with it."""
+    """Returns the bytes that one call may allocate besides its inputs and outputs; every problem holds it."""
     return _limit
 
 
 def set_workspace_limit(limit: int) -> None:
-    """Sets the limit for every later call of the process; `tu.conv2d_workspace` does."""
+    """Sets the limit for every later call of the process, on behalf of `tu.conv2d_workspace`."""
     global _limit
     _limit = limit
 

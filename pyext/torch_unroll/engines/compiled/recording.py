@@ -19,7 +19,7 @@ class Recording:
     """What a stretch of code launched."""
 
     launches: list[tuple[str, LaunchPlan]] = field(default_factory=list)  # (engine, plan), in order
-    #: The most bytes that were allocated at once beside inputs and outputs.
+    #: The most bytes that were allocated at once besides inputs and outputs.
     workspace_bytes: int = 0
     #: Function of the kernels, such as "conv2d_dgrad" -> what its last call selected.
     selections: dict[str, Selected[Any]] = field(default_factory=dict)

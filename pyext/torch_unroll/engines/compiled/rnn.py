@@ -68,7 +68,7 @@ def rnn_backward(
     h0: Tensor,
     options: RnnOptions,
 ) -> tuple[Tensor, Tensor]:
-    """Back-propagates through time: dz[t] = f'(h[t]) (dh[t] + W_hhᵀ dz[t + 1]).
+    """Back-propagates through time: dz[t] = f'(z[t]) (dh[t] + W_hhᵀ dz[t + 1]), with f'(z[t]) computed from h[t].
 
     Args:
         dh: like h.
@@ -99,7 +99,7 @@ def rnn_backward(
 
 
 class _Layer:
-    """What a pass needs besides z, h and their gradients. It holds the tensors that the kernels read until they are launched.
+    """What a pass needs besides z, h and their gradients. It keeps the tensors that the kernels read alive until the launch.
 
     Args:
         w: (D, H, H), the matrix that multiplies the state: W_hh forward, its transpose backward.
@@ -125,7 +125,7 @@ class _Layer:
 
         Args:
             state: the output that holds the state, h or dz.
-            aligned: whether every row of the tensors that hold the state starts on 16 bytes.
+            aligned: whether every row of the tensors that hold the state starts at a multiple of 16 bytes.
             fields: the pass's own fields of `RnnParameters`.
         """
         problem = Recurrence(
@@ -255,7 +255,7 @@ def _step_stride(tensor: Tensor) -> StepStride:
 
 
 def _rows_aligned(length: int, *tensors: Tensor) -> bool:
-    """Whether rows of that length, one or two side by side, all start on 16 bytes."""
+    """Whether rows of that length, one or two side by side, all start at multiples of 16 bytes."""
     for tensor in tensors:
         start = 0 if tensor.is_meta else tensor.data_ptr()  # torch aligns what it allocates to more than 16 bytes
         if start % 16 or any(extent * tensor.element_size() % 16 for extent in (length, *tensor.stride()[:-1])):
@@ -264,7 +264,7 @@ def _rows_aligned(length: int, *tensors: Tensor) -> bool:
 
 
 def _padded_rows(w: Tensor) -> Tensor:
-    """Returns w (D, H, H) with contiguous rows, padded with zeros to whole 16 bytes; w itself where its rows are so already."""
+    """Returns w (D, H, H) with contiguous rows, padded with zeros to whole 16 bytes; w itself if its rows already are."""
     H = w.shape[-1]
     per_fragment = FRAGMENT_BYTES // w.element_size()
     if H % per_fragment == 0 and w.is_contiguous() and w.data_ptr() % 16 == 0:

@@ -1,4 +1,4 @@
-"""Engine `numba`: the twins in kernels/numba, compiled by Numba on first use; they work on torch's tensors and stream, without
+"""Engine `numba`: the twins in kernels/numba, compiled by Numba on first use; they use torch's tensors and stream, without
 copies.
 
 It runs on CUDA tensors, and in Numba's simulator (NUMBA_ENABLE_CUDASIM=1, set before numba is imported) on CPU tensors, where the

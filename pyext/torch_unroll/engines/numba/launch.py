@@ -53,7 +53,7 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def splits(tiles: int, device: torch.device) -> int:
-    """Returns into how many parts to split the sums of that many tiles, so that there are two blocks for each multiprocessor."""
+    """Returns how many parts to split the sums of that many tiles into, so that there are two blocks for each multiprocessor."""
     return max(1, 2 * (4 if SIMULATED else multiprocessors(device)) // tiles)
 
 

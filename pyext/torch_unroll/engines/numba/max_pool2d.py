@@ -33,7 +33,7 @@ def _empty(size: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
 
 
 def _planes(x: Tensor) -> Tensor:
-    """(T, N, C) as planes, (N, C, T, 1)."""
+    """Returns x (T, N, C) as planes (N, C, T, 1)."""
     return x.permute(1, 2, 0).unsqueeze(3)
 
 
@@ -63,7 +63,7 @@ def max_pool2d_backward(dy: Tensor, offsets: Tensor, x_size: Pair, geometry: Poo
 def _backward(dy: Tensor, offsets: Tensor, geometry: Pool2dGeometry, dx: Tensor) -> None:
     if dx.numel():
         settings = (*geometry, _no_cell(offsets), is_channels_last(dx))
-        launch_elements(kernels.max_pool2d_backward_flat_kernel, dx.numel(), dx.device, dy, offsets, *settings, dx)
+        launch_elements(kernels.max_pool2d_backward_strided_kernel, dx.numel(), dx.device, dy, offsets, *settings, dx)
 
 
 def max_pool2d_gather(x: Tensor, offsets: Tensor, geometry: Pool2dGeometry) -> Tensor:

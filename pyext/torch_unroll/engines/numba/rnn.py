@@ -19,7 +19,8 @@ from torch_unroll.shapes import empty_rows_like
 
 __all__ = ["rnn_backward", "rnn_cell_backward", "rnn_cell_forward", "rnn_forward", "warmup"]
 
-#: Above it, a step has work for more blocks than there are tiles of samples. Predicted; measured: not yet.
+#: The largest H for which one launch runs all steps, with a block for each tile of samples. Above it, one launch for each step,
+#: which divides H among blocks too, is predicted to be faster; measured: not yet.
 SINGLE_BLOCK_MAX_H = 512
 
 _forced: str | None = None

@@ -1,4 +1,4 @@
-"""The products of engine `torch`: sum_dtype as the kernels accumulate, whatever torch's matmul switches say."""
+"""The products of engine `torch`, which are summed as in the kernels, whatever torch's matmul switches say."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """fp32 for the 16-bit types, else the type itself."""
+    """Returns fp32 for the 16-bit types, else the type itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
-    """a @ b in the accumulator type; fp32 on a GPU in TF32 only if `precision` says so."""
+    """Returns a @ b in the accumulator type. On a GPU, fp32 is computed in TF32 only if `precision` says so."""
     wide = accumulator(a.dtype)
     if a.is_cuda and wide == torch.float32 and precision == "ieee" and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return (a.double() @ b.double()).float()
