@@ -1,4 +1,4 @@
-"""The variant grid_exchange: slices of W in blocks all over the device, which exchange the state through L2, `grid_exchange.cuh`."""
+"""The variant grid_exchange: slices of W all over the device, exchanging the state through L2, `grid_exchange.cuh`."""
 
 from __future__ import annotations
 
