@@ -1,5 +1,6 @@
-// What becomes of a finished sum before it is stored. An epilogue rounds to the result's type first and continues from the
-// rounded value, as separate operators would: otherwise a ReLU mask or an argmax could differ from theirs.
+// An epilogue turns a finished sum into an element of the result: it adds the bias in the type of the sum and rounds once. An
+// epilogue that does more, such as a ReLU, has to start from the rounded value, as a separate operator would; otherwise its mask
+// could differ from that operator's.
 #pragma once
 #include "platform/types.h"
 
