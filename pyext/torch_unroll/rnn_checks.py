@@ -60,7 +60,7 @@ def by_layer(weights: Sequence[Tensor], num_layers: int, directions: int) -> Lay
 
 
 def _check_weights(layers: Layers, input: Tensor) -> int:
-    """Raises if a weight does not fit the layer below it; returns H."""
+    """Raises if the shape, dtype or device of a weight does not fit the input or the layer below; returns H."""
     width, first = input.shape[-1], layers[0][0][1]
     require(first.dim() == 2, f"w_hh of layer 0: expected 2 dimensions, got shape {shape(first)}")
     H = first.shape[1]

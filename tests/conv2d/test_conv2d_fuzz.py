@@ -116,7 +116,10 @@ def integers(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator:
 
 
 def pick(random: Random, problem: Conv2dProblem, device: torch.device) -> str | Configuration | None:
-    """Returns what to force: a variant that takes the problem, the preferred one more often, or a configuration; or None."""
+    """Draws what to force: None, a variant that takes the problem, or a configuration of one.
+
+    The preferred variant is twice as likely as any other.
+    """
     gpu = cuda.LAUNCHER.properties(device)
     takers = [variant for variant in VARIANTS if variant.refuses(problem, gpu) is None]
     variant = random.choice((None, takers[0], *takers))

@@ -63,7 +63,7 @@ class Axis:
         return self.stride, self.padding, self.dilation
 
     def meetings(self) -> Tensor:
-        """Returns (outputs, taps, extent): 1 where an output's tap lies on a pixel, in Python's unbounded integers."""
+        """Returns (outputs, taps, extent): 1 where an output's tap lies on a pixel, computed in Python's unbounded integers."""
         cells = product(range(self.outputs), range(self.taps))
         places = [p * self.stride - self.padding + r * self.dilation for p, r in cells]
         met = [[float(place == pixel) for pixel in range(self.extent)] for place in places]

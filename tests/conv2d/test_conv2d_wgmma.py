@@ -214,7 +214,7 @@ def test_an_unshifted_image_names_its_own_pixels() -> None:
 @pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 @pytest.mark.parametrize(("stride", "precision"), [(1, "ieee"), (2, "ieee"), (1, "tf32")])
 def test_gradients_of_every_order(stride: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Derivatives up to the third order of small integers, whose sums are exact in every dtype."""
+    """Compares y and its derivatives up to the third order. The inputs are small integers, so that every sum is exact."""
     dtype = torch.float32 if precision == "tf32" else torch.bfloat16
     prefer(monkeypatch, "wgmma")
     generator = torch.Generator().manual_seed(stride)

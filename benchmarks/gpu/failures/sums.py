@@ -1,7 +1,7 @@
-"""Hypotheses on the products that make up a wrong sum: some are missing, were added twice, or come from another step.
+"""Hypotheses about the products that make up a wrong sum: some are missing, were added twice, or come from another step.
 
 A wrong element differs from the right one by a combination of the products of its own row and column. The depth is divided into
-units (steps, splits, filter taps, ...), and least squares find the combination of units, with small integers as coefficients,
+units (steps, splits, filter taps, ...), and least squares finds the combination of units, with small integers as coefficients,
 that is the same for every element.
 """
 
@@ -38,7 +38,7 @@ class _Sample:
 
 
 def combinations(failure: Failure) -> Iterator[Hypothesis]:
-    """Yields the hypotheses on which products are summed."""
+    """Yields the hypotheses about the products that were summed."""
     samples = _samples(failure)
     if not samples or failure.product.depth is None:
         return

@@ -22,7 +22,7 @@ _SIDES = {(True, False): "the left operand", (False, True): "the right operand",
 
 
 def swizzles(failure: Failure) -> Iterator[Hypothesis]:
-    """Yields the hypotheses on where the operands of a stage are read."""
+    """Yields the hypotheses about where the operands of a stage were read."""
     depth = failure.product.depth
     if depth is None or failure.tiles[0].left is None:
         return
@@ -89,7 +89,7 @@ def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
     """Hypothesizes that pieces are permuted within lines along the rows, one line for each depth.
 
     Each of eight consecutive depths has its own permutation of the rows. A sum is linear in indicators of these permutations, so
-    least squares find them.
+    least squares finds them.
     """
     piece = _PIECE_BYTES // depth.item
     for side, major in zip(("left", "right"), depth.major, strict=True):

@@ -127,7 +127,7 @@ def span(dtype: str, channels: int) -> int:
 
 
 def whole_blocks(dtype: str, channels: int) -> int:
-    """Returns the channels of a group padded to whole blocks, as wgrad's sums have them for each filter position."""
+    """Returns the channels of a group, padded so that every copy brings a whole span; wgrad's sums have as many for each tap."""
     return round_up(channels, span(dtype, channels) // ITEM_BYTES[dtype])
 
 
@@ -211,7 +211,7 @@ class Wgmma(TensorCoreVariant):
         return _plan(problem, configuration.tile, configuration.splits, device.multiprocessors)
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
-        """Pads channels to whole blocks: those that are summed over, and in wgrad those of x."""
+        """Pads channels to whole spans (see `whole_blocks`): those that are summed over, and in wgrad those of x."""
         packed = super().product_problem(problem)
         channels = whole_blocks(problem.dtype, packed.depth_channels) * problem.groups
         return packed._replace(K=channels) if problem.direction == "dgrad" else packed._replace(C=channels)

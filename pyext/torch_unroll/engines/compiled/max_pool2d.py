@@ -162,7 +162,7 @@ def max_over_time_forward(launcher: Launcher, x: Tensor, lengths: Tensor | None,
     offsets = torch.empty((N, C), dtype=offset_dtype, device=x.device) if with_offsets else None
     step, image, channel = x.stride()
     if lengths is None and image == C * channel:
-        N, C, image = 1, N * C, 0  # as channels of one image, samples more often make whole pieces
+        N, C, image = 1, N * C, 0  # all samples as channels of one image: they fill whole pieces more often
     if y.numel():
         problem = _problem_of_time(
             "forward",

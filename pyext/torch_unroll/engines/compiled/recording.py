@@ -23,7 +23,7 @@ class Recording:
     workspace_bytes: int = 0
     #: Function of the kernels, such as "conv2d_dgrad" -> what its last call selected.
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
-    #: Why the compiled kernels did not serve a call of engine "auto", and which engine did.
+    #: Why the compiled kernels did not serve a call with engine "auto", and what served it instead; of the first such call.
     too_large: tuple[str, str] | None = None
     _live_bytes: int = 0
 
@@ -66,6 +66,6 @@ def note_selection(selected: Selected[Any]) -> None:
 
 
 def note_too_large(reason: str, served_by: str) -> None:
-    """Notes that a call of engine "auto" is served by another engine because of its size."""
+    """Notes that a call with engine "auto" is too large for the compiled kernels, and what serves it instead."""
     for record in _recordings:
         record.too_large = record.too_large or (reason, served_by)

@@ -1,6 +1,6 @@
-"""Windows over a plane, cell by cell: each cell (r, s) of all windows at once is a strided slice of the plane.
+"""Windows over a plane, cell by cell: the pixels under cell (r, s) of all windows form a strided slice of the plane.
 
-Slices name only pixels of the plane, so padding takes no memory, however wide it is.
+The slices leave out what lies in the padding, so padding takes no memory, however wide it is.
 """
 
 from __future__ import annotations
