@@ -125,7 +125,7 @@ def build(nvcc: str, binaries: Path, chosen: Iterable[str]) -> dict[str, str]:
 
 
 def run(measurement: Measurement, binaries: Path) -> Outcome:
-    """Runs one measurement. A program that hangs is killed with its children, and its output by then counts."""
+    """Runs one measurement. A program that hangs is killed with its children; the records it printed until then are kept."""
     command = measurement.command(binaries)
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)

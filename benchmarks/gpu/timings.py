@@ -105,6 +105,6 @@ def _time_all(configurations: Any, timer: Timer) -> tuple[Configuration, dict[Co
 
 
 def run_ceilings(device_name: str) -> None:
-    """Reports the ceilings of the device, to which shares are relative."""
+    """Reports the ceilings of the device: its highest measured rates, which the shares in reports are relative to."""
     device = torch.device(device_name)
     tell("result", ceilings=measure_ceilings(device, QUICK, quick=True))

@@ -95,7 +95,8 @@ def _deepbench_rnn() -> list[Entry]:
 
 
 def _rnn_sweep() -> list[Entry]:
-    """Varies one of H, N and T around H = 1024, N = 32, T = 128, and adds deep, bidirectional, relu and odd-sized recurrences."""
+    """Varies one of H, N and T around H = 1024, N = 32, T = 128, and adds small, deep, bidirectional, relu and odd-sized
+    recurrences, and the cell."""
     hidden = [RnnShape(T=128, N=32, I=H, H=H) for H in (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560)]
     batch = [RnnShape(T=128, N=N, I=1024, H=1024) for N in (1, 4, 8, 16, 64, 128, 256)] + [RnnShape(T=128, N=64, I=256, H=256)]
     steps = [RnnShape(T=T, N=32, I=1024, H=1024) for T in (1, 8, 32, 512, 2048)]

@@ -1,4 +1,4 @@
-"""Faults planted into kernels are recognized from the evidence that a run on a GPU would keep."""
+"""Faults planted in kernels are recognized from the evidence that a run on a GPU would keep."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# ---- faults planted into jobs -----------------------------------------------------------------------------------------------
+# ---- faults planted in jobs -------------------------------------------------------------------------------------------------
 
 HANGS, CRASHES, WRONG, UNSTEADY, RAISES = (
     f"rnn forward step {arithmetic}" for arithmetic in ("float16", "bfloat16", "tf32", "float32", "float64")

@@ -1,4 +1,4 @@
-"""Faults planted into the kernels of the variant wgmma, one at a time: a test that notices none of them proves nothing."""
+"""Faults planted in the kernels of the variant wgmma, one at a time: a test that notices none of them proves nothing."""
 
 from __future__ import annotations
 

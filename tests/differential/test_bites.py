@@ -1,4 +1,4 @@
-"""The harness detects three kinds of fault that are planted into the package one at a time, and reports nothing without them."""
+"""The harness detects three kinds of fault that are planted in the package one at a time, and reports nothing without them."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ def test_recurrence(target: Target, nonlinearity: str, wanted: str) -> None:
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradient_penalty(target: Target, frozen: bool) -> None:
-    """Wasserstein critics are trained on the norm of a gradient; the second derivatives of a piecewise linear critic are
-    zeros."""
+    """Wasserstein critics are trained with a penalty on the norm of their gradient with respect to the images. This critic is
+    piecewise linear, so the gradient of the penalty with respect to the images is zero."""
     critic = nn.Sequential(
         nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(3, 1, 2), nn.Flatten(), nn.Linear(4, 1)
     ).double()

@@ -1,4 +1,4 @@
-"""Faults are planted into the persistent kernels, one at a time: if one is not noticed, a passing test proves nothing."""
+"""Faults are planted in the persistent kernels, one at a time: if one is not noticed, a passing test proves nothing."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class _Image(NamedTuple):
         return dense and self.sizes[2] * self.sizes[3] % self.piece == 0 and self._stays_aligned((2, 3))
 
     def taps_come_in_pieces(self) -> bool:
-        """Whether, in a filter, the taps of an output channel come in whole pieces, given that they are one run of memory."""
+        """For a filter whose taps are contiguous in memory: whether those of each output channel come in whole pieces."""
         return prod(self.sizes[1:]) % self.piece == 0 and self._stays_aligned((1, 2, 3))
 
     def has_channels_closer(self) -> bool:

@@ -40,7 +40,7 @@ class SimtTile(Tile):
         return self.depth
 
     def shared_bytes(self, dtype: str) -> int:
-        """Returns sizeof(SimtMemory): the direction; coordinates; two stages of both tiles, a line padded by 16 bytes."""
+        """Returns sizeof(SimtMemory): the direction, the coordinates, two stages of both tiles, each line padded by 16 bytes."""
         item = accumulator_bytes(dtype)
         used = 16 * (self.rows + self.columns) + 2 * self.depth * ((self.rows + self.columns) * item + 32)
         return DIRECTION_BYTES + round_up(used, DIRECTION_BYTES)

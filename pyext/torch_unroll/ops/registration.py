@@ -44,7 +44,8 @@ class Operator:
 
     #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operator of the same name.
     autocast: bool = False
-    #: Whether gradients pass through `with_history` if one of the first two inputs, which torch's backward reads, requires one.
+    #: Whether the results of `backward` pass through `with_history` when one of the first two inputs requires a gradient. Those
+    #: two are the inputs that torch's backward reads.
     has_history: bool = False
     #: Whether the Function returns an additional empty tensor, the anchor for `with_history`.
     anchored: bool = False

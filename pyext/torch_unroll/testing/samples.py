@@ -16,8 +16,8 @@ def _coarse(value: Tensor) -> Tensor:
 
 
 def _leaves(arguments: Any, dtype: torch.dtype | None, coarse: bool) -> tuple[Any, list[Tensor]]:
-    """The arguments with new leaves, optionally in another dtype, for their floating-point tensors; and the leaves that require a
-    gradient."""
+    """The arguments, with each floating-point tensor replaced by a new autograd leaf, optionally of another dtype; and the
+    leaves that require a gradient."""
 
     def renew(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
