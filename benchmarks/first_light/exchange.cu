@@ -6,10 +6,10 @@
 
 constexpr int STEPS = 2000;
 
-struct Result {  // written by block 0
-  long long cycles;
-  unsigned long long nanoseconds;
-  int gave_up;
+struct Result {
+  long long cycles;                // of block 0
+  unsigned long long nanoseconds;  // of block 0
+  int gave_up;                     // set by any block that has waited too long
 };
 
 struct Stopwatch {
@@ -52,7 +52,7 @@ __global__ void cluster_barriers(Result* result) {
   watch.stop(result, true);
 }
 
-// Initializes mbarriers for one arrival each, visibly for all blocks of the cluster.
+// Initializes mbarriers for one arrival each, and makes them visible to all blocks of the cluster.
 __device__ void init_barriers(uint64_t* barriers, int count) {
   if (threadIdx.x == 0)
     for (int i = 0; i < count; ++i) barrier_init(&barriers[i], 1);

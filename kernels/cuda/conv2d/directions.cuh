@@ -211,6 +211,6 @@ __device__ inline bool begin_tile(Memory& memory, const Parameters& parameters) 
 
   for (int i = int(threadIdx.x); i < kRows; i += kThreads) memory.rows[i] = direction.a.row(direction.tile.row + i);
   for (int i = int(threadIdx.x); i < kColumns; i += kThreads) memory.columns[i] = direction.b.row(direction.tile.column + i);
-  __syncthreads();  // every thread reads the coordinates of others
+  __syncthreads();  // every thread reads coordinates that others computed
   return true;
 }

@@ -1,4 +1,5 @@
-// What convolution's kernels take; mirrored in parameters.py. Shapes are torch's, strides count elements in the same order.
+// The parameters of the convolution kernels; mirrored in parameters.py. Shapes and strides list dimensions in torch's order;
+// strides count elements.
 #pragma once
 #include "conv2d/epilogue.cuh"
 #include "platform/tensor_map.h"
@@ -102,7 +103,7 @@ template <class T>
 struct Conv2dWgradWgmmaParameters {
   Im2colImage x;
   TensorMap dy;  // an im2col map as well, for a 1x1 filter: pixels in their order, whatever lies between lines and images
-  float* sums;   // (splits, groups * K, taps), overwritten, or added to; channels of a tap are padded to whole blocks
+  float* sums;   // (splits, groups * K, taps), overwritten, or added to; channels of a tap are padded to whole spans
   int32_t N, groups;
   int32_t C, K;  // of a group
   int32_t span, splits, steps_per_split, tiles;

@@ -107,7 +107,8 @@ struct TileLoader {
   }
 };
 
-// Stores a thread's part of a tile. Along the index that is contiguous in memory, a quad is stored in pieces.
+// Stores a thread's part of a tile. In a walk by pieces, each quad is stored in vectors of up to 16 bytes along the index that is
+// contiguous in memory; in the other walks, element by element.
 template <Walk kWalk, class Tile, class Result, class Sum>
 __device__ inline void store_sums(const Result& result, const Sum (&sums)[Tile::kThreadM][Tile::kThreadN], int32_t row,
                                   int32_t column) {

@@ -223,7 +223,7 @@ __device__ inline void wgmma_gemm(const typename Product::Parameters& parameters
           wgmma<T, Product::kMajorA, Product::kMajorB>(sums[m], advance(a, layout_a.at(i) + m * layout_a.per_64),
                                                        advance(b, layout_b.at(i)));
       wgmma_commit();
-      wgmma_wait<1>();  // the products of the step before are over and its stage is free; this step's continue
+      wgmma_wait<1>();  // the products of the previous step are done and its stage is free; those of this step may still run
       if (previous >= 0 && lane == 0) mbarrier_arrive(&memory.empty[previous]);
       previous = position.stage;
     }

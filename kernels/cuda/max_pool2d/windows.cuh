@@ -4,8 +4,8 @@
 // holds the offsets of up to 255 cells, two bytes of up to 32767, four bytes of more. The type's value of -1 (255 in a byte) says
 // that no cell of the window lies in the plane.
 //
-// The walkers take functions: load(...) reads V neighbouring elements, store(...) writes them. Either V is 1, or the V elements
-// lie side by side in memory and belong to V windows that differ in the channel only.
+// The functions that walk windows take functions: load(...) reads V neighbouring elements, store(...) writes them. Either V is 1,
+// or the V elements lie side by side in memory and belong to V windows that differ in the channel only.
 #pragma once
 #include "platform/types.h"
 #include "platform/vector.h"

@@ -42,7 +42,7 @@ struct Product {
   Where where;
 };
 
-// Checks that the warps of a warpgroup issue the same products.
+// What the warps of a warpgroup have issued, to check that they issue the same products.
 struct Warpgroup {
   std::deque<Issue> issues;  // the products that not all warps have issued
   uint64_t dropped = 0;      // the number of earlier products
@@ -54,7 +54,7 @@ struct WgmmaQueue {
   std::shared_ptr<Warpgroup> group;
   unsigned warp;  // its index in the group
   const unsigned char* shared;
-  std::deque<Product> products;  // those without a wait
+  std::deque<Product> products;  // those that have not been waited for
   std::deque<unsigned> groups;   // the numbers of products in the committed groups
   unsigned uncommitted = 0;      // products since the last commit
   uint64_t multiplied = 0;       // products whose sums have been computed
