@@ -24,9 +24,9 @@ def _seed() -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """A device on which engine `cuda` runs: the CPU, by the emulator, and the GPU if there is one. New tensors are created there.
+    """A device on which engine `cuda` runs: the CPU, through the emulator, and the GPU if there is one.
 
-    The test is skipped if the engine cannot run there.
+    New tensors are created there. The test is skipped if the engine cannot run there.
     """
     place = torch.device(request.param)
     if reason := refusal("cuda", "conv2d", place, torch.float32):

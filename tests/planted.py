@@ -40,7 +40,7 @@ class Fault:
 
 
 def launch_from(kernels: cuda.KernelObject, plan: LaunchPlan, parameters: ctypes.Structure) -> None:
-    """Launches a kernel of such a build on the emulator."""
+    """Launches a kernel that `Fault.kernels` has compiled, on the emulator."""
     kernel, config = kernels.prepare(plan)
     status = kernels.library.torch_unroll_launch(kernel, ctypes.byref(config), ctypes.byref(parameters), None)
     kernels.check(status, plan)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
-#: Lines that ptxas and nvcc print without a remark.
+#: Lines of ordinary output, which are not remarks.
 _PLAIN = re.compile(r"ptxas info\s*: (?:Compiling entry|Function properties|Used \d+ registers|Compile time|\d+ bytes gmem)")
 
 

@@ -69,7 +69,7 @@ def test_channels_move_16_bytes_and_each_cell_of_a_strip_once(ptx: dict[str, str
     R, S, stride = map(int, re.findall(r"\d", row.arguments[2]))
     offset_bytes = 16 // ITEM[row.arguments[0]]
     if "forward" in row.name:
-        expected_loads = Counter({16: ((STRIP - 1) * stride + R) * S, 8: 1})  # and a length
+        expected_loads = Counter({16: ((STRIP - 1) * stride + R) * S, 8: 1})  # the 8 bytes are a length
         expected_stores = Counter({16: STRIP, offset_bytes: STRIP})
     else:
         windows = (STRIP + (R - 1) // stride) * ((S - 1) // stride + 1)

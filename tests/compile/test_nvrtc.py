@@ -1,4 +1,4 @@
-"""NVRTC, without an include path and host headers, compiles every row of the kernel table, as engine `cupy` needs.
+"""NVRTC, without an include path or host headers, compiles every row of the kernel table, as engine `cupy` needs.
 
 The rows are compiled to machine code for every target, as for a call on a GPU. test_nvcc.py checks the compiler's remarks.
 """

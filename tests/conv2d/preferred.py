@@ -1,4 +1,4 @@
-"""Computes convolutions by one variant wherever it takes the problem."""
+"""Has one variant compute every convolution that it takes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Preferring(planning.Selector[Conv2dProblem]):
 
 
 def prefer(monkeypatch: pytest.MonkeyPatch, variant: str) -> list[str]:
-    """Prefers a variant for the rest of the test; returns a list to which the functions that it computes are added."""
+    """Prefers a variant for the rest of the test; returns a list, to which each selection of the variant adds its function."""
     functions: list[str] = []
     for function, selector in list(SELECTORS.items()):
         monkeypatch.setitem(SELECTORS, function, Preferring(selector, variant, functions))

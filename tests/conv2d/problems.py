@@ -20,7 +20,7 @@ def square_problem(
     precision: str = "ieee",
     nchw: str = "",
 ) -> Conv2dProblem:
-    """Returns a convolution of square planes, by default padded to keep their extent at stride 1.
+    """Returns a convolution of square planes and filters. By default `pad` is R // 2.
 
     The tensors named in `nchw` are contiguous, the others channels_last.
     """

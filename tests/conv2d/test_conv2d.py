@@ -17,7 +17,7 @@ from torch_unroll.unfold import fold, unfold
 
 TARGETS = targets("conv2d")
 
-# name -> (our function, torch's, shapes of the inputs), which are small, uneven and asymmetric
+# name -> (our function, torch's, shapes of the inputs); sizes and arguments are small, uneven and asymmetric
 CALLS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "conv2d": (
         lambda *t, **o: conv2d(*t, (2, 1), (1, 2), (1, 2), 2, **o),
@@ -127,7 +127,7 @@ def test_torch_func(name: str, target: Target) -> None:
     torch.testing.assert_close(torch.func.jacrev(call)(*inputs), torch.func.jacrev(reference)(*inputs))
     torch.testing.assert_close(torch.func.jacfwd(call)(*inputs), torch.func.jacfwd(reference)(*inputs))
     batch = [torch.randn(3, *shape, dtype=torch.float64, device=target.device) for shape in CALLS[name][2]]
-    for mask in range(1, 2 ** len(inputs)):  # every set of inputs that may be batched
+    for mask in range(1, 2 ** len(inputs)):  # every choice of batched inputs
         dims = tuple(0 if mask >> i & 1 else None for i in everything)
         mixed = [many if dim == 0 else one for many, one, dim in zip(batch, inputs, dims, strict=True)]
         torch.testing.assert_close(torch.func.vmap(call, dims)(*mixed), torch.func.vmap(reference, dims)(*mixed))

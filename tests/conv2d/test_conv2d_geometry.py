@@ -1,4 +1,4 @@
-"""Strides, paddings and dilations of any size: results are torch's, or an error names the argument; no integer overflows."""
+"""Strides, paddings and dilations of any size: results are exact, or an error names the argument; no integer overflows."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Axis:
 
     @property
     def left_over(self) -> int:
-        """How many pixels, with padding, lie behind the last window: the transposed convolution's output_padding."""
+        """How many pixels, padding included, lie beyond the last window: the transposed convolution's output_padding."""
         return (self.extent + 2 * self.padding - self.dilation * (self.taps - 1) - 1) % self.stride
 
     @property
     def is_transposable(self) -> bool:
-        """Whether the transposed convolution has pixels left after its padding is cut off at both ends."""
+        """Whether `left_over` is an output_padding that torch allows: less than the stride or the dilation."""
         return self.left_over < max(self.stride, self.dilation)
 
     @property
@@ -71,12 +71,12 @@ class Axis:
 
     @property
     def fits(self) -> bool:
-        """Whether all numbers that have a meaning fit 32 bits."""
+        """Whether the numbers are below 2^31. The stride of a single output and the dilation of a single tap have no effect."""
         stride = self.stride if self.outputs > 1 else 1
         return max(stride, self.padding, self.dilation if self.taps > 1 else 1) < 2**31
 
 
-#: All axes of these numbers that have few outputs.
+#: All combinations of small extents, few taps and `NUMBERS` that have 1 to 8 outputs.
 AXES = [
     axis
     for axis in (Axis(*numbers) for numbers in product((1, 2, 5), (1, 2, 3), NUMBERS, (0, *NUMBERS), NUMBERS))
@@ -92,7 +92,7 @@ def integers(*size: int, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Op:
-    """One of the four functions: the sizes of its tensors, the sum that defines it, and its call."""
+    """One of the four functions: the sizes of its inputs, the einsum that defines it, and its call in a module such as F."""
 
     sizes: Callable[[Axis, Axis], list[tuple[int, ...]]]
     sum: str
@@ -102,7 +102,7 @@ class Op:
         return [integers(*size, dtype=dtype) for size in self.sizes(vertical, horizontal)]
 
     def exact(self, inputs: list[Tensor], vertical: Axis, horizontal: Axis) -> list[Tensor]:
-        """Returns the output and every gradient, as sums over all pairs of pixels."""
+        """Returns the output and every gradient, computed by the einsum in float64."""
         meetings = (vertical.meetings(), horizontal.meetings())
 
         def call(*leaves: Tensor) -> Tensor:
@@ -219,8 +219,8 @@ def test_any_geometry_is_exact_or_refused(op: str, engine: str) -> None:
 
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
-#: Windows or filter rows as far from the plane as the positions of simt and mma reach, and one pixel further; and the directions
-#: that these variants take.
+#: name -> an axis whose windows or filter rows lie as far from the plane as the positions of simt and mma reach, or further, and
+#: the directions in which these variants take it.
 EDGES = {
     "windows": (Axis(3, 2, 2**30 - 1, 2**30 - 1, 1), DIRECTIONS),
     "windows, one further": (Axis(3, 2, 2**30, 2**30, 1), ("dgrad",)),
@@ -256,7 +256,7 @@ def test_variants_count_as_far_as_they_say(name: str, variant: str, dtype: torch
                     call()
 
 
-# ---- what a plan takes --------------------------------------------------------------------------------------------------------
+# ---- large strides, and numbers without effect --------------------------------------------------------------------------------
 
 
 def square(direction: str, axis: Axis, dtype: torch.dtype = torch.float16) -> Conv2dProblem:

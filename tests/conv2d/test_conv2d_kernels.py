@@ -35,12 +35,15 @@ from torch_unroll.testing.compare import ROUNDING
 
 pytestmark = pytest.mark.usefixtures("device")
 
-#: The variants that can split the depth of fprop and dgrad, with a tile of which small images have several.
+#: Configurations of the variants that can split the depth of fprop and dgrad: three splits, and a tile of 64 rows.
 SPLITTING = (Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 3), Configuration("simt", "64x64", 3))
 
 
 def takes(forced: str | Configuration, problem: Conv2dProblem, device: Device) -> bool:
-    """Whether a variant takes a problem, and has the tile for it; test_conv2d_selection.py tests which it refuses."""
+    """Whether the forced variant takes a problem and, if a configuration is forced, has its tile.
+
+    test_conv2d_selection.py and test_conv2d_wgmma.py test which problems variants refuse.
+    """
     name = forced.variant if isinstance(forced, Configuration) else forced
     variant = SELECTORS[f"conv2d_{problem.direction}"].variant(name)
     is_taken = variant.refuses(problem, device) is None
@@ -53,7 +56,7 @@ def emulator() -> ctypes.CDLL:
 
 
 def _multiplies(forced: str | Configuration, dtype: torch.dtype, precision: str) -> bool:
-    """Whether a variant multiplies a dtype with a precision; TF32 only counts where the variant does not take IEEE products."""
+    """Whether a variant multiplies a dtype with a precision; "tf32" counts only if the variant refuses IEEE products."""
     x = torch.empty(1, 8, 3, 3, dtype=dtype)
     geometry = Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1)
     multiplies = {
@@ -111,7 +114,7 @@ class Case:
         return x, w, torch.randn(self.w_size[0]).to(dtype), dy
 
     def exact(self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns by direction y, and with dy also dx and dw, computed by torch in the dtype of x."""
+        """Returns direction -> result: y and, if dy is given, dx and dw, computed by torch in the dtype of x."""
         top, bottom, left, right = self.padding
         padded = F.pad(x, (left, right, top, bottom)).detach().requires_grad_()
         w = w.detach().requires_grad_()
@@ -124,7 +127,7 @@ class Case:
     def bounds(
         self, x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor, operand: float = 0.0
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns by direction the exact result, and how far from it a result may be."""
+        """Returns direction -> (the exact result, how far from it a result may be)."""
         wide = [tensor.double() for tensor in (x, w, dy)]
         exact = self.exact(wide[0], wide[1], None if bias is None else bias.double(), wide[2])
         products = self.exact(*(tensor.abs() for tensor in wide[:2]), None, wide[2].abs())
@@ -153,7 +156,10 @@ class Case:
         forced: str | Configuration,
         launcher: Watcher | None = None,
     ) -> dict[str, Tensor]:
-        """Returns the same as `exact`, by the kernels, for the directions that the forced variant takes."""
+        """Returns direction -> the kernels' result, for the directions that the forced variant takes.
+
+        Skips the test if it takes none.
+        """
         geometry = Conv2dGeometry(self.stride, self.padding, self.dilation, self.groups)
         to, dw_stride = launcher or Watcher(), w.stride() if is_dense(w.shape, w.stride()) else None
         calls = {
@@ -186,7 +192,7 @@ CASES = {
 
 
 def tf32(x: Tensor) -> Tensor:
-    """Rounds to nearest with 10 bits of mantissa, ties away from zero, as kernels do."""
+    """Rounds to nearest with 10 bits of mantissa, ties away from zero, as variant `mma` does."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
@@ -293,7 +299,7 @@ def test_bitwise_the_same_under_any_schedule(
 
 @pytest.fixture
 def nan_memory() -> Iterator[None]:
-    """Has torch fill memory with NaN that it would leave uninitialised."""
+    """Makes torch fill with NaN the memory that it would leave uninitialised."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
@@ -333,7 +339,7 @@ def test_workspace_stays_within_its_limit(variant: str) -> None:
             function(watcher, *inputs, *geometry)
         assert record.workspace_bytes <= limit
         chunks = sum(plan.variant in ("wgmma", "mma", "simt") for plan in watcher.launched)
-        packed = 2 if function is conv2d.conv2d_wgrad else 1  # x and dy
+        packed = 2 if function is conv2d.conv2d_wgrad else 1  # wgrad packs both x and dy, so fewer images fit
         assert chunks == {"im2col": 7, "simt": 1, "mma": packed, "wgmma": packed}[variant]
 
 

@@ -36,7 +36,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded batch": lambda t: t[:1].expand(t.shape),
 }
 
-#: x, w of conv2d, groups; the extents of 1 leave strides ambiguous.
+#: The sizes of x and w of conv2d, and groups. Extents of 1 leave strides ambiguous.
 SHAPES = {
     "plain": ((2, 3, 4, 3), (2, 3, 3, 3), 1),
     "groups": ((2, 4, 3, 4), (6, 2, 3, 3), 2),
@@ -73,7 +73,7 @@ def factors(name: str, shape: str, x_layout: str, w_layout: str) -> list[Tensor]
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_of_images_are_laid_out_as_torchs(target: Target, name: str, shape: str) -> None:
-    """The layout of the gradient that comes back does not matter."""
+    """They do not depend on the layout of dy."""
     groups = SHAPES[shape][2]
     for x_layout, w_layout in product(LAYOUTS, ("contiguous", "channels_last")):
         x, w = factors(name, shape, x_layout, w_layout)
@@ -93,7 +93,7 @@ def test_gradients_of_images_are_laid_out_as_torchs(target: Target, name: str, s
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: str, shape: str) -> None:
-    """As in torch, a penalty on gradients hands back each of them in the layout that it had."""
+    """The gradients of dx and dw come back laid out as dx and dw, as from a penalty on them, or contiguous."""
     groups = SHAPES[shape][2]
     for x_layout, w_layout in product(("contiguous", "channels_last", "slice of channels"), ("contiguous", "channels_last")):
         leaves = factors(name, shape, x_layout, w_layout)
@@ -104,7 +104,7 @@ def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: 
             dx, dw = torch.autograd.grad(y, leaves, dy, create_graph=True)
             penalty = dx.square().sum() + dw.square().sum()
             results.append((dy, *torch.autograd.grad(penalty, (leaves[0], dy, leaves[1]), retain_graph=True)))
-            if engine is not None:  # and where something else comes back
+            if engine is not None:  # what comes back is contiguous
                 ddx, ddw = (integers(tuple(first.shape)) for first in (dx, dw))
                 memory_format = output_memory_format(*leaves)
                 for first, second in ((dx, ddx), (dw, ddw)):
@@ -152,7 +152,7 @@ def test_gradients_of_filters_with_gaps_are_contiguous(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_channels_last_network_stays_so(target: Target) -> None:
-    """Between any two layers, even if the loss hands back a contiguous gradient."""
+    """Gradients between layers are channels_last even if the gradient of the output is contiguous."""
     image = channels_last(integers((2, 3, 6, 6))).requires_grad_()
     weights = [integers(size).requires_grad_() for size in ((4, 3, 3, 3), (4, 4, 1, 1), (4, 2, 3, 3))]
     seen: list[Tensor] = []

@@ -23,7 +23,7 @@ WANTED = [wanted for wanted in product((False, True), repeat=3) if any(wanted)]
 
 
 def kept(call: Callable[[], Any]) -> tuple[Any, dict[int, Tensor]]:
-    """Returns what a call returns, and by address the tensors that it keeps."""
+    """Returns the result of a call, and address -> tensor for the tensors that it saves for backward."""
     tensors: dict[int, Tensor] = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: tensors.setdefault(t.data_ptr(), t), lambda t: t):
         return call(), tensors
@@ -60,7 +60,7 @@ def test_each_factor_is_kept_for_the_other(target: Target, name: str, wanted: tu
 @pytest.mark.parametrize("wanted", [(False, True), (True, False)], ids=["dy", "factor"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_keep_no_more(target: Target, wanted: tuple[bool, bool]) -> None:
-    """A gradient that is differentiated by one of its factors keeps the other one only."""
+    """A gradient that is to be differentiated with respect to one of its factors keeps only the other."""
     x, w, _ = leaves((True, True, False))
     for factor, differentiated in ((w, x), (x, w)):  # dgrad takes dy and w, wgrad dy and x
         y = tu.conv2d(x, w, engine=target.engine)
@@ -156,7 +156,7 @@ def test_what_is_not_kept_may_be_changed_in_place(target: Target, name: str) -> 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_tangents_need_no_gradients(target: Target, name: str, moved: tuple[bool, ...]) -> None:
-    """Forward-mode derivatives have both factors, whichever inputs have tangents, and whether or not one requires grad."""
+    """Forward mode reads both factors, whichever inputs have tangents, and whether or not an input requires grad."""
     tangents = [torch.randn(size).double() for size in SIZES.values()]
     for wanted in ((False,) * 3, (True, False, False), (False, True, True)):
         tensors = leaves(wanted, torch.float64)

@@ -125,7 +125,10 @@ STEPS += [(name, "wgmma", *maths) for name, case in CASES.items() for maths in M
 @pytest.mark.parametrize(("name", "variant", "dtype", "precision"), STEPS, ids=str)
 @pytest.mark.parametrize("target", EMULATED, ids=str)
 def test_launches_of_a_training_step(target: Target, name: str, variant: str, dtype: torch.dtype, precision: str) -> None:
-    """A product packs its operands unless they are channels_last: each image twice, for the two products that take it."""
+    """A product packs each operand that is not channels_last.
+
+    Each tensor is an operand of two of the three products of a step, so it is packed twice.
+    """
     case = CASES[name]
     inputs = case.inputs(target, dtype)
     with planning.force("conv2d", variant), recording() as record:

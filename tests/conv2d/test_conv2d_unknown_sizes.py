@@ -41,7 +41,7 @@ def _autocast(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
         return tu.conv2d(x[mask], w, None, 1, 1)
 
 
-#: By what depends on data: of x (5, 8, 5, 5), w (8, 8, 3, 3) and a mask of five.
+#: What depends on data -> a program of x (5, 8, 5, 5), w (8, 8, 3, 3) and a mask of five booleans.
 PROGRAMS: dict[str, Program] = {
     "batch": lambda x, w, mask: tu.conv2d(x[mask], w, None, 1, 1),
     "batch, strided": lambda x, w, mask: tu.conv2d(x[mask], w, None, 2, 1),
@@ -74,11 +74,11 @@ def _check(target: Target, name: str, dtype: torch.dtype, backend: str) -> None:
                 outcomes.append([y, *torch.autograd.grad(y.float().square().sum(), (x, w))])
         for ours, expected in zip(*outcomes, strict=True):
             torch.testing.assert_close(ours, expected)
-            if sum(mask) > 1:  # else extents of 1, which are not ones that are known to be, leave strides ambiguous
+            if sum(mask) > 1:  # an extent of 1 leaves strides ambiguous, and the compiler does not know that it is 1
                 assert ours.stride() == expected.stride()
 
 
-#: What stands for the others in the quick suite.
+#: The programs that run in the quick suite.
 QUICK = ("batch, channels_last", "batch, autocast", "columns, transposed")
 
 

@@ -74,7 +74,7 @@ def elements(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_each_tensor_reaches_the_engine_once(target: Target, name: str, elements: list[list[int]]) -> None:
-    """Whichever tensors are batched along whichever dimension, all keep their size, except a bias next to batched filters."""
+    """x, w and dy are not repeated, whichever tensors are batched and along whichever dimension. (A bias may be.)"""
     case = CASES[name]
     for batched in product((False, True), repeat=len(case.sizes)):
         if not any(batched):
@@ -96,7 +96,7 @@ def test_each_tensor_reaches_the_engine_once(target: Target, name: str, elements
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_an_ensemble_on_one_batch(target: Target, name: str, groups: int, elements: list[list[int]]) -> None:
-    """Outputs and all gradients are right, and images keep their size."""
+    """Outputs and all gradients are right, and the images are not repeated for each member."""
     x, many_w, many_bias = integers(4, 4, 7, 6), integers(B, 4, 4 // groups, 2, 2), integers(B, 4)
 
     def loss(x: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -153,7 +153,7 @@ def test_specs_that_count_as_refused_are_refused(wrong: dict[str, Any]) -> None:
         cuda.LAUNCHER.tensor_map(spec, torch.device("cpu"))
 
 
-#: Of images of 224x224.
+#: Two images of 224x224, unless the arguments say otherwise.
 problem = partial(square_problem, N=2, H=224)
 
 
@@ -189,7 +189,7 @@ def test_other_gpus_are_left_to_other_variants() -> None:
     ("channels", "expected"), [(8, 32), (16, 32), (32, 64), (48, 32), (64, 128), (72, 32), (96, 64), (128, 128)]
 )
 def test_few_channels_share_a_step(channels: int, expected: int) -> None:
-    """A span takes the fewest steps, and of these the fewest copies."""
+    """The span is chosen for the fewest steps and, among equals, for the fewest copies."""
     assert wgmma.span("bfloat16", channels) == expected
 
 
@@ -214,7 +214,7 @@ def test_an_unshifted_image_names_its_own_pixels() -> None:
 @pytest.mark.skipif(not cuda.library_path("cpu").exists(), reason="python kernels/build.py emulated")
 @pytest.mark.parametrize(("stride", "precision"), [(1, "ieee"), (2, "ieee"), (1, "tf32")])
 def test_gradients_of_every_order(stride: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compares y and its derivatives up to the third order. The inputs are small integers, so that every sum is exact."""
+    """Compares y and its derivatives up to the third order. The inputs are small integers, so every sum is exact."""
     dtype = torch.float32 if precision == "tf32" else torch.bfloat16
     prefer(monkeypatch, "wgmma")
     generator = torch.Generator().manual_seed(stride)

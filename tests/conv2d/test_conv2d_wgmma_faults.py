@@ -1,4 +1,4 @@
-"""Faults planted in the kernels of the variant wgmma, one at a time: a test that notices none of them proves nothing."""
+"""Faults planted in the kernels of the variant wgmma, one at a time: if one is not noticed, a passing test proves nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SEEDS = 20
 TILE, WGRAD_TILE = "128x64", "64x256"
-#: It has more steps than stages, and two tiles a block, one of which is wider than the result.
+#: It has more steps than stages, and tiles that reach beyond the result.
 CASE = Case((9, 48, 9, 7), (72, 48, 3, 3), padding=(1, 1, 1, 1))
 MACHINERY, DIRECTIONS = "wgmma.cuh", "directions_wgmma.cuh"
 
@@ -105,7 +105,7 @@ FAULTS = (
 
 
 class FaultyWatcher(Watcher):
-    """Launches the kernels of one tile in bf16, from sources that have the fault."""
+    """Launches bf16 kernels of the two tiles, compiled from sources with the fault."""
 
     def __init__(self, fault: Fault):
         super().__init__()

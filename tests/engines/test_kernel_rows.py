@@ -41,7 +41,7 @@ NARROW, WIDE = 3, 9  # samples: one column tile, and more than one
 
 
 def _launching(row: Kernel, function: str, problem: Any, device: torch.device) -> tuple[Configuration, int]:
-    """Returns the configuration that launches a row for a problem, and the number of samples that it takes."""
+    """Returns the configuration that launches a row for a problem, and the number of samples with which it does."""
     selector, gpu = SELECTORS[function], LAUNCHER.properties(device)
     for N in (NARROW, WIDE):
         sized = problem._replace(N=N)
@@ -116,7 +116,7 @@ class PoolingCall(NamedTuple):
 
 
 def _pooling_call(row: Kernel) -> PoolingCall:
-    """The input has ties, and planes that windows do not divide."""
+    """Returns a call that the row serves. Its input has ties. The window of `split` covers the plane; others are smaller."""
     direction = row.name.removeprefix("max_pool2d_").partition("_")[0]
     dtype = TYPES.get(row.arguments[0], torch.float32)
     offset_type = next(argument for argument in row.arguments if argument in WINDOWS)
@@ -124,7 +124,7 @@ def _pooling_call(row: Kernel) -> PoolingCall:
     if fixed := re.fullmatch(r"FixedWindow<(\d), (\d), (\d)>", row.arguments[-1]):
         R, S, step = map(int, fixed.groups())
     (H, W), stride = (R + 2, S + 1), (step, step)
-    if "split" in row.name:  # which serves tall windows only
+    if "split" in row.name:  # `split` takes tall windows only
         R, S = (200, 1) if offset_type == "uint8_t" else (R, S)
         (H, W), stride = (R, S), (R, S)
     in_pieces = "channels" in row.name or ("split" in row.name and row.arguments[-1] != "1")

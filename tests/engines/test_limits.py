@@ -1,5 +1,5 @@
-"""Sizes that are too large for the compiled kernels: engine "auto" leaves such calls to others, a named engine says which size it
-is.
+"""Sizes that are too large for the compiled kernels: engine "auto" leaves such calls to others, and a named compiled engine
+says which size is too large.
 
 No tensor of such a size is allocated: fake tensors have no memory, and expanded ones have little.
 """
@@ -208,8 +208,8 @@ def test_a_step_refuses_more_samples_than_its_grid_holds() -> None:
 
 @pytest.mark.skipif("cuda-emulated" not in map(str, targets("conv2d")), reason="the emulated kernels are not built")
 class TestOperators:
-    """Where the size first appears in an operator, engine `torch` serves "auto". The limits are lowered, so that calls are
-    small."""
+    """If a size turns out to be too large only inside an operator, engine `torch` serves the call under "auto". The limits are
+    lowered so that small calls exceed them."""
 
     @pytest.fixture(autouse=True)
     def low_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:

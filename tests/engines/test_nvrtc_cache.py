@@ -27,7 +27,7 @@ RECIPE = Recipe(KERNEL, "sm_80")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Yields the path of an empty cache; every warning is given again."""
+    """Returns the path of an empty cache, and forgets which warnings were given."""
     path = tmp_path / "cache"
     monkeypatch.setenv("TORCH_UNROLL_CACHE_DIR", str(path))
     nvrtc_cache.warn_once.cache_clear()
@@ -139,7 +139,7 @@ def test_a_reader_sees_old_or_new_but_never_half(folder: Path) -> None:
 
 
 def _assert_one_warning(message: str, compilations: list[Recipe]) -> None:
-    """Asserts that kernels are compiled in memory, with one warning in all."""
+    """Asserts that each of two fetches compiles the kernel, with one warning in all."""
     with pytest.warns(RuntimeWarning, match=message) as caught:
         assert nvrtc_cache.fetch(RECIPE).code.startswith(b"\x7fELF")
     assert len(caught) == 1

@@ -116,8 +116,8 @@ def test_the_object_takes_the_structs_that_python_passes() -> None:
 
 @dataclass(frozen=True)
 class Drift:
-    """A change to a mirror at one of its fields, and the first difference that must be reported when an older object is loaded:
-    its name, and its offset and size on both sides."""
+    """A change to a mirror at one of its fields, and the difference that must be reported first when an older object is loaded:
+    the field's name, and its (offset, size) in the object and in Python, None if it is missing there."""
 
     kernel: str
     change: Any

@@ -91,7 +91,7 @@ def test_can_be_trained(target: Target, name: str, recorder: str, gradients: boo
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_compiled_inference_keeps_no_offsets(target: Target) -> None:
-    """torch.compile guards its decisions, so it decides whether offsets are kept, and compiles again for gradients."""
+    """torch.compile guards on whether gradients are wanted: without them no offsets are kept, and with them it compiles again."""
     torch._dynamo.reset()
     backend = torch._dynamo.testing.EagerAndRecordGraphs()
     pooling = torch.compile(lambda x: tu.max_pool2d(x, 2, engine=target.engine), backend=backend, fullgraph=True)

@@ -267,7 +267,7 @@ def test_keys() -> None:
 
 
 def test_keys_of_masked_sequences() -> None:
-    """The steps of a sequence lie outermost, so that its images are not dense planes."""
+    """The steps of sequences lie outermost in memory, so a sample is not a dense plane."""
     x = torch.randn(9, 4, 6)
     with recording() as recorded:
         load("cuda").max_over_time_forward(x, torch.tensor([1, 9, 3, 4]), True)

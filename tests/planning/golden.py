@@ -61,7 +61,10 @@ class Notes:
         self.variants.append(plan.variant)
 
     def _resident(self, plan: LaunchPlan) -> int:
-        """Allows as many blocks as shared memory and 2,048 threads per multiprocessor do; of clusters, seven eighths of that."""
+        """Returns how many blocks shared memory and 2,048 threads per multiprocessor allow.
+
+        For a plan with clusters, returns how many clusters seven eighths of these blocks make.
+        """
         x, y, z = plan.config.block
         blocks = min(2048 // (x * y * z), (self.gpu.shared_bytes_per_block + 1024) // (plan.config.shared_bytes + 1024))
         size = plan.config.cluster[0]
@@ -76,7 +79,7 @@ class Notes:
 
 
 def _content(parameters: ctypes.Structure) -> bytes:
-    """The bytes of a struct. Tensors without memory lie at small addresses; that of a table made on the host is left out."""
+    """The bytes of a struct, with 1 for the address of a table made on the host; tensors without memory have small addresses."""
     for name, kind, *_ in parameters._fields_:
         if kind is ctypes.c_void_p and (getattr(parameters, name) or 0) >= 2**40:
             setattr(parameters, name, 1)
@@ -88,7 +91,7 @@ def _engine(launcher: Notes) -> CompiledEngine:
 
 
 def _laid_out(random: Random, size: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:
-    """A tensor without memory: dense in a layout, or, now and then, part of a larger one, neither dense nor aligned."""
+    """A tensor without memory: dense in a layout or, now and then, a part of a larger one, which may be unaligned."""
     memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
     if random.random() < 0.1:
         larger = (size[0], size[1] + random.choice((1, 8)), size[2] + random.choice((0, 1)), size[3] + random.choice((0, 3)))
@@ -213,13 +216,13 @@ def _rnn(random: Random, engine: CompiledEngine) -> None:
         engine.rnn_backward(z, z, *rest)
 
 
-#: Op -> the variants that may be forced; calls draw from them by position.
+#: Op -> the variants that may be forced. A call draws a position in the tuple, so renaming a variant changes no draw.
 VARIANTS = {"conv2d": ("wgmma", "mma", "simt", "im2col"), "rnn": ("single_block", "cluster", "grid_exchange", "step")}
 
 
 @contextmanager
 def _forced(op: str, random: Random) -> Iterator[None]:
-    """Now and then, one variant is forced, or convolution has little room."""
+    """Now and then forces one variant, or limits the workspace of convolution to 1 MiB."""
     forced = random.choice(VARIANTS[op]) if op in VARIANTS and random.random() < 0.3 else None
     little = op == "conv2d" and random.random() < 0.05
     with planning.force(op, forced), tu.conv2d_workspace(1 << 20) if little else nullcontext():
@@ -242,7 +245,7 @@ def launches(op: str, number: int) -> Notes:
 
 
 def digest(op: str, group: int) -> tuple[str, Counter[str]]:
-    """Twelve hex digits of the launches of a group of calls, and how often each variant was launched."""
+    """Twelve hex digits of the launches of a group of calls, and how many of the calls launch each variant."""
     total, variants = hashlib.sha256(), Counter[str]()
     for number in range(group * GROUP, (group + 1) * GROUP):
         notes = launches(op, number)

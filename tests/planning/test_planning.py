@@ -1,4 +1,4 @@
-"""The planning frame on an op that is made up: what is selected, forced, measured or refused, and the reasons it gives."""
+"""The planning frame on a made-up op: what is selected, forced, measured or refused, and the reasons it gives."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ DEVICE = Device(132, (9, 0), 227 << 10, 50 << 20, "a GPU")
 
 
 class Sum(NamedTuple):
-    """A sum of so many numbers."""
+    """The problem of adding `count` numbers."""
 
     count: int
     key: str | None = "dense"
 
 
 class Made(Variant[Sum]):
-    """A variant whose seconds are given by tile and splits."""
+    """A variant whose predicted seconds are given: (tile, splits) -> seconds."""
 
     def __init__(self, name: str, seconds: dict[tuple[str, int], float], limit: int = 2**31):
         self.name, self.seconds, self.limit = name, seconds, limit

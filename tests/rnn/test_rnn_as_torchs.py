@@ -102,7 +102,7 @@ def test_cells_say_what_torchs_say_of_weights(engine: str | None) -> None:
 
 
 def test_signatures() -> None:
-    """They are those of torch's documentation, plus `engine`."""
+    """Signatures are those of torch's documentation, plus `engine`."""
     documented = inspect.signature(torch.nn.RNNCell).parameters
     assert list(inspect.signature(tu.nn.RNNCell).parameters) == [*documented, "engine"]
     names = "input_size hidden_size num_layers nonlinearity bias batch_first dropout bidirectional device dtype engine".split()
@@ -192,7 +192,7 @@ INTEGERS = "int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_lengths_of_every_integer_dtype(target: Target, dtype: str) -> None:
-    """An 8-bit dtype cannot hold the number of steps."""
+    """For 8-bit dtypes, the sequence has more steps than the dtype can hold."""
     steps = 300 if "8" in dtype else T
     kind = getattr(torch, dtype)
     counts = torch.tensor([steps, 0, 2, 100] if steps < 128 else [100, 0, 2, 127], device=target.device)

@@ -30,7 +30,7 @@ from torch_unroll.testing.recurrence import (
 pytestmark = pytest.mark.usefixtures("device")
 
 LAUNCHER = cuda.LAUNCHER
-#: By arithmetic: a dtype and a precision.
+#: Every (dtype, precision).
 MATHS = [pytest.param(dtype, "ieee", id=dtype_name(dtype)) for dtype in DTYPES]
 MATHS.append(pytest.param(torch.float32, "tf32", id="tf32"))
 

@@ -48,7 +48,7 @@ FAULTS = (
         "grid_exchange",
         mode="plain",
     ),
-    # Not in 16 bits: rounding to them turns every NaN into the same one.
+    # Not in a 16-bit dtype: rounding to it turns every NaN into the same one.
     RnnFault(
         "the sentinel as a result",
         "grid_exchange.cuh",
@@ -78,7 +78,10 @@ FAULTS = (
 
 
 class FaultyLauncher:
-    """Launches the variant that has the fault, for the fault's dtype, forward and backward, on a GPU that is large enough."""
+    """Launches kernels compiled with the fault, on a GPU of six multiprocessors.
+
+    They are those of the fault's variant and dtype, forward and backward, with at most two row tiles.
+    """
 
     def __init__(self, fault: RnnFault):
         math = arithmetic(dtype_name(fault.dtype), "ieee")

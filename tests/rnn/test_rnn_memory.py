@@ -19,7 +19,7 @@ T, N, I, H = 6, 3, 5, 4  # noqa: E741 (the letters of recurrence)
 
 
 def _kept(call: Callable[[], Any]) -> list[Tensor]:
-    """Returns the tensors that a call keeps, one for each memory."""
+    """Returns the tensors that a call saves for backward, one for each storage."""
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def test_a_state_may_change_that_no_weight_needs(target: Target, options: dict[s
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_outputs_may_change_that_no_gradient_needs(target: Target) -> None:
-    """Where W_hh is frozen, no gradient of an identity recurrence reads its output."""
+    """If W_hh is frozen, no gradient of an identity recurrence reads its output."""
     x = torch.randn(T, N, I, device=target.device, requires_grad=True)
     weights = [torch.randn(H, I, device=target.device), torch.randn(H, H, device=target.device)]
     call = {"nonlinearity": "identity", "engine": target.engine}
@@ -159,7 +159,7 @@ def test_outputs_may_change_that_no_gradient_needs(target: Target) -> None:
     "nonlinearity", ["tanh", "identity", *(pytest.param(name, marks=pytest.mark.slow) for name in ("relu", "sigmoid"))]
 )
 def test_derivatives_of_every_choice_of_leaves(nonlinearity: str, frozen: tuple[str, ...], leaves: Leaves) -> None:
-    """First and second derivatives and tangents are right, so that no tensor is missing."""
+    """First and second derivatives are right, so no tensor that they read is missing."""
     for kind in ("RNN", "RNNCell"):
         module = getattr(tu.nn, kind)(2, 3, nonlinearity=nonlinearity, engine="torch", dtype=torch.float64)
         _freeze(module, frozen)

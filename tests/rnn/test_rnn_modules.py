@@ -1,4 +1,4 @@
-"""tu.nn.RNN and tu.nn.RNNCell compute torch's own module samples and replace torch's modules."""
+"""tu.nn.RNN and tu.nn.RNNCell give torch's results on its own module samples, and replace torch's modules."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _pair(name: str, sample: Any, target: Target, dtype: torch.dtype) -> tuple[t
 
 
 def _map_floating(function: Callable[[Tensor], Tensor], arguments: Any) -> Any:
-    """Applies a function to the floating-point tensors among the arguments, also to those of packed sequences."""
+    """Applies a function to the tensors among the arguments, and to the data of packed sequences."""
 
     def one(value: Any) -> Any:
         if isinstance(value, PackedSequence):
@@ -101,7 +101,8 @@ def _check_derivatives(module: torch.nn.Module, args: Any) -> None:
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])  # 9: each kind of input, each option
+# Every ninth sample still covers each kind of input and each option.
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_torchs_test_grad_and_gradgrad(target: Target, name: str, every: int) -> None:
@@ -258,6 +259,6 @@ def test_torchs_samples_through_every_variant(variant: str) -> None:
             for mine, theirs in zip(results, _run(torchs, args), strict=True):
                 torch.testing.assert_close(mine, theirs)
             _check_non_contiguous(ours, args)
-            if served % 8 == 1:  # each kind of input, each option
+            if served % 8 == 1:  # every eighth still covers each kind of input and each option
                 _check_derivatives(ours, args)
     assert served >= 16

@@ -31,7 +31,7 @@ CASES = tuple(replace(case, T=4, N=len(LENGTHS), lengths=LENGTHS) for case in CA
 
 
 def _spoiled(tensor: Tensor, beyond: Tensor, value: float) -> Tensor:
-    """Returns a copy with a value where `beyond` is true: (T, N) or (N, T), or (N) for states (D, N, H)."""
+    """Returns a copy with a value where `beyond` is true. `beyond` is (T, N) or (N, T); for states (D, N, H) it is (N)."""
     places = beyond.unsqueeze(-1) if beyond.dim() == 2 else beyond.view(1, -1, 1)
     return tensor.detach().masked_fill(places, value)
 
@@ -74,7 +74,7 @@ class Call:
         weightings = [tensor.detach().clone().requires_grad_() for tensor in self.weightings]
         first = torch.autograd.grad(self.outputs(*leaves), leaves, weightings, create_graph=True)
         *second, by_h_n = torch.autograd.grad(first, [*leaves, *weightings], self.directions, materialize_grads=True)
-        return [*second, by_h_n[:, ~self.empty]]  # the gradient of such an h_n is that of its h0
+        return [*second, by_h_n[:, ~self.empty]]  # without steps dh0 is dh_n, so this is h0's direction, which holds `value`
 
     def tangents(self) -> list[Tensor]:
         """Returns the tangents of the outputs and of the gradients."""

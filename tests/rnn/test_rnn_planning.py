@@ -1,4 +1,4 @@
-"""Which variant and tile a recurrence is computed by: predicted, measured, forced, and resident."""
+"""Which variant and tile compute a recurrence: as predicted, measured or forced, if their blocks are resident together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def recurrence(H: int, N: int, dtype: str, aligned: bool = True) -> Recurrence:
 
 @pytest.fixture
 def measurements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Replaces the table of measurements by one of an H200."""
+    """Returns a function that replaces the table of measurements by entries for `H200`."""
 
     def write(entries: dict[str, Any]) -> None:
         path = tmp_path / "choices.json"
