@@ -213,7 +213,7 @@ def test_results_are_as_accurate_as_their_arithmetic(
     bounds = case.bounds(*multiplied[:2], bias, multiplied[2], operand)
     for direction, result in results.items():
         exact, bound = bounds[direction]
-        if variant == "im2col" and direction == "dgrad":  # columns are narrowed one by one before they are added
+        if variant == "im2col" and direction == "dgrad":  # columns are rounded to the dtype before they are added
             bound = (
                 bound
                 + ROUNDING[dtype] * case.exact(*(tensor.double().abs() for tensor in (x, w)), None, dy.double().abs())["dgrad"]

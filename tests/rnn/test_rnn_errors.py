@@ -79,8 +79,8 @@ BOTH: dict[str, tuple[Call, str]] = {
     "h0 not a tensor": (lambda f: f(_t(*X), 0.0, _weights()), "h0"),
 }
 
-# Calls whose sizes do not fit, for which torch's operator returns some result or crashes (2.13: empty batch_sizes), and invalid
-# values of arguments that torch's operator does not have.
+# Calls that torch's operator serves, crashes on (2.13: empty batch_sizes), or refuses only when a step inside it fails; and
+# invalid values of `lengths`, which torch's operator does not have.
 ONLY_OURS: dict[str, tuple[Call, str]] = {
     "batch_sizes that grow": (lambda f: f(_t(4, I), _t(1, 1, H), _weights(), batch_sizes=torch.tensor([1, 2, 1])), "batch_sizes"),
     "batch_sizes 0": (lambda f: f(_t(2, I), _t(*H0), _weights(), batch_sizes=torch.tensor([2, 0])), "batch_sizes"),
