@@ -138,7 +138,7 @@ def conv2d(
     """Convolves a batch of images; equivalent to `torch.nn.functional.conv2d`.
 
     As in torch, `input` itself is kept for backward if `weight` requires a gradient, and `weight` if `input` does; no copy is
-    kept. For each product that tensor cores compute, engines `cuda` and `cupy` pack an NCHW image into a channels_last workspace.
+    kept. For each product that tensor cores compute, engines `cuda` and `cupy` pack NCHW images channels_last into workspace.
 
     Args:
         input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, with any strides.

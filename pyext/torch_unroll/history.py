@@ -24,7 +24,7 @@ def in_batched_gradients() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_included(_LEGACY_VMAP)
 
 
-#: The anchor of gradients whose own gradient with respect to the inputs of the forward is None rather than zero.
+#: The default anchor, for gradients whose own gradient with respect to the inputs of the forward is None rather than zero.
 _NOWHERE = torch.empty(0, device="cpu", requires_grad=True)
 
 

@@ -1,4 +1,4 @@
-"""Running unmodified code, which calls torch's functions, on torch_unroll."""
+"""Running unmodified code that calls torch's functions with torch_unroll's instead."""
 
 from __future__ import annotations
 

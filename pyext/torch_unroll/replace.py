@@ -40,7 +40,8 @@ _NOTES = {
     torch.nn.RNN: "isinstance finds a torch.nn.RNNBase, not a torch.nn.RNN",
     torch.nn.RNNCell: "quantize_dynamic converts it only if it is passed torch_unroll.nn.RNNCell",
 }
-#: Why a wrapped module is left: the wrapper in its `forward` keeps the original class's, so a change of class has no effect.
+#: Why a module whose forward a tool has wrapped is left: the wrapper calls the forward of the original class, so changing
+#: the class would have no effect.
 _OWN_FORWARD = "this {} has its own forward"
 
 

@@ -105,7 +105,7 @@ def read_rows(x: Tensor, batch_sizes: Tensor) -> Tensor:
     """The first sum(batch_sizes) rows of packed data with a single direction: like torch, this ignores further rows.
 
     If the call is transformed, the sum is not known yet: x is returned unchanged, and the operator rejects further rows when it
-    runs. It also rejects them for two directions, where torch's backward direction would begin at the last row and mix up the
+    runs. It also rejects them for two directions, where torch's reverse direction would begin at the last row and mix up the
     steps.
     """
     if type(batch_sizes) is not Tensor or is_transformed():

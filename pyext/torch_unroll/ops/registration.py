@@ -52,8 +52,8 @@ class Operator:
 
     @staticmethod
     def check(*inputs: Any) -> None:
-        """Raises if the inputs do not fit together; reads no data. Runs before `fake`, and before
-        `compute` unless inputs of the same kind have passed it before."""
+        """Raises if the inputs do not fit together; reads no data. Runs before `fake`, and before `compute` unless inputs of the
+        same kind have passed it already."""
         raise NotImplementedError
 
     @staticmethod

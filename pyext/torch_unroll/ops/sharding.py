@@ -30,8 +30,8 @@ def _placed(results: str, tensors: str) -> Rule:
 
 
 def _pointwise(w_size: tuple[int, ...], geometry: tuple[Any, ...]) -> bool:
-    """Whether a convolution computes each pixel independently of the others. The products of a recurrence for all
-    steps at once are such convolutions (see `linear`)."""
+    """Whether a convolution computes each pixel independently of the others. The products of a recurrence for all steps at once
+    are such convolutions (see `linear`)."""
     stride, padding = geometry[:2]
     return tuple(w_size) == (1, 1) and tuple(stride) == (1, 1) and not any(padding)
 
@@ -56,8 +56,8 @@ def _time_forward(x: Any, lengths: Any, with_offsets: bool, engine: str) -> list
 
 
 def _steps(results: str, tensors: str) -> Callable[..., list[Rule]]:
-    """The rules of a recurrence, which can shard padded sequences only. `tensors` describes the arguments before
-    lengths and batch_sizes."""
+    """The rules of a recurrence, which can shard padded sequences only. `tensors` describes the arguments before lengths
+    and batch_sizes."""
 
     def rules(*inputs: Any) -> list[Rule]:
         return [_placed(results, tensors + "0r")] if inputs[len(tensors) + 1] is None else []

@@ -30,7 +30,7 @@ def _architecture(name: str | None) -> str:
     """The architecture that the engine compiles for, given a name such as sm_90; by default that of the current GPU.
 
     Raises:
-        ValueError: NVRTC or the kernels do not support the architecture.
+        ValueError: NVRTC does not know the architecture, or it is below sm_80.
     """
     if name is None:
         return nvrtc.architecture_of(torch.cuda.get_device_capability())
