@@ -2,8 +2,8 @@
 
     import torch_unroll as tu
 
-Functions accept the arguments of torch's functions of the same name, and `engine=`; `tu.nn` has torch.nn's modules on these
-kernels.
+Functions that are named like torch's accept the same arguments and `engine=`; `tu.nn` has versions of torch.nn's modules that
+run on these kernels.
 """
 
 from torch_unroll import models, nn

@@ -1,4 +1,5 @@
-"""How torch.autocast lowers the inputs of an op, as it does for torch's operators of the same kind."""
+"""How torch.autocast lowers the inputs of an op: it converts them to its own dtype, as it does for torch's operators of the same
+kind."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: The device types for whose autocast the operators have a kernel.
+#: The device types for which the operators have a rule for autocast.
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -23,7 +24,7 @@ def lower(inputs: tuple[Any, ...], device_type: str) -> tuple[Any, ...]:
 
 
 def lowered_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that a tensor has inside an op that autocast lowers; without autocast, its own."""
+    """The dtype that a tensor has inside an op whose inputs autocast lowers; its own if autocast does not change it."""
     if torch._C._is_any_autocast_enabled():
         device_type = tensor.device.type
         if device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type) and _is_lowered(tensor, device_type):
@@ -32,7 +33,7 @@ def lowered_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def lowered(tensor: Tensor) -> Tensor:
-    """The tensor in the dtype that it has inside such an op. This is for tensors that are concatenated or split around the op,
-    because autocast does not allow `cat` and `stack`, in backward either, a 16-bit dtype other than its own."""
+    """The tensor converted to its `lowered_dtype`. This is for tensors that are used outside the op: under autocast, `cat` and
+    `stack`, which are also the backward of splitting, reject a 16-bit dtype that is not autocast's own."""
     dtype = lowered_dtype(tensor)
     return tensor if tensor.dtype == dtype else tensor.to(dtype)  # a trace would record an unnecessary conversion

@@ -12,14 +12,14 @@ from torch_unroll.tracing import is_tracing
 
 
 def serving_engine(engine: str | None, **tensors: Tensor | None) -> str | None:
-    """The engine's name as operators take it, or None if the call goes to torch's own operator.
+    """The argument `engine` for the operators (a name, or "auto"), or None if the call goes to torch's own operator.
 
     Args:
         engine: the argument `engine` of the call.
         tensors: the tensors of the call by argument name, its input first.
 
     Raises:
-        TypeError: an argument is no tensor.
+        TypeError: an argument is not a tensor.
         ValueError: an unknown engine.
         RuntimeError: an engine is named for a tensor that has no strides, or is nested or quantized.
     """
@@ -31,15 +31,15 @@ def serving_engine(engine: str | None, **tensors: Tensor | None) -> str | None:
 
 
 def with_batch(input: Tensor, rank: int = 4) -> Tensor:
-    """The input as a batch; `rank` is its number of dimensions if it has one."""
+    """The input with a batch dimension, which is added if it is missing; `rank` is the number of dimensions with it."""
     return input if input.dim() == rank else input.unsqueeze(0)
 
 
 def without_batch(result: Tensor, input: Tensor, rank: int = 4) -> Tensor:
-    """Undoes `with_batch` for a result.
+    """The result without the batch dimension if `with_batch` added one to the input.
 
-    The batch is removed in place, because torch's results are not views of other tensors; a call that is recorded or transformed
-    gets a view, since graphs do not allow a shape to change in place.
+    The dimension is removed in place, so that the result, like torch's, is not a view. A call that is recorded or transformed, or
+    that a dispatch mode sees, gets a view, since graphs do not allow a shape to change in place.
     """
     if input.dim() == rank:
         return result

@@ -1,4 +1,4 @@
-"""What every operator checks before anything addresses memory by its inputs, however the call came about.
+"""The checks that every operator makes before addresses are computed from its inputs, by whichever route it was called.
 
 The public functions report mistakes as torch does, but graphs, traces and `torch.ops.torch_unroll` bypass them. A check reads
 shapes, dtypes, devices and layouts, never data, so its result is cached: a repeated call costs one look-up.
@@ -52,15 +52,16 @@ def _is_kind(tensors: tuple[Tensor | None, ...]) -> _IsKind | None:
 
 
 def hashable(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The inputs with tuples in place of lists; the dispatcher passes numbers as lists."""
+    """The inputs with tuples in place of lists, which the dispatcher passes."""
     return tuple(tuple(value) if isinstance(value, list) else value for value in inputs)
 
 
 def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
-    """A check that runs once for each kind of call. The first `arity` inputs are tensors or None; the others are hashable.
+    """Wraps a check so that it runs once for each kind of call. The first `arity` inputs are tensors or None; the others are
+    hashable, or lists of hashable values.
 
-    Most of the cost of a look-up by shape goes into creating and hashing a Python object, so the kinds seen last with the same
-    numbers are tried first: a kind that does not match fails at its first tensor.
+    Most of the cost of a look-up by shape goes into creating and hashing a Python object, so the kinds that were seen last with
+    the same numbers are tried first: a kind that does not match usually fails at its first tensor.
     """
     latest: dict[Any, list[_IsKind]] = {}
     kinds: dict[Any, list[_IsKind]] = {}
@@ -134,7 +135,7 @@ def unwrapped(tensor: Tensor) -> Tensor:
 
 
 def require_alike(like: Tensor, like_name: str, **others: Tensor | None) -> None:
-    """Requires one dtype, one device and the strided layout of all tensors."""
+    """Requires that all tensors have the strided layout and the dtype and device of `like`; those that are None pass."""
     require_strided(like, like_name)
     for name, tensor in others.items():
         if tensor is not None:
@@ -143,7 +144,7 @@ def require_alike(like: Tensor, like_name: str, **others: Tensor | None) -> None
 
 
 def require_place(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
-    """Requires the device of another tensor, and the strided layout."""
+    """Requires that a tensor has the strided layout and the device of `like`."""
     require_strided(tensor, name)
     require(tensor.device == like.device, f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
 
@@ -189,7 +190,7 @@ _INTEGERS = (
 
 
 def check_lengths(lengths: Tensor | None, N: int, like: Tensor, like_name: str) -> None:
-    """Checks how many steps of each sample count: (N), integers, on the device of another tensor; None stands for all steps."""
+    """Checks `lengths`, the number of valid steps of each sample: (N), integers, on the device of `like`. None passes."""
     if lengths is not None:
         require_place(lengths, "lengths", like, like_name)
         require(lengths.dtype in _INTEGERS, f"lengths: expected an integer dtype, got {lengths.dtype}")
@@ -201,4 +202,4 @@ def widened(lengths: Tensor | None) -> Tensor | None:
     if lengths is None:
         return None
     wide = lengths.to(torch.int64)
-    return wide.masked_fill(wide < 0, MOST) if lengths.dtype == torch.uint64 else wide  # larger values wrapped around
+    return wide.masked_fill(wide < 0, MOST) if lengths.dtype == torch.uint64 else wide  # 2^63 or more has become negative

@@ -30,7 +30,7 @@ from torch_unroll.torch_function import ask
 
 
 def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: Pair, groups: int) -> None:
-    """The checks that convolution and its transpose have in common. Tensors are passed as (shape, dtype, device)."""
+    """The checks that convolution and its transpose have in common. Tensors are passed as `facts` describes them."""
     for name, value in (("stride", stride), ("dilation", dilation)):
         require_each((number > 0 for number in value), f"{name}: expected numbers above 0, got {value}")
     (x, *kind), (w, *kind_of_w) = input, weight
@@ -137,8 +137,8 @@ def conv2d(
 ) -> Tensor:
     """Convolves a batch of images; equivalent to `torch.nn.functional.conv2d`.
 
-    As in torch, backward keeps `input` itself if `weight` requires a gradient, and `weight` if `input` does; no copy is kept. In
-    each product that tensor cores compute, engines `cuda` and `cupy` pack an NCHW image channels_last into workspace.
+    As in torch, `input` itself is kept for backward if `weight` requires a gradient, and `weight` if `input` does; no copy is
+    kept. For each product that tensor cores compute, engines `cuda` and `cupy` pack NCHW images channels_last into workspace.
 
     Args:
         input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, with any strides.
@@ -194,7 +194,7 @@ def conv_transpose2d(
         weight: (K, C/groups, R, S), the weight of that convolution.
         bias: (C) or None.
         stride, padding, dilation, groups: those of that convolution.
-        output_padding: rows added below and columns added on the right; less than stride or dilation.
+        output_padding: rows added below and columns added on the right; less than the larger of stride and dilation.
         engine, precision: as in `conv2d`.
 
     Returns:

@@ -30,7 +30,7 @@ _MODULES = {
 
 @dataclass
 class Availability:
-    """Whether each engine accepts float32 tensors on a device; prints as a table."""
+    """Whether each engine computes float32 convolutions on a device; prints as a table."""
 
     device: torch.device
     reasons: dict[str, str | None]  # engine -> why it does not run, or None if it does
@@ -59,7 +59,7 @@ class Explanation:
     launches: list[LaunchPlan] = field(default_factory=list)
     #: The most bytes that the call had allocated at once, besides inputs and outputs.
     workspace_bytes: int = 0
-    #: Function of the kernels, such as "conv2d_dgrad" -> the variant, tile and splits that computed it, its time as measured on
+    #: Kernel function, such as "conv2d_dgrad" -> the variant, tile and splits that computed it, its time as measured on
     #: this GPU or predicted, what bounds it, and why other variants did not compute it.
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
 
@@ -94,15 +94,15 @@ def _times(extents: tuple[int, int, int]) -> str:
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
-    """Makes a call, and its backward where an input requires grad, and returns how it was served.
+    """Makes a call, and its backward if an input requires grad, and returns how it was served.
 
     Args:
         op: the name of one of torch_unroll's functions, such as "conv2d".
-        args, kwargs: as that function takes them.
+        args, kwargs: the arguments of that function.
 
     Returns:
-        An `Explanation`: the engine, the kernels with their launch shapes, the workspace, what was selected for each function and
-        how long it is expected to take, and why other engines and variants were passed over.
+        An `Explanation`: the engine, the kernels with their launch shapes, the workspace, the variant that was selected for each
+        kernel function and how long it is expected to take, and why other engines and variants were passed over.
 
     Raises:
         ValueError: there is no such op.

@@ -3,7 +3,7 @@ gradient.
 
 torch's backward operators take every input of their forward, so their results require gradients under `create_graph`. The
 gradient with respect to an input on which they depend only formally is zero, or None. Code that penalises gradients relies on
-both.
+both properties.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def in_batched_gradients() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_included(_LEGACY_VMAP)
 
 
-#: The anchor of gradients that depend on the inputs of a forward only formally, with no derivative (None).
+#: The default anchor, for gradients whose own gradient with respect to the inputs of the forward is None rather than zero.
 _NOWHERE = torch.empty(0, device="cpu", requires_grad=True)
 
 
 class _WithHistory(Function):
-    """gradient, anchor (0) -> the gradient. Its gradient with respect to the anchor is zero, and None if the anchor is
-    `_NOWHERE`."""
+    """gradient, anchor (an empty tensor) -> the gradient. Its own gradient with respect to the anchor is zero, or None if the
+    anchor is `_NOWHERE`."""
 
     @staticmethod
     def forward(gradient: Tensor, anchor: Tensor) -> Tensor:
@@ -54,8 +54,8 @@ class _WithHistory(Function):
 
 
 def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor | None:
-    """The gradient, made to require a gradient under `create_graph` even if nothing that it was computed from does. Its gradient
-    with respect to what the anchor was computed from is zero; without an anchor there is none."""
+    """The gradient, made to require a gradient under `create_graph` even if nothing that it was computed from does. Its own
+    gradient with respect to the tensors that the anchor was computed from is zero; without an anchor it is None."""
     if gradient is None or gradient.requires_grad or not torch.is_grad_enabled():
         return gradient
     if in_batched_gradients():
@@ -81,7 +81,7 @@ class _GradientWithHistory(Function):
 
 def gradient_with_history(tensor: Tensor, *others: Tensor) -> Tensor:
     """The tensor, with a gradient that passes through `with_history` if one of the other tensors of the call requires a gradient.
-    It is for terms that are computed outside an op although torch's operator computes them inside."""
+    It is for terms that torch's operator computes itself but that are computed outside our op, such as a bias."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return tensor
     if tensor.requires_grad and torch.is_grad_enabled() and any(other.requires_grad for other in others):

@@ -25,7 +25,7 @@ _TORCHS: Any = F.max_pool2d
 
 
 def _wants_gradient(x: Tensor) -> bool:
-    """Whether a derivative of this call may be wanted: only then are its choices stored."""
+    """Whether a derivative of this call may be wanted: only then are the offsets of the chosen cells stored."""
     if torch._C._are_functorch_transforms_active() or is_recorded():
         return True
     return (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0
@@ -77,7 +77,7 @@ def max_pool2d(
         padding: an int or a pair, at most half of kernel_size; padded cells are never chosen.
         dilation: an int or a pair.
         ceil_mode: rounds the output's extents up; every window still starts inside the input or its left padding.
-        return_indices: whether to return also the index of each maximum in its plane, row · W + column, as int64.
+        return_indices: whether to also return the index of each maximum in its plane, row · W + column, as int64.
         engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
 
     Returns:
@@ -128,8 +128,8 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
 
     Args:
         x: (T, N, C) with T > 0; fp16, bf16, fp32 or fp64, with any strides.
-        lengths: (N), of any integer dtype, on x's device: how many steps of each sequence count, clamped to [0, T]. The host
-            never reads it. None stands for all steps.
+        lengths: (N), of any integer dtype, on x's device: the number of valid steps of each sequence, clamped to [0, T]. The
+            host never reads it. None stands for all steps.
         engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
 
     Returns:

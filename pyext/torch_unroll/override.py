@@ -1,4 +1,4 @@
-"""Running the functions of unmodified code on torch_unroll."""
+"""Running unmodified code that calls torch's functions with torch_unroll's instead."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _unchecked(function: Any) -> Callable[..., Any]:
     return copy
 
 
-#: The functions of torch that a mode sees and that call user code: hooks, and models that a checkpoint runs again.
+#: torch's functions that call user code (hooks, or models that a checkpoint runs again) -> copies that consult no mode.
 _CALLS_USER_CODE = {f: _unchecked(f) for f in (Tensor.backward, torch.autograd.backward, torch.autograd.grad)}
 
 
@@ -60,13 +60,13 @@ _TABLE: dict[Any, Callable[..., Any]] = {
 
 
 class override(Redirect):  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Replaces torch's convolutions, poolings, folds and recurrences by torch_unroll's, within `with tu.override():` or a
+    """Replaces torch's convolutions, poolings, folds and recurrences with torch_unroll's, within `with tu.override():` or a
     function that `@tu.override()` decorates.
 
-    It affects calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `torch.rnn_tanh`, `torch.rnn_relu`
-    and their cells on this thread, whether functions or modules make them, also under `torch.compile`. It also affects a backward
-    pass within the block: its hooks, and what `torch.utils.checkpoint` computes again. Arguments are passed as torch accepts
-    them, by position or by name.
+    It affects calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `torch.max_pool2d`,
+    `torch.rnn_tanh`, `torch.rnn_relu` and their cells on this thread, whether functions or modules make them, also under
+    `torch.compile`. It also affects a backward pass within the block: its hooks, and what `torch.utils.checkpoint` computes
+    again. Arguments are accepted as torch accepts them, by position or by name.
 
     It does not affect other threads, scripted modules, the bodies of custom operators, what a compiled function runs inside a
     checkpoint or another higher-order operator, or a backward pass after the block has ended: a checkpoint then computes again
@@ -91,8 +91,8 @@ class override(Redirect):  # noqa: N801 (a context manager, named like torch.no_
         return self._resume(func, types, args, kwargs)
 
     def _resume(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """Calls one of torch's functions with this mode active inside it; torch removes a mode from the stack while it consults
-        it."""
+        """Calls one of torch's functions with this mode active inside it; torch takes a mode off the stack while that mode
+        handles a call."""
         with self:
             for kind in types:  # subclasses are consulted after the modes
                 if kind not in (Tensor, torch.nn.Parameter):

@@ -2,8 +2,8 @@
 are registered here.
 
 Observers, quantisation-aware training, fusion and conversion then treat them like torch's modules. `quantize_dynamic` has to be
-passed the class `torch_unroll.nn.RNNCell`, since its own list contains torch's. The FX mode does not use these tables; call
-`torch_unroll.restore` before it.
+passed the class `torch_unroll.nn.RNNCell`, since its default set contains only torch's. FX graph mode does not use these tables;
+call `torch_unroll.restore` before it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _accepting_ours(target: type[Any]) -> type[Any]:
 
 
 def _fusing_ours(fuse: Fuser) -> Fuser:
-    """A function that fuses modules the first of which is torch_unroll's; the convolution in the result is torch_unroll's too."""
+    """`fuse` for modules of which the first is torch_unroll's; the convolution in the result is torch_unroll's too."""
 
     @functools.wraps(fuse)
     def fused(is_qat: bool, first: torch.nn.Module, *others: torch.nn.Module) -> torch.nn.Module:
@@ -61,7 +61,7 @@ def _fusing_ours(fuse: Fuser) -> Fuser:
 def register() -> None:
     """Adds torch_unroll's modules to the tables of `torch.ao.quantization`, if this version of torch has them.
 
-    `torch_unroll.replace` calls this. Importing `torch_unroll` does not, because importing `torch.ao.quantization` takes longer.
+    `torch_unroll.replace` calls this. Importing `torch_unroll` does not, because importing `torch.ao.quantization` is slow.
     """
     try:
         from torch.ao.quantization import fuser_method_mappings, quantization_mappings

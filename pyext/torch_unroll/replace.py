@@ -1,4 +1,4 @@
-"""Replacing the modules of an existing model by torch_unroll's in place, and restoring torch's."""
+"""Replacing the modules of an existing model with torch_unroll's in place, and restoring torch's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WITHOUT_KERNELS = (
 )
 _FAMILIES = re.compile("Conv|MaxPool|RNN|LSTM|GRU|Fold|Unfold")
 
-#: The functions that torch_unroll has too, as graphs of torch.fx call them; `_ATEN` matches them in graphs of torch.export.
+#: torch's functions that torch_unroll has too, as graphs of torch.fx call them -> name. `_ATEN`: those in graphs of torch.export.
 _FUNCTIONS = {
     **{function: function.__name__ for function in (F.conv2d, F.conv_transpose2d, F.unfold, F.fold, torch.max_pool2d)},
     **{function: function.__name__ for function in (torch.rnn_tanh, torch.rnn_relu, torch.rnn_tanh_cell, torch.rnn_relu_cell)},
@@ -40,7 +40,8 @@ _NOTES = {
     torch.nn.RNN: "isinstance finds a torch.nn.RNNBase, not a torch.nn.RNN",
     torch.nn.RNNCell: "quantize_dynamic converts it only if it is passed torch_unroll.nn.RNNCell",
 }
-#: A tool that wraps the forward of a module keeps the one of the original class, so changing the class would have no effect.
+#: Why a module whose forward a tool has wrapped is left: the wrapper calls the forward of the original class, so changing
+#: the class would have no effect.
 _OWN_FORWARD = "this {} has its own forward"
 
 
@@ -79,7 +80,7 @@ def _calls_of_graph(module: GraphModule) -> list[str]:
 
 
 def _reason(module: torch.nn.Module) -> str | None:
-    """Why a convolution, max pooling, fold or recurrence is not swapped; None for modules that are none of these."""
+    """Why a convolution, max pooling, fold or recurrence of torch's is not swapped; None for all other modules."""
     kind = type(module)
     if isinstance(module, ScriptModule):
         name = str(getattr(module, "original_name", ""))
@@ -117,7 +118,7 @@ def _require_module(model: object) -> None:
 
 def replace(model: torch.nn.Module) -> Report:
     """Turns every Conv2d, ConvTranspose2d, Unfold, Fold, MaxPool2d, RNN and RNNCell of a model into torch_unroll's module of that
-    name. Parameters keep their values; other kernels compute with them.
+    name. Parameters keep their values; only the kernels differ.
 
     The class of a module is changed in place, so its identity, parameters, state_dict, hooks and ties are preserved. Only
     torch.nn's own classes are changed: a subclass may compute something else, and a parametrized module is a subclass that torch
@@ -127,14 +128,15 @@ def replace(model: torch.nn.Module) -> Report:
 
     Each new class is a subclass of torch's, except RNN, because torch.compile rejects every subclass of torch.nn.RNN: afterwards,
     `isinstance(module, torch.nn.RNN)` is False and `isinstance(module, torch.nn.RNNBase)` is True. Code that looks up the exact
-    class of a module finds none of these; call `restore` before such code. The tables of torch.ao's eager quantisation contain
-    them.
+    class of a module does not know these; call `restore` before such code. torch.ao's eager quantisation is an exception: the
+    new classes are added to its tables.
 
     Args:
-        model: any module; it is swapped itself if it is one of these.
+        model: any module; it is itself swapped if it is of one of these classes.
 
     Returns:
-        A `Report` with `swapped`, `left` and `notes` by the paths of the modules; a module with several paths has the first one.
+        A `Report` with `swapped`, `left` and `notes` by the paths of the modules; a module with several paths is listed under the
+        first.
 
     Raises:
         TypeError: the model is no module.
@@ -168,7 +170,7 @@ def _unsupported_by_torch(module: torch.nn.Module) -> str | None:
 
 
 def _torchs_class(module: torch.nn.Module) -> type[torch.nn.Module] | None:
-    """torch's class that does what the module's class of torch_unroll does; None if there is none."""
+    """The class of torch that corresponds to the module's class of torch_unroll; None if there is none."""
     kind = type(module)
     if is_parametrized(module) and kind.__bases__[0] in TORCHS:
         # parametrize derives a class for the module, which copies of the module share. Changing the bases of that class would
@@ -187,7 +189,7 @@ def restore(model: torch.nn.Module) -> Report:
     `engine` that a module names is dropped, and a note of the report says so.
 
     Args:
-        model: any module; it is restored itself if it is one of these.
+        model: any module; it is itself restored if it is one of torch_unroll's.
 
     Returns:
         A `Report` with `swapped` (the modules that are torch's again), `left` and `notes` by the paths of the modules.

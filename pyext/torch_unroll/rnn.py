@@ -99,7 +99,11 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _fits_engine(engine: str, x: Tensor, axis: int, packed: bool) -> bool:
-    """Whether the kernels of the engine can count the extents of a sequence; if not, the call goes to torch's operator."""
+    """Whether the extents of a sequence are within the limits of the engine's kernels; if not, torch serves the call.
+
+    Raises:
+        SizeError: they are not, and the engine was named.
+    """
     if not limits.is_large(x):
         return True
     lead = x.shape[:-1] if axis == 1 or packed else (x.shape[1], x.shape[0])
@@ -141,8 +145,8 @@ def rnn(
             comes from torch's generator; on the CPU it equals torch's.
         batch_first: whether input and output are (N, T, ·); states never are.
         batch_sizes: that of a PackedSequence: (T), int64, on the CPU.
-        lengths: (N), of any integer dtype, on input's device: how many steps of each padded sample count, clamped to [0, T].
-            The host never reads it. Later outputs are 0, and h_n is the state after the last step that counts (h0 if none does).
+        lengths: (N), of any integer dtype, on input's device: the number of valid steps of each padded sample, clamped to
+            [0, T]. The host never reads it. Later outputs are 0, and h_n is the state after the last valid step (h0 without one).
         recompute_segments: cuts the sequence into this many segments and saves only the states between them for backward, which
             computes the rest again (Chen et al. 2016, arXiv 1604.06174). About √T segments need the least memory. This pays only
             if the output is not kept either, and is not available for bidirectional or packed input.

@@ -1,4 +1,5 @@
-"""The checks of a call of `rnn` before it reaches the operators: errors have torch's types and name the public arguments."""
+"""The checks of a call of `rnn` or `rnn_cell` before it reaches the operators: errors have torch's types and name the public
+arguments."""
 
 from __future__ import annotations
 
@@ -19,13 +20,14 @@ Layers = list[list[tuple[Tensor, ...]]]
 
 
 def check_nonlinearity(nonlinearity: str) -> None:
-    """Raises ValueError unless the kernels have this nonlinearity."""
+    """Raises ValueError unless the kernels compute this nonlinearity."""
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(f"nonlinearity: expected one of {', '.join(NONLINEARITIES)}, got {nonlinearity!r}")
 
 
 def check_alike(input: Tensor, kind: str, others: dict[str, Tensor | None]) -> None:
-    """Requires one device, and one dtype that engines accept, after autocast. `kind` is torch's word for the other tensors."""
+    """Requires that the other tensors have the device of the input and, after autocast, its dtype, which engines have to accept.
+    `kind` is the word for the other tensors in torch's error message."""
     expected = lowered_dtype(input)
     require(expected in DTYPES, f"input: expected a floating-point dtype (fp16, bf16, fp32, fp64), got {expected}")
     for name, other in others.items():
@@ -91,7 +93,7 @@ def _check_steps(T: int) -> None:
 
 
 def _first_size(batch_sizes: Tensor) -> int:
-    """N of packed data. If the call is recorded, it is a tensor of the trace or a symbol of the graph, so that later calls may
+    """N of packed data. In a call that is recorded, it is a tensor of the trace or a symbol of the graph, so that later calls may
     have another N."""
     if torch.compiler.is_dynamo_compiling():
         return int(batch_sizes[0])
@@ -100,10 +102,11 @@ def _first_size(batch_sizes: Tensor) -> int:
 
 
 def read_rows(x: Tensor, batch_sizes: Tensor) -> Tensor:
-    """The rows of packed data that batch_sizes counts, for a single direction: like torch, it leaves further rows unread.
+    """The first sum(batch_sizes) rows of packed data with a single direction: like torch, this ignores further rows.
 
-    A compiler does not know the sum of batch_sizes; there the operator rejects further rows when it runs. They are rejected for
-    two directions as well: torch's backward direction would begin at the last row and mix up the steps.
+    If the call is transformed, the sum is not known yet: x is returned unchanged, and the operator rejects further rows when it
+    runs. It also rejects them for two directions, where torch's reverse direction would begin at the last row and mix up the
+    steps.
     """
     if type(batch_sizes) is not Tensor or is_transformed():
         return x

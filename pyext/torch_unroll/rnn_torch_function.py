@@ -28,8 +28,8 @@ def torchs_arguments(x: Any, start: Any, weights: Sequence[Any], options: dict[s
 
 
 def ask_rnn(rnn: Callable[..., Any], input: Any, h0: Any, weights: Sequence[Any], options: dict[str, Any]) -> Any:
-    """Offers a call of `torch_unroll.rnn`, as a call of torch's function if torch has an equivalent one: it needs a batch, and an
-    initial state, which torch.nn.RNN creates before it calls the function."""
+    """Offers a call of `torch_unroll.rnn`, as a call of torch's function if that can express it. torch's function needs a batch
+    and an initial state; a missing state is created here, as torch.nn.RNN does."""
     theirs, batch_sizes = TORCHS.get(options["nonlinearity"]), options["batch_sizes"]
     tensors = (input, h0, batch_sizes, options["lengths"], *weights)
     beyond_torch = options["lengths"] is not None or options["recompute_segments"] is not None

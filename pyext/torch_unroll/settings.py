@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 @dataclass(eq=False)
 class _Entry(Generic[Value]):
-    """A value that an owner has set: on a thread, until a block of the owner ends there, or, without a thread, permanently."""
+    """A value that an owner has set: for one of its blocks, entered on `thread`, or permanently if `thread` is None."""
 
     value: Value
     owner: weakref.ref[Any]
@@ -42,7 +42,7 @@ class Setting(Generic[Value]):
         self._base = self._written = read()
 
     def set(self, owner: object, value: Value) -> None:
-        """Sets the value permanently, or, if the owner enters a block later, only within that block."""
+        """Sets the value permanently; once the owner has entered a block, the value applies only within its blocks."""
         with self._lock:
             self._adopt_outside_value()
             for entry, later in zip(self._entries[:-1], self._entries[1:], strict=True):
@@ -59,7 +59,7 @@ class Setting(Generic[Value]):
             self._apply()
 
     def enter(self, owner: object, value: Value) -> None:
-        """Begins a block of the owner."""
+        """Begins a block of the owner, and undoes its permanent settings."""
         with self._lock:
             self.unset(owner)
             self._append(owner, value, threading.get_ident())

@@ -61,7 +61,7 @@ def pair(value: Any, name: str) -> Pair:
 
 def _unless_unknown(comparison: Any, otherwise: bool) -> bool:
     """The result of a comparison of sizes; `otherwise` if the sizes depend on data, such as a mask, which a compiler does not
-    see."""
+    know."""
     if not torch.compiler.is_compiling() and not isinstance(comparison, torch.SymBool):
         return bool(comparison)  # in a trace it is a tensor; under torch.compile it may be a symbol whose type is bool
     from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
@@ -150,8 +150,8 @@ def empty_rows_like(sequence: Tensor) -> Tensor:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises torch's exception for a wrong shape if a condition is false. A compiler does not know sizes that depend on data; the
-    graph then asserts the condition when it runs."""
+    """Raises RuntimeError, as torch does for a wrong shape, if a condition is false. A compiler does not know sizes that depend
+    on data; the graph then asserts the condition when it runs."""
     if condition is True:
         return
     if isinstance(condition, torch.SymBool) or (torch.compiler.is_compiling() and condition is not False):
@@ -166,7 +166,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_each(conditions: Iterable[bool], message: str) -> None:
-    """`require` for several conditions. Joining them by `and` would force a compiler to decide those on symbolic sizes one by
+    """`require` for several conditions. Joining them with `and` would force a compiler to decide those on symbolic sizes one by
     one."""
     for condition in conditions:
         require(condition, message)
@@ -204,14 +204,14 @@ _OPTIONAL = frozenset(("bias", "h0", "batch_sizes", "lengths", "b_ih", "b_hh"))
 
 
 def require_tensors(**arguments: Tensor | None) -> None:
-    """Raises torch's exception for an argument that is no tensor."""
+    """Raises TypeError, as torch does, for an argument that is not a tensor."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor) and not (value is None and name in _OPTIONAL):
             raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
 
 
 def pooling_offset_dtype(cells: int) -> torch.dtype:
-    """The dtype of an offset into a window of this many cells; its last value, 255 or -1, marks a window without a choice."""
+    """The dtype of an offset into a window of this many cells; 255 in a uint8, or else -1, marks a window without a choice."""
     return cast(torch.dtype, getattr(torch, offset_dtype(cells)))
 
 

@@ -1,8 +1,8 @@
 """`__torch_function__`: a call is offered to tensor subclasses, torch.fx's proxies and modes before this package computes it.
 
-They are written for torch's functions, so they are passed the torch function with the same meaning and its arguments. If they
-call that function, as `super().__torch_function__` does, the call comes back to this package, with the engine that was asked for.
-A proxy is passed this package's own function, because that is what the recorded program has to call.
+Subclasses and modes are written for torch's functions, so they are passed the torch function with the same meaning and its
+arguments. If they call that function, as `super().__torch_function__` does, the call comes back to this package, with the engine
+that was asked for. A proxy is passed this package's own function, because that is what the recorded program has to call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._device import DeviceContext
 
 
 class Redirect(TorchFunctionMode):
-    """Replaces calls of torch's functions by those of a table."""
+    """Replaces calls of torch's functions with calls of the functions that a table has for them."""
 
     def __init__(self, table: Mapping[Any, Callable[..., Any]]):
         super().__init__()
@@ -46,7 +46,7 @@ def ask(
         options: arguments that torch's function lacks; None marks one that was omitted.
         theirs: torch's function with the same meaning, if there is one.
         twin: the function that computes a call of `theirs` in this package, if that is not `ours` itself.
-        named: further arguments, which torch's function passes on by name.
+        named: further arguments, passed by name.
 
     Raises:
         TypeError: no mode and no argument implements the call.
@@ -60,8 +60,8 @@ def ask(
     keywords = named if theirs else {**named, **options}
     if torch._C._is_torch_function_mode_enabled():
         with _pop_mode_temporarily() as mode:
-            # A Redirect would send the call here without the options, and a DeviceContext concerns only functions that create
-            # tensors.
+            # A Redirect would send the call back here without the options, and a DeviceContext concerns only functions that
+            # create tensors.
             if isinstance(mode, (Redirect, DeviceContext)):
                 return compute(*arguments, **named)
             with redirect:

@@ -24,7 +24,7 @@ def is_tracing() -> bool:
 
 @contextmanager
 def _paused() -> Iterator[None]:
-    """Pauses the recording; sizes are numbers meanwhile."""
+    """Pauses the recording; meanwhile, sizes are plain numbers."""
     state = _C._get_tracing_state()
     _C._set_tracing_state(None)
     try:
@@ -70,7 +70,7 @@ def holds_tensors(numbers: Any) -> bool:
 
 
 def _stacked(numbers: Any) -> Any:
-    """Numbers as one tensor; strings, bools and None unchanged."""
+    """A number, or a list of numbers, as one tensor; tensors, strings, bools and None unchanged."""
     if isinstance(numbers, (tuple, list)):
         return torch.stack([_stacked(number) for number in numbers])
     return torch.tensor(numbers, dtype=torch.int64, device="cpu") if type(numbers) is int else numbers

@@ -21,7 +21,7 @@ _F: Any = F  # torch's stubs of these two functions allow no lists of sizes
 
 
 def _size(value: Any, name: str) -> Pair:
-    """A size argument as torch's Python wrappers of these two ops accept it: any iterable stands for two numbers."""
+    """A size argument as torch's Python wrappers of these two ops accept it: a number, or any iterable of two numbers."""
     if isinstance(value, Iterable) and not isinstance(value, str):
         value = tuple(value)
         require(len(value) == 2, f"{name}: expected two numbers, got {len(value)}")

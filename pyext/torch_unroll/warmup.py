@@ -16,7 +16,7 @@ def warmup(
     device: torch.device | str | None = None,
     engine: str | None = None,
 ) -> None:
-    """Compiles and loads kernels, so that no later call waits for it and the first call of a process may be captured in a CUDA
+    """Compiles and loads kernels, so that no later call waits for that and the first call of a process may be captured in a CUDA
     graph.
 
     Engine `cuda` only has to load its kernels; `cupy` and `numba` compile a kernel when it is first launched, which is not
@@ -25,7 +25,7 @@ def warmup(
 
     Args:
         op: "conv2d" (with unfold and fold), "max_pool2d" (with max_over_time) or "rnn" (with rnn_cell); None stands for all.
-        dtype: that of the calls to come; None stands for every dtype that the kernels support.
+        dtype: the dtype of the later calls; None stands for every dtype that the kernels support.
         device: by default the current GPU.
         engine: as in the public functions; by default the engine that would serve the calls.
 

@@ -20,8 +20,8 @@ class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_gr
     `with` block, or in a function that it decorates.
 
     The limit applies to engines `cuda` and `cupy`, on every thread of the process; initially it is 256 MiB. Of several open
-    blocks, the one that was entered last determines the limit, and they may end in any order. An object whose block has been
-    entered limits nothing outside its blocks.
+    blocks, the one that was entered last determines the limit, and they may end in any order. An object that has been used in a
+    `with` block or as a decorator limits nothing elsewhere.
 
     Half of the limit is for packed images or columns. Packing takes
 
@@ -34,7 +34,8 @@ class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_gr
         splits · elements of the result · 4 bytes (8 for float64)
 
     and there are fewer splits if this is more than the other half. wgrad writes such sums even for one split; its result is dw.
-    Tensor cores compute dw with the channels of a group rounded up to 16 bytes (variant `wgmma` those of x to 32, 64 or 128).
+    Tensor cores compute dw with the channels of a group rounded up to 16 bytes; variant `wgmma` rounds those of x up to a
+    multiple of 32, 64 or 128 bytes.
 
     A call stays within the limit unless a single image, or a single split of wgrad, does not fit into its half. A packed filter
     is not counted. `torch_unroll.explain` reports how much a call takes.

@@ -1,5 +1,5 @@
-"""Batching rules of `torch.func.vmap`: how the dimension that vmap adds to the inputs of an op joins a dimension of the op's
-own."""
+"""Batching rules of `torch.func.vmap`: how the dimension that vmap adds to the inputs of an op is merged into one of the op's own
+dimensions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def call_per_entry(function: Callable[..., Any], info: Any, in_dims: tuple[Any, 
 
 
 class Role(Enum):
-    """What a tensor is to an operator of recurrence over a sequence."""
+    """Which input of a recurrence over a sequence a tensor is."""
 
     ROWS = auto()  # (T, N, ·), or packed (total, ·)
     STATE = auto()  # (D, N, H)

@@ -1,12 +1,13 @@
 """The operators of two-dimensional convolution: fprop, dgrad (the gradient of the input) and wgrad (that of the weight).
 
 Convolution is bilinear, so the derivative of each of the three operators is again one of the three: they call each other, which
-yields gradients of every order. A call saves only those of its two factors that a wanted gradient needs, and saves them as they
-came.
+yields gradients of every order. A call saves only those of its two factors that a wanted gradient needs, and saves the tensors
+themselves, not packed copies.
 
-Images take the layout that torch's convolution gives them: channels_last if an image or the filter is channels_last. An operator
-that is called on its own (`channels_last` None) examines its own tensors; the gradients of that call, of every order, are passed
-its answer. The gradient of a filter has the filter's strides, so that it can be accumulated and reduced without a copy.
+Images are computed in the layout that torch's convolution gives them: channels_last if an image or the filter is channels_last.
+An operator that is called on its own (`channels_last` None) decides this by its own tensors; the operators that compute the
+gradients of that call, of every order, are passed the decision. The gradient of a filter has the filter's strides, so that it can
+be accumulated and reduced without a copy.
 
 Tensor cores need channels packed innermost, and engines pack within each call: a training step on an NCHW image packs x in fprop
 and in wgrad, and dy in dgrad and in wgrad. Packing each of them once would save two of these four launches, but would keep a copy
@@ -54,7 +55,7 @@ def _filter_stride(size: Sequence[int], w_stride: Sequence[int] | None) -> Seque
 
 
 def _save_factors(ctx: Any, first: Tensor, second: Tensor) -> None:
-    """Saves each of the two factors of a call if the gradient of the other factor is wanted, which is computed from it."""
+    """Saves each of the two factors of a call if the gradient of the other factor, for which it is needed, is wanted."""
     need_first, need_second = ctx.needs_input_grad[:2]
     save_needed(ctx, (first, need_second), (second, need_first))
 
@@ -249,7 +250,7 @@ class Conv2dDgrad(Operator):
 
 class Conv2dWgrad(Operator):
     """dy (N, K, P, Q), x (N, C, H, W) -> dw (K, C/groups, R, S). `w_size` is (R, S), and `w_stride` the strides of w or None; dw
-    takes them if they are dense, and is contiguous otherwise."""
+    has the same strides if they are dense, and is contiguous otherwise."""
 
     autocast = True
     has_history = True

@@ -1,5 +1,4 @@
-"""The operators of max pooling over the steps of a sequence: one window spans all of time, and offsets are those of max
-pooling."""
+"""The operators of max pooling over the steps of a sequence: one window spans all of time, and its offset is the chosen step."""
 
 from __future__ import annotations
 
@@ -28,8 +27,8 @@ def _check_steps(x: Tensor, engine: str) -> None:
 
 
 class MaxOverTimeForward(Operator):
-    """x (T, N, C), lengths (N) or None -> y (N, C), the maximum over the first `lengths` steps, and the step that holds it, as an
-    offset of pooling."""
+    """x (T, N, C), lengths (N) or None -> y (N, C), the maximum over the first `lengths` steps, and the offset of the step that
+    holds it; no offsets without `with_offsets`."""
 
     @staticmethod
     def check(x, lengths, with_offsets, engine):

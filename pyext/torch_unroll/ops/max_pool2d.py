@@ -39,7 +39,7 @@ def pooling_engine(name: str, tensor: Tensor) -> Engine:
 
 
 def split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offsets: bool) -> tuple[tuple[Tensor, Tensor], tuple]:
-    """What a batching rule returns for a forward: results with the batch split off dimension `dim`, and where the batch is."""
+    """What a batching rule returns for a forward: results with the batch split off dimension `dim`, and its position in each."""
     y, offsets = results
     if not with_offsets:
         return (y.unflatten(dim, (size, -1)), offsets), (dim, None)
@@ -55,8 +55,12 @@ def save_choice(ctx: Any, output: tuple[Tensor, ...]) -> None:
 
 
 def saved_choice(ctx: Any) -> tuple[Tensor, list[Tensor]]:
-    """The offsets that `save_choice` saved, and the anchor if there is one. They are read together, because a checkpoint allows
-    only one read."""
+    """The offsets that `save_choice` saved, and a list of the anchor, if there is one. They are read together, because a
+    checkpoint allows only one read.
+
+    Raises:
+        RuntimeError: the forward stored no offsets.
+    """
     offsets, *anchor = ctx.saved_tensors
     if offsets.dim() == 1:
         raise RuntimeError("with_offsets: expected True for a forward that is differentiated, got False")
@@ -81,7 +85,7 @@ def _check_geometry(kernel_size: Sequence[int], stride: Sequence[int], padding: 
 
 
 def _check_planes(extents: Sequence[int], name: str) -> None:
-    """Checks that every plane has pixels; only the batch may be empty."""
+    """Checks that C, H and W are above 0; only the batch may be empty."""
     require_each((extent > 0 for extent in extents), f"{name}: expected extents above 0, got {tuple(extents)}")
 
 
@@ -94,8 +98,8 @@ def _check_windows(
     dilation: Sequence[int],
     engine: str,
 ) -> None:
-    """Checks that offsets can come from a pooling with this geometry, in either rounding mode, and that the engine's kernels can
-    count their extents."""
+    """Checks that offsets can come from a pooling with this geometry, in either rounding mode, and that the extents are within
+    the limits of the engine's kernels."""
     _check_geometry(kernel_size, stride, padding, dilation)
     require_rank(offsets, "offsets", "NCPQ")
     check_offsets(offsets, kernel_size[0] * kernel_size[1])
@@ -269,7 +273,7 @@ class MaxPool2dIndices(Operator):
 
     @staticmethod
     def compute(offsets, x_size, kernel_size, stride, padding, dilation, engine):
-        # Engines refuse dtypes of images, and offsets do not say which dtype their images had: every engine accepts float32.
+        # Engines are selected by the dtype of the images, which offsets do not tell; every engine accepts float32.
         chosen = select(engine, "max_pool2d", offsets.device, torch.float32)
         return chosen.max_pool2d_indices(offsets, x_size, Pool2dGeometry(kernel_size, stride, padding, dilation))
 

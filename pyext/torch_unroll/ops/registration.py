@@ -52,7 +52,8 @@ class Operator:
 
     @staticmethod
     def check(*inputs: Any) -> None:
-        """Raises if the inputs do not fit together; reads no data. Runs before every `compute` and `fake`."""
+        """Raises if the inputs do not fit together; reads no data. Runs before `fake`, and before `compute` unless inputs of the
+        same kind have passed it already."""
         raise NotImplementedError
 
     @staticmethod
@@ -87,7 +88,7 @@ class Operator:
 
 
 class _Signature(NamedTuple):
-    """What registration needs of a schema; the tensors are its first arguments."""
+    """What registration needs to know of a schema, whose first arguments are the tensors."""
 
     name: str
     arity: int  # the number of tensors
@@ -133,7 +134,7 @@ class _Kernel:
         return *inputs[:at], "torch", *inputs[at + 1 :]
 
     def compute(self, *inputs: Any) -> Any:
-        """The result on real tensors; numbers that are not tensors are hashable."""
+        """The result on real tensors; the other inputs are hashable."""
         try:
             self._check_remembered(*inputs)
             return _without_views(self.definition.compute(*inputs))
@@ -155,7 +156,7 @@ class _Kernel:
 
 
 class _Functions(NamedTuple):
-    """An op as an autograd Function, once for each route by which a call that needs a derivative arrives."""
+    """An op as autograd Functions, one for each route by which a call that needs a derivative can arrive."""
 
     dispatched: type[Function]
     direct: type[Function]
@@ -247,7 +248,8 @@ def _register_rules_of_imported_modules() -> None:
 
 
 def _register_autocast(name: str, op: Any, device_type: str) -> None:
-    """Lowers the inputs of an op under autocast and runs it with autocast off, so that no product inside it is lowered again."""
+    """Registers the rule for autocast: it lowers the inputs and runs the op with autocast off, so that no product inside it is
+    lowered again."""
     key = f"Autocast{device_type.upper()}"
     keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 

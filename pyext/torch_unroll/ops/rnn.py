@@ -1,10 +1,10 @@
 """The operators of recurrence over a sequence: forward, backward (BPTT) and tangent.
 
 Backward is linear in dh, tangent is linear in (p, u0), and each is the transpose of the other. The derivative of each of the
-three is therefore composed of them and of matrix products, which gives derivatives of every order in both directions.
+three operators is therefore composed of these operators and of matrix products, which yields derivatives of every order, in
+backward and forward mode.
 
-With q = backward(g) and u = tangent(p, u0), and for every step t with t⁻ the step walked before it and t⁺ the one walked after
-it:
+With (q, dh0) = backward(g) and u = tangent(p, u0), where t⁻ is the step walked before step t and t⁺ the step walked after it:
 
     s_t = p_t + W u_t⁻      u_t = f'(h_t) s_t
     a_t = g_t + Wᵀ q_t⁺     q_t = f'(h_t) a_t
@@ -91,8 +91,8 @@ def _gradients_of_pairing(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of Σ g_t u_t = Σ q_t p_t + dh0 u0 with respect to h and W, each None if `ctx` does not need it.
 
-    They are what backward and tangent have in common: backward gets the gradients p and u0 of its results q and dh0, tangent gets
-    the gradient g of its result u.
+    The backward of both operators needs them: that of RnnBackward is passed the gradients p and u0 of its results q and dh0, that
+    of RnnTangent the gradient g of its result u.
     """
     _, need_h, need_w = ctx.needs_input_grad[:3]
     grad_h = grad_w = None
@@ -106,7 +106,7 @@ def _gradients_of_pairing(
 
 
 class RnnBackward(Operator):
-    """BPTT: dh like h -> dz like h, 0 past the length of a sample, and dh0 like h0. Of h0 only the shape matters."""
+    """BPTT: dh like h -> dz like h, 0 past the length of a sample, and dh0 like h0. Only the shape of h0 is used."""
 
     autocast = True
 
@@ -183,8 +183,8 @@ class RnnBackward(Operator):
 class RnnTangent(Operator):
     """p like h, u0 (D, N, H) -> u like h: the change of h when z changes by p and h0 by u0, to first order.
 
-    Only engine `torch` implements it, and serves it for every engine: it is needed for forward-mode and second derivatives
-    only."""
+    It is implemented by engine `torch` only, which computes it for every engine: only forward-mode and second derivatives need
+    it."""
 
     autocast = True
 

@@ -1,7 +1,7 @@
 """The terms of which the derivatives of a recurrence are composed.
 
-v_t⁻ stands for the step walked before step t (the initial state at the first one), and v_t⁺ for the step walked after it (0 at
-the last one).
+v_t⁻ stands for v at the step walked before step t (the initial state at the first one), and v_t⁺ for v at the step walked after
+it (0 at the last one).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch_unroll.ops.rnn_steps import Steps
 
 
 class Options(NamedTuple):
-    """The options that the three operators take after their tensors."""
+    """The last arguments of the operators of recurrence, over a sequence and of a single step."""
 
     nonlinearity: str
     precision: str
@@ -28,7 +28,7 @@ class Options(NamedTuple):
 
     @property
     def slope_depends_on_h(self) -> bool:
-        """Whether f' is anything but a constant."""
+        """Whether f' is not constant."""
         return self.nonlinearity != "identity"
 
     @property
@@ -39,7 +39,7 @@ class Options(NamedTuple):
 
 @dataclass(frozen=True)
 class Recurrence:
-    """The recurrence of one call, h_t = f(z_t + W h_t⁻), with its own matrices W (D, H, H).
+    """The recurrence of one call, h_t = f(z_t + W h_t⁻), with the matrices W (D, H, H).
 
     A sequence has the features (..., D·H) of all directions; a state is (D, N, H).
     """
@@ -53,12 +53,12 @@ class Recurrence:
         return self._product(self.steps.previous, v, start, w, transposed=False)
 
     def product_with_following(self, v: Tensor, start: Tensor, w: Tensor | None = None) -> Tensor:
-        """Wᵀ v_t⁺ for every step t. Of `start` only the shape matters. `w` replaces W."""
+        """Wᵀ v_t⁺ for every step t. Only the shape of `start` is used. `w` replaces W."""
         return self._product(self.steps.following, v, start, w, transposed=True)
 
     def product_into_start(self, v: Tensor, start: Tensor, w: Tensor | None = None) -> Tensor:
-        """Wᵀ v_1, (D, N, H), for the step that is walked first: its contribution to the gradient of h0. Of `start` only the shape
-        matters. `w` replaces W."""
+        """Wᵀ v_1, (D, N, H), for the step that is walked first: its contribution to the gradient of h0. Only the shape of `start`
+        is used. `w` replaces W."""
         matrices = self.w if w is None else w
         H = start.shape[-1]
 
@@ -78,7 +78,8 @@ class Recurrence:
         return torch.stack(gradients)
 
     def curvature_term(self, h: Tensor, s: Tensor, a: Tensor) -> Tensor | None:
-        """f''(h_t) s_t a_t, where f'' is the derivative of f' with respect to h; None if that is 0 everywhere."""
+        """f''(h_t) s_t a_t, where f'' is the derivative of f' with respect to h; None if that is 0 everywhere.
+        It is 0 past the length of a sample."""
         second = curvature(self.options.nonlinearity, h)
         if second is None:
             return None

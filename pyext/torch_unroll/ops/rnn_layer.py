@@ -1,4 +1,4 @@
-"""The tensors of one recurrent layer: what its operators check before they address memory by them."""
+"""The tensors of one recurrent layer, and the checks that its operators make before they compute addresses from them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_layer(
 
 
 def check_batch_sizes(batch_sizes: Tensor) -> None:
-    """Checks all that can be checked without reading the values."""
+    """Checks what can be checked of `batch_sizes` without reading its values."""
     require_strided(batch_sizes, "batch_sizes")
     require(
         batch_sizes.dim() == 1 and batch_sizes.dtype == torch.int64 and batch_sizes.device.type == "cpu",
@@ -58,7 +58,7 @@ def check_batch_sizes(batch_sizes: Tensor) -> None:
 
 
 def read_batch_sizes(batch_sizes: Tensor | None, rows: Tensor, start: Tensor) -> tuple[int, ...] | None:
-    """The values of `batch_sizes`. They are checked, since kernels address memory by them."""
+    """The values of `batch_sizes`. They are checked, since kernels compute addresses from them."""
     if batch_sizes is None:
         return None
     sizes = tuple(batch_sizes.tolist())

@@ -1,9 +1,9 @@
 """How the steps of a recurrence lie in a tensor: differentiable access to neighbouring steps of padded and packed sequences.
 
-A sequence is (T, N, ·), where the first `lengths[n]` steps of sample n count (None: all of them), or packed (total, ·), where the
-rows of step t belong to its `batch_sizes[t]` samples and the steps follow each other. Direction 0 walks from the first step to
-the last, direction 1 from the last to the first. `batch_sizes` stays on the CPU and `lengths` on the device; the host reads
-neither.
+A sequence is (T, N, ·), where the first `lengths[n]` steps of sample n are valid (all of them if `lengths` is None), or packed
+(total, ·), where step t has one row for each of its `batch_sizes[t]` samples and the steps follow each other. Direction 0 walks
+from the first step to the last, direction 1 from the last to the first. `batch_sizes` stays on the CPU and `lengths` on the
+device; neither is read into Python numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Steps:
         return (t.unsqueeze(1) < self.lengths).unsqueeze(2)
 
     def previous(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
-        """For each step the rows of the step walked before it; `start` (N, ·) at the first one, 0 for samples without steps."""
+        """For each step the rows of the step walked before it: `start` (N, ·) at the first one, 0 in samples without steps."""
         if self.batch_sizes is not None:
             index = self._packed_neighbours(sequence.shape[0], start.shape[0], direction).to(sequence.device)
             return torch.cat((start, sequence)).index_select(0, index)
@@ -45,7 +45,7 @@ class Steps:
         return torch.where((t + 1 < self.lengths).unsqueeze(2), shifted, start)
 
     def following(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
-        """For each step the rows of the step walked after it; 0 at the last one. Of `start` only the shape matters."""
+        """For each step the rows of the step walked after it; 0 at the last one. Only the shape of `start` is used."""
         return self.previous(sequence, torch.zeros_like(start), 1 - direction)
 
     def last(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
@@ -62,8 +62,8 @@ class Steps:
         return torch.where((self.lengths > 0).unsqueeze(1), last, start)
 
     def first(self, sequence: Tensor, start: Tensor, direction: int) -> Tensor:
-        """(N, ·): for each sample the row of the step walked first; 0 for samples without steps. Of `start` only the shape
-        matters."""
+        """(N, ·): for each sample the row of the step walked first; 0 for samples without steps. Only the shape of `start` is
+        used."""
         return self.last(sequence, torch.zeros_like(start), 1 - direction)
 
     def _packed_neighbours(self, total: int, N: int, direction: int) -> Tensor:

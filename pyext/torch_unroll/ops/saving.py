@@ -10,13 +10,13 @@ from torch.autograd import forward_ad
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
-    """Saves tensors for both directions of differentiation."""
+    """Saves tensors for `backward` and for `jvp`."""
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
 
 
 def save_needed(ctx: Any, *tensors: tuple[Tensor | None, bool]) -> None:
-    """Saves each tensor that backward needs, and None in place of the others.
+    """Saves the tensors that backward needs, and None in place of the others; each tensor comes with whether it is needed.
 
     Everything is saved if a tangent may be wanted, or inside a transform of torch.func, which does not say which inputs need a
     gradient.
@@ -26,5 +26,6 @@ def save_needed(ctx: Any, *tensors: tuple[Tensor | None, bool]) -> None:
 
 
 def stand_in(saved: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The saved tensor or, if it was not saved, zeros of its shape, which take the memory of one element."""
+    """The saved tensor or, if it was not saved, zeros of its shape with the dtype and device of `like`, which take the memory of
+    one element."""
     return like.new_zeros(()).expand(shape) if saved is None else saved

@@ -1,6 +1,6 @@
 """How the operators act on the shards of a DTensor: samples are independent of each other, and pooled channels are too.
 
-A rule gives the placements along one dimension of a device mesh, first of the results, then of the arguments. DTensor itself adds
+A rule lists the placements along one dimension of a device mesh, first of the results, then of the arguments. DTensor itself adds
 the rule that everything may be replicated, redistributes tensors that match no rule, and combines the dimensions of a mesh.
 """
 
@@ -19,8 +19,8 @@ Rule = tuple[list[Any], list[Any]]
 
 
 def _placed(results: str, tensors: str) -> Rule:
-    """A rule from one letter for each result and each tensor: the number of the sharded dimension, r (replicated), or p (partial
-    sums)."""
+    """A rule from one character for each result and each tensor: the number of the sharded dimension, r (replicated), or p
+    (partial sums)."""
     placements = {"r": Replicate(), "p": Partial()}
     of_results, of_tensors = (
         [placements[letter] if letter in placements else Shard(int(letter)) for letter in letters]
@@ -30,8 +30,8 @@ def _placed(results: str, tensors: str) -> Rule:
 
 
 def _pointwise(w_size: tuple[int, ...], geometry: tuple[Any, ...]) -> bool:
-    """Whether a convolution computes each pixel independently of the others. The recurrence multiplies all its steps as such an
-    image."""
+    """Whether a convolution computes each pixel independently of the others. The products of a recurrence for all steps at once
+    are such convolutions (see `linear`)."""
     stride, padding = geometry[:2]
     return tuple(w_size) == (1, 1) and tuple(stride) == (1, 1) and not any(padding)
 
@@ -56,8 +56,8 @@ def _time_forward(x: Any, lengths: Any, with_offsets: bool, engine: str) -> list
 
 
 def _steps(results: str, tensors: str) -> Callable[..., list[Rule]]:
-    """The rules of a recurrence, which can shard padded sequences only. `tensors` describes those before lengths and
-    batch_sizes."""
+    """The rules of a recurrence, which can shard padded sequences only. `tensors` describes the arguments before lengths
+    and batch_sizes."""
 
     def rules(*inputs: Any) -> list[Rule]:
         return [_placed(results, tensors + "0r")] if inputs[len(tensors) + 1] is None else []

@@ -1,6 +1,6 @@
 """The operators of unfold (im2col: an image as columns) and fold (col2im: columns summed into an image).
 
-Each is linear and the transpose of the other, so each is the derivative of the other.
+Each is linear and the transpose of the other, so the backward of each is the other.
 """
 
 from __future__ import annotations

@@ -27,7 +27,11 @@ def rows(op: str | None, dtype: str | None, architecture: str) -> list[Kernel]:
 
 
 def _architecture(name: str | None) -> str:
-    """The architecture that the engine compiles for on a GPU of this name, such as sm_90; by default on the current GPU."""
+    """The architecture that the engine compiles for, given a name such as sm_90; by default that of the current GPU.
+
+    Raises:
+        ValueError: NVRTC does not know the architecture, or it is below sm_80.
+    """
     if name is None:
         return nvrtc.architecture_of(torch.cuda.get_device_capability())
     known = [number for number in nvrtc.architectures() if number >= 80]

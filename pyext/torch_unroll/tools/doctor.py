@@ -131,7 +131,7 @@ def _environment_advice(survey: Survey) -> list[Advice]:
 
 
 def install_command(engine: str, survey: Survey) -> str:
-    """The command that installs a run-time engine for the CUDA version that torch was built for."""
+    """The command that installs an engine that compiles at run time, for the CUDA version that torch was built for."""
     release = (survey.torch_cuda or "13").partition(".")[0]
     packages = {"cupy": f"'cupy-cuda{release}x[ctk]' 'cuda-bindings=={release}.*'", "numba": f"'numba-cuda[cu{release}]'"}
     return f"pip install {packages[engine]}"

@@ -60,12 +60,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class KernelObject:
-    """A built kernel object: which rows of the kernel table it contains, and which of these the GPU can load."""
+    """A kernel object, if it is built: which rows of the kernel table it lacks, and which of its kernels the GPU cannot load."""
 
     path: str
     built: bool
     error: str | None = None  # why it does not load
-    kernels: int = 0
+    kernels: int = 0  # how many it contains
     stale: tuple[str, ...] = ()  # the rows of the table that it lacks
     unloadable: tuple[str, ...] = ()  # the kernels in it that the GPU cannot load
     refusal: str | None = None  # the driver's error
@@ -92,7 +92,7 @@ class Survey:
     packages: dict[str, str]
     torch_cuda: str | None  # the CUDA version that torch was built for
     torch_sees_gpu: bool
-    precision: dict[str, str]  # torch's switches for fp32 products
+    precision: dict[str, str]  # op -> how torch's settings have its fp32 products computed: "tf32" or "ieee"
     tools: tuple[Tool, ...]
     gpus: tuple[Gpu, ...]
     cuda_object: KernelObject
@@ -181,7 +181,7 @@ def examine_object(device_type: str, architecture: str | None) -> KernelObject:
     """Examines the kernel object for CUDA ("cuda") or for the emulator ("cpu").
 
     It is compared with the rows of the kernel table that it should contain: for the emulator all of them, for CUDA those that run
-    on the GPU's architecture or, without a GPU, those that every target has.
+    on the GPU's architecture or, without a GPU, those that run on sm_80 and thus on every target.
     """
     path = cuda.library_path(device_type)
     if not path.exists():
