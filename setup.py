@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels into the package if nvcc is there; pyproject.toml describes everything else.
+"""Compiles the CUDA kernels into the package if nvcc is present; pyproject.toml describes everything else.
 
 Without nvcc or a host compiler the package is installed without the compiled kernels: the engines that compile at run time still
 work, and `python -m torch_unroll doctor` says what is missing. No GPU is needed, so a wheel can be built on any machine.
@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
-# An empty torch_unroll takes the place of the package, whose __init__.py imports torch: torch_unroll.kernels does without.
+# An empty module stands in for the package torch_unroll, whose __init__.py imports torch; its `kernels` does not need torch.
 package = ModuleType("torch_unroll")
 package.__path__ = [str(ROOT / "pyext" / "torch_unroll")]
 sys.modules["torch_unroll"] = package
@@ -50,7 +50,7 @@ class BuildKernels(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """A wheel with compiled kernels fits one platform and every version of Python."""
+    """A wheel that fits every version of Python, and one platform if it contains compiled kernels."""
 
     def get_tag(self) -> tuple[str, str, str]:
         _, _, platform = super().get_tag()

@@ -2,7 +2,7 @@
 
 `torch.utils.benchmark` warms up, waits for the GPU and repeats the call until it has enough samples, which a loop around
 `time.time()` does not. `python -m benchmarks run --help` measures more carefully: cold caches, CUDA graphs, many shapes.
-Prints the median time of each, and on the CPU a warning: there the times say nothing about a GPU.
+Prints the median time of each and, on the CPU, a warning that the times say nothing about a GPU.
 Needs nothing: without a GPU, engine `torch` computes.
 """
 
@@ -27,7 +27,7 @@ def main() -> None:
     theirs = torch.nn.Conv2d(C, C, 3, padding=1, device=device, dtype=dtype)
     ours = tu.nn.Conv2d(C, C, 3, padding=1, device=device, dtype=dtype, engine=None if on_gpu else "torch")
     ours.load_state_dict(theirs.state_dict())
-    torch.testing.assert_close(ours(x), theirs(x))  # what is wrong is not worth timing
+    torch.testing.assert_close(ours(x), theirs(x))  # a wrong result is not worth timing
 
     seconds = 1.0 if on_gpu else 0.2
     print(f"Conv2d({C}, {C}, 3, padding=1) on {tuple(x.shape)}, forward and backward")

@@ -1,7 +1,7 @@
 """Captures a training step into a CUDA graph and replays it on new data.
 
-A graph saves the host's time for every launch, which is most of the time of a small network. `tu.warmup` loads every kernel
-before the capture, which may not compile or load any.
+A graph saves the host's time for every launch, which is most of the time of a small network. No kernel can be compiled or loaded
+during the capture, so `tu.warmup` loads the kernels before it.
 Prints the difference between the replayed and the eager gradients, which is 0: the kernels are deterministic.
 Needs a GPU: without one it says so and exits with status 0.
 """
@@ -34,7 +34,7 @@ def main() -> None:
     with torch.cuda.graph(graph):
         captured = step()
 
-    images.copy_(torch.randn_like(images))  # a graph reads its inputs where they were at the capture
+    images.copy_(torch.randn_like(images))  # a graph reads its inputs from the memory that it was captured with
     graph.replay()
     difference = max((ours - eager).abs().max().item() for ours, eager in zip(captured, step(), strict=True))
     print(f"replayed on new images: gradients differ from the eager ones by {difference}")

@@ -1,8 +1,8 @@
 """Replaces torch's convolution and max pooling in an existing model and compares the results.
 
-Shows two ways in: `tu.override()` for a block of code, and `tu.replace(model)` for good.
+Shows two ways: `tu.override()` for a block of code, and `tu.replace(model)` for good.
 Prints what `replace` changed, and the largest difference from torch's own results for each way.
-Needs nothing: without a GPU, engine `cuda` runs on the emulator where `make` built it, and engine `torch` serves otherwise.
+Needs nothing: without a GPU, engine `cuda` runs on the emulator if `make` has built it, else engine `torch` serves.
 """
 
 import torch
@@ -17,7 +17,7 @@ def main() -> None:
     images = torch.randn(2, 3, 12, 12, device=device)
     expected = model(images)
 
-    # A GPU needs no such choice: without one, calls on CUDA tensors take the first engine that runs.
+    # On a GPU, no engine needs to be chosen: by default, calls on CUDA tensors go to the first engine that runs.
     engine = next(name for name, reason in tu.available_engines(device).reasons.items() if reason is None)
     with tu.use_engine(engine):
         with tu.override():

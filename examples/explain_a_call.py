@@ -1,8 +1,8 @@
 """Asks which engine and which kernels serve a call, and why the others do not.
 
-`tu.explain` makes the call, and its backward where an input requires a gradient.
+`tu.explain` makes the call, and its backward if an input requires a gradient.
 Prints three explanations: a convolution with its backward, a recurrence, and a call that goes to torch's own operator.
-Needs nothing: without a GPU, engine `cuda` runs on the emulator where `make` built it, and engine `torch` serves otherwise.
+Needs nothing: without a GPU, engine `cuda` runs on the emulator if `make` has built it, else engine `torch` serves.
 """
 
 import torch
@@ -24,7 +24,7 @@ def main() -> None:
     weights = [parameter.detach() for parameter in rnn.parameters()]
     print(tu.explain("rnn", sequence, None, weights, engine=engine), end="\n\n")
 
-    print(tu.explain("conv2d", torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)))  # on the CPU, and no engine is named
+    print(tu.explain("conv2d", torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)))  # CPU tensors, and no engine is named
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The kernel is written in Python with Numba. On a GPU it is compiled; without one it runs in Numba's simulator, thread by thread,
 where a debugger can step through it and `print` works. A thread owns one output and adds its products in the order c, r, s.
-Once it is right, CONTRIBUTING.md says how it becomes a variant that the library chooses, in CUDA C++ or in Python.
+Once it is right, CONTRIBUTING.md says how to make it a variant that the library selects, in CUDA C++ or in Python.
 Prints the largest error of both results against float64.
 Needs numba-cuda: `pip install 'torch-unroll[numba]'`.
 """

@@ -3,7 +3,7 @@
 The backend "aot_eager" traces forward and backward as the default backend does, and then runs the ops as they are: it needs no
 compiler. Replace it with "inductor" to have the elementwise ops around the kernels fused.
 Prints how many graphs were compiled, the operators of torch_unroll in them, and the difference from eager mode.
-Needs nothing: without a GPU, engine `cuda` runs on the emulator where `make` built it, and engine `torch` serves otherwise.
+Needs nothing: without a GPU, engine `cuda` runs on the emulator if `make` has built it, else engine `torch` serves.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Trains LeNet-5 on handwritten digits, with every convolution and pooling computed by torch_unroll.
 
-Prints the mean loss of every tenth of the training, and then the accuracy on digits that were not trained on.
-Needs scikit-learn, which carries the 1,797 digits. Without a GPU, engine `torch` computes: it is quicker than the emulator.
+Prints the mean loss over each tenth of the training, and then the accuracy on digits that were not trained on.
+Needs scikit-learn, which includes the 1,797 digits. Without a GPU, engine `torch` computes: it is quicker than the emulator.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""Finds out which engine serves where nvcc is missing, and what would make the others run.
+"""Finds out which engine serves a call if nvcc is missing, and what would make the others run.
 
-Installing with `pip install .` succeeds without nvcc: the compiled kernels are then left out, and engine `cupy` compiles the same
-sources when they are first called, or engine `numba` their twins in Python.
+Installing with `pip install .` succeeds without nvcc, but leaves the compiled kernels out. Engine `cupy` then compiles the same
+sources when a kernel is first called, or engine `numba` the kernels written in Python.
 Prints every engine with the reason why it does not run here, what a call that names it does, and the report of the doctor,
 which ends with its advice.
 Needs nothing.

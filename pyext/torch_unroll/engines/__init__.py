@@ -1,8 +1,8 @@
 """The engines, and the choice of the one that serves a call.
 
 `engine=None` takes the first engine that accepts the call, in the order of `NAMES`. A named engine never falls back: a
-call that it refuses raises an error that gives the reason. One predicate, `refusal`, selects and explains. An engine is imported
-when it is first asked for.
+call that it refuses raises an error that gives the reason. One predicate, `refusal`, both selects engines and explains why others
+are not selected. An engine is imported when a call first considers it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def check(name: str) -> str:
 
 default = check(os.environ.get("TORCH_UNROLL_ENGINE", "auto") or "auto")
 
-#: The engine of the innermost `use_engine` block that torch.compile traced; None outside of such blocks. It is a global apart
-#: from `default`, because a compiled function writes its assignments back when it ends, which would undo those of other threads'
-#: blocks.
+#: The engine of the innermost `use_engine` block that torch.compile traced; None outside such blocks. It is kept apart from
+#: `default` because a compiled function writes the globals that it assigns back when it ends, and writing back `default` would
+#: undo what other threads' blocks have assigned meanwhile.
 _traced: str | None = None
 
 
@@ -78,7 +78,7 @@ class use_engine:  # noqa: N801 (a context manager, named like torch.no_grad)
 
     def __exit__(self, *_: object) -> None:
         global _traced
-        if self._outer:  # the block was traced; its end is not, if torch.compile has broken the graph
+        if self._outer:  # the start of the block was traced, though after a graph break its end may not be
             _traced = self._outer.pop()
         else:
             _setting.leave(self)
@@ -89,7 +89,11 @@ class use_engine:  # noqa: N801 (a context manager, named like torch.no_grad)
 
 
 def resolve(engine: str | None) -> str:
-    """Returns the name that an operator takes for the `engine` argument of a public function."""
+    """Returns the engine name, possibly "auto", that a public function with this `engine` argument passes to its operator.
+
+    Raises:
+        ValueError: the engine is unknown.
+    """
     if engine is not None:
         return check(engine)
     return default if _traced is None else _traced
@@ -100,7 +104,7 @@ def load(name: Literal["torch"]) -> ReferenceEngine: ...
 @overload
 def load(name: str) -> Engine: ...
 def load(name: str) -> Engine:
-    """Returns an engine; raises ImportError where its packages are missing, and ValueError for an unknown name."""
+    """Returns an engine; raises ImportError if its packages are missing, and ValueError if the name is unknown."""
     if name == "cuda":
         from torch_unroll.engines import cuda
 
@@ -130,7 +134,7 @@ def refusal(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str
 
 
 def _predicate(name: str) -> Callable[[str, torch.device, torch.dtype], str | None]:
-    """Returns the function of an engine that tells why it refuses a call."""
+    """Returns an engine's function `refuses`, which says why the engine does not take a call."""
     if name == "cuda":
         from torch_unroll.engines import cuda
 
@@ -197,10 +201,10 @@ def claims(
 
 
 def resolve_precision(switch: str, tensor: torch.Tensor) -> str:
-    """Returns how a product is computed, "tf32" or "ieee".
+    """Returns how the products of a call are computed: "tf32" or "ieee", and always "ieee" in dtypes other than float32.
 
-    `switch` names the switch of torch that decides, "conv" or "rnn", or is itself the answer. matmul's switch has no influence.
-    The switch is read when the operator runs, as cuDNN's operators do, and is ignored on the CPU.
+    `switch` is either the answer itself or names the switch of torch that decides, "conv" or "rnn"; torch's switch for matmul
+    has no influence. The switch is read when the operator runs, as in cuDNN's operators, and is ignored on the CPU.
     """
     if tensor.dtype != torch.float32:
         return "ieee"

@@ -70,7 +70,11 @@ class KernelObject:
             raise RuntimeError(f"{self.path.name} takes other structs than Python passes: {difference}; {REBUILD_HINT}")
 
     def prepare(self, plan: LaunchPlan) -> tuple[int, CLaunchConfig]:
-        """Returns a plan as the C interface takes it; it is converted once."""
+        """Returns a plan in the form that the C interface accepts: the kernel's number and its launch configuration.
+
+        Raises:
+            RuntimeError: this object does not contain the kernel.
+        """
         prepared = self._prepared.get(plan)
         if prepared is None:
             if plan.kernel.expression not in self.index:
@@ -87,7 +91,7 @@ class KernelObject:
             raise RuntimeError(f"{plan.kernel.expression} (grid {plan.config.grid}, block {plan.config.block}): {text}{hint}")
 
     def tensor_map(self, spec: TensorMapSpec) -> TensorMap:
-        """Returns the description of a tensor for the copy engine."""
+        """Encodes a tensor's description for the copy engine; raises RuntimeError if the driver refuses."""
         encoded = TensorMap()
         if status := self.library.torch_unroll_encode_tensor_map(ctypes.byref(spec.struct()), ctypes.byref(encoded)):
             raise RuntimeError(f"{spec}: {self.library.torch_unroll_error_text(status).decode()}")
@@ -120,6 +124,7 @@ def _kernel_object_on(index: int) -> KernelObject:
 
 
 def _resident(device: torch.device, plan: LaunchPlan) -> int:
+    """Returns how many blocks of a plan, or clusters if it has any, the device holds at once."""
     kernels = kernel_object(device.type)
     kernel, config = kernels.prepare(plan)
     count = ctypes.c_int()
@@ -196,7 +201,7 @@ def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def stale(device: torch.device) -> str | None:
-    """Returns what is wrong with a kernel object that was not built from the sources of this package; None if it was."""
+    """Returns a message if the kernel object for a device was built from other sources than those of this package; else None."""
     if kernel_object(device.type).built_from() == device_digest():
         return None
     return f"{library_path(device.type).name} was built from other sources than those that are here; {REBUILD_HINT}"

@@ -80,8 +80,8 @@ class CupyLauncher:
                 self._function(row, index)
 
     def _prepare(self, plan: LaunchPlan, index: int, stream: int) -> tuple[Any, Any, Any]:
-        """Returns a plan as the driver takes it. There is one for each stream, because a config holds its stream and several
-        threads may launch at once."""
+        """Converts a plan into what a launch passes to the driver, and keeps the result. Each stream has its own, because a
+        config holds its stream and several threads may launch at once."""
         driver = load_driver()
         function = driver.CUfunction(self._function(plan.kernel, index).ptr)
         config = launch_config(driver, plan, stream)
@@ -169,7 +169,8 @@ def _numbers(type_: Any, values: Iterable[int]) -> list[Any]:
 
 
 def allow(driver: Any, function: int, properties: Device) -> None:
-    """Allows a kernel all the shared memory that a block can have, and clusters of more than 8 blocks: plans may ask for both."""
+    """Allows a kernel all the shared memory that a block can have and, from compute capability 9.0, clusters of more than 8
+    blocks; plans may ask for both."""
     names = driver.CUfunction_attribute
     wanted = {names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: properties.shared_bytes_per_block}
     if properties.capability >= (9, 0):
@@ -181,7 +182,7 @@ def allow(driver: Any, function: int, properties: Device) -> None:
 
 
 def _make_current(index: int) -> None:
-    """Makes the device's context current in this thread, which torch's guard omits if it believes the device to be current."""
+    """Makes the device's context current in this thread. torch's guard skips that if it believes the device to be current."""
     import cupy
 
     cupy.cuda.runtime.setDevice(index)

@@ -1,8 +1,8 @@
 """What every engine provides. Output strides and saved tensors do not depend on the engine.
 
-The tensors of a call have one dtype and one device, may have any strides, and have been checked: an engine never sees a size that
-does not fit. Letters are those of kernels/cuda/shapes.h; pairs are (height, width). `precision` is "tf32" or "ieee" and matters
-for float32 alone. Where a kernel takes its operands packed, the engine packs them within the call.
+The floating-point tensors of a call have one dtype, all its tensors are on one device and may have any strides, and their sizes
+have been checked against each other. The letters are those of kernels/cuda/shapes.h; pairs are (height, width). `precision` is
+"tf32" or "ieee" and matters for float32 alone. If a kernel needs packed operands, the engine packs them within the call.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Pool2dGeometry(NamedTuple):
 
 
 class RnnOptions(NamedTuple):
-    """How the steps of a recurrent layer are laid out, and how each is computed.
+    """How the steps of a recurrent layer are laid out in memory, and how each is computed.
 
     A sequence is padded, (T, N, ·), or packed, (total, ·): the rows of step t are those of its `batch_sizes[t]` samples, one step
     after the other.
     """
 
-    lengths: Tensor | None  # (N), integers: the steps of each padded sample; None for T steps each
+    lengths: Tensor | None  # (N), integers: the steps of each padded sample, to be clamped to [0, T]; None for T steps each
     batch_sizes: tuple[int, ...] | None  # of a packed sequence; None for a padded one
     nonlinearity: str
     precision: str
@@ -131,8 +131,8 @@ class Engine(Protocol):
         """Converts offsets into torch's int64 indices, row · W + column; `x_size` is (H, W)."""
 
     def max_over_time_forward(self, x: Tensor, lengths: Tensor | None, with_offsets: bool) -> tuple[Tensor, Tensor]:
-        """Computes y (N, C), the maximum over the first `lengths` (N) steps of x (T, N, C), and the step that each value comes
-        from, as the offset of a T×1 window. Without `with_offsets` the offsets are empty."""
+        """Computes y (N, C), the maximum over the first `lengths` (N) steps of x (T, N, C), or over all T if that is None, and
+        the step that each value comes from, as the offset of a T×1 window. Without `with_offsets` the offsets are empty."""
 
     def max_over_time_backward(self, dy: Tensor, offsets: Tensor, steps: int) -> Tensor:
         """Computes dx (T, N, C) from dy (N, C); `steps` is T."""
@@ -145,8 +145,8 @@ class Engine(Protocol):
         length."""
 
     def rnn_backward(self, dh: Tensor, h: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> tuple[Tensor, Tensor]:
-        """Computes dz, like h, and dh0, like h0, from dh, like h (BPTT); dz is 0 past a sample's length. Only the shape of h0 is
-        used."""
+        """Computes dz, like h, and dh0, like h0, from dh, like h (BPTT); dz is 0 past a sample's length. The values of h0 are not
+        read."""
 
     def rnn_cell_forward(
         self,
@@ -159,7 +159,7 @@ class Engine(Protocol):
         nonlinearity: str,
         precision: str,
     ) -> Tensor:
-        """Computes the next h (N, H) from x (N, I) and h (N, H)."""
+        """Computes the next h (N, H) from x (N, I), h (N, H), w_ih (H, I), w_hh (H, H), and the biases (H)."""
 
     def rnn_cell_backward(
         self, dh_next: Tensor, h_next: Tensor, w_ih: Tensor, w_hh: Tensor, nonlinearity: str, precision: str

@@ -1,8 +1,8 @@
 """Sizes that are too large for the compiled kernels; one predicate for each op both selects and explains.
 
-With engine "auto", such a call goes to torch's own operator. It goes to engine `torch` where torch has no such operator, and
-where the size first appears in an operator of this package (a backward pass, a graph). A named engine refuses and says which size
-is too large. Engines `numba` and `torch` count in 64 bits and have no limits.
+With engine "auto", such a call goes to torch's own operator. It goes to engine `torch` if torch has no such operator, or if the
+size is first seen when an operator of this package runs (in a backward pass or a compiled graph). Engines `cuda` and `cupy`, if
+named, refuse and say which size is too large. Engines `numba` and `torch` count in 64 bits and have no limits.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch_unroll.kernels.shapes import SizeError
 
 Sizes = Sequence[int]
 
-#: Largest extent of pooling and of recurrence. The kernels' loop counters may pass an extent by one step before the loop ends,
-#: and no step is wider than 2^27.
+#: The largest extent in pooling and recurrence. A kernel's loop counter may exceed an extent by one increment before the loop
+#: ends, and no increment is larger than 2^27.
 MOST = 2**31 - 2**27
 #: A tensor of at most this many elements is far below every limit.
 _FEW = 2**20
@@ -31,8 +31,8 @@ _LIMITED = ("auto", "cuda", "cupy")
 
 
 def is_large(*tensors: Tensor) -> bool:
-    """Returns whether sizes may be near a limit; always False while torch.compile traces, so that the graph does not depend on
-    the answer: its operators check their sizes when they run."""
+    """Returns whether sizes may be near a limit. The answer is always False while torch.compile traces, so that the graph does
+    not depend on it; the graph's operators check their sizes when they run."""
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
@@ -58,7 +58,7 @@ def serves(engine: str, reason: str | None) -> bool:
 
 
 def require(engine: str, reason: str | None) -> None:
-    """Raises SizeError, from within an operator, if there is a reason against a call's sizes and the engine has limits."""
+    """Raises SizeError if there is a reason against a call's sizes and the engine has limits; operators call it when they run."""
     if reason is not None and engine in _LIMITED:
         raise SizeError(reason)
 
@@ -67,7 +67,7 @@ def conv2d(
     x_size: Sizes, w_size: Sizes, y_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> str | None:
     """Returns why sizes are too large for a convolution x (N, C, H, W), w (K, C/groups, R, S) -> y (N, K, P, Q) and its
-    gradients, or None; `padding` is that above and to the left."""
+    gradients, or None; `padding` is that above and to the left. None also while torch.compile traces or sizes are symbolic."""
     if torch.compiler.is_compiling() or is_symbolic(*x_size, *w_size, *y_size, *stride, *padding, *dilation, groups):
         return None
     if 0 in (*x_size, *w_size, *y_size):
@@ -88,22 +88,22 @@ def unfold(x_size: Sizes, y_size: Sizes, kernel_size: Sizes, stride: Sizes, padd
 def _problem(
     x_size: Sizes, w_size: Sizes, y_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Conv2dProblem:
-    """Returns a convolution of these sizes, whose dtype and strides say nothing."""
+    """Returns a convolution of these sizes; its dtype and strides are placeholders, on which the limits do not depend."""
     strides = dict.fromkeys(("x_strides", "w_strides", "y_strides"), (0, 0, 0, 0))
     pad = (padding[0], padding[1])
     return problem_of_sizes(x_size, w_size, y_size, stride, pad, dilation, dtype="float32", groups=groups, **strides)
 
 
 def max_pool2d(x_size: Sizes, y_size: Sizes) -> str | None:
-    """Returns why sizes are too large to pool x (N, C, H, W) into (P, Q), or None; threads count the pixels and channels of a row
-    together."""
+    """Returns why sizes are too large to pool x (N, C, H, W) into (P, Q), or None. C·W and C·Q are limited too, because threads
+    number the pixels and channels of a row together."""
     (N, C, H, W), (P, Q) = x_size, y_size
     return _too_large(MOST, {"N": N, "C": C, "H": H, "W": W, "P": P, "Q": Q, "C·W": C * W, "C·Q": C * Q})
 
 
 def max_over_time(T: int, N: int, C: int) -> str | None:
-    """Returns why sizes are too large to pool x (T, N, C) over time, or None; its samples and channels become those of one
-    image."""
+    """Returns why sizes are too large to pool x (T, N, C) over time, or None; kernels may treat all samples and channels as the
+    channels of one image."""
     return _too_large(MOST, {"T": T, "N·C": N * C})
 
 
@@ -111,7 +111,7 @@ def rnn(lead: Sizes, features: int, N: int, H: int) -> str | None:
     """Returns why sizes are too large for recurrence, or None.
 
     The sequence is (T, N, features) or packed (total, features), `lead` holds its extents before the features, and h0 is (D, N,
-    H). Kernels count steps in 32 bits, and the matrix products see all steps as the pixels of one plane.
+    H). Kernels count steps in 32 bits, and the products with W_ih treat all steps as the pixels of one plane.
     """
     if is_symbolic(*lead, features, N, H):
         return None

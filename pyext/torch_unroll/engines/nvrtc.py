@@ -23,7 +23,7 @@ _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*["<]([^">\n]+)[">]', re.MULT
 
 
 class CompileError(RuntimeError):
-    """NVRTC does not compile a kernel; the message holds the compiler's whole log."""
+    """NVRTC fails to compile a kernel; the message holds the compiler's whole log."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Binary:
 
 @cache
 def sources(name: str) -> dict[str, bytes]:
-    """Returns a file of kernels/cuda and every file that it includes, directly or not: name in `#include` -> content."""
+    """Returns a file of kernels/cuda and every file there that it includes, directly or not, as {name in `#include`: content}."""
     contents: dict[str, bytes] = {}
     waiting = [name]
     while waiting:
         included = waiting.pop()
-        if included not in contents and (SOURCES / included).is_file():  # other files are the host's, which NVRTC skips
+        if included not in contents and (SOURCES / included).is_file():  # others are host headers, hidden from NVRTC
             contents[included] = (SOURCES / included).read_bytes()
             waiting += [match.decode() for match in _INCLUDE.findall(contents[included])]
     return dict(sorted(contents.items()))
@@ -110,8 +110,8 @@ def _bindings() -> Any:
 
 
 def _check(answer: tuple[Any, ...]) -> Any:
-    """Returns the results of a call of the bindings, a single one on its own; raises RuntimeError for a status that is not
-    success."""
+    """Returns the results of a call of the bindings: the result itself if there is one, else a list of them. Raises RuntimeError
+    for a status that is not success."""
     status, *results = answer
     if status:
         text = _bindings().nvrtcGetErrorString(status)[1].decode()
@@ -133,7 +133,7 @@ def architectures() -> tuple[int, ...]:
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
-    """Returns the architecture for which kernels of a GPU are compiled; that of Hopper includes Hopper's own instructions."""
+    """Returns the architecture for which kernels are compiled on a GPU; for Hopper it is sm_90a, which includes `wgmma`."""
     number = f"{capability[0]}{capability[1]}"
     return f"sm_{number}a" if number == "90" else f"sm_{number}"
 

@@ -1,9 +1,8 @@
 """Compiled kernels on disk, so that a kernel is compiled once on a machine and not once in every process.
 
 Each kernel has one file, named by `Recipe.digest`. It is written under another name and then renamed, so any number of processes
-may fill and read one folder at once. A kernel whose file does not match its checksum is compiled again. Where the folder cannot
-be used (a read-only home, a full disk, a folder that others may write to), kernels are compiled in memory, and one warning says
-why.
+may fill and read one folder at once. A kernel whose file does not match its checksum is compiled again. If the folder cannot be
+used (a read-only home, a full disk, a folder that others may write to), kernels are compiled in memory, and one warning says why.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def load(recipe: Recipe) -> Binary | None:
         _check_private(folder())
         data = _path(recipe).read_bytes()
     except (OSError, RuntimeError):
-        return None  # `store` meets the same error and reports it, unless only the file is missing
+        return None  # unless only the file is missing, `store` then meets the same error, and `fetch` warns of it
     magic, _, rest = data.partition(b"\n")
     checksum, _, payload = rest.partition(b"\n")
     if magic != _MAGIC or checksum != hashlib.sha256(payload).hexdigest().encode():
@@ -86,7 +85,7 @@ def _path(recipe: Recipe) -> Path:
 
 
 def _check_private(path: Path) -> None:
-    """Raises PermissionError for a folder in which somebody else could have put code."""
+    """Raises PermissionError for a folder in which a user other than root could have put code."""
     status = path.stat()
     if status.st_uid not in (os.geteuid(), 0):
         raise PermissionError(f"{path} belongs to another user")

@@ -1,8 +1,8 @@
 """Densely connected networks (Huang, Liu, van der Maaten & Weinberger 2016): each layer sees the outputs of all layers before it.
 
 A dense block has two forms with equal results. The concatenating form builds the input of each layer from scratch, and its memory
-is quadratic in depth. The buffered form has one buffer to which every layer appends, and computes the inside of each layer again
-in backward; its memory is linear in depth. This is the idea of Pleiss et al. 2017, implemented as one autograd Function for the
+is quadratic in depth. In the buffered form every layer appends to one buffer, and backward recomputes the intermediate results of
+each layer; its memory is linear in depth. This is the idea of Pleiss et al. 2017, implemented as one autograd Function for the
 whole block, so that no tensor that autograd has saved is overwritten.
 """
 
@@ -80,7 +80,7 @@ class _BufferedBlock(torch.autograd.Function):
 
 
 class DenseBlock(torch.nn.Module):
-    """(N, C, H, W) -> (N, C + layers·growth, H, W).
+    """(N, C, H, W) -> (N, C + depth·growth, H, W).
 
     Args:
         buffered: whether the block has the buffered form, which cannot be differentiated twice.

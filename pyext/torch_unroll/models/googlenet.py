@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al. 2014), whose Inception modules have several filter sizes in each layer; with batch normalisation.
+"""GoogLeNet (Szegedy et al. 2014), whose Inception modules apply filters of several sizes side by side; with batch normalisation.
 
 Names and shapes are torchvision's, so that its weights can be loaded; so are the keywords, the outputs, and the 3×3 filters of
 the "5×5" branch.
@@ -171,8 +171,8 @@ def googlenet(
 ) -> GoogLeNet:
     """GoogLeNet for 224×224 images.
 
-    Args beyond those of the class: `weights`, a state_dict to load, such as torchvision's. Without `aux_logits`, its entries of
-    the auxiliary heads are ignored, which `load_state_dict` would reject.
+    Args beyond those of the class: `weights`, a state_dict to load, such as torchvision's. Without `aux_logits`, its entries for
+    the auxiliary heads are ignored; `load_state_dict` would reject them.
     """
     network = GoogLeNet(num_classes, aux_logits, transform_input, init_weights, dropout, dropout_aux, nn=nn)
     return loaded(network, weights, "" if aux_logits else "aux")

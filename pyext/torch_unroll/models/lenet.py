@@ -1,5 +1,5 @@
-"""LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998) in its usual modern form: fully connected maps, max pooling, a linear last
-layer."""
+"""LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998) in its usual modern form: every filter sees all maps, pooling takes the maximum,
+and the last layer is linear."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ def loaded(network: Network, weights: Mapping[str, Any] | None, dropped: str = "
     are ignored.
 
     Raises:
-        RuntimeError: names or shapes that are not those of the network.
-        TypeError: weights that are not a state_dict, such as a member of torchvision's enumerations, since nothing is downloaded.
+        RuntimeError: the names or shapes are not those of the network.
+        TypeError: weights is not a state_dict but, for example, a member of torchvision's enumerations; nothing is downloaded.
     """
     if weights is not None:
         if not isinstance(weights, Mapping):

@@ -29,7 +29,7 @@ class RecurrentNet(torch.nn.Module):
     Args:
         input_size, hidden_size, output_size: I, H, O.
         num_layers: the depth of the stack.
-        bidirectional: whether a second recurrence walks from the last step to the first; y_t then depends on h_t of both.
+        bidirectional: whether a second recurrence runs from the last step to the first; y_t then depends on h_t of both.
         nonlinearity: σ₁, "tanh" or "relu", and with torch_unroll.nn also "sigmoid" or "identity".
         output_nonlinearity: σ₂, "identity", "tanh", "relu" or "sigmoid".
         nn: the namespace of the modules.
@@ -55,8 +55,8 @@ class RecurrentNet(torch.nn.Module):
         self.output_nonlinearity = output_nonlinearity
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes T steps from state h. To stream a sequence, pass its pieces one by one with the state of the previous
-        piece."""
+        """Computes T steps from state h. To stream a sequence, pass its parts one after the other, each with the state that the
+        part before it returned."""
         hidden, h = self.rnn(x, h)
         return _OUTPUTS[self.output_nonlinearity](self.output(hidden)), h
 

@@ -50,7 +50,7 @@ class BasicBlock(torch.nn.Module):
 
 
 class Bottleneck(torch.nn.Module):
-    """1×1, 3×3 and 1×1 convolutions, of which the 3×3 has the stride and the groups; (N, C, H, W) -> (N, 4·filters, H/stride,
+    """Convolutions of 1×1, 3×3 and 1×1; stride and groups are those of the 3×3. (N, C, H, W) -> (N, 4·filters, H/stride,
     W/stride)."""
 
     expansion = 4
@@ -99,8 +99,8 @@ class ResNet(torch.nn.Module):
         num_classes: the number of classes.
         zero_init_residual: whether the scale of the last normalisation of each block starts at 0, so that the block starts as the
             identity.
-        groups, width_per_group: those of the 3×3 convolutions of bottlenecks: 32 and 4 yield ResNeXt-50 32×4d, 1 and 128 yield
-            Wide ResNet-50-2.
+        groups, width_per_group: the groups of the 3×3 convolutions in bottlenecks, and the filters of each group in the first
+            stage; with depths (3, 4, 6, 3), 32 and 4 yield ResNeXt-50 32×4d, 1 and 128 Wide ResNet-50-2.
         nn: the namespace of the modules.
     """
 

@@ -1,4 +1,4 @@
-"""torch.nn's modules on these ops, and the rest of torch.nn unchanged, so that `import torch_unroll.nn as nn` is a drop-in
+"""torch.nn with some modules computed by torch_unroll and the rest unchanged, so that `import torch_unroll.nn as nn` is a drop-in
 replacement.
 
 Defined here: Conv2d, ConvTranspose2d, Unfold, Fold, MaxPool2d, RNN, RNNCell, LocallyConnected2d. Every other name is torch.nn's

@@ -1,4 +1,4 @@
-"""Modules as leaves of torch.fx's graphs. Tracers recognise torch.nn's modules by the name of their package, but not these."""
+"""Makes modules leaves of torch.fx's graphs, as torch.nn's are; tracers recognise those by their package, but not these."""
 
 from __future__ import annotations
 

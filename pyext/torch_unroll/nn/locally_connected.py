@@ -16,8 +16,8 @@ from torch_unroll.unfold import unfold
 class LocallyConnected2d(torch.nn.Module):
     """Local connections without weight sharing: im2col, then one small matrix product per output pixel.
 
-    On a 200×200 image with 400,000 hidden units and 10×10 fields it has 40 million weights, where a fully connected layer has
-    16 billion and a convolution a few hundred.
+    On a 200×200 image with 400,000 hidden units and 10×10 fields it has 40 million weights, while a fully connected layer has
+    16 billion and a convolution with 10 filters 1,000.
 
     Args:
         in_channels, out_channels: C and K.

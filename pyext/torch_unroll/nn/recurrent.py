@@ -69,10 +69,11 @@ class RNN(RNNBase):
         self.engine = engine
 
     def flatten_parameters(self) -> None:
-        """Does nothing: torch's module moves its weights into one block of memory for cuDNN here."""
+        """Does nothing. In torch's module it moves the weights into one block of memory for cuDNN."""
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Like torch's check, but of the weights that forward reads, since functional_call and parametrizations replace them."""
+        """Checks the input as torch does, but against the weights that forward reads, since functional_call and parametrizations
+        replace them."""
         dtype = getattr(self, self._flat_weights_names[0]).dtype
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(

@@ -1,5 +1,5 @@
-"""First-order DARTS (Liu, Simonyan & Yang 2019): a cell each of whose edges mixes all operations, and the discrete cell it
-yields.
+"""First-order DARTS (Liu, Simonyan & Yang 2019): a cell in which every edge mixes all operations, and the discrete cell derived
+from it.
 
 An edge computes Σ softmax(α)_o · o(x). Steps that train the weights on one half of the data alternate with steps that train α on
 the other half. The discrete cell keeps the operation with the largest α on each edge, and the two strongest edges into each node.
@@ -32,7 +32,7 @@ def _convolution(channels: int, extent: int, nn: Any) -> torch.nn.Module:
 
 
 class MixedOp(torch.nn.Module):
-    """The weighted sum of every operation on one input: (N, C, H, W) -> (N, C, H, W)."""
+    """The weighted sum of the results of all operations on one input: (N, C, H, W) -> (N, C, H, W)."""
 
     def __init__(self, channels: int, *, nn: Any = unrolled):
         super().__init__()
@@ -44,8 +44,8 @@ class MixedOp(torch.nn.Module):
 
 
 class Cell(torch.nn.Module):
-    """A cell whose nodes each sum edges from all earlier states; the output is the mean of the nodes. `alpha` is (edges,
-    operations)."""
+    """A cell in which each node sums the edges from the input and all earlier nodes; the output is the mean of the nodes. `alpha`
+    is (edges, operations)."""
 
     def __init__(self, channels: int, nodes: int = 3, *, nn: Any = unrolled):
         super().__init__()
@@ -101,7 +101,7 @@ def network(cell: torch.nn.Module, channels: int, *, nn: Any = unrolled) -> torc
 
 
 def search(digits: Digits, epochs: int = 5, channels: int = 8, nodes: int = 3, seed: int = 0) -> Iterator[tuple[float, Cell]]:
-    """Trains weights and α alternately; yields, after each epoch, the loss on the half of the data for α, and the cell."""
+    """Trains weights and α alternately; yields, after each epoch, the mean loss on the half of the data for α, and the cell."""
     torch.manual_seed(seed)
     cell = Cell(channels, nodes)
     whole = network(cell, channels)

@@ -13,7 +13,7 @@ from torch import Tensor
 import torch_unroll.nn as unrolled
 from torch_unroll.training.digits import Digits
 
-#: The values of each choice; a grid search tries all of them, including those of `rate`.
+#: The values of each choice. Only a grid search uses those of `rate`; other strategies draw the rate from a range or ignore it.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "depth": (1, 2, 3),
     "width": (8, 16, 32),
@@ -26,8 +26,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point of the space: the network's `depth` stages, each of which doubles the channels and halves the picture, and its
-    learning rate."""
+    """A point of the space: a network of `depth` stages, each of which halves the picture, and its learning rate. The first stage
+    has `width` channels, and each further one twice as many as the one before."""
 
     depth: int = 2
     width: int = 16

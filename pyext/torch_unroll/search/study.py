@@ -1,4 +1,4 @@
-"""Grid, random (Bergstra & Bengio 2012) and Hyperband (Li et al. 2016) search with Optuna, which can be continued from a file."""
+"""Grid, random (Bergstra & Bengio 2012) and Hyperband (Li et al. 2016) search with Optuna; a file lets a later run continue."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def _candidate(trial: Any, strategy: str) -> Candidate:
 
 
 def open_study(strategy: str, store: Path | None, epochs: int, seed: int = 0) -> Any:
-    """Opens the study of a strategy, and continues the one in its store if there is one.
+    """Opens the study of a strategy: the one in the file `store` if there is one, else a new one.
 
     Raises:
-        ValueError: an unknown strategy.
+        ValueError: the strategy is unknown.
         ImportError: Optuna is missing.
     """
     if strategy not in STRATEGIES:
@@ -67,7 +67,7 @@ def open_study(strategy: str, store: Path | None, epochs: int, seed: int = 0) ->
 def run(
     study: Any, strategy: str, digits: Digits, trials: int, epochs: int, report: Callable[[], None] = lambda: None, seed: int = 0
 ) -> None:
-    """Runs trials until `trials` are finished, or the grid is exhausted; calls `report` after each."""
+    """Runs trials until the study has `trials` finished ones, or the grid is exhausted; calls `report` after each."""
     optuna = _optuna()
 
     def objective(trial: Any) -> float:

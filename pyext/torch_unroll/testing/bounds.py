@@ -1,11 +1,11 @@
 """How far a kernel's result may lie from the exact one. The bounds follow from the arithmetic alone.
 
-A result is a sum of n terms: products of two numbers of the operands' type, which are exact in the accumulator, and other terms
-such as a bias. S is the sum of the magnitudes of the terms. The terms are added in an accumulator, in any order and in any number
-of partial sums that are added later, and the sum is narrowed to the type of the result.
+A result is a sum of n terms: products of two operands, which are exact in the accumulator if the operands are 16-bit or TF32
+numbers, and other terms such as a bias. S is the sum of the magnitudes of the terms. The terms are added in an accumulator, in
+any order and in any number of partial sums that are added later, and the sum is narrowed to the type of the result.
 
-Addition that rounds to nearest has unit roundoff u. A term takes part in at most n additions, one of which may be the rounding of
-its product if a kernel does not fuse it: the error is at most n u S to first order, and n u / (1 - n u) S in all.
+Addition that rounds to nearest has unit roundoff u. A term meets at most n roundings: those of n - 1 additions and, if it is a
+product, its own. The error is therefore at most n u S to first order, and n u / (1 - n u) S in all.
 
 Addition in tensor cores is not documented; `tests/emulator/runtime/arithmetic.h` cites the measurements. Up to 16 products and
 the sum so far are aligned to the largest exponent among them and truncated after the 25th binary place. That costs each term at

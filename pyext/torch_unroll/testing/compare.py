@@ -1,7 +1,7 @@
 """When two results count as equal.
 
-A result is compared with torch's own result in the same dtype, both against float64: its error may be twice as large, plus a few
-roundings for the different order of the sums.
+A result and torch's own result in the same dtype are both compared with a float64 result. The error may be up to twice torch's,
+plus a few roundings for the different order of the sums.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _distance(result: Tensor, exact: Tensor) -> tuple[float, float]:
 
 def assert_as_accurate(result: Tensor, torchs: Tensor, exact: Tensor, what: str = "result") -> None:
     """Asserts that `result` is at most twice as far from `exact` (float64) as torch's own result in the same dtype, plus a few
-    roundings."""
+    roundings; integers have to be equal."""
     assert result.shape == exact.shape, f"{what}: expected shape {tuple(exact.shape)}, got {tuple(result.shape)}"
     assert result.dtype == torchs.dtype, f"{what}: expected {torchs.dtype}, got {result.dtype}"
     if exact.numel() == 0:

@@ -22,9 +22,9 @@ SLOPES = {
 }
 #: The largest slope of each nonlinearity.
 _STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
-#: Roundings of tanh, and of the exponential function, its sum with one and the quotient: at most 4 units in the last place.
+#: The most roundings by which tanh, or sigmoid with its exponential function, sum and quotient, may be off: 4 ulp.
 _FUNCTION_ROUNDINGS = 8
-#: Roundings of a slope, whose terms are at most 1, and of the product with it.
+#: The roundings of a slope, whose terms are at most 1, and of the multiplication by it.
 _SLOPE_ROUNDINGS = 4
 
 
@@ -37,14 +37,14 @@ def _operand(precision: str) -> float:
 
 
 def _assert_activation(h: Tensor, sum: Tensor, error: Tensor, nonlinearity: str, what: str) -> None:
-    """Checks an activation; `sum` is its exact argument, which the kernel had with an error of at most `error`."""
+    """Checks the activation h of a sum; `sum` is exact, and the kernel's own has an error of at most `error`."""
     exact = ACTIVATIONS[nonlinearity](sum)
     rounding = _FUNCTION_ROUNDINGS * _accumulator(h.dtype)
     assert_within(h, exact, narrowing_bound(exact, _STEEPEST[nonlinearity] * error + rounding * exact.abs(), h.dtype), what)
 
 
 def _assert_derivative(dz: Tensor, dh: Tensor, error: Tensor, h: Tensor, nonlinearity: str, what: str) -> None:
-    """Checks a product with a slope; `dh` is the exact factor, which the kernel had with an error of at most `error`."""
+    """Checks dz, the product of dh and the slope at h; `dh` is exact, and the kernel's own has an error of at most `error`."""
     slope = SLOPES[nonlinearity](h.double())
     exact = dh * slope
     rounding = _SLOPE_ROUNDINGS * _accumulator(h.dtype)
@@ -61,8 +61,8 @@ def _product(state: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _before(steps: Tensor, first: Tensor, lengths: Sequence[int], *, up: bool) -> Tensor:
-    """For one direction (T, N, H), the state that each step starts from: that of the step before it (`up`) or after it in time;
-    `first` (N, H) at the start."""
+    """The state from which each step of one direction starts, (T, N, H): `first` (N, H) at the start, then what `steps` (T, N, H)
+    holds for the step before it in time (`up`) or after it; 0 past a sample's length."""
     before = torch.zeros_like(steps)
     for n, length in enumerate(lengths):
         order = range(length) if up else range(length - 1, -1, -1)
@@ -135,7 +135,7 @@ def assert_cell(
     nonlinearity: str,
     precision: str,
 ) -> None:
-    """Checks h_next (N, H), the result of a single step, such as `nn.RNNCell` computes."""
+    """Checks h_next (N, H), the result of a single step, as `nn.RNNCell` computes it."""
     assert h_next.dtype == x.dtype
     pairs = ((x.double(), w_ih.double()), (h.double(), w_hh.double()))
     sum = torch.stack([a @ b.T for a, b in pairs]).sum(0)

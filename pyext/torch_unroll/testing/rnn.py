@@ -79,8 +79,8 @@ class Case:
         )
 
     def torchs(self, input: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Makes the call with torch's own operator, sample by sample if it has `lengths`, or packed input under torch.func,
-        neither of which torch's operator supports."""
+        """Makes the call with torch's own operator; sample by sample if the call has `lengths`, or packed input under torch.func,
+        since torch's operator supports neither."""
         settings = (list(weights), self.bias, self.num_layers, 0.0, False, self.bidirectional)
         function = _TORCHS[self.nonlinearity]
         if self.batch_sizes is not None:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 def _coarse(value: Tensor) -> Tensor:
-    """The tensor rounded to eight bits. TF32 has those bits as well, so products of such numbers are equal in fp32 and TF32."""
+    """The tensor rounded to eight significant bits. TF32 has more, so products of such numbers are equal in fp32 and TF32."""
     return value.detach().bfloat16().to(value.dtype)
 
 
@@ -52,7 +52,7 @@ def sample_results(
         dtype: the dtype of the floating-point inputs, if it is not that of the sample.
         coarse: whether inputs and weighting are rounded to numbers that TF32 can represent.
         parameters: further tensors with respect to which gradients are computed.
-        options: further keyword arguments.
+        options: further keyword arguments of the function.
     """
     (input, args, kwargs), leaves = _leaves((sample.input, sample.args, sample.kwargs), dtype, coarse)
     leaves += parameters

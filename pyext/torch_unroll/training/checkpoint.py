@@ -1,4 +1,4 @@
-"""Checkpoints from which a killed run continues with bitwise equal results."""
+"""Checkpoint files from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
-    """Reads a saved state, whose entries named in `expected` must have the values there.
+    """Reads a saved state and checks that it contains every entry of `expected` with the same value.
 
     Raises:
         ValueError: the file is unreadable or was saved by a different run; the message names the difference.

@@ -81,7 +81,7 @@ class Recipe:
     rate: float
     epochs: int
     batch: int
-    #: The least held-out accuracy that training reaches.
+    #: The lowest held-out accuracy that training should reach.
     expected: float
     momentum: float = 0.9
 

@@ -108,7 +108,7 @@ class Run:
         torch.set_rng_state(state["random"][self.settings.rank])
 
     def save(self) -> None:
-        """Writes the checkpoint; the first process does so for all."""
+        """Writes the checkpoint. Every process has to call this, since the first one writes the random states of all."""
         random: list[torch.Tensor] = [torch.get_rng_state()]
         if self.settings.processes > 1:
             random = [torch.empty_like(random[0]) for _ in range(self.settings.processes)]

@@ -19,7 +19,8 @@ from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 
 def gpu(device: torch.device, resident: Callable[[LaunchPlan], int]) -> Device:
-    """Returns a CUDA device as plans see it; `resident` asks the driver how many blocks of a plan the device holds at once."""
+    """Returns a CUDA device as plans see it; `resident` asks the driver how many blocks of a plan, or clusters if it has any, the
+    device holds at once."""
     properties = torch.cuda.get_device_properties(device)
     shared_bytes: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
     return Device(
@@ -39,13 +40,13 @@ class Launcher(Hashable, Protocol):
         """Launches a kernel; raises RuntimeError when the launch fails."""
 
     def properties(self, device: torch.device) -> Device:
-        """Returns the device as plans see it, the same object at every call."""
+        """Returns the device as plans see it, the same object in every call for that device."""
 
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
         """Encodes a tensor's description for the copy engine, once for each spec; raises RuntimeError when the driver refuses."""
 
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
-        """Loads the kernels that this device can run, so that their first launch may be under a CUDA graph's capture."""
+        """Loads at least those of `rows` that the device can run, so that a CUDA graph may capture even their first launch."""
 
 
 class RecordedLauncher:

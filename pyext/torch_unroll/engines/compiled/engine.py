@@ -1,4 +1,4 @@
-"""The engine made of this package's host functions and a launcher."""
+"""Combines this package's host functions and a launcher into an engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch_unroll.shapes import dtype_name
 
 
 class CompiledEngine:
-    """The functions of `engines.interface.Engine`, with a launcher."""
+    """The functions of `engines.interface.Engine`, which all launch kernels through one launcher."""
 
     def __init__(self, name: str, launcher: Launcher):
         self.name = name

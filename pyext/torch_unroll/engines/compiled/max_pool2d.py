@@ -31,7 +31,7 @@ def _problem(
     channels_last: bool,
     **options: Any,
 ) -> Pool2dProblem:
-    """Returns a problem; x is dense unless `options`, further fields of it, give other strides."""
+    """Returns a problem. `options` are further fields of it; if `x_strides` is not among them, x is dense."""
     window, stride, padding, dilation = ((int(height), int(width)) for height, width in geometry)
     (N, C, H, W), (P, Q) = x_size, y_extents
     return Pool2dProblem(
@@ -55,7 +55,7 @@ def _problem(
 def _problem_of_offsets(
     direction: str, dtype: torch.dtype, offsets: Tensor, x_extents: Sequence[int], geometry: Pool2dGeometry, **options: Any
 ) -> Pool2dProblem:
-    """Returns the problem of a function that reads offsets, in their memory format."""
+    """Returns the problem of a function that reads offsets; its memory format is theirs."""
     N, C, P, Q = offsets.shape
     return _problem(direction, dtype, (N, C, *x_extents), (P, Q), geometry, is_channels_last(offsets), **options)
 
@@ -130,7 +130,7 @@ def max_pool2d_backward(
 
 
 def _aligned_copy(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Returns the tensor dense in a memory format and at a multiple of 16 bytes: itself where it already is."""
+    """Returns the tensor, or a copy if it is not dense in the memory format or does not start at a multiple of 16 bytes."""
     dense = tensor.contiguous(memory_format=memory_format)
     return dense if _aligned(dense) else dense.clone(memory_format=memory_format)
 
@@ -162,7 +162,7 @@ def max_over_time_forward(launcher: Launcher, x: Tensor, lengths: Tensor | None,
     offsets = torch.empty((N, C), dtype=offset_dtype, device=x.device) if with_offsets else None
     step, image, channel = x.stride()
     if lengths is None and image == C * channel:
-        N, C, image = 1, N * C, 0  # all samples as channels of one image: they fill whole pieces more often
+        N, C, image = 1, N * C, 0  # as channels of one image, all samples together fill whole pieces more often
     if y.numel():
         problem = _problem_of_time(
             "forward",

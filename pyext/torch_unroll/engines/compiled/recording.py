@@ -16,14 +16,14 @@ from torch_unroll.kernels.table import LaunchPlan
 
 @dataclass(eq=False)
 class Recording:
-    """What a stretch of code launched."""
+    """What the code of a `recording` block launched."""
 
     launches: list[tuple[str, LaunchPlan]] = field(default_factory=list)  # (engine, plan), in order
     #: The most bytes that were allocated at once besides inputs and outputs.
     workspace_bytes: int = 0
-    #: Function of the kernels, such as "conv2d_dgrad" -> what its last call selected.
+    #: Function of a selector, such as "conv2d_dgrad" -> what its last call selected.
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
-    #: Why the compiled kernels did not serve a call with engine "auto", and what served it instead; of the first such call.
+    #: For the first call with engine "auto" that was too large for the compiled kernels: the reason, and what served it instead.
     too_large: tuple[str, str] | None = None
     _live_bytes: int = 0
 

@@ -124,7 +124,7 @@ class _Layer:
         """Launches a pass.
 
         Args:
-            state: the output that holds the state, h or dz.
+            state: the output that also carries the state from step to step, h or dz.
             aligned: whether every row of the tensors that hold the state starts at a multiple of 16 bytes.
             fields: the pass's own fields of `RnnParameters`.
         """
@@ -142,7 +142,7 @@ class _Layer:
         selected = selector.select(problem, self.launcher.properties(self.device))
         note_selection(selected)
         if selected.variant is GRID_EXCHANGE:
-            state.view(_INTEGERS[state.element_size()]).fill_(-1)  # the sentinel: all bits set
+            state.view(_INTEGERS[state.element_size()]).fill_(-1)  # sets all bits of every element: the sentinel
         plan = selected.plan
         parameters = self.parameters(aligned_state=aligned, **fields)
         for step in range(problem.products if selected.variant is STEP else 1):
@@ -250,12 +250,12 @@ def _unit_stride(tensor: Tensor) -> Tensor:
 
 
 def _step_stride(tensor: Tensor) -> StepStride:
-    """Returns the strides from step to step and from sample to sample; of packed data, both are those of a row."""
+    """Returns the strides from step to step and from sample to sample; for packed data, both are the stride between rows."""
     return StepStride(t=tensor.stride(0), n=tensor.stride(-2))
 
 
 def _rows_aligned(length: int, *tensors: Tensor) -> bool:
-    """Whether rows of that length, one or two side by side, all start at multiples of 16 bytes."""
+    """Whether all rows start at multiples of 16 bytes, and also those of the second direction, `length` elements further on."""
     for tensor in tensors:
         start = 0 if tensor.is_meta else tensor.data_ptr()  # torch aligns what it allocates to more than 16 bytes
         if start % 16 or any(extent * tensor.element_size() % 16 for extent in (length, *tensor.stride()[:-1])):
@@ -264,7 +264,8 @@ def _rows_aligned(length: int, *tensors: Tensor) -> bool:
 
 
 def _padded_rows(w: Tensor) -> Tensor:
-    """Returns w (D, H, H) with contiguous rows, padded with zeros to whole 16 bytes; w itself if its rows already are."""
+    """Returns w (D, H, H) with its rows contiguous and padded with zeros to a multiple of 16 bytes, or w itself if they already
+    are and w starts at a multiple of 16 bytes."""
     H = w.shape[-1]
     per_fragment = FRAGMENT_BYTES // w.element_size()
     if H % per_fragment == 0 and w.is_contiguous() and w.data_ptr() % 16 == 0:

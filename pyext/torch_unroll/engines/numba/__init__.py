@@ -1,10 +1,10 @@
-"""Engine `numba`: the twins in kernels/numba, compiled by Numba on first use; they use torch's tensors and stream, without
-copies.
+"""Engine `numba`: the Python kernels in kernels/numba, compiled by Numba on first use. They use torch's tensors without copying
+them, and torch's stream.
 
 It runs on CUDA tensors, and in Numba's simulator (NUMBA_ENABLE_CUDASIM=1, set before numba is imported) on CPU tensors, where the
-kernels are ordinary Python: for tests and for stepping through them with a debugger. fp32 products are IEEE whatever the
-precision that a call asks for. This module says whether the engine can run here, and does not import numba unless it has to;
-`engine.py` holds the engine.
+kernels are ordinary Python: for tests and for stepping through them with a debugger. fp32 products are IEEE, whatever precision a
+call asks for. This module says whether the engine can run here, and does not import numba unless it has to; `engine.py` holds the
+engine.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def _output(size: tuple[int, ...], like: Tensor, other: Tensor, layout: torch.me
 
 
 def _arguments(geometry: Conv2dGeometry) -> tuple[Pair, Pair, Pair, int]:
-    """Returns the geometry as kernels take it: of the padding, only that above and to the left."""
+    """Returns the geometry in the form that kernels accept, with only the padding above and to the left."""
     top, _, left, _ = geometry.padding
     return geometry.stride, (top, left), geometry.dilation, geometry.groups
 

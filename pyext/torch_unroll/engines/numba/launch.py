@@ -18,7 +18,8 @@ _STORED = {torch.bfloat16: torch.uint16}  # see kernels/numba/types.py
 
 
 def launch(kernel: Any, grid: int | tuple[int, ...], block: int | tuple[int, ...], *arguments: Any) -> None:
-    """Launches a kernel; tensors become arrays, sequences of sizes become tuples, and everything else is passed as it is."""
+    """Launches a kernel on the device of its tensors, which become arrays. Sequences of sizes become tuples of int;
+    other arguments are passed unchanged."""
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
     values = [tuple(map(int, value)) if isinstance(value, Sequence) else value for value in arguments]
     if device.type == "cpu":
@@ -41,8 +42,8 @@ def launch_tiles(kernel: Any, count: int, device: torch.device, *arguments: Any)
 
 
 def _blocks(most: int, device: torch.device) -> int:
-    """Returns how many blocks to launch: one for each piece of work, but at most eight for each multiprocessor; blocks take the
-    remaining pieces in turn."""
+    """Returns how many blocks to launch for `most` units of work: one for each, but at most eight for each multiprocessor; each
+    block then loops over several units."""
     return min(most, 2 if SIMULATED else 8 * multiprocessors(device))
 
 
@@ -53,25 +54,26 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def splits(tiles: int, device: torch.device) -> int:
-    """Returns how many parts to split the sums of that many tiles into, so that there are two blocks for each multiprocessor."""
+    """Returns how many splits to make of the depth of that many tiles, so that the blocks number about two per multiprocessor."""
     return max(1, 2 * (4 if SIMULATED else multiprocessors(device)) // tiles)
 
 
 def as_stored(tensor: Tensor) -> Tensor:
-    """Returns a view of a tensor in the dtype of the kernels' arrays."""
+    """Returns a view of a tensor in the dtype that the kernels' arrays have, which is uint16 for bfloat16."""
     tensor = tensor.detach()
     return tensor.view(_STORED[tensor.dtype]) if tensor.dtype in _STORED else tensor
 
 
 def _host_array(tensor: Tensor) -> Any:
-    """Returns the tensor's memory as an array of the simulator, which would copy a numpy array and want it contiguous."""
+    """Returns the tensor's memory as an array of the simulator's own type. The simulator would copy a NumPy array, and requires
+    it to be contiguous."""
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
     return FakeCUDAArray(as_stored(tensor).numpy())
 
 
 def _device_array(tensor: Tensor) -> Any:
-    """Returns the tensor's memory, which the caller keeps alive, as a device array. Its type does not hold its strides, so that a
+    """Returns the tensor's memory, which the caller keeps alive, as a device array. Its type says nothing of its strides, so a
     kernel is compiled once for each dtype and not for every combination of layouts."""
     array = cuda.as_cuda_array(as_stored(tensor), sync=False)
     array._numba_type_ = types.Array(_numba_dtype(array.dtype), array.ndim, "A")

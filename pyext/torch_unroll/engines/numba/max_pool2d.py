@@ -1,4 +1,4 @@
-"""Host code of kernels/numba/max_pool2d.py. Max over time is pooling over planes T high and one column wide."""
+"""Host code of kernels/numba/max_pool2d.py. The maximum over time is pooling over planes of T rows and one column."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def max_pool2d_indices(offsets: Tensor, x_size: Pair, geometry: Pool2dGeometry) 
 
 
 def _window_over(steps: int) -> Pool2dGeometry:
-    """Returns the one window as high as the plane."""
+    """Returns the geometry of a single window, which covers a plane of `steps` rows and one column."""
     return Pool2dGeometry(kernel_size=(steps, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
 
 

@@ -19,8 +19,8 @@ from torch_unroll.shapes import empty_rows_like
 
 __all__ = ["rnn_backward", "rnn_cell_backward", "rnn_cell_forward", "rnn_forward", "warmup"]
 
-#: The largest H for which one launch runs all steps, with a block for each tile of samples. Above it, one launch for each step,
-#: which divides H among blocks too, is predicted to be faster; measured: not yet.
+#: The largest H for which one launch runs all steps, with a block for each tile of samples and each direction. Above it, one
+#: launch for each step, which divides H among blocks too, is predicted to be faster; that has not been measured.
 SINGLE_BLOCK_MAX_H = 512
 
 _forced: str | None = None
@@ -28,7 +28,7 @@ _forced: str | None = None
 
 @contextmanager
 def force(variant: str) -> Iterator[None]:
-    """Lets one variant, "single_block" or "step", compute every pass within; elsewhere it follows from H."""
+    """Forces a variant, "single_block" or "step", for every pass within the block; elsewhere H decides."""
     global _forced
     previous, _forced = _forced, variant
     try:
@@ -38,15 +38,15 @@ def force(variant: str) -> Iterator[None]:
 
 
 class _Rows(NamedTuple):
-    """Where kernels find the steps of a layer in a sequence that is seen as (rows, D·H)."""
+    """Where kernels find the steps of a layer in a sequence that is viewed as (rows, D·H)."""
 
-    first_row: Tensor
-    row_step: int
-    lengths: Tensor
+    first_row: Tensor  # (T), the row of sample 0 at each step
+    row_step: int  # from the row of one sample to that of the next
+    lengths: Tensor  # (N), the steps of each sample
 
 
 def _with_strides_of(model: Tensor, tensor: Tensor) -> Tensor:
-    """Returns the tensor, or a copy where its strides differ from the model's."""
+    """Returns the tensor, or a copy with the strides of `model` if its own are different."""
     return tensor if tensor.stride() == model.stride() else torch.empty_like(model).copy_(tensor)
 
 
@@ -57,7 +57,7 @@ def _as_rows(sequence: Tensor) -> Tensor:
 
 
 def _rows(h: Tensor, samples: int, options: RnnOptions) -> _Rows:
-    """Returns where the steps of sequences with the strides of h, which is dense, are in the views of `_as_rows`."""
+    """Returns where the steps are in the rows that `_as_rows` makes of h, which is dense, or of sequences with its strides."""
     if options.batch_sizes is not None:
         first_rows, lengths = packed_rows(options.batch_sizes, h.device)
         return _Rows(first_rows, 1, lengths)

@@ -1,4 +1,4 @@
-"""Engine `torch`: the formulas written out in plain torch, with an explicit backward. It is right everywhere and fast nowhere."""
+"""Engine `torch`: the formulas, backward included, written out in plain torch. It runs on every device, but is slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The products of engine `torch`, which are summed as in the kernels, whatever torch's matmul switches say."""
+"""The matrix products of engine `torch`, summed in the same type as in the kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
-    """Returns a @ b in the accumulator type. On a GPU, fp32 is computed in TF32 only if `precision` says so."""
+    """Returns a @ b in the accumulator type. On a GPU, fp32 is computed in TF32 only if both `precision` and torch's switch for
+    matmul say so."""
     wide = accumulator(a.dtype)
     if a.is_cuda and wide == torch.float32 and precision == "ieee" and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return (a.double() @ b.double()).float()

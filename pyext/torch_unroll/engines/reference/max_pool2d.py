@@ -1,7 +1,7 @@
-"""Max pooling cell by cell: in turn, each cell (r, s) of all windows at once, which is a strided slice of the plane.
+"""Max pooling cell by cell: the pixels under cell (r, s) of all windows, a strided slice of the plane, are compared at once.
 
-A later cell wins if it is larger or NaN, as in torch: so the first of equal values is chosen, and the last NaN. A window's choice
-is kept as its cell r·S + s; `kernels.offsets.no_cell` stands for a window that holds no cell of the plane.
+As in torch, a later cell wins if it is larger or NaN, so the first of equal values is chosen, or the last NaN. A window's choice
+is stored as the number r·S + s of its cell; `kernels.offsets.no_cell` marks a window that holds no cell of the plane.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def max_pool2d_indices(offsets: Tensor, x_size: Pair, geometry: Pool2dGeometry) 
 
 
 def _positions(numbers: Tensor, cell: Tensor, axis: int, geometry: Pool2dGeometry) -> Tensor:
-    """Returns the row (axis 0) or column (axis 1) in the plane of each window's chosen cell, which is `cell` of the window along
-    that axis; `numbers` is below 0 where no cell was chosen."""
+    """Returns the row (axis 0) or column (axis 1) in the plane of each window's chosen cell. `cell` is that cell's row or column
+    in its window; `numbers` is below 0 where no cell was chosen."""
     windows = torch.arange(numbers.shape[axis + 2], device=numbers.device).view((-1, 1) if axis == 0 else (-1,))
     start, dilation = windows * geometry.stride[axis] - geometry.padding[axis], geometry.dilation[axis]
-    # For a window without a cell, torch reports the first position at which one would not lie above or left of the plane.
+    # For a window that chose no cell, torch reports the position of its first cell that is not above or left of the plane.
     first = -(start.clamp(max=0) // dilation)
     return start + cell.where(numbers >= 0, first) * dilation
 

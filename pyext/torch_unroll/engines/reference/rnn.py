@@ -4,7 +4,8 @@
     dz_t = f'(z_t) (dh_t + W_hhᵀ dz_{t+1})                dh_0 = W_hhᵀ dz_1
     u_t  = f'(z_t) (p_t + W_hh u_{t-1})                   the tangent of h_t for tangents p_t of z_t and u_0 of h_0
 
-f' is a function of h alone, so h is all that is kept. Direction 0 walks from the first step to the last, direction 1 back.
+f' is a function of h alone, so h is all that is kept. Direction 0 runs from the first step to the last, direction 1 from the last
+to the first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["rnn_backward", "rnn_cell_backward", "rnn_cell_forward", "rnn_forward
 
 
 class _Layer:
-    """The walk of one pass over the steps of a layer, one direction after the other."""
+    """A pass over the steps of a layer, in one direction at a time."""
 
     def __init__(self, rows: Tensor, w_hh: Tensor, options: RnnOptions):
         self.T = rows.shape[0] if options.batch_sizes is None else len(options.batch_sizes)
@@ -31,8 +32,8 @@ class _Layer:
         self.options = options
 
     def steps(self, direction: int, backward: bool, *sequences: Tensor) -> Iterator[tuple[Tensor | None, list[Tensor]]]:
-        """Yields, for each step in the order of the walk, which samples are still running (None: all of them), and the step's
-        rows (n, H) of each sequence, where n < N once packed samples have ended."""
+        """Yields, for each step in the order of the pass, a mask of the samples that are still running, and the step's rows
+        (n, H) of each sequence. The mask is None if all rows belong to running samples; n < N once packed samples have ended."""
         H, batch_sizes, lengths = self.w.shape[-1], self.options.batch_sizes, self.options.lengths
         columns = [sequence[..., direction * H : (direction + 1) * H] for sequence in sequences]
         by_step = [part.unbind(0) if batch_sizes is None else part.split(batch_sizes) for part in columns]

@@ -11,13 +11,13 @@ from torch_unroll.engines.interface import Pool2dGeometry
 
 
 def _overlap(extent: int, outputs: int, cell: int, stride: int, padding: int, dilation: int) -> tuple[slice, slice]:
-    """Returns, along one axis, the windows whose `cell` lies in the plane, and the pixels that it lies on."""
+    """Returns slices along one axis: the windows whose `cell` lies in the plane, and the pixels under it."""
     start = cell * dilation - padding
     first = max(0, -(start // stride))
     last = min(outputs, (extent - 1 - start) // stride + 1)
     if first >= last:
         return slice(0, 0), slice(0, 0)
-    step = stride if last - first > 1 else 1  # torch multiplies a step by the tensor's stride, in 64 bits
+    step = stride if last - first > 1 else 1  # torch's product of step and stride must fit 64 bits
     return slice(first, last), slice(start + first * stride, start + (last - 1) * stride + 1, step)
 
 
@@ -27,7 +27,7 @@ def cells(
     """Yields, for each cell of the window: its number r·S + s, the outputs for which that cell lies in the plane, and the pixels
     on which it lies.
 
-    Sizes are (height, width), the padding counts above and to the left; the slices are of tensors (N, C, height, width).
+    Sizes are (height, width), and the padding is that above and to the left. The slices are for tensors (N, C, height, width).
     """
     whole = (slice(None), slice(None))
     rows, columns = (
