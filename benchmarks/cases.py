@@ -63,7 +63,7 @@ class Case:
 class Operation(ABC):
     """What the runner needs to know about an op: its FLOPs and bytes, its inputs, and the source of the calls to compare.
 
-    An operation takes tensors by name. `dy` is the gradient of its output; direction `train` differentiates all other tensors.
+    An operation names its tensors. `dy` is the gradient of its output; direction `train` differentiates all other tensors.
     The calls are written as source so that `python -m benchmarks repro` prints exactly what is timed.
     """
 

@@ -62,7 +62,7 @@ def changes(old: Document, new: Document) -> Iterator[Change]:
 
 
 def broken(old: Document, new: Document) -> list[str]:
-    """A line for each case and provider that was right in the old result, and is wrong or failed in the new one."""
+    """A line for each case and provider that was right in the old result, and is wrong, failed or refused in the new one."""
     before = {(row["case"], name): entry["status"] for row in old["rows"] for name, entry in row["providers"].items()}
     return [
         f"{row['case']} ({name}): {entry['status']}: {entry['message']}"

@@ -68,7 +68,7 @@ QUICK = Limits(least=3, most=10, seconds=0.1, uncertainty=0.02)
 def interleave(
     samplers: Mapping[str, Sampler], limits: Limits, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Samples all calls once per round, taking turns to go first, so that a drifting clock frequency affects all alike."""
+    """Samples every call once per round; the calls take turns to go first, so that drifting clocks affect all alike."""
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     names = list(samplers)
     began, rounds = clock(), 0

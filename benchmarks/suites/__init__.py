@@ -26,7 +26,7 @@ from benchmarks.suites.derive import Entry, layers
 QUICK_CASES = 6
 
 _IMAGES = WindowShape.parse("N=2,C=16,H=12,W=12,K=24,R=3,S=3,stride=2,padding=1,bias=1")
-#: One small shape of every op, for checks of every direction, dtype and layout.
+#: One small shape of every op but `network`, for checks of every direction, dtype and layout.
 SMALL: dict[str, Shape] = {
     "conv2d": _IMAGES,
     "conv_transpose2d": _IMAGES,

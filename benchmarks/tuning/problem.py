@@ -131,7 +131,7 @@ def _recurrence(case: Case, device: torch.device, engine: str, seed: int) -> _Ca
     tensors = case.operation.tensors(case, device, seed)
     names = ("w_hh_l0", "w_hh_l0_reverse")[: case.shape.directions]
     w_hh, h0 = torch.stack([tensors[name] for name in names]), tensors["h0"]
-    z = dh = tensors["dy"]  # z and dh are as large as dy: (T, N, D·H)
+    z = dh = tensors["dy"]  # z, dh and dy are all (T, N, D·H)
     precision = resolve_precision("rnn", z)
     forward, backward = torch.ops.torch_unroll.rnn_forward, torch.ops.torch_unroll.rnn_backward
     rest = (None, None, case.shape.nonlinearity, precision)
