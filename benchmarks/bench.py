@@ -52,7 +52,10 @@ def bench(out: Path, device: torch.device) -> int:
 
 
 def check(device: torch.device) -> list[results.Row]:
-    """Checks every op, direction, dtype and layout on every engine against float64, without timing anything."""
+    """Checks every op of SMALL on every engine against float64, in every direction, checked dtype and layout.
+
+    Where an engine runs natively, the row also holds a timing, of a single sample.
+    """
     setting = Setting(device=device, engines=NAMES, baselines=(), limits=Limits(least=1, most=1))
     cases = [
         Case(OPERATIONS[op], direction, dtype, layout, shape)
@@ -97,7 +100,7 @@ def measure_times(out: Path, device: torch.device) -> results.Document:
         name for name in NAMES if not stands_in(name, device) and refusal(name, "conv2d", device, torch.float32) is None
     )
     path = out / "bench-times.json"
-    results.Journal(path).close()  # drops what an interrupted run left, since this run is quick enough to start again
+    results.Journal(path).close()  # drops what an interrupted run left: this run is quick enough to be repeated from the start
     setting = Setting(device=device, engines=engines, baselines=("eager",), limits=QUICK)
     document = Run(cases=cases, setting=setting, out=path, command="python -m benchmarks bench", quick=True).go()
     path.unlink()

@@ -55,15 +55,15 @@ class Case:
         return self.operation.bytes(self.shape, self.direction, self.torch_dtype.itemsize)
 
     def shrunk(self) -> Case:
-        """A small case with the same window, stride, padding, dilation and remainders of the channel counts."""
+        """A small case with the same window, stride, padding and dilation, and, without groups, the same channels modulo 8."""
         return replace(self, shape=self.operation.shrink(self.shape))
 
 
 @dataclass(frozen=True)  # without fields, so that copies in other processes compare equal
 class Operation(ABC):
-    """What the runner needs to know about an op: its arithmetic, its inputs, and the source of the calls to compare.
+    """What the runner needs to know about an op: its FLOPs and bytes, its inputs, and the source of the calls to compare.
 
-    An operation takes tensors by name. `dy` is the gradient of its output; direction `train` differentiates all other tensors.
+    An operation names its tensors. `dy` is the gradient of its output; direction `train` differentiates all other tensors.
     The calls are written as source so that `python -m benchmarks repro` prints exactly what is timed.
     """
 
@@ -74,7 +74,7 @@ class Operation(ABC):
     direct: ClassVar[tuple[str, ...]] = ("fprop",)
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
     baselines: ClassVar[tuple[str, ...]] = BASELINES
-    #: TF32 is enabled by torch.backends.cudnn.<precision>.fp32_precision.
+    #: The switch torch.backends.cudnn.<precision>.fp32_precision enables TF32 for this op.
     precision: ClassVar[str] = "conv"
     #: The imports that the expressions of engines and of baselines need.
     ours_import: ClassVar[str]
@@ -109,7 +109,7 @@ class Operation(ABC):
     def tensors(self, case: Case, device: torch.device, seed: int) -> dict[str, Tensor]:
         """Inputs and `dy`, uniform in [−1, 1], with weights divided by the square root of their fan-in.
 
-        The values depend only on the seed, not on the device.
+        The values are the same on every device.
         """
         generator = torch.Generator().manual_seed(seed)
         tensors = {}

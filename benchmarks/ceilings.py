@@ -1,4 +1,4 @@
-"""The highest rates that the device reaches, measured in the same run: shares are relative to them."""
+"""The highest rates that the device reaches. Every run measures them, and the shares in its report are relative to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 def measure_ceilings(device: torch.device, limits: Limits, quick: bool = False) -> dict[str, Any]:
     """Measures copy bandwidth in GB/s (bytes read plus bytes written) and large matrix products in TFLOP/s by dtype.
 
-    On a GPU it also measures a graph of one empty kernel, and an empty kernel among many in a graph, in microseconds.
+    On a GPU it also measures a graph of one empty kernel, and an empty kernel among many in a graph, in microseconds. On a CPU it
+    measures fp32 products only, and smaller ones if `quick`.
     """
     if device.type != "cuda":
         return _bandwidth_and_products(device, 1 << 24, 512 if quick else 1024, {"fp32": torch.float32}, limits)
@@ -64,7 +65,10 @@ def _seconds(call: Call, device: torch.device, limits: Limits) -> float:
 
 
 def roofline_share(flops: int, bytes_: int, dtype: str, seconds: float, ceilings: dict[str, Any]) -> float | None:
-    """The least time that the ceilings allow, divided by the time taken: 1 is the roofline. None if a ceiling is unknown."""
+    """The least time that the ceilings allow, divided by `seconds`: 1 is the roofline.
+
+    None if a ceiling is unknown, or if `bytes_` or `seconds` is 0.
+    """
     product = ceilings.get("product_tflop_s", {}).get(dtype)
     copy = ceilings.get("copy_gb_s")
     if not product or not copy or not bytes_ or seconds <= 0:

@@ -154,7 +154,7 @@ def selection(arguments: argparse.Namespace, device: torch.device) -> list[Selec
     """The cases that the options select.
 
     Raises:
-        ValueError: an option names something unknown, or nothing is selected.
+        ValueError: an option names something unknown, `--case` is not a regular expression, or nothing is selected.
     """
     on_gpu = device.type == "cuda"
 
@@ -186,7 +186,7 @@ def selection(arguments: argparse.Namespace, device: torch.device) -> list[Selec
 def _device(name: str | None) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here; `python -m torch_unroll doctor` says why")
-    # Asking for the current device would create a CUDA context, which a process that leaves measuring to others must not have.
+    # Asking for the current device would create a CUDA context, which a process that starts others to measure must not have.
     return torch.device("cuda", 0) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""The comparison of two results, case by case, by the quartiles of both."""
+"""The comparison of two results, case by case, by medians and quartiles."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TOLERANCE = 0.02
 
 
 def verdict(old: Summary, new: Summary) -> str:
-    """FASTER or SLOWER if the medians differ by more than the tolerance and the quartile ranges do not overlap, SAME if they
-    differ by less and both spreads are small, and UNSURE otherwise."""
+    """FASTER or SLOWER if the medians differ by more than the tolerance and the quartile ranges do not overlap, SAME if the
+    medians differ by at most the tolerance and neither spread exceeds twice the tolerance, and UNSURE otherwise."""
     change = new.median / old.median - 1
     if abs(change) > TOLERANCE:
         if new.q3 < old.q1:
@@ -45,7 +45,7 @@ class Change:
 
 
 def changes(old: Document, new: Document) -> Iterator[Change]:
-    """Every timing of an engine that both results have."""
+    """The engines' timings that are in both results."""
     before = {row["case"]: row for row in old["rows"]}
     for row in new["rows"]:
         earlier = before.get(row["case"], {"providers": {}})["providers"]
@@ -62,7 +62,7 @@ def changes(old: Document, new: Document) -> Iterator[Change]:
 
 
 def broken(old: Document, new: Document) -> list[str]:
-    """Cases that were right in the old result and are not in the new one."""
+    """A line for each case and provider that was right in the old result, and is wrong, failed or refused in the new one."""
     before = {(row["case"], name): entry["status"] for row in old["rows"] for name, entry in row["providers"].items()}
     return [
         f"{row['case']} ({name}): {entry['status']}: {entry['message']}"

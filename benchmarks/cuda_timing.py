@@ -1,9 +1,9 @@
-"""Timing of calls on a CUDA device by events, with a cold or a warm L2 cache, and by graph replay if the calls are short.
+"""Timing of calls on a CUDA device by events, with a cold and with a warm L2 cache; short calls are replayed from CUDA graphs.
 
-Cold: a buffer larger than L2 is overwritten before every sample. While that runs, the host enqueues the call, so that the sample
-does not include the time of the host. Warm: the call is repeated back to back for about a millisecond.
-Graph replay excludes the host altogether, but each replay has a start-up time of its own (the ceiling `empty_graph_us`), so all
-calls of a case are replayed or none.
+Cold: a buffer larger than L2 is overwritten before every sample. While that runs, the host enqueues the call, so the sample does
+not include the time of the host. Warm: the call is repeated back to back for about a millisecond.
+Graph replay excludes the host altogether, but each replay has a start-up time of its own (the ceiling `empty_graph_us`), so
+either all calls of a case are replayed or none is.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 
 from benchmarks.timing import Limits, Sampler, interleave
 
-#: Seconds, including the host. If a call takes less by a first estimate, all calls of its case are replayed from graphs.
+#: If any call of a case is estimated to take fewer seconds than this, host time included, all its calls are replayed from graphs.
 GRAPH_BELOW = 200e-6
 _WARM_SECONDS = 1e-3
 
 
 class L2Flush:
-    """Overwrites a buffer of twice the size of the L2 cache."""
+    """Overwrites a buffer that is twice the size of the L2 cache."""
 
     def __init__(self, device: torch.device):
         self.buffer = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)
@@ -47,13 +47,13 @@ def _nothing() -> None:
 
 
 def estimate(call: Callable[[], object], calls: int = 5) -> float:
-    """Seconds of a warm call, including the host."""
+    """Seconds per warm call, including host time."""
     call()
     return _between_events(_nothing, call, calls)
 
 
 def capture(call: Callable[[], tuple[torch.Tensor, ...]], times: int) -> Callable[[], None]:
-    """Captures `times` calls in a graph and returns its replay.
+    """Captures `times` calls in a graph and returns the function that replays it.
 
     Raises:
         RuntimeError: the call cannot be captured, or the replay computes other results.
@@ -115,7 +115,7 @@ def _scaled(sampler: Sampler, calls: int) -> Sampler:
 
 
 def _warm_up(calls: Mapping[str, Callable[[], object]], seconds: float) -> None:
-    """Keeps the device busy for some seconds, until its clocks have risen."""
+    """Keeps the device busy for `seconds`, so that its clocks rise."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         for call in calls.values():
@@ -124,7 +124,7 @@ def _warm_up(calls: Mapping[str, Callable[[], object]], seconds: float) -> None:
 
 
 def peak_bytes(call: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[int, int]:
-    """The peak of the bytes that a call allocates, and the part of them that are not its results (the workspace)."""
+    """The most bytes that a call holds allocated at once, and how many of them are not its results (the workspace)."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

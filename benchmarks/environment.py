@@ -85,7 +85,7 @@ def parse_clocks(line: str) -> dict[str, Any]:
 
 
 def clocks(device: torch.device) -> dict[str, Any] | None:
-    """The current clocks, power and temperature of a GPU; None for a CPU."""
+    """The current clocks, power and temperature of a GPU; None for a CPU, or if nvidia-smi fails."""
     if device.type != "cuda":
         return None
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA and nvidia-smi number the GPUs differently

@@ -1,6 +1,6 @@
 """Calls in separate processes, so that a call that hangs, crashes or loses the GPU affects no other.
 
-The processes are forked from a server that has imported torch and never touches CUDA, so that starting one takes milliseconds.
+The processes are forked from a server that has imported torch and never touches CUDA, so starting one takes milliseconds.
 The server starts with the first call and keeps the environment variables of that moment. A function and its arguments must be
 picklable, and the function has to write its results to a file.
 """

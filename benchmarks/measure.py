@@ -52,7 +52,7 @@ def fair(dtype: str) -> Iterator[None]:
 
 
 def stands_in(engine: str, device: torch.device) -> str | None:
-    """How an engine's kernels run without a GPU, so that only their results and not their times count; None if natively."""
+    """How an engine's kernels run without a GPU, which makes their times meaningless: "emulated" or "simulated"; else None."""
     if device.type == "cuda" or engine == "torch":
         return None
     return "emulated" if engine == "cuda" else "simulated"
@@ -215,7 +215,7 @@ def _worst(statuses: list[str]) -> str:
 def overhead(case: Case, provider: str, device: torch.device, calls: int = 50) -> float:
     """Microseconds of host time that one call of a small case takes.
 
-    There must be few enough calls that they do not fill the launch queue, where the host would wait for the device.
+    `calls` must be small enough not to fill the launch queue; once it is full, the host waits for the device.
     """
     call = case.operation.call(case, case.operation.tensors(case, device, 0), provider)
     samples = []

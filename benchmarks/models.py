@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """The input of a network: square images with this many channels and pixels per side, and the batch size of the suites.
+    """The input of a network, which is a batch of N square images with `image` pixels per side, and the number of its classes.
 
     `smallest` is the smallest side that the network accepts.
     """

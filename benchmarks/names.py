@@ -23,7 +23,8 @@ MOST_LISTED = 16  # known names in a message
 
 
 class UnknownNameError(ValueError):
-    """Raised for an unknown name; the message suggests the closest known names, or lists all of a few."""
+    """Raised for an unknown name. The message suggests the closest known names; if none is close, it lists all, unless there are
+    more than MOST_LISTED."""
 
     def __init__(self, kind: str, name: str, known: Sequence[str]):
         near = get_close_matches(name, known, n=3, cutoff=0.3)
@@ -57,7 +58,11 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The inverse of `text`."""
+        """The inverse of `text`.
+
+        Raises:
+            ValueError: a field is unknown, malformed or missing.
+        """
         known = {field.name: field for field in fields(cls)}
         values: dict[str, Any] = {}
         for part in text.split(","):

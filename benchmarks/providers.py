@@ -28,7 +28,7 @@ def double(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def direct_call(function: Callable[..., Any], tensors: Tensors) -> Call:
-    """Calls the function without recording gradients."""
+    """A call of the function without autograd."""
 
     def call() -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -44,7 +44,7 @@ def _differentiable(tensors: Tensors) -> tuple[dict[str, Tensor], list[Tensor]]:
 
 
 def train_call(function: Callable[..., Any], tensors: Tensors) -> Call:
-    """Computes the forward pass and the gradient of every input."""
+    """A call that computes the forward pass and the gradient of every input."""
     leaves, inputs = _differentiable(tensors)
 
     def call() -> tuple[Tensor, ...]:
@@ -55,7 +55,7 @@ def train_call(function: Callable[..., Any], tensors: Tensors) -> Call:
 
 
 def backward_call(function: Callable[..., Any], tensors: Tensors) -> Call:
-    """Computes only the gradient of every input; the forward pass is recorded once and reused by every call."""
+    """A call that computes only the gradient of every input; the forward pass is run once, here, and its graph is kept."""
     leaves, inputs = _differentiable(tensors)
     y = function(**leaves)
 

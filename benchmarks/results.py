@@ -85,7 +85,7 @@ class Journal:
         self.path = out.with_name(out.name + ".partial")
 
     def resume(self, document: Document) -> tuple[list[Row], str | None]:
-        """Returns the rows of an interrupted run and the case that killed it, and keeps these rows in the journal.
+        """Returns the rows of an interrupted run and the case that killed it, if one did, and keeps these rows in the journal.
 
         Raises:
             ForeignError: the journal belongs to another run, or to another machine.

@@ -56,7 +56,7 @@ def device_is_lost(device: torch.device) -> bool:
 
 
 def start_again() -> None:
-    """Replaces this process by a new one that runs the same command and continues from the journal."""
+    """Replaces this process with a new one that runs the same command and continues from the journal."""
     print("a kernel error left the GPU unusable by this process; continuing in a new one", file=sys.stderr)
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]])
@@ -148,7 +148,8 @@ def _message(row: results.Row) -> str:
 
 
 def overheads(cases: list[Selected], setting: Setting) -> list[dict[str, Any]]:
-    """The host time of one call on a small case, for every op, direction and provider that can run."""
+    """The host time of one call on a small case, or why it failed, for every op but `network`, forward and in training, and every
+    provider that can run it."""
     smallest: dict[tuple[str, str], Case] = {}
     for selected in cases:
         case = selected.case

@@ -68,7 +68,7 @@ QUICK = Limits(least=3, most=10, seconds=0.1, uncertainty=0.02)
 def interleave(
     samplers: Mapping[str, Sampler], limits: Limits, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Samples all calls round by round, each round starting with the next one, so that a drifting clock affects all alike."""
+    """Samples every call once per round; the calls take turns to go first, so that drifting clocks affect all alike."""
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     names = list(samplers)
     began, rounds = clock(), 0
@@ -92,7 +92,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
 
 
 def loop_sampler(call: Callable[[], object], seconds: float = 1e-3) -> Sampler:
-    """A sampler on the clock of the host, which makes as many calls in a row as take about `seconds`."""
+    """A sampler by the host's clock; each sample is the mean of as many calls in a row as take about `seconds`."""
     call()
     began = time.perf_counter()
     call()

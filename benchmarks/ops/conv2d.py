@@ -42,7 +42,7 @@ class WindowShape(Shape):
 
 
 def shrink_extent(extent: int, window: int, stride: int, padding: int, dilation: int) -> int:
-    """A smaller extent that has room for at least three windows and the same remainder modulo the stride."""
+    """A smaller extent with the same remainder modulo the stride, and room for at least three windows if `extent` has it."""
     least = max(1, dilation * (window - 1) + 1 - 2 * padding) + 2 * stride
     return min(extent, least + (extent - least) % stride) if extent > least else extent
 
@@ -66,7 +66,7 @@ def shrink_window(shape: WindowShape) -> WindowShape:
 
 
 class Conv2d(Operation):
-    """fprop, dgrad and wgrad call the operators directly, so that their times do not include autograd."""
+    """fprop, dgrad and wgrad run without autograd: fprop calls the public function, dgrad and wgrad call the operators."""
 
     name = "conv2d"
     Shape = WindowShape
@@ -119,7 +119,7 @@ class Conv2d(Operation):
 
 
 class ConvTranspose2d(Conv2d):
-    """Maps (N, K, P, Q) to (N, C, H, W); its shape is that of the convolution that it transposes."""
+    """Maps (N, K, P, Q) to (N, C, H, W), without a bias; its shape is that of the convolution that it transposes."""
 
     name = "conv_transpose2d"
     directions = ("fprop", "train")
@@ -149,7 +149,7 @@ class ConvTranspose2d(Conv2d):
 
 
 class Unfold(Operation):
-    """im2col on its own; it ignores K, groups and bias of its shape."""
+    """im2col on its own; the K, groups and bias of its shape are ignored."""
 
     name = "unfold"
     Shape = WindowShape

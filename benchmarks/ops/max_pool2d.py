@@ -60,7 +60,8 @@ class MaxPool2d(Operation):
         return {"fprop": comparisons, "dgrad": windows, "train": comparisons + windows}[direction]
 
     def bytes(self, shape: PoolShape, direction: str, element_size: int) -> int:
-        """Counts x and y forward, dy and dx backward, and one byte per window for the position of its maximum."""
+        """Counts x and y forward, dy and dx backward, and one byte per window for the position of its maximum, which dgrad reads,
+        and train writes and reads."""
         windows = math.prod(self.output(shape))
         once = element_size * (math.prod(self.sizes(shape)["x"]) + windows)
         return {"fprop": once, "dgrad": once + windows, "train": 2 * (once + windows)}[direction]

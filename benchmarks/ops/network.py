@@ -24,7 +24,7 @@ from torch_unroll.replace import replace as replace_modules
 
 @dataclass(frozen=True)
 class NetworkShape(Shape):
-    """The name of a network, and the size of the batch that it trains on."""
+    """The name of a network, and the batch that it trains on: N square images with `image` pixels per side."""
 
     network: str
     N: int
@@ -88,8 +88,8 @@ class Network(Operation):
     ) -> str | None:
         """Requires agreement in float64, and limits the error of the logits in the case's own dtype to a multiple of torch's.
 
-        A network amplifies rounding errors until a ReLU or a maximum changes sides, so the gradients of two correct runs
-        in a narrow dtype differ at random.
+        A network amplifies rounding errors until a ReLU's input changes sign or another pixel becomes a maximum, so the
+        gradients of two correct runs in a narrow dtype differ at random.
         """
         ours, theirs = relative_error(results[:1], exact[:1]), relative_error(torchs[:1], exact[:1])
         if ours > 8 * theirs + 64 * torch.finfo(case.torch_dtype).eps:

@@ -21,7 +21,7 @@ class RnnShape(Shape):
 
     T: int
     N: int
-    I: int  # noqa: E741 (the usual letter of the input size)
+    I: int  # noqa: E741 (the usual letter for the input size)
     H: int
     layers: int = 1
     directions: int = 1
@@ -81,7 +81,8 @@ class Rnn(Operation):
         return tensors
 
     def flops(self, shape: RnnShape, direction: str) -> int:
-        """Counts both products; the backward pass computes each twice, once for the input or state and once for the weight."""
+        """Counts the products with the input and with the state. For each, the backward pass computes two: one for the gradient
+        of the input or state, and one for that of the weight."""
         weights = sum(math.prod(size) for name, size in self.sizes(shape).items() if name.startswith("w"))
         return 2 * shape.T * shape.N * weights * (3 if direction == "train" else 1)
 

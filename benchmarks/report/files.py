@@ -10,7 +10,7 @@ from benchmarks.results import Document, differences
 
 
 def merge(documents: Sequence[Document]) -> Document:
-    """Merges several results of one machine; if a case was measured twice, the later row counts.
+    """Merges several results of one machine; if a case was measured twice, the later row is kept.
 
     Raises:
         ValueError: the results were measured under different conditions.

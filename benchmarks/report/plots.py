@@ -89,7 +89,8 @@ def ratios(document: Document) -> Figure | None:
 
 
 def _sweep(measured: list[Figures], letter: str, fixed: str) -> dict[str, list[tuple[int, float]]]:
-    """Microseconds per step of one layer against the extent `letter`, a line for each value of the extent `fixed`."""
+    """Microseconds per step of one layer in one direction of time against the extent `letter`, a line for each provider,
+    direction, dtype and value of the extent `fixed`; lines with a single value of `letter` are left out."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for entry in measured:
         shape: Any = parse(entry.row["case"]).shape

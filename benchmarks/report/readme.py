@@ -51,7 +51,8 @@ def text(documents: list[results.Document]) -> str:
 
 
 def caveats(documents: list[results.Document], kernels: str | None = None) -> list[str]:
-    """Sentences that say why the figures are not those of the current sources on one GPU; `kernels` is the sources' digest."""
+    """A sentence each if a run is incomplete, if there are several GPUs, and if the kernels have changed since; `kernels` is the
+    digest of the current ones."""
     kernels = kernels or digest()
     sentences = []
     if not all(document["complete"] for document in documents):

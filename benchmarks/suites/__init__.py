@@ -26,7 +26,7 @@ from benchmarks.suites.derive import Entry, layers
 QUICK_CASES = 6
 
 _IMAGES = WindowShape.parse("N=2,C=16,H=12,W=12,K=24,R=3,S=3,stride=2,padding=1,bias=1")
-#: One small shape of every op, for checks of every direction, dtype and layout.
+#: One small shape of every op but `network`, for checks of every direction, dtype and layout.
 SMALL: dict[str, Shape] = {
     "conv2d": _IMAGES,
     "conv_transpose2d": _IMAGES,
@@ -113,7 +113,7 @@ def _rnn_sweep() -> list[Entry]:
 
 
 def _pooling() -> list[Entry]:
-    """Every window over planes large enough to measure memory (more than 100 MB), then small planes, then sequences."""
+    """Four windows over a tensor of more than 100 MB, to measure memory bandwidth; then small planes; then sequences."""
     windows = ("window=2,stride=2", "window=3,stride=2,padding=1", "window=3,stride=2", "window=3,stride=1,padding=1")
     large = [f"N=64,C=64,H=112,W=112,{window}" for window in windows]
     small = [
@@ -181,10 +181,10 @@ def select(
     ops: Iterable[str] = (),
     directions: Iterable[str] = (),
 ) -> list[Selected]:
-    """The cases of some suites, each once however many layers share it.
+    """The cases of some suites. Each case is listed once, however many layers share it.
 
-    Without `ops`, every op is selected, and without `directions`, those of the suite. An op that supports none of the layouts is
-    selected in the first one that it supports.
+    Without `ops`, every op is selected; without `directions`, each entry's own. An op that supports none of `layouts` is
+    selected in the first layout that it supports.
     """
     ops, directions, dtypes, layouts = list(ops), list(directions), list(dtypes), list(layouts)
     by_key: dict[str, Selected] = {}
@@ -211,7 +211,7 @@ def _cases(entry: Entry, directions: Sequence[str], dtypes: Sequence[str], layou
 
 
 def telling(cases: list[Selected]) -> list[Selected]:
-    """Orders cases so that the first ones tell most, for runs that have no time for all.
+    """Orders cases so that the first ones tell most, for runs that have no time for all of them.
 
     Suites take turns. Within a suite, the kinds of cases (op, direction, dtype, layout, window) take turns, and the largest case
     of a kind comes first.

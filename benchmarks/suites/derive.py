@@ -1,4 +1,4 @@
-"""The layers of a network: it runs once on tensors without data, while hooks record every layer."""
+"""The layers of a network: it runs once on tensors without data, while hooks record convolutions, poolings and recurrences."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ _READERS: dict[type[nn.Module], tuple[str, Any]] = {
 def layers(model: nn.Module, x: Tensor) -> list[Entry]:
     """Every convolution, max pooling and recurrence that `model(x)` runs, each shape once, with the names of its layers.
 
-    A layer that reads the network's input needs no input gradient in training, so its entry has no dgrad.
+    A convolution that reads `x` itself needs no input gradient in training, so its shape has an entry of its own without dgrad.
     """
     by_shape: dict[tuple[str, Any, bool], list[str]] = {}
 

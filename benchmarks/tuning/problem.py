@@ -17,7 +17,7 @@ from torch_unroll.engines import refusal, resolve_precision
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.planning import Configuration, force, selectors
 
-#: (op, direction) of a case -> the function of the kernels that is tuned.
+#: (op, direction) of a case -> the function, such as conv2d_dgrad, whose selector is tuned.
 FUNCTIONS = {
     ("conv2d", "fprop"): "conv2d_fprop",
     ("conv2d", "dgrad"): "conv2d_dgrad",
@@ -52,8 +52,8 @@ def distinct(cases: Sequence[Case]) -> list[Case]:
 
 
 def _canonical(case: Case) -> Case:
-    """Returns the case that stands for its problem. Selections do not depend on biases or, for a recurrence, on the input size,
-    the number of layers and the nonlinearity."""
+    """Returns the case that stands for all cases of its problem. Selections do not depend on biases or, for a recurrence, on
+    the input size, the number of layers and the nonlinearity."""
     shape = case.shape
     if case.op == "conv2d":
         return replace(case, shape=replace(shape, bias=0))
@@ -98,7 +98,7 @@ class Prepared:
         return self.case.operation.complaint(self.case, self._engine, self._tensors, results, self._exact, self._torchs)
 
     def time(self, configurations: Sequence[Configuration], samples: int) -> dict[Configuration, float]:
-        """Returns the seconds of each configuration: with a cold cache on a GPU; wall-clock time where the emulator computes."""
+        """Returns the median seconds of each configuration: with a cold cache on a GPU, or by wall-clock time on the emulator."""
         limits = Limits(least=samples, most=samples, seconds=float("inf"), uncertainty=0.0)
         calls = {str(configuration): self._forced(configuration) for configuration in configurations}
         if self.device.type == "cuda":
@@ -115,7 +115,7 @@ class Prepared:
         return call
 
 
-#: The tensors of a case, the call that is tuned, and the same in float64 and by torch in the case's dtype.
+#: The tensors of a case, the call that is tuned, and two calls for reference: in float64, and by torch in the case's dtype.
 _Calls = tuple[Tensors, Call, tuple[Callable[[], Sequence[Tensor]], Callable[[], Sequence[Tensor]]]]
 
 
@@ -127,11 +127,11 @@ def _operation(case: Case, device: torch.device, engine: str, seed: int) -> _Cal
 
 
 def _recurrence(case: Case, device: torch.device, engine: str, seed: int) -> _Calls:
-    """One pass over one layer, without the product with the input, which is a convolution's."""
+    """One pass over one layer, without the product with the input, which is computed as a convolution."""
     tensors = case.operation.tensors(case, device, seed)
     names = ("w_hh_l0", "w_hh_l0_reverse")[: case.shape.directions]
     w_hh, h0 = torch.stack([tensors[name] for name in names]), tensors["h0"]
-    z = dh = tensors["dy"]  # (T, N, D·H) like both
+    z = dh = tensors["dy"]  # z, dh and dy are all (T, N, D·H)
     precision = resolve_precision("rnn", z)
     forward, backward = torch.ops.torch_unroll.rnn_forward, torch.ops.torch_unroll.rnn_backward
     rest = (None, None, case.shape.nonlinearity, precision)

@@ -1,7 +1,7 @@
 """The search: every candidate's result is compared with float64 before it is timed.
 
-Each problem is searched in a process of its own, so that one that hangs, crashes or loses the GPU costs that problem only. A
-search writes each finished problem to disk at once; after an interruption, the same command continues it.
+Each problem is searched in a process of its own, so that a process which hangs, crashes or loses the GPU costs no other problem.
+A search writes each finished problem to disk at once; after an interruption, the same command continues it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ VERSION = 2
 
 
 def search(prepared: Prepared, strategy: Strategy, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Returns a problem's row: the best configuration, the model's, and each candidate's time in microseconds or its fault.
+    """Returns a problem's row: the best configuration, the one that the cost model selects, the microseconds of each candidate
+    that was timed, and what is wrong with each wrong one.
 
     `tell` is called with what the search is about to do, in case that never returns.
     """
@@ -69,7 +70,7 @@ def _microseconds(seconds: float) -> float:
 
 
 def survey(device: torch.device, path: Path) -> None:
-    """Writes what a search must know about the machine."""
+    """Writes the environment of the machine and the name of the engine to search with."""
     results.save({"environment": describe(device), "engine": engine_name(device)}, path)
 
 

@@ -14,7 +14,7 @@ Timer = Callable[[Sequence[Configuration], int], dict[Configuration, float]]
 #: Returns the best configuration, and the seconds of all that were timed. The sequence begins with the predicted best.
 Strategy = Callable[[Sequence[Configuration], Timer], tuple[Configuration, dict[Configuration, float]]]
 
-#: Samples of each configuration in the first round of halving, and of whatever is entered in a table.
+#: Samples per configuration: FEW in the first round of halving, and MANY before a configuration can be the best.
 FEW, MANY = 4, 32
 #: The share of the configurations that the random strategy times.
 SHARE = 0.25
@@ -27,13 +27,13 @@ def grid(configurations: Sequence[Configuration], timer: Timer) -> tuple[Configu
 
 
 def random(configurations: Sequence[Configuration], timer: Timer, seed: str) -> tuple[Configuration, dict[Configuration, float]]:
-    """Times the one predicted to be fastest, and a share of the others that follows from the seed."""
+    """Times the one predicted to be fastest, and a random SHARE of the others, which the seed determines."""
     first, *others = configurations
     return grid([first, *Random(seed).sample(others, round(SHARE * len(others)))], timer)
 
 
 def halving(configurations: Sequence[Configuration], timer: Timer) -> tuple[Configuration, dict[Configuration, float]]:
-    """Successive halving: times all of them with few samples, then the faster half with twice as many, until the last have MANY.
+    """Successive halving: times all with FEW samples, the faster half with twice as many, and so on until those left have MANY.
 
     Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", 2016.
     """

@@ -14,7 +14,7 @@ from torch_unroll.kernels.table import OPS
 
 
 def require_gpu(device: torch.device) -> None:
-    """Refuses to enter in a table what no GPU has measured."""
+    """Raises ValueError on a CPU: only what a GPU has measured is entered in a table."""
     if device.type != "cuda":
         raise ValueError("--write: the table holds what a GPU has measured, and this search runs on the CPU, on emulated kernels")
 
