@@ -26,8 +26,8 @@ struct Thread {
   Block* block = nullptr;
   uint3 index{};
   unsigned linear = 0;
-  Fiber* fiber = nullptr;           // null before the first instruction and after the last
-  const char* waits_for = nullptr;  // null if the thread is ready
+  Fiber* fiber = nullptr;           // on which the thread is suspended, or null
+  const char* waits_for = nullptr;  // null if the thread neither waits nor polls
   Where where;                      // of the wait
   Predicates predicates{};          // the result of the last barrier
   std::vector<Copy> copies;
