@@ -16,8 +16,8 @@ N = "N"
 
 
 def shaped(*shapes: tuple[int | str, ...]) -> Callable[[int], tuple[Tensor, ...]]:
-    """A function that returns normal random tensors of these shapes, with the same values in every call; "N" is the batch
-    size."""
+    """A function that returns normal random tensors of these shapes, with the same values in every call. An extent "N" is
+    the batch size."""
 
     def draw(batch: int) -> tuple[Tensor, ...]:
         return tuple(

@@ -56,8 +56,8 @@ MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 WAYS = [
     (name, way) for name in MODULES for way in ("override", "replace", "direct") if way == "override" or name in tu.nn.__all__
 ]
-#: For functions and modules with many samples, the number n of which the quick suite uses every n-th sample. It shares no factor
-#: with the number of samples after which the value of an option repeats.
+#: For functions and modules with many samples: n, if the quick suite uses every n-th sample. It shares no factor with the
+#: number of samples after which the values of an option repeat.
 STEPS = {"max_pool2d": 11, "unfold": 5, "fold": 5, "RNN": 7, "Unfold": 11, "Fold": 11}
 
 
@@ -74,7 +74,7 @@ def _places() -> list[Any]:
 
 
 def _parts(cases: Iterable[tuple[str, ...]]) -> list[Any]:
-    """Each case with the step from one sample to the next that is used; the long suite also uses all samples."""
+    """Each case with the step between the samples that are used; the long suite also runs it with all samples."""
     parts = []
     for case in cases:
         name, step = "-".join(case), STEPS.get(case[0], 1)

@@ -55,7 +55,7 @@ def each_variant(op: str, names: Sequence[str], call: Callable[[], None]) -> Non
 
 
 def compare(call: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> None:
-    """Compares the result and the gradients of a call on engines `cuda` and `torch`; the call takes an engine's name."""
+    """Compares the result and the gradients of a call on engines `cuda` and `torch`; the call receives an engine's name."""
     results = []
     for engine in ("cuda", "torch"):
         result = call(engine)

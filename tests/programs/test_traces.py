@@ -117,7 +117,7 @@ def test_can_be_trained(target: Target, gradients: bool, lowered: bool) -> None:
 def _gradient(function: Callable[[Tensor], Any], order: int, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The gradient of a loss of a function's first result or, for order 2, the gradient of the sum of that gradient's cubes.
 
-    Traces of torch's own convolution contain neither.
+    torch.jit.trace raises if it meets the gradient of torch's own convolution.
     """
 
     def run(x: Tensor) -> Tensor:

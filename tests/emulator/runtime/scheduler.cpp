@@ -18,7 +18,7 @@ namespace {
 constexpr unsigned kRedZone = 1024;  // bytes after a block's shared memory; a write there fails the launch
 constexpr size_t kSharedBytes = (Limits::kSharedPerBlock + kRedZone + 4095) & ~size_t(4095);
 constexpr unsigned kLeaveOneIn = 32;           // next() leaves the preferred block once in this many calls, on average
-constexpr uint64_t kIdlePollsPerThread = 400;  // a deadlock is more than this, plus 100,000, without progress
+constexpr uint64_t kIdlePollsPerThread = 400;  // plus 100,000; more polls without progress are a deadlock
 
 unsigned threads_of(const dim3& size) { return size.x * size.y * size.z; }
 // Maps the largest shared memory of a block, the red zone, and a page without access.

@@ -74,7 +74,8 @@ struct Block {
   Actors actors;
 };
 
-// A cluster's blocks become resident and end together. Without clusters each block is a cluster of its own.
+// A cluster's blocks become resident together, and make room when all of them have ended. Without clusters, each block is a
+// cluster of its own.
 struct Cluster {
   std::vector<Block*> blocks;  // by rank
   unsigned unfinished = 0;

@@ -15,7 +15,7 @@
 namespace emulator {
 namespace {
 // The moment at which an asynchronous access was issued, and a cache of epochs that happened before it, since neighbouring bytes
-// often have the same.
+// often have the same epoch.
 struct Issuer {
   const Moment& moment;
   mutable uint64_t ordered[8] = {};
