@@ -17,7 +17,7 @@ from tests.differential.subjects import BY_NAME, Subject
 from tests.differential.transformations import TRANSFORMATIONS, Results, Transformation
 from torch_unroll.shapes import dtype_name
 
-#: The largest difference between results with different summation orders, relative to the largest element.
+#: The largest difference that is allowed between results with different summation orders, relative to the largest element.
 TOLERANCE = {torch.float16: 2.0**-8, torch.bfloat16: 2.0**-5, torch.float32: 2.0**-16, torch.float64: 2.0**-36}
 
 Outcome = Results | Exception
@@ -25,7 +25,7 @@ Outcome = Results | Exception
 
 @dataclass(frozen=True)
 class Case:
-    """A case; four strings determine it, so that it can be sent to another process."""
+    """A case, given by four names, so that it is easily sent to another process."""
 
     subject: str
     way: str
@@ -86,7 +86,8 @@ def outcome(run: Callable[[nn.Module, Subject], Results], model: nn.Module, subj
 
 @cache
 def torchs(subject: str, transformation: str, plainly: bool = False) -> Outcome:
-    """The outcome with torch, which is computed once for all ways and engines."""
+    """The outcome with torch, which is computed once for all ways and engines; `plainly` runs the equivalent of a transformation
+    that torch's model does not support."""
     entry = TRANSFORMATIONS[transformation]
     run = entry.plainly if plainly and entry.plainly else entry.run
     return outcome(run, _torchs_model(BY_NAME[subject]), BY_NAME[subject])

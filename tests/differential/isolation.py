@@ -1,4 +1,4 @@
-"""Separate processes for cases that may crash, so that a crash is a failure like any other.
+"""Separate processes for cases that may crash, so that a crash is reported as a failed case.
 
 `python -m tests.differential.isolation` reads one case from each line of its input, and writes one verdict per line.
 """

@@ -16,7 +16,7 @@ import torch_unroll as tu
 
 
 def _require_tensor(x: Any) -> None:
-    """Raises torch's exception for an argument that is no tensor."""
+    """Raises TypeError, as torch does, for an argument that is not a tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"expected a Tensor, got {type(x).__name__}")
 

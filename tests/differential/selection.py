@@ -21,7 +21,8 @@ CASES = tuple(
 #: One subject of each family of ops, for expensive transformations.
 _FIRST = ("Conv2d-plain", "MaxPool2d-plain", "RNN-plain")
 
-#: The subjects that go through every transformation: one of each op, and those whose calls differ from all others.
+#: The subjects to which the quick suite applies every transformation that is not dear: one of nearly every op, and those whose
+#: calls differ from all others.
 _THOROUGH = (
     *_FIRST,
     "Conv2d-grouped",
@@ -35,10 +36,11 @@ _THOROUGH = (
     "network",
 )
 
-#: Transformations whose outcome may depend on the way: they call the model in another context, or move it there.
+#: Transformations whose outcome may depend on the way: they call the model in another context, or copy it.
 _BY_WAY = ("plain", "checkpointed", "checkpointed_reentrantly", "deepcopied", "pickled", "functional_gradient")
 
-#: Transformations whose outcome may depend on the engine and on options: kernels get other dtypes, extents or layouts.
+#: Transformations whose outcome may depend on the engine and on the subject's options: kernels get other dtypes, extents
+#: or layouts.
 _TELLING = (
     "plain",
     "autocast_bfloat16",

@@ -16,8 +16,8 @@ N = "N"
 
 
 def shaped(*shapes: tuple[int | str, ...]) -> Callable[[int], tuple[Tensor, ...]]:
-    """A function that returns normal random tensors of these shapes, with the same values in every call; "N" is the batch
-    size."""
+    """A function that returns normal random tensors of these shapes, with the same values in every call. An extent "N" is
+    the batch size."""
 
     def draw(batch: int) -> tuple[Tensor, ...]:
         return tuple(
@@ -29,7 +29,7 @@ def shaped(*shapes: tuple[int | str, ...]) -> Callable[[int], tuple[Tensor, ...]
 
 
 def _with_lengths(draw: Callable[[int], tuple[Tensor, ...]]) -> Callable[[int], tuple[Tensor, ...]]:
-    """Like `shaped`, followed by the length of each sample, of at most four steps."""
+    """Like `draw`, with one more tensor: the length of each sample, at most four steps."""
     return lambda batch: (*draw(batch), torch.arange(batch) * 2 % 4 + 1)
 
 
@@ -46,12 +46,12 @@ class Subject:
     name: str
     make: Callable[[Any], nn.Module]
     draw: Callable[[int], tuple[Tensor, ...]]
-    #: The dimension of each input that is the batch, for calls with another batch size.
+    #: For each input, the dimension whose extent depends on the batch size, or None.
     dims: tuple[int | None, ...] = (0,)
     ways: tuple[str, ...] = ("replace", "override", "direct")
     #: The public names of torch_unroll that this subject covers.
     covers: tuple[str, ...] = ()
-    #: Whether the subject is a network, to which the quick suite applies only cheap transformations.
+    #: Whether the subject is a network, to which the quick suite applies only `plain`, by one way and on engine `torch`.
     large: bool = False
 
     def inputs(self, batch: int = 2) -> tuple[Tensor, ...]:

@@ -31,7 +31,7 @@ def test_an_op_that_does_not_lower_its_inputs_under_autocast(monkeypatch: pytest
 
 
 def test_a_number_frozen_into_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trace contains the batch size of the example as a Python number, in place of that of its input."""
+    """The trace contains the batch size of its example as a constant, so it is wrong for an input with another batch size."""
     function = pooling.max_pool2d
 
     def frozen(input: torch.Tensor, *arguments: Any, **options: Any) -> Any:

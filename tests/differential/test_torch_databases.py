@@ -42,7 +42,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "fold": (F.fold, _COLUMNS),
     "max_pool2d": (F.max_pool2d, _POOLING),
 }
-#: torch's modules, and the parts of kernel names for them.
+#: torch's modules, and parts of the names of the kernels that their samples launch.
 MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Conv2d": (nn.Conv2d, _CONVOLUTION),
     "ConvTranspose2d": (nn.ConvTranspose2d, _CONVOLUTION),
@@ -56,7 +56,8 @@ MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 WAYS = [
     (name, way) for name in MODULES for way in ("override", "replace", "direct") if way == "override" or name in tu.nn.__all__
 ]
-#: If there are many samples, the quick suite uses one in so many; the steps share no factor with the period of an option.
+#: For functions and modules with many samples: n, if the quick suite uses every n-th sample. It shares no factor with the
+#: number of samples after which the values of an option repeat.
 STEPS = {"max_pool2d": 11, "unfold": 5, "fold": 5, "RNN": 7, "Unfold": 11, "Fold": 11}
 
 
@@ -73,7 +74,7 @@ def _places() -> list[Any]:
 
 
 def _parts(cases: Iterable[tuple[str, ...]]) -> list[Any]:
-    """Each case with the step from one of its samples to the next; the long suite uses all samples."""
+    """Each case with the step between the samples that are used; the long suite also runs it with all samples."""
     parts = []
     for case in cases:
         name, step = "-".join(case), STEPS.get(case[0], 1)
@@ -116,7 +117,7 @@ def _torchs_model(name: str, constructor: FunctionInput) -> nn.Module:
 
 
 def _our_model(name: str, way: str, constructor: FunctionInput) -> nn.Module:
-    """A module that uses torch_unroll inside `_way_in`."""
+    """A module that uses torch_unroll if it is called inside `_way_in(way)`."""
     if way == "direct":
         return getattr(tu.nn, name)(*constructor.args, **constructor.kwargs)
     model = _torchs_model(name, constructor)

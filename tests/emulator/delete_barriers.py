@@ -124,7 +124,7 @@ def reason(result: subprocess.CompletedProcess[str]) -> str | None:
 
 
 def check(op: str) -> list[str]:
-    """Prints a line for each barrier and returns those that contradict REDUNDANT."""
+    """Prints a line for each barrier; returns those that contradict REDUNDANT, or why the quick cases fail with all barriers."""
     mutants = Mutants(op)
     intact = mutants.run()
     if failure := reason(intact):

@@ -45,7 +45,9 @@ class Emulator:
         """Runs a kernel until it ends.
 
         Raises:
-            LaunchError: the launch exceeds a limit, or its threads deadlock, race or leave their memory.
+            ValueError: the parameters have another size than the kernel's.
+            LaunchError: the launch exceeds a limit, or the emulator finds a mistake, such as a deadlock, a race or an access
+                outside of its memory.
         """
         index = self.kernels[kernel]
         expected = self.library.torch_unroll_parameter_bytes(index)
@@ -65,7 +67,10 @@ class Emulator:
 
     @contextmanager
     def arithmetic(self, *, addition: bool | None = None, copied: bool | None = None) -> Iterator[None]:
-        """Sets whether tensor cores truncate sums and copies truncate TF32 (`runtime/arithmetic.h`); None keeps a mode."""
+        """Sets, for a `with` block, whether tensor cores truncate sums and whether copies truncate fp32 to TF32.
+
+        `runtime/arithmetic.h` describes the modes; None keeps the current one.
+        """
         choose = self.library.torch_unroll_emulator_arithmetic
         before = choose(*(-1 if mode is None else int(mode) for mode in (addition, copied)))
         try:
@@ -74,7 +79,7 @@ class Emulator:
             choose(before & 1, before >> 1)
 
     def allow_memory(self, *buffers: np.ndarray) -> None:
-        """In race mode, restricts kernels to these arrays."""
+        """Restricts the global memory that kernels may access to these arrays. Exists only in race mode."""
         self.library.torch_unroll_emulator_forget_memory()
         for buffer in buffers:
             self.library.torch_unroll_emulator_allow_memory(ctypes.c_void_p(buffer.ctypes.data), ctypes.c_uint64(buffer.nbytes))
@@ -83,7 +88,7 @@ class Emulator:
         """Encodes a map for a kernel's copies.
 
         Raises:
-            LaunchError: an encoder of the driver would refuse it.
+            LaunchError: the driver's encoder would refuse it, or it has no swizzle.
         """
         encoded = TensorMap()
         status = self.library.torch_unroll_encode_tensor_map(ctypes.byref(spec.struct()), ctypes.byref(encoded))
@@ -104,13 +109,13 @@ class Emulator:
 
 @cache
 def emulate(rows: tuple[Kernel, ...], name: str, mode: str = "plain") -> Emulator:
-    """Builds kernels of `tests/emulator/kernels` into an object of their own."""
+    """Builds kernels of `tests/emulator/kernels` into an object of their own and loads it."""
     directory = BUILD / f"emulator-tests-{name}-{mode}"
     return Emulator(build("emulated", rows, directory / f"{name}.so", mode=mode, directory=directory, include=[KERNELS]))
 
 
 def instances(source: str, *rows: tuple[str, str]) -> tuple[Kernel, ...]:
-    """Rows of one source in `tests/emulator/kernels`, each with a template's name and its arguments, separated by commas."""
+    """Kernels of one source in `tests/emulator/kernels`; each row is a template's name and its arguments, separated by ", "."""
     return tuple(Kernel(source, name, tuple(arguments.split(", "))) for name, arguments in rows)
 
 

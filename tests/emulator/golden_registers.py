@@ -1,4 +1,5 @@
-"""Golden data of a warp's instructions on registers: replays on the emulator, and records by the tables of the PTX manual."""
+"""Golden data of a warp's instructions on registers: functions that replay records on the emulator, and functions that make
+records from the tables of the PTX manual."""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ def _bits(values: np.ndarray, cpp: str) -> np.ndarray:
 def mma_record(seed: int) -> Record:
     random = np.random.default_rng(seed)
     instruction, cpp = list(_TYPES.items())[seed % 3]
-    K, width = (8, 1) if cpp == "float" else (16, 2)  # elements of a register
+    K, width = (8, 1) if cpp == "float" else (16, 2)  # width: the elements in a register
     A, B, C = random.integers(-8, 8, (16, K)), random.integers(-8, 8, (K, 8)), random.integers(0, 64, (16, 8))
     a, b = _bits(A, cpp), _bits(B, cpp)
     lanes: dict[str, list[int]] = {"a": [], "b": [], "c": [], "d": []}
@@ -163,7 +164,7 @@ def tf32_record(seed: int) -> Record:
     return {"from": to_hex(values), "rounded": to_hex(rounded), "product": to_hex(product)}
 
 
-MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # the function that makes a record, and the field with the GPU's results
+MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # the function that makes a record, and the field with its results
     "mma": (mma_record, "d"),
     "ldmatrix": (ldmatrix_record, "registers"),
     "stmatrix": (stmatrix_record, "shared"),

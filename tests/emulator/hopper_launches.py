@@ -71,7 +71,7 @@ def allow(emulator: Emulator, *buffers: np.ndarray) -> None:
 
 
 def spec_of(tensor: np.ndarray, dtype: str, swizzle: int, **more: Any) -> TensorMapSpec:
-    """The map of a dense (N, H, W, C) tensor."""
+    """The specification of a map of a dense (N, H, W, C) tensor."""
     return TensorMapSpec(tensor.ctypes.data, dtype, tensor.shape[::-1], tensor.strides[2::-1], swizzle, **more)
 
 
@@ -120,10 +120,10 @@ def copy_box_anywhere(
     size: int,
     at: int,
 ) -> np.ndarray:
-    """The `size` bytes that a copy writes `at` bytes after a multiple of 1024, without the restrictions for kernels.
+    """The `size` bytes that a copy writes `at` bytes after a multiple of 1024, without the restrictions on copies in kernels.
 
     Raises:
-        LaunchError: an encoder of the driver would refuse the map, or the copy may not start there.
+        LaunchError: the driver's encoder would refuse the map, or the copy may not start there.
     """
     memory = np.full(at + size + 1024, 0xFF, np.uint8)
     status = emulator.library.torch_unroll_emulator_copy_box(
@@ -142,7 +142,7 @@ def numbered(dtype: str, *shape: int) -> np.ndarray:
 
 
 def arrived(rows: np.ndarray) -> np.ndarray:
-    """Rows as a copy that rounds to TF32 writes them."""
+    """Rows as a copy writes them: fp32 is rounded to TF32, other dtypes are unchanged."""
     return model.tf32(rows) if rows.dtype == np.float32 else rows
 
 
@@ -156,7 +156,10 @@ def words(matrix: torch.Tensor) -> np.ndarray:
 
 
 def operand(source: model.Operand, start: int = 0) -> tuple[Operand, np.ndarray]:
-    """An operand `start` bytes into its part of shared memory, for a kernel, and that part, filled up with NaN to 1024 bytes."""
+    """An operand for a kernel, `start` bytes into its part of shared memory, and the contents of that part.
+
+    NaN fills the part before the operand and after it, up to a multiple of 1024 bytes.
+    """
     lead, tail = np.full(start, 0xFF, np.uint8), np.full(-(start + len(source.bytes)) % 1024, 0xFF, np.uint8)
     image = np.concatenate([lead, source.bytes, tail])
     kernel_operand = Operand(
@@ -196,7 +199,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray, int], model.Operand]] = {"depth": model
 
 
 def multiply_ring(emulator: Emulator, dtype: str, mistake: str, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
-    """A B^T of shapes (M, depth) and (N, depth), in tiles of 64 by 128."""
+    """A B^T for A of shape (M, depth) and B of shape (N, depth), in tiles of 64 by 128."""
     M, N, row_bytes = len(a), len(b), a.shape[1] * a.element_size()
     d = np.zeros((M, N), np.float32)
     allow(emulator, words(a), words(b), d)

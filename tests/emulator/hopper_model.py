@@ -32,7 +32,8 @@ def im2col(
     channels: int,
     pixels: int,
 ) -> np.ndarray:
-    """The rows of an im2col copy. Divisions give the coordinates of its m-th pixel, as those of a convolution's m-th output."""
+    """The rows of an im2col copy. The coordinates of its m-th pixel follow from m by divisions, as those of a
+    convolution's m-th output do."""
     _, H, W, _ = tensor.shape
     Q, P = ((extent - 1 + up - low) // u + 1 for extent, low, up, u in zip((W, H), lower, upper, stride, strict=True))
     first = (start[3] * P + (start[2] - lower[1]) // stride[1]) * Q + (start[1] - lower[0]) // stride[0]
@@ -63,7 +64,8 @@ def in_shared_memory(rows: np.ndarray, swizzle: int, *, base: int = 0, fill: int
 
 
 def tf32(values: np.ndarray, *, truncate: bool = False) -> np.ndarray:
-    """fp32 with a mantissa of 10 bits, rounded to nearest even or truncated. Rounding turns NaNs into the copy engine's own."""
+    """fp32 with a mantissa of 10 bits, rounded to nearest even or truncated. Rounding turns every NaN into the
+    one that the copy engine writes."""
     if truncate:
         words = values.astype(np.float32).view(np.uint32)
         return (words - words % 0x2000).view(np.float32)
@@ -83,19 +85,19 @@ class Operand(NamedTuple):
     leading: int
     stride: int
     span: int
-    step: int  # between the depths of consecutive products
+    step: int  # from one product's depth to that of the next
     start: int = 0  # the offset of the first product's operand from the first byte, which is at a multiple of 1024
 
 
 def depth_major(matrix: np.ndarray, span: int) -> Operand:
-    """The operand Major::depth of a matrix (rows, 64 bytes of depth), the depth of two products."""
+    """A matrix as an operand in Major::depth. Each of its rows holds 64 bytes, the depth of two products."""
     rows = np.ascontiguousarray(matrix).view(np.uint8)
     blocks = [in_shared_memory(rows[:, first : first + span], span) for first in range(0, rows.shape[1], span)]
     return Operand(np.concatenate(blocks), 16, 8 * span, span, len(rows) * span if span == 32 else 32)
 
 
 def row_major(matrix: np.ndarray, span: int) -> Operand:
-    """The operand Major::rows of a matrix (rows, depth) of 16-bit elements."""
+    """A matrix (rows, depth) of 16-bit elements as an operand in Major::rows."""
     depth = matrix.shape[1]
     lines = np.ascontiguousarray(matrix.T).view(np.uint8)
     blocks = [in_shared_memory(lines[:, first : first + span], span) for first in range(0, lines.shape[1], span)]

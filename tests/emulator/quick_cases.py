@@ -44,7 +44,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 def each_variant(op: str, names: Sequence[str], call: Callable[[], None]) -> None:
-    """Makes a call on each variant of an op that takes it."""
+    """Makes a call on each of these variants of an op, and skips those that do not take it."""
     for name in names:
         try:
             with planning.force(op, name):
@@ -55,7 +55,7 @@ def each_variant(op: str, names: Sequence[str], call: Callable[[], None]) -> Non
 
 
 def compare(call: Callable[[str], Tensor], inputs: Sequence[Tensor]) -> None:
-    """Compares the result and the gradients of a call on engines `cuda` and `torch`; the call takes an engine's name."""
+    """Compares the result and the gradients of a call on engines `cuda` and `torch`; the call receives an engine's name."""
     results = []
     for engine in ("cuda", "torch"):
         result = call(engine)

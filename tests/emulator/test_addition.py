@@ -65,7 +65,7 @@ def added(c: float, a: list[float], b: list[float], dtype: str) -> float:
 
 
 def product(c: Tensor, a: Tensor, b: Tensor, dtype: str) -> Tensor:
-    """C + A B^T of shapes (M, N), (M, K) and (N, K), by as many instructions as K needs."""
+    """C + A B^T for C (M, N), A (M, K) and B (N, K), by as many instructions as K needs."""
     depth, rows, columns = DEPTH[dtype], a.tolist(), b.tolist()
     d = c.tolist()
     for m, row in enumerate(rows):
@@ -90,7 +90,10 @@ def _scaled(low: int, high: int) -> Callable[[tuple[int, ...], torch.Generator],
 
 
 def _cancelling(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """The second half of the depth almost cancels the first: it is nearly the same in B and nearly the negative in A."""
+    """The second half of the depth nearly repeats the first, with the opposite sign if there are 16 rows, as in A of mma.sync.
+
+    The products of the two halves then almost cancel.
+    """
     half = torch.randn(*shape[:-1], shape[-1] // 2, generator=draw) * 8
     return torch.cat((half, (-half if shape[0] == 16 else half) * (1 + 2.0**-6)), -1)
 

@@ -35,7 +35,7 @@ def emulator() -> Emulator:
 
 @pytest.fixture
 def rounding(emulator: Emulator) -> Iterator[None]:
-    """For the model's records, in which copies round to nearest even."""
+    """Makes copies round to nearest even, as in the model's records."""
     with emulator.arithmetic(copied=False):
         yield
 
@@ -221,7 +221,7 @@ def wgmma_descriptor_record(seed: int) -> Record:
     return record | {"leading": leading, "stride": stride, "element": to_hex(element.reshape(-1).astype(np.uint16))}
 
 
-MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # the function that makes a record, and the field with the GPU's results
+MADE: dict[str, tuple[Callable[[int], Record], str]] = {  # the function that makes a record, and the field with its results
     "im2col": (im2col_record, "shared"),
     "tiled": (tiled_record, "shared"),
     "tma_tf32": (tma_tf32_record, "to"),

@@ -179,7 +179,7 @@ def test_a_copy_reads_inside_of_the_tensor_only(emulator: Emulator, race: bool) 
         pytest.skip("only race mode reports this")
     spec = spec_of(IMAGE, "bfloat16", 32, box=(8, 8, 1, 1))
     copy_box(emulator, spec, IMAGE, (0, -2, 0, 0), rows=8)
-    too_large = spec._replace(extent=(8, 5, 6, 2))  # one image more than the tensor has
+    too_large = spec._replace(extent=(8, 5, 6, 2))  # one line more than the images have
     with pytest.raises(LaunchError, match=r"outside of memory: the thread reads 16 bytes .* at hopper.cuh:"):
         copy_box(emulator, too_large, IMAGE, (0, 0, 5, 1), rows=8)
 

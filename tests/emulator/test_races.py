@@ -83,5 +83,5 @@ def test_shared_memory_has_an_end(emulator: Emulator) -> None:
 
 
 def test_a_launch_is_ordered_after_the_one_before(emulator: Emulator) -> None:
-    for _ in range(2):  # different threads write the same bytes
+    for _ in range(2):  # the second launch may write the bytes that the first wrote
         launch(emulator, "overlap_kernel<true>", 2, False)

@@ -59,7 +59,7 @@ def test_ablations_remove_the_parameters_that_the_lecture_states(without: tuple[
     assert abs(removed / 1e6 - millions) < 1
 
 
-# The first and the last key and shape of torchvision's published weights, and a digest of all names.
+# How each network is made, the number of keys of torchvision's published weights, and their first and last key with its shape.
 TORCHVISION = {
     "alexnet": (models.alexnet, 16, "features.0.weight", (64, 3, 11, 11), "classifier.6.bias", (1000,)),
     "googlenet": (lambda: models.googlenet(aux_logits=True), 364, "conv1.conv.weight", (64, 3, 7, 7), "fc.bias", (1000,)),

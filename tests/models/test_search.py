@@ -1,5 +1,5 @@
-"""Architecture search: its strategies, a study that is continued from a file, DARTS on these kernels, and the neural tangent
-kernel."""
+"""Architecture search: its strategies, a study that is continued from a file, DARTS on the package's kernels, and the neural
+tangent kernel."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_unknown_strategy() -> None:
 
 
 class TestDarts:
-    """The mixed cell, its gradients on these kernels, and the discrete cell."""
+    """The mixed cell, its gradients on the package's kernels, and the discrete cell."""
 
     @pytest.mark.parametrize("target", targets("conv2d"), ids=str)
     def test_the_mixed_op_runs_on_these_kernels(self, target: Target) -> None:
@@ -100,7 +100,7 @@ class TestDarts:
 
 
 class TestNeuralTangentKernel:
-    """torch.func's transforms of these ops."""
+    """The kernel is computed by torch.func's transforms of the package's ops."""
 
     @pytest.mark.parametrize("target", targets("conv2d"), ids=str)
     def test_it_is_the_gram_matrix_of_the_gradients(self, target: Target) -> None:

@@ -112,7 +112,7 @@ def _refused(capsys: pytest.CaptureFixture[str], data: Path, path: Path, *more: 
 
 
 class TestRefusals:
-    """Each error is one sentence, and an existing checkpoint is preserved."""
+    """Each error is one line, and an existing checkpoint is preserved."""
 
     def test_missing_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "which is not there" in _refused(capsys, tmp_path / "nowhere", tmp_path / "run.pt")

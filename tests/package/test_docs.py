@@ -65,7 +65,7 @@ def _rows_with_names() -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
 
 
 def _missing(names: Iterable[str], files: Iterable[str]) -> set[str]:
-    """Returns the names that occur in none of some files; no name if none of the files exists yet."""
+    """Returns the names that occur in none of the files; the empty set if there are no files."""
     texts = [(ROOT / file).read_text() for file in files]
     return {name for name in names if texts and not any(re.search(rf"\b{name}\b", text) for text in texts)}
 

@@ -1,4 +1,5 @@
-"""Tests the environment variables: paths are read as a shell reads them, GPUs as torch's extension builder reads them."""
+"""Tests the environment variables: paths are read as a shell reads them, lists of architectures as torch's extension
+builder reads them."""
 
 from __future__ import annotations
 

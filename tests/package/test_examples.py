@@ -20,7 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _numbers(pattern: str, printed: str) -> list[float]:
-    """Returns the number that each match of a pattern captures, and fails where there is no match."""
+    """Returns the number that each match of a pattern captures, and fails if there is no match."""
     numbers = [float(match) for match in re.findall(pattern, printed)]
     assert numbers, f"expected a match of {pattern!r} in:\n{printed}"
     return numbers

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Packages that only some tests and tools need.
 OPTIONAL = ("expecttest", "sklearn", "optuna", "ruff", "mypy", "clang_format")
-#: What a machine has that was set up for torch and a GPU alone, besides what these packages require.
+#: The packages of a machine that was set up for torch and a GPU only. It also has what they require.
 PRESENT = ("torch", "cupy-cuda13x", "numba-cuda", "triton", "pytest", "hypothesis", "tqdm", "matplotlib", "ninja")
 
 #: A sitecustomize module that hides the packages named in the variable BLOCKED from imports.
@@ -36,7 +36,7 @@ PathFinder.find_spec = Finder()
 
 
 def _closure(names: tuple[str, ...]) -> set[str]:
-    """Returns distributions and everything they require without extras, as far as it is installed."""
+    """Returns these distributions and all that they require without extras; those not installed add no requirements."""
     pending, known = list(names), set[str]()
     while pending:
         name = pending.pop().lower().replace("_", "-")

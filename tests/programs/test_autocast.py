@@ -1,4 +1,5 @@
-"""Under torch.autocast, every op, module and network computes in the dtype of torch's, or raises what torch's raises."""
+"""Under torch.autocast, every op, module and network computes in the same dtype as torch's, or raises the same
+exception."""
 
 from __future__ import annotations
 

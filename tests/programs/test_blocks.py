@@ -1,7 +1,7 @@
 """`use_engine`, `override` and `conv2d_workspace` as blocks and decorators.
 
 Of the open blocks, the one that was entered last determines the setting. Once all have ended, in any order and on any threads,
-the process is as before.
+the settings are as before.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def new_blocks() -> list[tuple[Any, Callable[[], Any], Any]]:
     return [*engines, *((tu.conv2d_workspace(value), limit, value) for value in LIMITS)]
 
 
-#: Steps (thread, index of an object, whether to enter it); an object that is not entered is left if it has an open block.
+#: Steps (thread, index of an object, whether the thread enters or leaves it). An object without an open block is not left.
 STEPS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7), st.booleans()), max_size=24)
 
 
@@ -59,14 +59,14 @@ def test_any_interleaving(steps: list[tuple[int, int, bool]]) -> None:
     blocks = new_blocks()
     assert limit() == LIMITS[-1]
     for block, _, _ in blocks[len(NAMES) :]:
-        with block:  # from here on, the value that the constructor set belongs to the block
+        with block:  # from now on, the value that the constructor set holds only inside blocks
             pass
     reads = (lambda: resolve(None), limit)
     assert (reads[0](), reads[1]()) == start
     open_blocks: list[list[tuple[int, int]]] = [
         [],
         [],
-    ]  # for each setting, the (thread, object) of each open block, in the order of entering
+    ]  # for each setting, the (thread, index of the object) of each open block, in the order of entering
 
     def leave(thread: int, index: int) -> None:
         kind = open_blocks[index // 4]

@@ -32,7 +32,7 @@ def too_far_off(name: str) -> pytest.RaisesExc[AssertionError]:
 
 
 def without(number: int, *place: int | slice) -> Callable[[Inputs], Inputs]:
-    """A function that sets some elements of one of the inputs to zero."""
+    """A function that sets the elements at `place` of one input to zero; `number` is its position in `Inputs`."""
 
     def leave_out(inputs: Inputs) -> Inputs:
         less = [tensor.clone() for tensor in inputs]
@@ -105,7 +105,7 @@ def steps(z: Tensor, w: Tensor, h0: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def steps_back(dh: Tensor, h: Tensor, w: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """dz and dh0, computed step by step in the same way."""
+    """dz and dh0, where each step is computed in float64 from the stored dz of the step that backward computed before it."""
     dz, dh0 = torch.zeros(T, N, D, H, dtype=dtype), torch.zeros(D, N, H, dtype=dtype)
     dh, h = dh.double().unflatten(2, (D, H)), h.double().unflatten(2, (D, H))
     for d in range(D):

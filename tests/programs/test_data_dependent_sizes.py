@@ -44,7 +44,7 @@ CHOICES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class _Torchs:
-    """torch's functions, and replacements of those that torch lacks."""
+    """torch's functions, and replacements for those that torch lacks."""
 
     conv2d, conv_transpose2d = staticmethod(F.conv2d), staticmethod(F.conv_transpose2d)
     max_pool2d, unfold, fold = staticmethod(F.max_pool2d), staticmethod(F.unfold), staticmethod(F.fold)

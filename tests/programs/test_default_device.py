@@ -126,7 +126,7 @@ def test_modules(target: Target, name: str, setting: str) -> None:
 
 
 def _factory_calls(source: str) -> list[tuple[int, bool]]:
-    """The line of every call that creates a tensor, by default on the default device, and whether the call names a device."""
+    """The line of every call that creates a tensor, on the default device unless it names one, and whether it names one."""
     names = {constructor.__name__ for constructor in _device_constructors()}
     return [
         (node.lineno, any(keyword.arg in ("device", None) for keyword in node.keywords))

@@ -19,7 +19,7 @@ TARGETS = targets("conv2d")
 
 
 class Everything(nn.Module):
-    """A model that uses every op of torch_unroll as a module and as a function, with two tied layers."""
+    """A model that uses the ops that torch has as well, some as modules and some as functions, with two tied layers."""
 
     def __init__(self) -> None:
         super().__init__()

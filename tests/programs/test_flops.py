@@ -53,7 +53,7 @@ def _derivatives(function: Any, case: Case, order: int, **engine: Any) -> Callab
     return run
 
 
-#: torch counts groups differently in a backward pass and in the backward pass of a backward pass.
+#: torch counts groups differently in first and in second derivatives, so the second ones are compared without groups.
 ORDERS = [
     *((name, order) for name in GROUPED for order in (0, 1)),
     *(pytest.param(name, 2, marks=pytest.mark.slow if name != "strided" else ()) for name in CONVOLUTIONS),

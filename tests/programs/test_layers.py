@@ -125,7 +125,7 @@ def test_a_module_imports_only_its_own_layer_and_lower_ones(module: str) -> None
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """A package counts as its `__init__` alone; that a submodule's import runs `__init__` first is Python's business."""
+    """A package counts as its `__init__` alone; that Python runs it before any of its submodules is ignored."""
     graph = {module: _own_imports(module) - {module} for module in MODULES}
     try:
         TopologicalSorter(graph).prepare()

@@ -223,7 +223,7 @@ def test_numbers_that_do_not_fit(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_hooks_that_hand_back_another_tensor(target: Target) -> None:
-    """Hooks on saved tensors may give backward other tensors than forward saved."""
+    """Hooks on saved tensors may pass other tensors to backward than forward saved; backward then raises RuntimeError."""
     x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     rnn = tu.nn.RNN(8, 5, engine=target.engine)
     calls = {
@@ -246,8 +246,8 @@ def test_hooks_that_hand_back_another_tensor(target: Target) -> None:
 
 
 def test_the_cached_check_agrees_with_the_check() -> None:
-    """The cached check agrees with the check in any order of calls, with any optional tensors None, and numbers in tuples or
-    lists."""
+    """The cached check agrees with the check in any order of calls, with any of the optional tensors None, and numbers in
+    tuples or lists."""
     from torch_unroll.checks import remembering
     from torch_unroll.ops.conv2d import Conv2dFprop
     from torch_unroll.ops.rnn import RnnForward
@@ -287,7 +287,7 @@ def test_the_cached_check_agrees_with_the_check() -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_known_call_is_checked_quickly(target: Target) -> None:
-    """The look-up is many times faster than the check itself, even on a busy machine."""
+    """The look-up is at least three times faster than the check itself, even on a busy machine."""
     from torch_unroll.checks import remembering
     from torch_unroll.ops.conv2d import Conv2dFprop
 

@@ -118,7 +118,7 @@ def test_a_checkpoint_computes_again_with_our_ops(recomputation: str, use_reentr
 
 
 def _convolve(x: Tensor) -> Tensor:
-    """Stands for user code."""
+    """A convolution that stands for user code."""
     return F.conv2d(x, torch.full((2, 2, 3, 3), 0.1, dtype=x.dtype), padding=1)
 
 

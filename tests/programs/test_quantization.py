@@ -41,7 +41,7 @@ class Network(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """The recurrent modules that `quantize_dynamic` accepts."""
+    """A recurrent cell, which `quantize_dynamic` accepts, and a linear layer."""
 
     def __init__(self, nonlinearity: str = "tanh") -> None:
         super().__init__()

@@ -98,7 +98,7 @@ class Spread(nn.modules.conv._ConvNd):
 
 def _with_own_forward() -> nn.Module:
     pool = nn.MaxPool2d(2)
-    pool.forward = pool.forward  # as tools do that wrap a forward
+    pool.forward = pool.forward  # as tools that wrap a forward do
     return pool
 
 
@@ -149,7 +149,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 class TestReport:
-    """The report names every module of these families that is not swapped, and no other module."""
+    """The report names every convolution, max pooling, unpooling and recurrence that is not swapped, and no other module."""
 
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize("name", LEFT)

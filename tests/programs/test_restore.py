@@ -73,7 +73,7 @@ def test_modules_that_torch_cannot_express_are_reported() -> None:
         pass
 
     wrapped = tu.nn.MaxPool2d(2)
-    wrapped.forward = wrapped.forward  # as tools do that wrap a forward
+    wrapped.forward = wrapped.forward  # as tools that wrap a forward do
     model = nn.Sequential(
         tu.nn.RNN(3, 4, nonlinearity="sigmoid"),
         tu.nn.RNNCell(3, 4, nonlinearity="identity"),

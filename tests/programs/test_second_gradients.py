@@ -1,4 +1,4 @@
-"""Gradients can be differentiated again exactly if torch's can, with the same result: numbers, zeros, None or an exception."""
+"""Gradients can be differentiated again if and only if torch's can, with the same result: numbers, None or an exception."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Functions and modules on DTensors, sharded by samples: results and gradients equal those of one process, and nothing is
-gathered."""
+"""Functions and modules on DTensors, sharded by samples or channels: results and gradients equal those of one process, and
+nothing is gathered."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ TARGETS = targets("conv2d")
 X, W = torch.randn(1, 4, 8, 8), torch.randn(4, 2, 3, 3)
 COLUMNS = torch.randn(1, 4, 16)
 
-#: A call through torch and through torch_unroll, as functions of the argument under test.
+#: Each call as a function of a namespace (torch's or ours), the argument under test, and the engine for ours.
 CALLS: dict[str, Callable[[Any, Any, dict[str, Any]], Tensor]] = {
     "conv2d stride": lambda f, size, engine: f.conv2d(X, W, stride=size, groups=2, **engine),
     "conv2d padding": lambda f, size, engine: f.conv2d(X, W, padding=size, groups=2, **engine),

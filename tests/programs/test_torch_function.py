@@ -181,7 +181,7 @@ def test_a_mode_may_answer(name: str) -> None:
 
 
 def test_an_engine_holds_for_the_call_that_named_it_alone() -> None:
-    """torch computes what a handler computes with other functions before and after the call, or later by itself."""
+    """torch computes the other functions that a handler calls, and calls after it."""
 
     class Twice(Tensor):
         @classmethod

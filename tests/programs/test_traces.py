@@ -1,5 +1,5 @@
-"""torch.jit.trace records ops whose arguments depend on the sizes of their inputs; the trace can be saved and replayed with
-others."""
+"""torch.jit.trace records ops whose arguments depend on the sizes of their inputs; the trace can be saved, and replayed
+with inputs of other sizes."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class _Trainable(nn.Module):
 @pytest.mark.parametrize("gradients", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_can_be_trained(target: Target, gradients: bool, lowered: bool) -> None:
-    """A trace can be trained, whether or not it was recorded for training; it contains the dtypes of autocast."""
+    """A trace can be trained, whether or not it was recorded for training; a trace of autocast keeps autocast's dtypes."""
     model, x = _Trainable(_Ours(target.engine)), torch.randn(2, 2, 5, 6)
     with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=lowered, cache_enabled=False):
         program = _stored(torch.jit.trace(model, x))
@@ -115,7 +115,10 @@ def test_can_be_trained(target: Target, gradients: bool, lowered: bool) -> None:
 
 
 def _gradient(function: Callable[[Tensor], Any], order: int, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The gradient of a function's first result, or the gradient of that gradient; torch records neither for a convolution."""
+    """The gradient of a loss of a function's first result or, for order 2, the gradient of the sum of that gradient's cubes.
+
+    torch.jit.trace raises if it meets the gradient of torch's own convolution.
+    """
 
     def run(x: Tensor) -> Tensor:
         with torch.enable_grad():

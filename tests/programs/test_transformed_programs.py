@@ -56,7 +56,7 @@ def _twice(function: Function, tensors: list[Tensor]) -> Function:
     return grad(_loss(grad(_loss(function))), _every(tensors))
 
 
-#: A transform of a function, and the arguments of the result.
+#: A transform of a function, and a function that makes the arguments of the result from the op's tensors.
 WAYS: dict[str, tuple[Callable[[Function, list[Tensor]], Function], Callable[[list[Tensor]], list[Tensor]]]] = {
     "grad": (lambda function, tensors: grad(_loss(function), _every(tensors)), list),
     "vmap": (lambda function, tensors: vmap(function), _batch),
@@ -83,7 +83,7 @@ _QUICK = {
 }
 
 
-#: The transforms that the quick suite trains; it checks only the results of the others.
+#: The ops for which the quick suite also differentiates the transformed function; it checks only the results of the others.
 _TRAINED = ("conv2d", "rnn")
 
 

@@ -17,7 +17,7 @@ def load(name: str) -> ModuleType:
 
 
 def op_infos() -> dict[str, Any]:
-    """The entries of op_db by name; for an op with variants, the one without a variant name."""
+    """The entries of op_db by name; for an op with variants, the first of them."""
     return {info.name: info for info in reversed(load("common_methods_invocations").op_db)}
 
 

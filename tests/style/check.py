@@ -49,7 +49,7 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
             case ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield node.lineno, name
-            case ast.alias(asname=str(alias)):  # without one, another library has chosen the name
+            case ast.alias(asname=str(alias)):  # without an alias, another library has chosen the name
                 yield node.lineno, alias
             case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
                 yield node.lineno, name
@@ -93,7 +93,7 @@ def _is_project_module(module: str) -> bool:
 
 
 def private_names(tree: ast.AST) -> Iterator[Fault]:
-    """Private names that a module takes from another module of the project, by import or as an attribute."""
+    """Private names of other modules of the project that a module uses, by import or as an attribute."""
     project_names: set[str] = set()  # bound by imports from the project
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or _is_project_module(node.module or "")):

@@ -120,7 +120,8 @@ def saved_tensors_copied(model: nn.Module, subject: Subject) -> Results:
 
 
 def _hostile(model: nn.Module, subject: Subject, unpack: Any) -> Results:
-    """Only the model saves tensors under the hooks, so that only it can raise."""
+    """Runs backward with saved tensors that `unpack` changes. The loss is computed outside of the hooks, so only the model can
+    raise."""
     inputs = subject.inputs()
     with saved_tensors_hooks(lambda tensor: tensor.detach(), unpack):
         outputs = listed(model(*inputs))

@@ -20,7 +20,7 @@ def batch_of_one(model: nn.Module, subject: Subject) -> Results:
 
 
 def _widened(tensor: Tensor, dim: int, by: int) -> Tensor:
-    """The tensor with some slices added along a dimension, or removed."""
+    """The tensor with one slice added along a dimension if `by` is positive, or with `-by` slices removed."""
     kept = tensor.detach().narrow(dim, 0, tensor.shape[dim] + min(by, 0))
     return torch.cat([kept, kept.narrow(dim, 0, 1)], dim) if by > 0 else kept
 
@@ -74,7 +74,7 @@ def a_further_input_too_short(model: nn.Module, subject: Subject) -> Results:
 
 
 def _parameter(model: nn.Module, subject: Subject, by: int) -> Results:
-    """Parameters whose first extent was changed by mistake."""
+    """Calls the model after changing the first extent of the first parameter of each of its modules."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(_widened(parameter, 0, by)))

@@ -63,7 +63,7 @@ def in_evaluation(model: nn.Module, subject: Subject) -> Results:
 
 @transformation()
 def weights_normalized(model: nn.Module, subject: Subject) -> Results:
-    """Weights that are computed from other parameters, after the model is built."""
+    """Replaces each weight of a finished model by one that weight_norm computes from other parameters."""
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.dim() > 1:

@@ -11,7 +11,7 @@ from tests.differential.transformations.registry import Results, converted, list
 
 
 def _described(results: Results) -> Results:
-    """The shapes and dtypes of tensors without data, and the strides of the first."""
+    """Zeros in the shapes and dtypes of tensors without data, for comparison."""
     described: Results = []
     for tensor in results:
         described.append(None if tensor is None else torch.zeros(tensor.shape, dtype=tensor.dtype))
@@ -69,7 +69,7 @@ def under_default_dtype_float64(model: nn.Module, subject: Subject) -> Results:
 
 @transformation()
 def model_made_on_meta(model: nn.Module, subject: Subject) -> Results:
-    """The way in which large models are loaded: built without data, which is assigned later."""
+    """Large models are loaded in this way: built without data, which is loaded afterwards."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model.to("meta").to_empty(device="cpu").load_state_dict(state)
     return trained(model, subject.inputs())
@@ -96,7 +96,7 @@ def _subclass(tensor: Tensor) -> Tensor:
 
 
 class Marked(Tensor):
-    """A subclass of Tensor, which results preserve."""
+    """A subclass of Tensor that defines nothing of its own."""
 
 
 @transformation()

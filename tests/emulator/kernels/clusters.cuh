@@ -48,7 +48,7 @@ struct Steps {
 };
 
 // In each step every block sends 4 bytes to every block by store_async. There are two slots, which remote arrivals release. A
-// block expects kBytes from each peer, of which only 4 is correct.
+// block expects kBytes bytes from each peer; any number but 4 is a mistake.
 template <int kBytes>
 __global__ void steps_kernel(const __grid_constant__ ClusterParameters p) {
   Steps& steps = *shared_memory<Steps>();

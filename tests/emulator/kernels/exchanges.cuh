@@ -9,7 +9,7 @@ struct CopyParameters {
   int32_t source_bytes, pending;
 };
 
-// Each thread copies Bytes through shared memory.
+// Each thread copies `Bytes` bytes through shared memory.
 template <int Bytes>
 __global__ void copy_kernel(const __grid_constant__ CopyParameters p) {
   unsigned char* shared = shared_memory<unsigned char>();
@@ -59,7 +59,7 @@ __global__ void wide_exchange_kernel(const __grid_constant__ ExchangeParameters 
   p.sum[0] = value.x + value.y + value.z + value.w;
 }
 
-// Each half of the block reverses its own values by a named barrier of its own. The second half takes one round more.
+// In each round, each half of the block reverses its values, with its own named barrier. The second half runs one more round.
 template <int Rounds>
 __global__ void named_barrier_kernel(const __grid_constant__ ExchangeParameters p) {
   const int threads = int(blockDim.x) / 2, half = int(threadIdx.x) / threads, thread = int(threadIdx.x) % threads;

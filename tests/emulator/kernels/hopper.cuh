@@ -24,7 +24,7 @@ __device__ void copy_box(const BoxParameters& p, const TensorMap& map, unsigned 
     copy_tiled(shared + p.at, map, p.start[0], p.start[1], p.start[2], p.start[3], barrier);
 }
 
-// Executes one copy and returns the contents of shared memory.
+// Executes one copy and writes the contents of shared memory to `to`.
 template <bool kIm2col>
 __global__ void box_kernel(const __grid_constant__ BoxParameters p) {
   unsigned char* shared = shared_memory<unsigned char>();
@@ -51,7 +51,7 @@ __global__ void box_kernel(const __grid_constant__ BoxParameters p) {
   for (int i = int(threadIdx.x); i < p.bytes; i += int(blockDim.x)) p.to[i] = shared[i];
 }
 
-// One operand in shared memory and its descriptor. `step` is the distance in bytes between the depths of consecutive products.
+// One operand in shared memory and its descriptor. `step` is the distance in bytes from one product's depth to the next.
 struct Operand {
   const unsigned char* bytes;
   int32_t size;
@@ -112,7 +112,7 @@ struct RingMemory {
   uint64_t full[2], empty[2];
 };
 
-// A small GEMM with two stages: warp 4 copies, the warpgroup before it multiplies. A block computes one tile of 64 x kN.
+// A small GEMM with two stages: warp 4 copies, and warps 0 to 3, a warpgroup, multiply. A block computes one tile of 64 x kN.
 template <class T, int kN, Ring kRing>
 __global__ void gemm_ring_kernel(const __grid_constant__ RingParameters p) {
   using Memory = RingMemory<kN>;

@@ -104,7 +104,8 @@ __global__ void copied_kernel(const __grid_constant__ RaceParameters p) {
   p.y[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
-// Accesses an element past the end of x, alone or in a vector, of shared memory, or of y.
+// Reads an element past the end of x, alone (0) or in a vector (1), or past the end of shared memory (2), or writes one past the
+// end of y (3).
 template <int kWhere>
 __global__ void outside_kernel(const __grid_constant__ RaceParameters p) {
   if constexpr (kWhere == 0) p.y[0] = p.x[p.count];

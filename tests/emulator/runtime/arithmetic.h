@@ -6,8 +6,8 @@
 //   - Products are exact and not normalised: the exponent of a product is the sum of its operands' exponents.
 //   - All terms are aligned to the largest exponent among them and truncated to 25 binary places.
 //   - Their sum is exact, and is truncated to fp32.
-// The papers leave three cases open, for which this file assumes: a product of zero has no exponent, a sum that is too large is
-// infinite, and if an operand is infinite or NaN, the sum is that of IEEE 754.
+// The papers leave three cases open, for which this file assumes: a product of zero does not affect the alignment, a sum that is
+// too large is infinite, and if an operand is infinite or NaN, the sum is that of IEEE 754.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -48,7 +48,7 @@ inline float towards_zero(double value) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(nearest) - 1);
 }
 
-// Adds to kCount adjacent sums of a row, all of whose terms are finite.
+// Adds products to kCount adjacent sums of a row, if all terms are finite.
 template <int kCount, int kN, int kK>
 void add_finite(float* __restrict sums, const float* __restrict a, const float* __restrict b, const int* __restrict most) {
   double scale[kCount];
@@ -89,8 +89,8 @@ void add_products(float* sums, const float* a, const float* b, int least_exponen
 }
 }  // namespace truncating
 
-// Adds the product of a (kM x kK) and b (kK x kN) to the sums (kM x kN), as one instruction does. `least_exponent` is that of the
-// operands' format.
+// Adds the product of a (kM x kK) and b (kK x kN) to the sums (kM x kN), as one instruction does. `least_exponent` is the
+// exponent of subnormal numbers in the operands' format.
 template <int kM, int kN, int kK>
 void add_products(float* __restrict sums, const float* a, const float* __restrict b, int least_exponent) {
   if (arithmetic().addition == Addition::truncate) return truncating::add_products<kM, kN, kK>(sums, a, b, least_exponent);

@@ -28,7 +28,7 @@ struct State {
   uint64_t seed = 1;
   std::vector<uint64_t> launches;         // the number of launches of each kernel
   std::string failure;                    // of the last launch that failed
-  std::vector<ParameterLine> parameters;  // with the alignment that TensorMaps need, which Python does not ensure
+  std::vector<ParameterLine> parameters;  // a copy, aligned as TensorMaps need it, which Python does not ensure
 };
 State& state() {
   static State instance;
@@ -167,7 +167,7 @@ EXPORT int torch_unroll_emulator_copy_box(const TensorMapSpec* spec, const int32
 
 #ifdef EMULATOR_COVERAGE
 extern "C" void __gcov_dump();
-// Writes the line counts; they would be lost if the process ends abnormally.
+// Writes the line counts, which would be lost if the process ended abnormally later.
 EXPORT void torch_unroll_emulator_write_coverage() { __gcov_dump(); }
 #endif
 

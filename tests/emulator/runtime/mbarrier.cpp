@@ -1,4 +1,4 @@
-// mbarriers as state machines of the PTX manual: phase, expected arrivals, pending arrivals and pending bytes. A phase ends when
+// mbarriers as the PTX manual's state machine: phase, expected arrivals, pending arrivals and pending bytes. A phase ends when
 // both pending counts are zero. Within a phase, bytes may come before they are expected.
 #include "platform/mbarrier.h"
 

@@ -36,7 +36,7 @@ struct Knowledge {
 };
 
 // Accesses that no thread makes: those of a warp's products, and of the copies that complete at an mbarrier. Each such actor has
-// a clock like a thread, with an index after the threads'. A wait for it acquires its moment.
+// a clock like a thread, with an index after the threads'. A wait for an actor acquires the actor's moment.
 struct Actors {
   std::vector<uint32_t> clocks;  // of the warps' products, then of the mbarriers' copies
   std::vector<const uint64_t*> barriers;

@@ -17,8 +17,8 @@ namespace emulator {
 namespace {
 constexpr unsigned kRedZone = 1024;  // bytes after a block's shared memory; a write there fails the launch
 constexpr size_t kSharedBytes = (Limits::kSharedPerBlock + kRedZone + 4095) & ~size_t(4095);
-constexpr unsigned kLeaveOneIn = 32;           // next() leaves the preferred block once in this many calls
-constexpr uint64_t kIdlePollsPerThread = 400;  // after this many polls without progress the launch is deadlocked
+constexpr unsigned kLeaveOneIn = 32;           // next() leaves the preferred block once in this many calls, on average
+constexpr uint64_t kIdlePollsPerThread = 400;  // plus 100,000; more polls without progress are a deadlock
 
 unsigned threads_of(const dim3& size) { return size.x * size.y * size.z; }
 // Maps the largest shared memory of a block, the red zone, and a page without access.
@@ -71,7 +71,7 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   }
   current_ = nullptr;
   preferred_ = nullptr;
-  operations_.clear();  // early executions that a wait has overtaken; they must not affect the next launch's random choices
+  operations_.clear();  // early reads of products that a wait has completed since; the next launch must not draw among them
   if (failure_.empty()) return true;
   fibers_.abandon_all();
   active_.clear();
@@ -277,7 +277,7 @@ void Scheduler::poll(const Where& where) {
   current_->waits_for = "a value it polls", current_->where = where;
   if (++idle_polls_ > 100'000 + kIdlePollsPerThread * active_.size() * threads_of(request_.block))
     stop("deadlock: threads poll for values that no thread will write\n" + whereabouts());
-  if (random_.below(2)) preferred_ = nullptr;  // the value may as well come from another block
+  if (random_.below(2)) preferred_ = nullptr;  // the value may well come from another block
   current_->block->ready.push_back(current_);
   resume(*next());
 }

@@ -26,8 +26,8 @@ struct Thread {
   Block* block = nullptr;
   uint3 index{};
   unsigned linear = 0;
-  Fiber* fiber = nullptr;           // null before the first instruction and after the last
-  const char* waits_for = nullptr;  // null if the thread is ready
+  Fiber* fiber = nullptr;           // on which the thread is suspended, or null
+  const char* waits_for = nullptr;  // null if the thread neither waits nor polls
   Where where;                      // of the wait
   Predicates predicates{};          // the result of the last barrier
   std::vector<Copy> copies;
@@ -74,7 +74,8 @@ struct Block {
   Actors actors;
 };
 
-// A cluster's blocks become resident and end together. Without clusters each block is a cluster of its own.
+// A cluster's blocks become resident together, and make room when all of them have ended. Without clusters, each block is a
+// cluster of its own.
 struct Cluster {
   std::vector<Block*> blocks;  // by rank
   unsigned unfinished = 0;

@@ -1,4 +1,4 @@
-// Finds races and accesses outside of memory: compares each access of a byte with the recorded earlier ones.
+// Finds races and accesses outside of memory: compares each access to a byte with the earlier ones that are recorded.
 #ifdef EMULATOR_RACE
 #include "shadow.h"
 
@@ -15,7 +15,7 @@
 namespace emulator {
 namespace {
 // The moment at which an asynchronous access was issued, and a cache of epochs that happened before it, since neighbouring bytes
-// often have the same.
+// often have the same epoch.
 struct Issuer {
   const Moment& moment;
   mutable uint64_t ordered[8] = {};
@@ -57,7 +57,8 @@ struct Cell {
   Epoch write, read[kReaders];
   uint32_t write_code = 0, read_code[kReaders] = {};
 };
-// A code locates an access. It is an offset in the object or, with kReported, an index into Shadow::reported.
+// A code locates an access. It is an offset in the object or, with kReported, an index into Shadow::reported. kAsynchronous marks
+// the accesses of copies by the engine and of products.
 constexpr uint32_t kReported = 1u << 31, kAsynchronous = 1u << 30;
 constexpr size_t kPageBytes = 64, kMaxPages = 1 << 16;
 struct Page {

@@ -40,7 +40,7 @@ bool within(const T (&values)[kSize], int64_t low, int64_t high) {
   return std::all_of(values, values + kSize, [&](T value) { return int64_t(value) >= low && int64_t(value) <= high; });
 }
 
-// Rounds fp32 to a mantissa of 10 bits.
+// Rounds or truncates fp32 to a mantissa of 10 bits (arithmetic.h).
 uint32_t to_tf32(uint32_t bits) {
   if (arithmetic().copied == Tf32::truncate) return bits & ~0x1fffu;
   if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fffe000;

@@ -33,8 +33,8 @@ class Box {
   int pitch() const { return spec_.swizzle ? spec_.swizzle : row_bytes(); }
   int payload() const { return rows_ * row_bytes(); }
   BoxRow next();
-  // The destination of 16 bytes of a row. It and `to`, the destination of the box, count bytes from an address that is a multiple
-  // of 1024.
+  // The destination of a piece of a row. It and `to`, the destination of the box, are offsets in bytes from an address that is a
+  // multiple of 1024.
   uint32_t place(uint32_t to, int row, int piece) const;
   // Copies the whole box; `memory` stands for that address.
   void copy(unsigned char* memory, uint32_t to);
@@ -43,7 +43,7 @@ class Box {
   void step();
   TensorMapSpec spec_;
   std::array<int64_t, 4> start_{}, at_{};
-  std::array<int, 4> offset_{}, index_{}, count_{};  // count_ is the number of coordinates in a tiled box
+  std::array<int, 4> offset_{}, index_{}, count_{};  // count_: how many coordinates a tiled box has in each dimension
   int rows_ = 1, row_elements_;
 };
 }  // namespace emulator

@@ -88,7 +88,8 @@ void require_whole_warp(const char* what, uint32_t lanes, const Where& where) {
   if (lanes != 0xffffffff) wrong(what, "all lanes of the warp must take part", where);
 }
 
-// The offsets of the operand's pieces of 16 bytes, of `rows` rows from `first`: by row, or by depth if it is stored along rows.
+// The offsets in shared memory of an operand's pieces of 16 bytes, for `rows` rows from `first`. They are in the order of the
+// rows or, if the operand is stored along rows, in the order of the depth.
 std::vector<uint32_t> pieces(uint64_t descriptor, bool along_rows, int first, int rows, const Where& where) {
   auto field = [&](int bit) { return uint32_t(descriptor >> bit & 0x3fff) << 4; };
   const uint32_t start = field(0), leading = field(16), stride = field(32), mode = uint32_t(descriptor >> 62);

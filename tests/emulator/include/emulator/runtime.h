@@ -38,12 +38,12 @@ unsigned char* shared_memory();
 bool is_shared(const void* address, size_t bytes);
 void check_aligned(const void* address, size_t alignment, const char* what, const Where& where);
 
-// Reports an access that the emulator makes for a thread to the race checker. Does nothing in the other modes.
+// Reports to the race checker an access that the emulator makes on behalf of a thread. Does nothing in the other modes.
 enum class Access { read, write, atomic, atomic_read };
 void see(const void* address, size_t bytes, Access access, const Where& where);
 
 enum class Order { relaxed, acquire, release };
-// Reports an access that may synchronise threads to the race checker.
+// Reports to the race checker an access that may synchronise threads.
 void synchronise(const void* address, size_t bytes, bool writes, Order order, const Where& where);
 void fence();
 

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
-// CUDA guarantees no more than the calling lane.
+// CUDA guarantees only that the mask contains the calling lane.
 inline unsigned __activemask() { return 1u << emulator::lane(); }
 inline void __syncwarp(unsigned mask = 0xffffffff, emulator::Where where = emulator::Where::current()) {
   emulator::warp_collective(mask, "__syncwarp", nullptr, [](void* const*, uint32_t) {}, where);

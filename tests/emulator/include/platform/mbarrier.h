@@ -1,4 +1,4 @@
-// Replaces kernels/cuda/platform/mbarrier.h by the state machine of the PTX manual, whose state is kept outside of the kernel's
+// Replaces kernels/cuda/platform/mbarrier.h with the state machine of the PTX manual. Its state is kept outside of the kernel's
 // memory (runtime/mbarrier.cpp). Using a barrier that is not initialised, too many arrivals and too many bytes fail the launch.
 #pragma once
 #include "emulator/runtime.h"

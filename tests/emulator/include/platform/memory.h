@@ -1,5 +1,5 @@
-// Replaces kernels/cuda/platform/memory.h. The destination of an asynchronous copy is filled with ones when the copy is issued,
-// and with the data at a random moment before the wait ends (runtime/copies.cpp). At every other access another thread may run.
+// Replaces kernels/cuda/platform/memory.h. All bits of an asynchronous copy's destination are set when the copy is issued; the
+// data arrive at a random moment before the wait ends (runtime/copies.cpp). Another thread may run at every load, store and add.
 #pragma once
 #include "emulator/runtime.h"
 #include "emulator/vector_types.h"

@@ -1,4 +1,5 @@
-// Replaces kernels/cuda/platform/shared_memory.h: each emulated block has its own bytes, all ones at the start, which are NaNs.
+// Replaces kernels/cuda/platform/shared_memory.h: each emulated block has its own bytes. All their bits are set at the start,
+// so floating-point numbers are NaN.
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/types.h"
