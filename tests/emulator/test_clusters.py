@@ -14,7 +14,7 @@ MISUSES = {
     "too_many_arrivals": "more arrivals than the phase has",
     "bytes_never_come": "wait for an mbarrier at clusters.cuh:",
     "wait_without_arrive": "cluster_wait at clusters.cuh:\\d+ without cluster_arrive",
-    "ended_block": "block \\d of the cluster has ended|came to a block that has ended",
+    "ended_block": "block \\d of the cluster has ended|reached a block that has ended",
 }
 ROWS = instances(
     "clusters.cuh",
