@@ -51,7 +51,7 @@ def from_json(fields: Mapping[str, Any]) -> Case:
 
 
 class Planner:
-    """A launcher that plans as another one does but launches nothing."""
+    """A launcher that stands in for another one where an engine only has to plan: it launches nothing."""
 
     def __init__(self, launcher: Any):
         self.properties, self.preload = launcher.properties, launcher.preload
