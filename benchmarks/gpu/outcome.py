@@ -15,7 +15,7 @@ SEVERITY = ("hung", "crashed", "lost", "failed", "wrong", "unsteady", "error", "
 #: The outcomes that are failures.
 BAD = SEVERITY[:7]
 _LONGEST_OUTPUT = 4000
-#: How the message begins that faulthandler prints when it ends a process.
+#: The beginning of faulthandler's message when it ends a process.
 _TIMEOUT = "Timeout ("
 
 Record = dict[str, Any]

@@ -29,8 +29,8 @@ ENDS_EMULATED = dict.fromkeys(ENDS, 0.85) | {"timings": 0.98}
 EXACT_SECONDS, TIMING_SECONDS = 300.0, 45.0
 #: How many times a job whose process died is continued after the case in which it died.
 CONTINUATIONS = 2
-#: Cases of a job in addition to those that launch every kernel, on the emulator and with cupy, which compiles kernels first; and
-#: all cases of a job with numba, which compiles them too.
+#: Cases of a job in addition to those that launch every kernel, on the emulator and with cupy, which compiles kernels first.
+#: NUMBA_CASES is the number of all cases of a job with numba, which compiles them too.
 MORE_EMULATED, MORE_COMPILED, NUMBA_CASES = 4, 2, 1
 
 

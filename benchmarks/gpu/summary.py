@@ -101,7 +101,7 @@ def _timings(store: Store) -> list[str]:
 
 
 def _copied(store: Store, row: Record) -> str:
-    """For pooling, which does little but move bytes, the time in which as many bytes are copied."""
+    """For pooling, which does little but move bytes, the time that copying as many bytes takes; empty for other ops."""
     bandwidth = store.done("timings.jsonl").get("ceilings", {}).get("ceilings", {}).get("copy_gb_s")
     if not bandwidth or row["op"] != "max_pool2d":
         return ""

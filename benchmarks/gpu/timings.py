@@ -20,7 +20,7 @@ from benchmarks.tuning.search import search
 from benchmarks.tuning.strategies import Timer
 from torch_unroll.kernels.planning import Configuration
 
-#: About a second for each case: in a short run, further cases tell more than further samples.
+#: About a second for each case: in a short run, more cases are more informative than more samples of each.
 LIMITS = Limits(least=10, most=60, seconds=0.8, uncertainty=0.01)
 #: How often each tile is sampled.
 SAMPLES = 15

@@ -79,7 +79,7 @@ def from_the_step_before(part: Part, step: int) -> Tensor:
 
 
 def with_pieces_exchanged(part: Part, step: int) -> Tensor:
-    """The sums with the two pieces of each pair exchanged, in odd rows of the left operand."""
+    """The sums with neighbouring pieces (0 and 1, 2 and 3, ...) exchanged in odd rows of the left operand."""
     assert part.left is not None
     piece = 16 // ITEM
     left = part.left.clone()

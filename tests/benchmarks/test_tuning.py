@@ -108,7 +108,7 @@ def test_what_is_wrong_is_reported_and_not_timed() -> None:
     assert nothing["best"] is None
 
 
-#: What may happen to a case whose second candidate is checked, by the name that `Fakes.fates` has for it.
+#: By name, what happens while the second candidate of a case is checked; `Fakes.fates` assigns the names to cases.
 FATES: dict[str, Callable[[], Any]] = {
     "exception": lambda: {}["no luck"],
     "hang": lambda: time.sleep(600),
@@ -118,7 +118,7 @@ FATES: dict[str, Callable[[], Any]] = {
 
 
 class Planted(Fake):
-    """A problem that meets its fate, unless that is empty, while its second candidate is checked."""
+    """A problem whose fate, if it has one, strikes while its second candidate is checked."""
 
     def __init__(self, case: Case, fate: str):
         super().__init__(case)

@@ -45,7 +45,7 @@ class Case(ABC):
     @property
     @abstractmethod
     def job(self) -> str:
-        """The name of the job whose process runs the case: what its cases share, such as op, direction and variant."""
+        """The name of the job that runs the case. It says what the job's cases share, such as op, direction and variant."""
 
     @abstractmethod
     def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ def same(result: Tensor, expected: Tensor) -> bool:
 
 
 def differing(result: Tensor, expected: Tensor) -> int:
-    """The number of elements that differ: all if the shapes do."""
+    """The number of elements that differ; all of them if the shapes differ."""
     return expected.numel() if result.shape != expected.shape else int((result != expected).sum())
 
 

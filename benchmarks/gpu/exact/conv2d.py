@@ -43,7 +43,7 @@ class Geometry(NamedTuple):
 
 
 NO_PADDING = (0, 0, 0, 0)
-#: The geometries by what each of them tests.
+#: Geometries by name; the name says what the geometry tests.
 GEOMETRIES = {
     "1x1": Geometry(N=3, C=64, H=13, W=11, K=96, R=1, S=1, padding=NO_PADDING),
     "3x3": Geometry(N=2, C=64, H=17, W=15, K=72, R=3, S=3),
@@ -184,7 +184,7 @@ class Conv2dCase(Case):
 
 @contextmanager
 def _forced(configuration: Configuration, wide: bool) -> Iterator[None]:
-    """Forces a configuration, and with `wide` im2col's computation in 64 bits, for the calls within."""
+    """Forces a configuration and, if `wide`, 64-bit positions in im2col, for the calls within."""
     before = im2col.most_int32
     if wide:
         im2col.most_int32 = 0

@@ -1,4 +1,4 @@
-"""Exact cases of max pooling with ties, by every variant and with its gather and indices; and of unfold and fold."""
+"""Exact cases of max pooling with ties (by every variant, gather and indices), and of unfold and fold."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _ANY = {
     "tall, one channel, 16-bit offsets": Window((1, 1, 20, 20), (20, 20), (20, 20)),
     "tall, one channel, 32-bit offsets": Window((1, 1, 182, 181), (182, 181), (182, 181)),
 }
-#: The windows by what each of them tests.
+#: Windows by name; the name says what the window tests.
 WINDOWS = _ANY | {
     "2x2, several blocks": Window((3, 64, 63, 61), (2, 2), (2, 2)),
     "3x3/2, several blocks": Window((2, 128, 57, 55), (3, 3), (2, 2), padding=(1, 1)),

@@ -35,7 +35,7 @@ class _Lines:
 
 
 def lines(failure: Failure) -> Iterator[Hypothesis]:
-    """Looks for the line from which each wrong line has its values: by a rule for all of them, and for each one separately.
+    """Looks for the source of each wrong line, that is, the line whose values it has: by one rule for all, and line by line.
 
     A rule adds a distance to the number of a line, or flips bits of it. The addend is that of the other line or the line's own.
     """

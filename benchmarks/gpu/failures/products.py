@@ -1,7 +1,7 @@
 """Results as the kernels see them: matrices that are cut into tiles, and the operands whose products they are.
 
-On the GPU's machine, only the places of the elements and the tiling are computed for a wrong result. The operands, in the order
-in which the kernel walks the depth, are computed when the failure is analysed.
+When the evidence of a wrong result is collected, only the places of its elements and the tiling are computed. The operands, in
+the order in which the kernel walks the depth, are computed when the failure is analysed.
 """
 
 from __future__ import annotations

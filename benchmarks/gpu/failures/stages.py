@@ -19,7 +19,7 @@ _WARP_ROWS, _FURTHEST, _MOST_UNKNOWN = 16, 8, 400
 def by_warp(failure: Failure) -> Iterator[Hypothesis]:
     """Finds, for every 16 rows of a tile, the step from which each step's left, right or both operands come.
 
-    Among the distances that this finds, it then does the same for each quarter of a step, which is what one wgmma reads.
+    It then does the same for each quarter of a step, which is what one wgmma reads, with the distances found for whole steps.
     """
     depth = failure.product.depth
     if depth is None or failure.tiles[0].left is None or failure.product.relu:

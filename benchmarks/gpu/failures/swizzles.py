@@ -61,7 +61,7 @@ def _along_depth(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
             agrees = ((values == tile.result) & tile.judged).flatten(1).float()
             agreements.index_add_(1, _classes(tile, classes).flatten(), agrees)
         best = agreements.argmax(0)
-        # Where no permutation fits better than none, lines are not permuted.
+        # Where no permutation fits better than the right order, the lines count as not permuted.
         best[agreements.max(0).values == agreements[0]] = 0
         if not best.any():
             continue
