@@ -17,7 +17,7 @@ SMI_FIELDS = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit
 
 
 def nvidia_smi() -> dict[str, str]:
-    """The driver, clocks and limits that nvidia-smi reports; empty without nvidia-smi."""
+    """The fields that nvidia-smi reports for GPU 0; empty if nvidia-smi is missing or does not answer."""
     smi = shutil.which("nvidia-smi")
     if not smi:
         return {}

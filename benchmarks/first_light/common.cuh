@@ -1,5 +1,5 @@
 // The functions that the programs of first light share. A program prints one JSON object per line to stdout and nothing else. It
-// makes all its measurements or, given an argument, the one of that name. __main__.py runs the programs.
+// runs all its measurements or, given the name of one as its argument, only that one. programs.py builds and runs the programs.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -117,7 +117,7 @@ inline float milliseconds(const std::function<void()>& work) {
 struct Spread {
   float least, median, most;
 };
-// The spread in milliseconds of `repeats` timings, after one that does not count.
+// The spread, in milliseconds, of `repeats` timings after a warm-up call.
 inline Spread spread(int repeats, const std::function<void()>& work) {
   work();
   std::vector<float> times;

@@ -1,4 +1,4 @@
-// The properties that the device reports, and how many clusters it can run at once.
+// The properties that the device reports, how many clusters it can run at once, and its clock under load.
 #include "common.cuh"
 #include "hopper.cuh"
 

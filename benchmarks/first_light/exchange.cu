@@ -1,6 +1,6 @@
 // How fast blocks exchange data: barriers, one-way hand-offs, and the all-gather of a recurrent state, each through the shared
 // memory of a cluster or through L2. In an all-gather every block writes its part and waits for all parts, as a persistent
-// recurrent kernel does at each step. The results are cycles and nanoseconds per step.
+// recurrent kernel does at each step. The results are cycles and nanoseconds per barrier, one-way hand-off or all-gather.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -110,8 +110,8 @@ __global__ void ping_pong_l2(uint64_t* boxes, uint32_t* flags, int partner, bool
 }
 
 // Every block of a cluster writes its slice into every block's copy of the state, by st.async of 16 bytes at a time. Two copies,
-// for even and odd steps, suffice: a block writes step t + 1 only after it has received all of step t, so that every peer has
-// finished reading step t - 1.
+// for even and odd steps, suffice: a block writes step t + 1 only after it has received every slice of step t, and a peer sends
+// its slice of step t only after it has finished reading step t - 1.
 __global__ void all_gather_cluster(int slice_bytes, Result* result) {
   extern __shared__ __align__(128) unsigned char state[];
   __shared__ uint64_t arrived[2];
@@ -137,7 +137,8 @@ __global__ void all_gather_cluster(int slice_bytes, Result* result) {
   cluster_barrier();
 }
 
-// The same by multicast: a block writes its slice to global memory, and one bulk copy moves it from L2 to every block.
+// The all-gather of a cluster by multicast: a block writes its slice to global memory, and one bulk copy moves it from L2 to
+// every block.
 __global__ void all_gather_multicast(unsigned char* exchange, int slice_bytes, Result* result) {
   extern __shared__ __align__(128) unsigned char state[];
   __shared__ uint64_t arrived[2];
@@ -184,8 +185,8 @@ __global__ void all_gather_l2(uint4* exchange, int words, Result* result) {
 
 std::string detail(const char* name, int value) { return "\"" + std::string(name) + "\": " + std::to_string(value) + ", "; }
 
-// Runs a kernel, whose last parameter is its Result, twice, each time after `prepare`; the second run counts. Results are divided
-// by `parts`, the number of equal parts of a step.
+// Runs a kernel, whose last parameter is its Result, twice, each time after `prepare`; only the second run counts. The time of a
+// step is divided by `parts`, the number of equal parts of a step.
 template <class Kernel, class... Arguments>
 void measure(const char* name, const std::string& details, int parts, const Launch& how, const std::function<void()>& prepare,
              Kernel kernel, Arguments... arguments) {

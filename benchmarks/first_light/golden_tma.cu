@@ -1,6 +1,6 @@
-// Golden data for the emulator: what the copy engine writes, and where. The tensor's element of linear index i is i + 1, so that
-// a dump shows the source of each element, and 0 is a fill. Shared memory is filled with 0xFFFF beforehand, which shows what was
-// not written.
+// Golden data for the emulator: what the copy engine writes and where, and how it converts fp32 to TF32. In the tensor from which
+// boxes are copied, the element of linear index i is i + 1, so a dump shows the source of each element, and 0 is the engine's
+// fill. Shared memory is filled with 0xFFFF beforehand, which shows what was not written.
 #include <cuda.h>
 #include <cudaTypedefs.h>
 
@@ -21,7 +21,7 @@ Function driver_function(const char* name) {
 // ---- boxes of a tensor of four dimensions
 constexpr CUtensorMapSwizzle SWIZZLES[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
                                            CU_TENSOR_MAP_SWIZZLE_128B};
-constexpr int MOST_ROWS = 256, MOST_BASE = 7 * 128;  // rows of 128 bytes of a box in shared memory, and its largest offset
+constexpr int MOST_ROWS = 256, MOST_BASE = 7 * 128;  // the most rows of a box, of up to 128 bytes each, and its largest base
 
 struct Box {
   int C, W, H, N;
@@ -106,9 +106,9 @@ Outcome copy(const What& what, Encode encode) {
 }
 
 // ---- im2col
-// A random copy as a convolution makes it, with any padding, stride and dilation, and with the offsets and sizes of boxes that
-// kernels use. One in four starts in an image beyond the last one, which no kernel of this project does, and in one in four the
-// box reaches beyond the last channel.
+// A random copy as a convolution makes it, with various paddings, strides and dilations, and with the offsets and sizes of boxes
+// that kernels use. One in four starts in an image beyond the last one, which no kernel of this project does, and in at least one
+// in four the box reaches beyond the last channel.
 Im2col draw_im2col(Sequence& random) {
   for (;;) {
     Im2col what{};
@@ -162,8 +162,8 @@ void im2col() {
 }
 
 // ---- tiled boxes
-// A random copy. Half of them load a filter as a kernel does, one position (w, h) of up to 256 n; the others have any form. Along
-// any dimension a box may begin before the tensor, reach beyond its end, or lie outside of it.
+// A random copy. About half of the copies load a filter as a kernel does, at one position (w, h) and for up to 256 n; the others
+// have any form. Along any dimension a box may begin before the tensor, reach beyond its end, or lie outside of it.
 Tiled draw_tiled(Sequence& random) {
   for (;;) {
     Tiled what{};
@@ -214,7 +214,7 @@ void tiled() {
   }
 }
 
-// ---- how the copy engine converts fp32 values if the map has type TF32
+// ---- how the copy engine converts fp32 values if the map has type TFLOAT32, and, for comparison, FLOAT32
 __global__ void load_tiled(const __grid_constant__ TensorMap map, uint32_t* dump, int* arrived_in_time) {
   __shared__ alignas(1024) uint32_t to[256];
   __shared__ uint64_t arrived;

@@ -1,5 +1,5 @@
 // Golden data for the emulator: the fragments of mma.sync, ldmatrix and stmatrix, and the rounding to TF32. Inputs and outputs
-// are the registers of each lane. Products are those of small integers, so that they are exact in any order.
+// are the registers of each lane. The operands of mma.sync are small integers, so the sums are exact in any order.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -23,7 +23,7 @@ uint32_t word(float value) {
   std::memcpy(&bits, &value, 4);
   return bits;
 }
-// A register that contains random integers from -8 to 7: two of 16 bits, or one of 32 bits.
+// A register that holds random integers from -8 to 7 as floating-point values: two of 16 bits, or one of 32 bits.
 uint32_t operand(Type type, Sequence& random) {
   auto fp16 = [](int value) {
     const uint32_t bits = word(float(value));

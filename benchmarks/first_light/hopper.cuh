@@ -1,5 +1,5 @@
-// The PTX instructions of Hopper that the programs of first light use: mbarriers, clusters, bulk copies, wgmma. Every wait gives
-// up after PATIENCE, so that an error here leads to a wrong dump or a reported timeout but never to a hang.
+// The PTX instructions of Hopper that the programs of first light use: mbarriers, clusters, bulk copies, wgmma. A wait for an
+// mbarrier gives up after PATIENCE, so an error here leads to a wrong dump or a reported timeout rather than a hang.
 #pragma once
 #include "platform/memory.h"
 #include "platform/mma.h"

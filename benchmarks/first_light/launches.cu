@@ -1,4 +1,4 @@
-// The time of a launch from the host, as a node of a graph, cooperatively, and in clusters.
+// The time of a launch from the host, of a cooperative launch, and of a graph's kernel node, with and without clusters.
 #include <chrono>
 
 #include "common.cuh"

@@ -59,12 +59,12 @@ __global__ void __launch_bounds__(512) mma_step(Result* result) {
 // with a swizzle of 128 bytes.
 template <int N, bool InRegisters>
 constexpr int most_threads =
-    N / 2 + (InRegisters ? 64 : 0) + 24 > 128 ? 256 : 512;  // limited by the registers of D, W and 24 others
+    N / 2 + (InRegisters ? 64 : 0) + 24 > 128 ? 256 : 512;  // 512 threads have 128 registers each, for D, W and about 24 others
 
 template <int N, bool InRegisters>
 __global__ void __launch_bounds__(most_threads<N, InRegisters>) wgmma_step(Result* result) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  constexpr int BLOCK_BYTES = N * 128;  // size of a block of 64 k
+  constexpr int BLOCK_BYTES = N * 128;  // of a block of h: N columns of 64 k
   const uint32_t h = shared_address(shared), w = h + uint32_t(K / 64 * BLOCK_BYTES) + threadIdx.x / 128 * (K / 64 * 64 * 128);
   const int total = K / 64 * BLOCK_BYTES + (InRegisters ? 0 : int(blockDim.x) / 128 * K / 64 * 64 * 128);
   for (int i = int(threadIdx.x); i < total / 4; i += int(blockDim.x)) reinterpret_cast<uint32_t*>(shared)[i] = 0x3C003C00u;

@@ -29,7 +29,7 @@ class Measurement:
 
     program: str
     name: str
-    seconds: int = 27  # the limit, so that all take at most ten minutes even if each of them hangs
+    seconds: int = 27  # the limit; all measurements together take at most ten minutes even if each of them hangs
 
     @property
     def title(self) -> str:
@@ -67,7 +67,7 @@ MEASUREMENTS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """The records of a measurement, and why it failed."""
+    """The records of a measurement, and why it failed; None if it did not."""
 
     measurement: Measurement
     records: list[Record] = field(default_factory=list)
@@ -80,7 +80,7 @@ def compile_command(nvcc: str, source: Path, output: Path) -> list[str]:
 
 
 def sources_digest() -> str:
-    """A digest of the sources of the programs; file dates would not do, because they change when a tree is copied."""
+    """A digest of the programs' sources and of the target; file dates would not do, because they change when a tree is copied."""
     sources = [*HERE.glob("*.cu"), *HERE.glob("*.cuh"), *(ROOT / "kernels" / "cuda" / "platform").glob("*.h")]
     digest = hashlib.sha256(" ".join(TARGET).encode())
     for path in sorted(sources, key=lambda path: path.name):
@@ -157,7 +157,7 @@ def parse(output: str) -> list[Record]:
 
 
 def split(outcomes: Iterable[Outcome]) -> tuple[list[Record], dict[str, list[Record]]]:
-    """Separates measurements, in order, from golden data by kind."""
+    """Separates the records into measurements, in order, and golden data by kind."""
     measured: list[Record] = []
     golden: dict[str, list[Record]] = {}
     for outcome in outcomes:

@@ -114,7 +114,7 @@ def see(device: str, folder: Path) -> dict[str, Any]:
     """Looks at the device in a separate process and returns what `place.look` reports.
 
     Raises:
-        ValueError: the process died.
+        ValueError: the process crashed, failed, or took longer than a minute.
     """
     with TemporaryDirectory(prefix=".jobs-", dir=folder) as jobs:
         output = Path(jobs) / "look.txt"
@@ -126,7 +126,7 @@ def see(device: str, folder: Path) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace, command: str = "", **planted: Any) -> int:
-    """Runs the phases within the time and returns the exit status.
+    """Runs the phases, or with `--then` the second run, within the time, and returns the exit status.
 
     `command` is the command line that continues the run. `planted` replaces fields of the plan in tests.
     """

@@ -1,4 +1,4 @@
-"""Copies a run on a GPU into the repository: results, golden data, and convolution's choices."""
+"""Copies a run on a GPU into the repository: results, golden data, and the fastest configurations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def keep(folder: Path, into: Path = RESULTS, golden: Path = GOLDEN) -> str:
 
 
 def document(store: Store, records: list[Record]) -> results.Document:
-    """The timings as a result file, from which reports are made."""
+    """The timings as the content of a result file, from which reports are made."""
     result = results.new(store.run["environment"], "python -m benchmarks gpu", store.run["environment"]["seed"])
     result.update(
         ceilings=store.done("timings.jsonl").get("ceilings", {}).get("ceilings", {}),
@@ -58,7 +58,7 @@ def document(store: Store, records: list[Record]) -> results.Document:
 
 
 def choices_document(store: Store, records: list[Record]) -> dict[str, Any]:
-    """The timings of tiles in the form of `benchmarks choices`."""
+    """The timings of tiles in the form that `benchmarks choices` writes."""
     problems = {record["job"]: record["tiles"] for record in records if record.get("tiles")}
     return {"environment": store.run["environment"], "problems": problems}
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu.once` runs one exact case, or the call of one timing, under a sanitizer or a profiler."""
+"""`python -m benchmarks.gpu.once` runs one exact case, or the call of one timing, for a sanitizer or a profiler to observe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.tuning.problem import engine_name
 
 
 def main(what: str, name: str, *rest: str) -> None:
-    """Runs `case JSON ENGINE DEVICE`, or `timing KEY DEVICE`; exits with status 1 if the case is not right."""
+    """Runs `case JSON ENGINE DEVICE`, or `timing KEY DEVICE`; exits with status 1 if the case fails."""
     if what == "case":
         if not run_case(json.loads(name), *rest):
             sys.exit(1)

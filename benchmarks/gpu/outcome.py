@@ -15,14 +15,14 @@ SEVERITY = ("hung", "crashed", "lost", "failed", "wrong", "unsteady", "error", "
 #: The outcomes that are failures.
 BAD = SEVERITY[:7]
 _LONGEST_OUTPUT = 4000
-#: The message of faulthandler when it ends a process.
+#: The beginning of faulthandler's message when it ends a process.
 _TIMEOUT = "Timeout ("
 
 Record = dict[str, Any]
 
 
 def read(key: str, output: Path, process: Outcome) -> Record:
-    """The record of a job: how it ended, the cases that were not right, and the kernels that it launched."""
+    """The record of a job: how it ended, the cases that failed, and the kernels that it launched."""
     record: Record = {"job": key, "outcome": "right", "detail": "", "seconds": round(process.seconds, 2), "cases": []}
     counts, refusals, rows = Counter[str](), Counter[str](), set[str]()
     begun: Record | None = None

@@ -25,11 +25,12 @@ from benchmarks.isolation import Job, run_all
 #: spends most of the time on exactness.
 ENDS = {"exact cuda": 0.34, "exact cupy": 0.46, "exact numba": 0.49, "hardware": 0.64, "timings": 0.98}
 ENDS_EMULATED = dict.fromkeys(ENDS, 0.85) | {"timings": 0.98}
-#: Limits of one job. The one for exact jobs is a last resort, because their cases have their own limits.
+#: Limits of one job, in seconds. The one for exact jobs is a last resort, because their cases have their own limits.
 EXACT_SECONDS, TIMING_SECONDS = 300.0, 45.0
 #: How many times a job whose process died is continued after the case in which it died.
 CONTINUATIONS = 2
-#: Cases of a job besides those that launch every kernel: on the emulator, with cupy and with numba (which compile kernels first).
+#: Cases of a job in addition to those that launch every kernel, on the emulator and with cupy, which compiles kernels first.
+#: NUMBA_CASES is the number of all cases of a job with numba, which compiles them too.
 MORE_EMULATED, MORE_COMPILED, NUMBA_CASES = 4, 2, 1
 
 
@@ -59,7 +60,11 @@ class Plan:
 
 
 def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
-    """The exact jobs of an engine. With cupy, which compiles kernels first, the 16-bit dtypes that most users run come first."""
+    """The exact jobs of an engine, the most important first.
+
+    Cupy and numba compile kernels first, which takes time: with cupy, jobs named after a dtype wider than 16 bits come last, and
+    with numba, only about twelve of all jobs are run.
+    """
     names = list(by_job(plan.small, plan.seed))
     if engine == "cupy":
         names.sort(key=lambda name: name.endswith(("tf32", "float32", "float64")))
@@ -113,7 +118,7 @@ def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator
 
 
 def run_timings(plan: Plan) -> None:
-    """Times one case after the other until the time is over."""
+    """Measures the ceilings, and then times one case after the other until the time is over."""
     done = plan.store.done("timings.jsonl")
     with outputs(plan) as folder:
         work: dict[Path, str] = {}
@@ -189,7 +194,7 @@ def timed(store: Store, name: str, run: Callable[[], Record | None]) -> None:
 
 
 def processes(device: str, requested: int | None) -> int:
-    """How many jobs run at once if nothing is requested: up to eight on a GPU, and one per core on the emulator."""
+    """How many jobs run at once: `requested` or, if it is None, one per core, but at most eight on a GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return requested or (min(8, cores) if device == "cuda" else cores)
 
@@ -202,7 +207,7 @@ def left(plan: Plan) -> list[str]:
 
 
 def beyond(plan: Plan, engines: Sequence[str]) -> list[str]:
-    """The other unfinished jobs in words: those of engines that compile kernels, and timings, for which time may not suffice."""
+    """The unfinished jobs for which time may not suffice, in words: those of other engines, and the most telling timings."""
     done, words = plan.store.done("checks.jsonl"), []
     for engine in engines:
         jobs = exact_jobs(plan, engine)

@@ -15,14 +15,15 @@ from torch_unroll.engines import NAMES, cuda, refusal
 from torch_unroll.tools import doctor
 from torch_unroll.tools.environment import Survey, examine_machine
 
-#: Memory that the largest cases take, including torch's results.
+#: GPU memory that the largest cases need, including torch's results.
 _LEAST_FREE_BYTES = 12 << 30
 
 
 def look(device_name: str) -> None:
-    """Reports what is lacking, the environment, the reasons of engines that cannot run, and other processes on the GPU.
+    """Reports what is lacking, the environment, why engines cannot run, and the GPU's clocks, free memory and other processes.
 
-    It runs in a separate process, because the one that starts the jobs must not touch CUDA.
+    If torch cannot use the GPU, only that is reported. The function runs in a separate process, because the one that starts the
+    jobs must not touch CUDA.
     """
     device = torch.device(device_name)
     others = _processes() if device.type == "cuda" else []  # asked before this process uses the GPU itself
@@ -54,7 +55,7 @@ def _processes() -> list[str]:
 
 
 def lacking(seen: Survey) -> str | None:
-    """Why torch cannot use a GPU that is new enough, with a remedy; None if it can."""
+    """Why there is no GPU that torch can use and that is new enough for the kernels; None if there is one."""
     if not seen.torch_sees_gpu:
         why = doctor.advice(seen)[0]
         return f"{why.finding}: {why.remedy}; or rehearse on the emulator: python -m benchmarks gpu --device cpu"
@@ -65,7 +66,8 @@ def lacking(seen: Survey) -> str | None:
 
 
 def require_place(seen: dict[str, Any], shared: bool) -> None:
-    """Raises ValueError if there is no device, if the kernels are not built, or if other processes use the GPU."""
+    """Raises ValueError if the device or engine cuda cannot be used, if the kernels were built from other sources, or, unless
+    `shared`, if other processes use the GPU or too little of its memory is free."""
     if seen["lack"]:
         raise ValueError(seen["lack"])
     if reason := seen["engines"]["cuda"]:

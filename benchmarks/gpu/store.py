@@ -20,7 +20,7 @@ IDENTITY = ("device", "device_type", "driver", "engine_digest", "torch", "seed")
 LINES = ("checks.jsonl", "hardware.jsonl", "timings.jsonl", "second.jsonl")
 #: With less free space, the output of jobs would be cut off.
 LEAST_FREE_BYTES = 4 << 20
-#: The largest file, so that it can be committed or mailed.
+#: The size below which a file is kept, so that it can be committed or mailed.
 MOST_BYTES = 16 << 20
 
 Record = dict[str, Any]
@@ -107,7 +107,7 @@ def load_run(folder: Path) -> Record:
 
 
 def _read(path: Path) -> list[Record]:
-    """Reads the complete lines of a file, and truncates a line that was cut off, so that its job is run again."""
+    """Reads the complete lines of a file, and removes a line that was cut off, so that its job is run again."""
     if not path.exists():
         return []
     records: list[Record] = []

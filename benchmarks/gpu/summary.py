@@ -21,7 +21,7 @@ def rows_of(records: Sequence[Record], engine: str) -> set[str]:
 
 
 def never_launched(records: Sequence[Record], capability: Sequence[int] | None) -> list[str]:
-    """The kernels that the GPU can run and no job of engine cuda launched; without a capability, those of the emulator."""
+    """The kernels that the GPU can run but no job of engine cuda launched. The emulator (None) counts as 9.0."""
     known = tuple(capability) if capability else (9, 0)
     launched = rows_of(records, "cuda")
     return [row.expression for row in kernels() if row.expression not in launched and runs(row.architecture, known)]
@@ -101,7 +101,7 @@ def _timings(store: Store) -> list[str]:
 
 
 def _copied(store: Store, row: Record) -> str:
-    """The time of copying as many bytes, for an op that does little but move them."""
+    """For pooling, which does little but move bytes, the time that copying as many bytes takes; empty for other ops."""
     bandwidth = store.done("timings.jsonl").get("ceilings", {}).get("ceilings", {}).get("copy_gb_s")
     if not bandwidth or row["op"] != "max_pool2d":
         return ""

@@ -66,7 +66,7 @@ def run_second(plan: Plan) -> int:
 
 
 def tools(plan: Plan) -> list[Tool]:
-    """The tools for the second run: memcheck for failures of the first or, without any, profiles, tests and a search for choices.
+    """The tools of the second run: memcheck for cases that failed in the first or, if none did, profiles, tests and a search.
 
     Raises:
         ValueError: there are no results of a first run.

@@ -1,4 +1,4 @@
-"""The timings of a run: the most telling cases first, every tile with its prediction beside it."""
+"""The timings of a run: the most telling cases first, and each case's tiles with their predicted times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.tuning.search import search
 from benchmarks.tuning.strategies import Timer
 from torch_unroll.kernels.planning import Configuration
 
-#: About a second for each case, since in a short run more cases tell more than more samples.
+#: About a second for each case: in a short run, more cases are more informative than more samples of each.
 LIMITS = Limits(least=10, most=60, seconds=0.8, uncertainty=0.01)
 #: How often each tile is sampled.
 SAMPLES = 15

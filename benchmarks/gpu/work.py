@@ -1,4 +1,4 @@
-"""The process of a job: it runs cases one after the other, and reports each one before launching it."""
+"""The process of a job: it runs cases one after the other, and reports each one before running it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from torch_unroll.engines import load, refusal
 
 #: How many wrong cases of a job keep their evidence.
 MOST_EVIDENCE = 3
-#: Limits of one case. The first case of a process also loads all kernels, and with some engines a case compiles its kernels.
+#: Limits of one case, in seconds. The first case of a process also loads all kernels, and with some engines a case compiles its
+#: kernels.
 CASE_SECONDS, COMPILED_CASE_SECONDS = 30.0, 120.0
 
 
@@ -92,7 +93,7 @@ def run_cases(
 
 
 def _evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[str, Any]:
-    """The evidence of a wrong result; if it cannot be collected, the verdict counts nevertheless."""
+    """The evidence of a wrong result; if it cannot be collected, the reason, so that the case is still reported as wrong."""
     try:
         return evidence(case, name, result, expected)
     except Exception as error:
@@ -100,5 +101,5 @@ def _evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[s
 
 
 def run_case(case: dict[str, Any], engine: str, device: str) -> bool:
-    """Runs one case in the form of a result file, and returns whether it was right."""
+    """Runs one case of a result file; returns False if it was wrong, unsteady or raised an error, True if right or refused."""
     return run_cases([from_json(case)], load(engine), torch.device(device))

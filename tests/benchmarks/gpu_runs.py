@@ -43,7 +43,7 @@ class Broken:
 
 
 def first_of(op: str) -> Case:
-    """The first case whose job begins with `op` that its variant does not refuse."""
+    """The first case that engine cuda computes and gets right, of the first job whose name begins with `op`."""
     jobs = by_job(small=True, seed=0)
     cases = next(cases for name, cases in jobs.items() if name.startswith(op))
     return next(case for case in cases if judge(case, load("cuda"), CPU).outcome == "right")

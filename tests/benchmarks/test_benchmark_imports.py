@@ -22,7 +22,7 @@ MODULES = {_name(path): path for path in sorted((ROOT / "benchmarks").rglob("*.p
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    """The dotted names that the statements of a tree import, those within functions included."""
+    """The dotted names that the statements of a tree import, including statements within functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -32,7 +32,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 
 def _module_of(name: str) -> str | None:
-    """The module of benchmarks that a dotted name lies in; None if it lies in none."""
+    """The module of benchmarks that a dotted name is, or is defined in; None if it is not in benchmarks."""
     while name not in MODULES:
         name, _, last = name.rpartition(".")
         if not last:

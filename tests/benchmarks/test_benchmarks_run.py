@@ -166,7 +166,7 @@ def test_a_case_that_took_the_process_down_is_not_tried_again(tmp_path: Path) ->
     with pytest.raises(Died):
         a_run(tmp_path, die).go()
     with (tmp_path / "r.json.partial").open("a") as journal:
-        journal.write('{"begun": "cut o')  # as on a disk that is full in the middle of a line
+        journal.write('{"begun": "cut o')  # as if the disk had become full in the middle of a line
     document = a_run(tmp_path, die).go()
     statuses = {row["case"]: (row["status"], row["message"]) for row in document["rows"]}
     assert statuses[case(C=2).key] == ("error", "RuntimeError: the process ended in this case")

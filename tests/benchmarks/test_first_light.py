@@ -1,4 +1,4 @@
-"""First light: a program that hangs or faults costs no other results, and all programs compile."""
+"""First light: a program that hangs or faults does not affect the results of others, and all programs compile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch_unroll.kernels import build
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN_README = ROOT / "tests" / "emulator" / "golden" / "README.md"
 
-#: Output as the programs print it, with made-up numbers; the last line is cut off, as if the program was killed.
+#: Output as the programs print it, with made-up numbers; the last line is cut off, as if the program had been killed.
 SAID = """\
 {"name": "device", "gpu": "a GPU", "capability": "9.0", "driver": 13000, "l2_bytes": 1024}
 a warning that some library printed
@@ -118,7 +118,7 @@ def test_all_of_it_ends_within_ten_minutes_whatever_hangs() -> None:
 
 @pytest.fixture
 def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler that records its outputs; the programs that it makes print nothing."""
+    """A fake compiler that records the paths of its outputs, which are programs that print nothing."""
     folder = tmp_path / "bin"
     folder.mkdir()
     path = folder / "nvcc"

@@ -105,7 +105,7 @@ def test_a_sample_launches_every_kernel(seed: int) -> None:
 
 
 def pooling_variant() -> str:
-    """The variant that an ordinary call selects."""
+    """The variant of pooling that a call selects if none is forced."""
     x = torch.ones(1, 8, 4, 4, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     with recording() as recorded:
         load("cuda").max_pool2d_forward(x, Pool2dGeometry((2, 2), (2, 2), (0, 0), (1, 1)), False, False)

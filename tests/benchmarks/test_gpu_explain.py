@@ -32,7 +32,7 @@ def _emulator() -> None:
 
 
 def record(case: Case, wrong: list[tuple[str, Tensor, Tensor]]) -> dict[str, object]:
-    """A wrong case in the form of a result file."""
+    """The record of a wrong case, as a result file contains it."""
     kept = [evidence(case, *result) for result in wrong]
     return json.loads(json.dumps({"outcome": "wrong", "case": case.as_json(), "detail": "", "evidence": kept}))
 
@@ -41,7 +41,7 @@ def record(case: Case, wrong: list[tuple[str, Tensor, Tensor]]) -> dict[str, obj
 
 
 def whole(case: Case, name: str, change: Callable[[Part, int], Tensor]) -> Tensor:
-    """A result whose parts are computed from their operands by `change`, including the addend and without rounding."""
+    """The result of a case if `change(part, step)` computes the sums of each part, including the addend and not yet rounded."""
     product, expected = product_of(case, name, operands=True), case.expected()[name]
     result = expected.flatten().clone()
     for part in product.parts:
@@ -79,7 +79,7 @@ def from_the_step_before(part: Part, step: int) -> Tensor:
 
 
 def with_pieces_exchanged(part: Part, step: int) -> Tensor:
-    """The sums with every two pieces of the left operand exchanged in odd rows."""
+    """The sums with neighbouring pieces (0 and 1, 2 and 3, ...) exchanged in odd rows of the left operand."""
     assert part.left is not None
     piece = 16 // ITEM
     left = part.left.clone()

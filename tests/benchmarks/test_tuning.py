@@ -1,4 +1,4 @@
-"""The search for convolution's fastest choices: what its strategies find and spend, how it resumes, and what it writes."""
+"""The search for the fastest configurations: what its strategies find and spend, how it resumes, and what it writes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ needs_emulator = pytest.mark.skipif(not cuda.library_path("cpu").exists(), reaso
 
 
 class Clock:
-    """A timer of choices whose true times are known, with noise that more samples take away; counts what it is asked for."""
+    """A timer of configurations whose true times are known, with noise that more samples reduce; counts its samples and calls."""
 
     def __init__(self, best: Configuration, noise: float = 0.2):
         self.best, self.noise, self.samples, self.calls = best, noise, 0, 0
@@ -108,7 +108,7 @@ def test_what_is_wrong_is_reported_and_not_timed() -> None:
     assert nothing["best"] is None
 
 
-#: What befalls the case that is named in the environment.
+#: By name, what happens while the second candidate of a case is checked; `Fakes.fates` assigns the names to cases.
 FATES: dict[str, Callable[[], Any]] = {
     "exception": lambda: {}["no luck"],
     "hang": lambda: time.sleep(600),
@@ -118,7 +118,7 @@ FATES: dict[str, Callable[[], Any]] = {
 
 
 class Planted(Fake):
-    """A problem that may meet its fate while its second candidate is checked."""
+    """A problem whose fate, if it has one, strikes while its second candidate is checked."""
 
     def __init__(self, case: Case, fate: str):
         super().__init__(case)
@@ -132,7 +132,7 @@ class Planted(Fake):
 
 @dataclass(frozen=True)
 class Fakes:
-    """Makes problems, and a list of them in a file; a process of its own takes it as it is."""
+    """Makes problems and lists their cases in a file; it can be pickled, so it also works in a separate process."""
 
     log: Path
     fates: dict[str, str] = field(default_factory=dict)
@@ -183,7 +183,7 @@ def test_a_case_that_fails_costs_itself_only(fate: str, limit: float, error: str
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt; a shell starts what runs in its background with the signal ignored."""
+    """Makes Ctrl-C raise KeyboardInterrupt even if a shell runs the tests in the background, where the signal is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

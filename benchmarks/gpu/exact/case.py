@@ -45,7 +45,7 @@ class Case(ABC):
     @property
     @abstractmethod
     def job(self) -> str:
-        """The name of the cases that run in the same process: op, direction, variant and tile, or arithmetic."""
+        """The name of the job that runs the case. It says what the job's cases share, such as op, direction and variant."""
 
     @abstractmethod
     def compute(self, engine: Any, device: torch.device) -> dict[str, Tensor]:
@@ -66,12 +66,12 @@ class Case(ABC):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a case: right, refused, wrong, or unsteady if two runs gave different bits; and the wrong results."""
+    """The outcome of a case: right, refused, wrong, or unsteady if two runs differ; and the results that are wrong or differ."""
 
     outcome: str
     detail: str = ""
     rows: frozenset[str] = frozenset()
-    wrong: tuple[tuple[str, Tensor, Tensor], ...] = ()  # name, result and expected result, both on the CPU
+    wrong: tuple[tuple[str, Tensor, Tensor], ...] = ()  # name, result, and expected (if unsteady: first) result, on the CPU
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def poisoned() -> Iterator[None]:
 
 
 def judge(case: Case, engine: Any, device: torch.device) -> Verdict:
-    """Computes a case twice on poisoned memory and compares both results with the expected one, bit for bit."""
+    """Computes a case twice on poisoned memory; compares the first result to the expected one, and the second to the first."""
     with recording() as recorded, poisoned():
         try:
             once, again = ({name: tensor.cpu() for name, tensor in case.compute(engine, device).items()} for _ in range(2))
@@ -111,7 +111,7 @@ def same(result: Tensor, expected: Tensor) -> bool:
 
 
 def differing(result: Tensor, expected: Tensor) -> int:
-    """The number of elements that differ."""
+    """The number of elements that differ; all of them if the shapes differ."""
     return expected.numel() if result.shape != expected.shape else int((result != expected).sum())
 
 

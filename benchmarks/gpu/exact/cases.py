@@ -51,7 +51,7 @@ def from_json(fields: Mapping[str, Any]) -> Case:
 
 
 class Planner:
-    """A launcher that plans as another one does but launches nothing."""
+    """A launcher that stands in for another one when an engine only has to plan: it launches nothing."""
 
     def __init__(self, launcher: Any):
         self.properties, self.preload = launcher.properties, launcher.preload
@@ -64,7 +64,7 @@ class Planner:
 def covering(cases: Sequence[Case], engine: Engine, device: torch.device, seed: int, more: int) -> list[Case]:
     """Cases, in an order drawn by the seed, that launch every kernel that the whole list launches, and `more` others.
 
-    For an engine that does not launch the kernels of the tables, it returns `more` cases.
+    For an engine that does not launch the kernels of the kernel table, it returns `more` cases.
     """
     drawn = list(cases)
     Random(f"{seed} {cases[0].job}").shuffle(drawn)

@@ -43,7 +43,7 @@ class Geometry(NamedTuple):
 
 
 NO_PADDING = (0, 0, 0, 0)
-#: By the purpose of each geometry.
+#: Geometries by name; the name says what the geometry tests.
 GEOMETRIES = {
     "1x1": Geometry(N=3, C=64, H=13, W=11, K=96, R=1, S=1, padding=NO_PADDING),
     "3x3": Geometry(N=2, C=64, H=17, W=15, K=72, R=3, S=3),
@@ -104,14 +104,14 @@ def inputs(geometry: Geometry, seed: int) -> Inputs:
 
 
 def convolve(geometry: Geometry, x: Tensor, w: Tensor) -> Tensor:
-    """Computes a convolution by torch, without a bias."""
+    """Computes a convolution with torch, without a bias."""
     top, bottom, left, right = geometry.padding
     return F.conv2d(F.pad(x, (left, right, top, bottom)), w, None, geometry.stride, 0, geometry.dilation, geometry.groups)
 
 
 @cache
 def _exact(geometry: Geometry, direction: str, seed: int) -> Tensor:
-    """Computes the result of a direction by torch on the CPU in float64, without the bias."""
+    """Computes the result of a direction with torch on the CPU in float64, without the bias."""
     x, w, _, dy = inputs(geometry, seed)
     if direction == "fprop":
         return convolve(geometry, x, w)
@@ -125,7 +125,7 @@ def _exact(geometry: Geometry, direction: str, seed: int) -> Tensor:
 class Conv2dCase(Case):
     """One direction of a convolution by one variant, tile and number of splits.
 
-    `wide` makes im2col compute 64-bit positions, which only large planes need.
+    `wide` makes im2col compute positions in 64 bits, which only large tensors need.
     """
 
     op: ClassVar[str] = "conv2d"
@@ -184,7 +184,7 @@ class Conv2dCase(Case):
 
 @contextmanager
 def _forced(configuration: Configuration, wide: bool) -> Iterator[None]:
-    """Forces a configuration, and im2col's width of positions, for the calls within."""
+    """Forces a configuration and, if `wide`, 64-bit positions in im2col, for the calls within."""
     before = im2col.most_int32
     if wide:
         im2col.most_int32 = 0

@@ -1,4 +1,4 @@
-"""Exact cases of max pooling by every variant, with ties, of its gather and indices, and of unfold and fold."""
+"""Exact cases of max pooling with ties (by every variant, gather and indices), and of unfold and fold."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _ANY = {
     "tall, one channel, 16-bit offsets": Window((1, 1, 20, 20), (20, 20), (20, 20)),
     "tall, one channel, 32-bit offsets": Window((1, 1, 182, 181), (182, 181), (182, 181)),
 }
-#: By the purpose of each window.
+#: Windows by name; the name says what the window tests.
 WINDOWS = _ANY | {
     "2x2, several blocks": Window((3, 64, 63, 61), (2, 2), (2, 2)),
     "3x3/2, several blocks": Window((2, 128, 57, 55), (3, 3), (2, 2), padding=(1, 1)),
@@ -60,7 +60,7 @@ WINDOWS = _ANY | {
 
 @cache
 def exact_results(window: Window, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, y, dy and dx by torch in float64; of equal values torch takes the first, as our kernels do."""
+    """x, y, dy and dx by torch in float64; of equal values torch chooses the first, as our kernels do."""
     draw = generator(seed, "max_pool2d", *window)
     x = integers(window.size, draw, most=3).requires_grad_()
     y = F.max_pool2d(x, *window[1:])

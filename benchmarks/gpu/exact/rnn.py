@@ -1,4 +1,4 @@
-"""Exact cases of recurrences, with signed permutations as weights: every variant, arithmetic and direction, and single steps."""
+"""Exact cases of recurrences, with signed permutations as weights, in every variant and arithmetic; and of single steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZES = (
     (4, 8, 1000, 1),
 )
 SMALL_SIZES = ((3, 3, 40, 2), (2, 9, 40, 1))
-#: How many tiles of rows a block may hold; the other variants have no such argument.
+#: By variant, the numbers of row tiles that a block may hold; the other variants have no such choice.
 ROW_TILES = {variant.name: variant.row_tiles for variant in (GRID_EXCHANGE, CLUSTER)}
 
 

@@ -59,7 +59,7 @@ class _Walk:
             self.depth = Depth(step, self.item, case.splits)
 
     def in_order(self, columns: Tensor, taps: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flattens (..., taps, channels) to (..., depth) in whole steps, and labels each depth with its tap and channel."""
+        """Flattens (..., taps, channels) to (..., depth), pads to whole steps, and labels each depth with its tap and channel."""
         channels = columns.shape[-1]
         numbers = torch.arange(columns.shape[-2])[:, None].expand(-1, channels)
         channel_numbers = torch.arange(channels).expand(columns.shape[-2], -1)
@@ -184,7 +184,7 @@ def _name(kind: str, number: int, count: int) -> str:
 
 
 def _alternatives(case: Conv2dCase) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
-    """Faulty convolutions of the same inputs."""
+    """Results of faulty convolutions of the same inputs, as `Product.alternatives`."""
     sizes, drawn = case.sizes, inputs(case.sizes, case.seed)
     changed = {"with the filter's taps in reverse": drawn._replace(w=drawn.w.flip(2, 3), x=drawn.x)}
     if sizes.R == sizes.S and sizes.R > 1:

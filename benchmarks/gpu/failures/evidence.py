@@ -23,7 +23,7 @@ from benchmarks.gpu.failures.products import Part, Product, Tiling, padded, tile
 from benchmarks.gpu.failures.rnn_products import cell_product, first_wrong, rnn_product
 from torch_unroll.shapes import dtype_name
 
-#: The most characters that the kept tiles of one result take.
+#: The most characters that the kept tiles of one result may fill.
 MOST_KEPT = 64 << 10
 _MOST_TILES, _MOST_PARTS, _MOST_VALUES = 64, 4, 8
 
@@ -68,7 +68,7 @@ def evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[st
 
 
 def _mask_of(part: Part, elements: Tensor) -> Tensor:
-    """(rows, columns): the mask `elements` of the flat result as a mask of a part."""
+    """Turns the mask `elements` of the flat result into a mask of a part, (rows, columns)."""
     return elements[part.place.clamp(min=0)] & (part.place >= 0)
 
 
@@ -128,7 +128,7 @@ def ranges(numbers: Iterable[int], most: int = 12) -> str:
 
 
 def _kept(product: Product, wrong_by_part: Mapping[int, Tensor], flat: Tensor, spoiled: Tensor) -> list[dict[str, Any]]:
-    """The first wrong tiles with their wrong values, taken from all parts in turn, as many as there is room for."""
+    """The first wrong tiles with all their values, taken from the parts in turn, as many as there is room for."""
     waiting = [
         [(number, tile) for tile in tiles_of(product.parts[number], product.tiling, wrong)]
         for number, wrong in wrong_by_part.items()

@@ -1,4 +1,4 @@
-"""The explanation of a failure without the GPU: what is wrong, what was launched, and what the emulator computes."""
+"""The explanation of a failure without the GPU: what is wrong, which kernels are launched, and what the emulator computes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WIDTH, _INDENT, _MOST_CLAIMS, _MOST_WORDS = 110, 14, 3, 220
 def explain(file: Path, case: str | None = None, emulate: bool = True) -> str:
     """Explains each failed case in a file, which contains a job per line as `benchmarks gpu` writes them, or one case as JSON.
 
-    `case` selects the cases whose line contains it. With `emulate`, the cases also run on the emulator.
+    `case` selects the cases whose `Case.key` contains it. With `emulate`, the cases also run on the emulator.
 
     Raises:
         ValueError: the file contains something else.

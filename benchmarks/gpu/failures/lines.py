@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.failures.products import padded
 from benchmarks.gpu.failures.tiles import Failure, Hypothesis, WrongTile
 
-#: The most rules that are tried, and the most lines that a line may equal to suggest a rule.
+#: The most rules that are tried, and the most other lines that a line may equal if it is to suggest rules.
 _MOST_RULES, _MOST_ALIKE = 6, 64
 #: The most pairs of lines, and the most single values, that are compared for a tile.
 _MOST_MATCHES, _MOST_COMPARED = 16_000_000, 64_000_000
@@ -29,15 +29,15 @@ class _Lines:
     judged: Tensor
     result: Tensor
     place: Tensor
-    addend: Tensor | None  # added to `values`; None if these already are results
+    addend: Tensor | None  # added to `values`; None if these are results already
     values: Tensor  # (lines of the part, width of the tile)
     known: Tensor  # whether each line of the part exists
 
 
 def lines(failure: Failure) -> Iterator[Hypothesis]:
-    """Looks for a rule, which adds a distance to a line's number or flips bits of it, and for the source of each line separately.
+    """Looks for the source of each wrong line, that is, the line whose values it has: by one rule for all, and line by line.
 
-    The addend is either that of the other line or the line's own.
+    A rule adds a distance to the number of a line, or flips bits of it. The addend is that of the other line or the line's own.
     """
     tiling = failure.product.tiling
     for across, kind, line, are in ((0, "wrong row", "row", tiling.rows_are), (1, "wrong column", "column", tiling.columns_are)):
@@ -110,7 +110,8 @@ def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
     counted = tile.judged[numbers] & tile.wrong.any(0)
     plain = tile.addend is None or (not failure.product.relu and failure.product.kept is None)
     if len(numbers) and plain and bool((counted == counted[0]).all()):
-        # Lines are compared by a random linear combination of their values, which are integers: equality is all but certain.
+        # Lines are compared by a random linear combination of their values, which are integers; lines that differ almost never
+        # agree in it.
         columns = counted[0].nonzero().flatten()
         code = torch.randint(1 << 24, (len(columns),), generator=torch.Generator().manual_seed(0)).double()
         result = tile.result[numbers][:, columns]

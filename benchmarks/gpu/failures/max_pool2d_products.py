@@ -14,7 +14,7 @@ from benchmarks.gpu.failures.products import Part, Product, Tiling
 
 Alternative = tuple[str, str, Callable[[], Tensor]]
 _MOST_ROWS, _MOST_COLUMNS = 1024, 64
-#: Offsets by a row or a column: the kind of the fault, and the direction in words.
+#: For each shift by a row or a column, the kind of the fault, and the direction in words.
 _SHIFTS = {
     (1, 0): ("wrong row", "a row below"),
     (-1, 0): ("wrong row", "a row above"),
@@ -106,7 +106,7 @@ def _pooled(
     without_column: int | None = None,
     last: bool = False,
 ) -> Tensor:
-    """Pools by definition, with the windows shifted, a row or column left out, or the last of equal maxima taken."""
+    """Computes y or offsets by definition, with windows shifted, a row or column left out, or the last of equal maxima taken."""
     (H, W), (R, S) = x.shape[2:], window.kernel
     P, Q = F.max_pool2d(x, *window[1:]).shape[2:]
     h = torch.arange(P)[:, None] * window.stride[0] - window.padding[0] + torch.arange(R) * window.dilation[0] + shift[0]

@@ -78,7 +78,7 @@ def _with_addend_moved(failure: Failure, axis: int, by: int, tile: WrongTile) ->
 
 
 def _transposed(failure: Failure) -> Iterator[Hypothesis]:
-    """Hypothesizes that the operands are exchanged, so that the product is transposed within some block."""
+    """Hypothesizes that the operands are exchanged, so a block of the product is transposed, or that one is used twice."""
     if failure.tiles[0].left is None:
         return
     rows, columns = failure.product.tiling[:2]
@@ -120,7 +120,7 @@ def _transposed_blocks(values: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def _alternatives(failure: Failure) -> Iterator[Hypothesis]:
-    """Hypothesizes the alternative results of the product."""
+    """Yields a hypothesis for each of `Product.alternatives`."""
     for kind, words, whole in failure.product.alternatives:
         values = whole().flatten().double()
         predicted = [

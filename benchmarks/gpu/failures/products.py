@@ -1,7 +1,7 @@
 """Results as the kernels see them: matrices that are cut into tiles, and the operands whose products they are.
 
-For every wrong result, only the places of its elements and the tiling are computed. The operands, in the order in which a kernel
-walks the depth, are computed when a failure is analysed.
+When the evidence of a wrong result is collected, only the places of its elements and the tiling are computed. The operands, in
+the order in which the kernel walks the depth, are computed when the failure is analysed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Depth(NamedTuple):
     step: int  # elements that are loaded at once
     item: int  # bytes of an element
     splits: int = 1  # blocks that share the depth
-    line: int = 0  # elements of a line of a stage, within which a swizzle permutes pieces of 16 bytes; 0 without one
+    line: int = 0  # elements of a line of a stage, within which a swizzle permutes pieces of 16 bytes; 0 without swizzle
     major: tuple[str, str] = ("depth", "depth")  # the contiguous dimension of the left and of the right operand in a stage
     span: tuple[int, int] = (0, 0)  # bytes of the swizzle of each operand that wgmma reads; 0 for other kernels
     warps: int = 0  # warps that take steps in turn; 0 if all warps take part in every step
@@ -69,12 +69,12 @@ class Product:
     depth: Depth | None = None  # None if nothing is summed
     addend: str = "the bias"
     relu: bool = False
-    kept: Tensor | None = None  # flat: the elements that depend on the product; the others are always 0
+    kept: Tensor | None = None  # a mask of the flat result: the elements that depend on the product; the others are always 0
     #: Results of faulty computations: the kind of the fault, its description, and a function that computes the whole result.
     alternatives: list[tuple[str, str, Callable[[], Tensor]]] = field(default_factory=list)
 
     def finished(self, values: Tensor, place: Tensor, dtype: torch.dtype) -> Tensor:
-        """Applies the nonlinearity, zeros and rounding to sums; NaN stays NaN."""
+        """Applies relu to sums, sets the elements that `kept` excludes to 0, and rounds the others; NaN among them stays NaN."""
         if self.relu:
             values = values.clamp(min=0)
         if self.kept is not None:

@@ -37,7 +37,7 @@ def rnn_product(case: RnnCase, name: str, operands: bool) -> Product:
 
 
 class _Pass:
-    """A pass over a layer, with all steps at once."""
+    """A pass over a layer, with the products of all steps as one."""
 
     def __init__(self, case: RnnCase, name: str):
         self.case, self.name = case, name
@@ -124,7 +124,7 @@ class _Pass:
             yield "wrong bias", words, partial(whole, self._weight, usual, moved)
 
     def first_wrong(self, wrong: Tensor) -> tuple[Tensor, Tensor]:
-        """For h or dz, the wrong elements in the first wrong step of each sample, and all elements of the steps after it.
+        """For h or dz, the wrong elements in the first wrong step of each sample and direction, and all elements of later steps.
 
         Steps are counted in the order in which the pass walks them.
         """

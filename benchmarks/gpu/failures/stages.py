@@ -1,5 +1,5 @@
-"""Hypotheses that operands of some steps come from other steps, differently for each warp: what a warp reads from a stage while
-it is refilled depends on the time."""
+"""Hypotheses that operands of some steps come from other steps, which differ between warps: if a stage is refilled too early,
+what a warp reads from it depends on timing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from benchmarks.gpu.failures.tiles import UNWRITTEN, Failure, Hypothesis, WrongTile
 
-#: Rows of the product of one warp, the distance of the steps that are tried, and the most unknown coefficients of a system.
+#: Rows of a warp's product, the largest distance in steps that is tried, and the most unknowns of a system of equations.
 _WARP_ROWS, _FURTHEST, _MOST_UNKNOWN = 16, 8, 400
 
 
 def by_warp(failure: Failure) -> Iterator[Hypothesis]:
     """Finds, for every 16 rows of a tile, the step from which each step's left, right or both operands come.
 
-    At the distances that this finds, it then looks at each quarter of a step, which one wgmma reads.
+    It then does the same for each quarter of a step, which is what one wgmma reads, with the distances found for whole steps.
     """
     depth = failure.product.depth
     if depth is None or failure.tiles[0].left is None or failure.product.relu:
@@ -82,7 +82,7 @@ def _fitted(tile: WrongTile, rows: slice, unit: int, side: str, distances: Colle
 
 
 def _solved(matrix: Tensor, target: Tensor) -> Tensor | None:
-    """The integer combination of columns that gives most of the target; None if it cannot be determined."""
+    """The integer combination of columns that equals the target in most elements; None if none is found."""
     if matrix.shape[1] > _MOST_UNKNOWN or len(matrix) < 2 * matrix.shape[1]:
         return None
     solution = torch.linalg.lstsq(matrix, target[:, None], driver="gelsd").solution[:, 0].round()

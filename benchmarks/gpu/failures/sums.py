@@ -112,7 +112,7 @@ def _by_unit(products: Tensor, units: Tensor) -> Tensor:
 
 
 def _solutions(matrix: Tensor, wanted: Tensor) -> Iterator[Tensor]:
-    """Integer combinations of the columns that give `wanted`: of the column that fits most elements, and by least squares."""
+    """Integer combinations of columns that may equal `wanted`: the best column times -1 and times 1, rounded least squares."""
     for sign in (-1.0, 1.0):
         agrees = (matrix * sign == wanted[:, None]).sum(0)
         solution = torch.zeros(matrix.shape[1], dtype=torch.float64)
@@ -189,7 +189,7 @@ def _content(failure: Failure, steps: Tensor) -> str:
 
 
 def _shifted(failure: Failure, samples: list[_Sample], missing: Tensor, side: str, shift: int) -> Hypothesis | None:
-    """Hypothesizes that the data of one operand come from other steps in some steps, while those of the other do not."""
+    """Hypothesizes that, in some steps, one operand is that of the step `shift` steps before; None if that does not fit."""
     depth = failure.product.depth
     assert depth is not None
     by = shift * depth.step

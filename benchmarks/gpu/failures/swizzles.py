@@ -1,5 +1,5 @@
-"""Hypotheses that operands were read from other places of a stage than they were written to: with pieces of 16 bytes permuted
-within lines, with a swizzle of another span, or with a wrong distance to the next depth."""
+"""Hypotheses that operands were read from places of a stage other than those they were written to: with pieces of 16 bytes
+permuted within lines, with a swizzle of another span, or with a wrong distance to the next depth."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def swizzles(failure: Failure) -> Iterator[Hypothesis]:
 def _along_depth(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
     """Hypothesizes that pieces are permuted within lines along the depth, by flipping bits of their numbers.
 
-    Each of eight consecutive lines has its own bits, which are those that agree with most elements.
+    Each of eight consecutive lines has its own bits: those with which most elements agree.
     """
     piece = _PIECE_BYTES // depth.item
     flips = range(depth.line // piece)
-    choices = []  # for each tile: (flips, rows, columns)
+    choices = []  # for each tile, its elements after each flip: (flips, rows, columns)
     for tile in failure.tiles:
         assert tile.left is not None
         assert tile.right is not None
@@ -61,7 +61,7 @@ def _along_depth(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
             agrees = ((values == tile.result) & tile.judged).flatten(1).float()
             agreements.index_add_(1, _classes(tile, classes).flatten(), agrees)
         best = agreements.argmax(0)
-        # A class of lines whose elements fit best without a permutation is not permuted.
+        # Where no permutation fits better than the right order, the lines count as not permuted.
         best[agreements.max(0).values == agreements[0]] = 0
         if not best.any():
             continue
@@ -81,7 +81,7 @@ def _classes(tile: WrongTile, classes: tuple[int, int]) -> Tensor:
 
 
 def _gathered(operand: Tensor, order: Tensor, size: int) -> Tensor:
-    """Reorders the depth of an operand, with zeros from outside."""
+    """Reorders the depth of an operand, with zeros where the order points beyond its `size`."""
     return torch.where(order < size, operand[:, order.clamp(max=size - 1)], 0)
 
 
@@ -147,8 +147,8 @@ class _Read:
     """The errors in the descriptor of an operand.
 
     `mode` is the span of its swizzle, and `layout` the span for which its strides are computed; 0 stands for the right span.
-    The depth is read in slices, one for each instruction; `odd` and `two` multiply the distances to the next slice and to the
-    next but one.
+    Each instruction reads a part of the depth; `odd` multiplies the distance from an even part to the next one, and `two` the
+    distance to the next part but one.
     """
 
     mode: int = 0

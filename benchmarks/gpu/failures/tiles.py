@@ -19,7 +19,8 @@ from benchmarks.gpu.failures.products import Part, Product
 _LEAST_BITS = 16
 #: Stands for the values with which memory is poisoned: NaN, and the largest integer.
 UNWRITTEN = 1e300
-#: The fewest wrong elements of a row that can count as wholly explained, and the least share of all wrong elements in such rows.
+#: A row counts as wholly explained only if it has at least _LEAST_IN_A_ROW wrong elements. A hypothesis that explains such rows
+#: is claimed if they hold at least _LEAST_SHARE of all wrong elements, and if that is worth enough bits.
 _LEAST_IN_A_ROW, _LEAST_SHARE = 8, 0.05
 #: The cost in bits of restricting a hypothesis to the wrong rows and columns.
 _BOX_BITS = 10
@@ -27,7 +28,7 @@ _BOX_BITS = 10
 
 @dataclass
 class WrongTile:
-    """A tile that contains wrong elements. Tensors have its rows and columns, and are float64 unless stated otherwise."""
+    """A tile that contains wrong elements. Tensors have the tile's rows and columns, and are float64 unless stated otherwise."""
 
     part: Part
     number: tuple[int, int]
@@ -37,7 +38,7 @@ class WrongTile:
     addend: Tensor
     result: Tensor
     exact: Tensor
-    judged: Tensor  # whether the operands are known: the element exists, and no wrong earlier step has spoiled it
+    judged: Tensor  # whether the element counts: it exists, and no wrong earlier step has spoiled it
 
     @cached_property
     def sums(self) -> Tensor:
@@ -67,7 +68,7 @@ class Hypothesis:
 
     kind: str
     words: str
-    bits: float  # of its free choices
+    bits: float  # what its free choices are worth, in bits
     predicted: list[Tensor]
 
 
@@ -80,7 +81,7 @@ class Finding:
     explained: int  # wrong elements that it predicts exactly
     contradicted: int  # right elements that it predicts to be wrong
     restricted: bool  # whether it applies only to the rows and columns that contain wrong elements
-    bits: float  # of agreement, less those of its free choices
+    bits: float  # what its agreement is worth, less what its free choices are worth
     claimed: bool  # whether it is unlikely to be accidental
 
 
@@ -105,7 +106,7 @@ class Failure:
         place = tile_of(part.place, tiling, row, column, -1)
         judged = place >= 0
         judged[:, kept["spoiled"]] = False
-        if self.product.kept is not None:  # an element that is 0 for any product counts only if it is not 0
+        if self.product.kept is not None:  # an element that must be 0, whatever the product, counts only if it is not 0
             decided = self.product.kept[place.clamp(min=0)]
             judged &= decided | (_readable(unpacked(kept["data"], dtype, tiling)) != 0)
         addend = torch.zeros(1, 1) if part.addend is None else part.addend
@@ -122,11 +123,11 @@ class Failure:
         )
 
     def finished(self, tile: WrongTile, sums: Tensor) -> Tensor:
-        """The elements of a tile that result from sums with their addend."""
+        """The elements of a tile that result from its sums, which include the addend."""
         return self.product.finished(sums.double(), tile.place, self.dtype)
 
     def predict(self, kind: str, words: str, bits: float, sums: Callable[[WrongTile], Tensor]) -> Hypothesis:
-        """A hypothesis by the sums, including the addend, that it predicts for each tile."""
+        """A hypothesis that predicts, for each tile, the elements that result from `sums(tile)`, which includes the addend."""
         predicted = [self.finished(tile, sums(tile)) for tile in self.tiles]
         return Hypothesis(kind=kind, words=words, bits=bits, predicted=predicted)
 
