@@ -247,8 +247,7 @@ struct Conv2dWgradProduct {
   using Type = T;
   using Parameters = Conv2dWgradWgmmaParameters<T>;
   static constexpr Major kMajorA = Major::rows, kMajorB = Major::rows;
-  static constexpr int kPixels = kStepBytes / sizeof(T),
-                       kSpan = kStepBytes;  // of a step; bytes that a copy of dy has for a pixel
+  static constexpr int kPixels = kStepBytes / sizeof(T), kSpan = kStepBytes;  // of a step; bytes of a pixel in a copy of dy
   const Parameters& parameters;
   int32_t channels, channel_blocks;  // of a block of columns; of a filter position
   int32_t rows, columns;
