@@ -65,7 +65,7 @@ class Variant(Generic[Problem]):
 
     #: The name that `Configuration.variant`, `explain` and the op's page use; also the stem of the variant's files.
     name: str
-    #: Whether a prediction selects it only where no other variant takes the problem. Forcing and measurements may always do so.
+    #: Whether a prediction selects it only where no other variant takes the problem. Forcing and measurements always may.
     last_resort = False
     #: Whether blocks wait for each other, so that they must be resident at the same time. `plan` then returns a `LaunchPlan`.
     blocks_wait = False
@@ -140,7 +140,7 @@ _selectors: dict[str, Selector[Any]] = {}
 
 @contextmanager
 def force(name: str, forced: str | Configuration | None) -> Iterator[None]:
-    """Makes one variant, or one configuration, compute every call in the block; a call that it does not take raises RuntimeError.
+    """Makes one variant, or one configuration, compute every call within; a call that it does not take raises RuntimeError.
 
     Args:
         name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad". Functions of an op that do not have the

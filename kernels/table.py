@@ -80,7 +80,7 @@ class LaunchPlan:
 
     kernel: Kernel
     config: LaunchConfig
-    variant: str  # the variant's name; "pack_channels" or "sum_splits" before or after a product
+    variant: str  # the variant's name; "pack_channels" or "sum_splits" for kernels that run before or after a product
 
 
 def instantiate(source: str, name: str, *axes: Sequence[str], architecture: str = "80") -> Iterator[Kernel]:

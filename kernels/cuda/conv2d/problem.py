@@ -132,7 +132,7 @@ class Conv2dProblem(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """The key of the problem in the table of measurements; None unless each is dense, NCHW or channels_last, and aligned."""
+        """The key in the table of measurements; None unless every tensor is aligned and dense in NCHW or channels_last order."""
         C = self.group_channels[0]
         layouts = [
             _layout(self.x_strides, (self.N, self.C, self.H, self.W)),
@@ -205,7 +205,7 @@ class Conv2dProblem(NamedTuple):
     def images_per_launch(self, bytes_per_image: int) -> int:
         """Returns how many images one launch computes, at least one.
 
-        They need `bytes_per_image` each, and have half of the workspace. A launch counts pixels in 31 bits.
+        Each needs `bytes_per_image`; together they may use half of the workspace. A launch counts pixels in 31 bits.
         """
         by_bytes = self.workspace_limit // 2 // bytes_per_image if bytes_per_image else self.N
         return max(1, min(self.N, by_bytes, (2**31 - 2**20) // max(self.H * self.W, self.P * self.Q)))

@@ -41,7 +41,7 @@ PARAMETERS: dict[str, type[ctypes.Structure]] = {
 }
 
 VARIANTS: tuple[Conv2dVariant, ...] = (WGMMA, MMA, SIMT, IM2COL)
-#: `Selector.margin`. It is above 1 because the order of preference is itself a prediction, which a small gain does not refute.
+#: `Selector.margin`. It is above 1 because the order of preference is a prediction, too: a small gain does not outweigh it.
 MARGIN = 1.25
 #: Function -> what selects its variant.
 SELECTORS: dict[str, Selector[Conv2dProblem]] = {

@@ -127,7 +127,7 @@ def span(dtype: str, channels: int) -> int:
 
 
 def whole_blocks(dtype: str, channels: int) -> int:
-    """Returns the channels of a group, padded so that every copy brings a whole span. The sums of wgrad are padded so, too."""
+    """Returns the channels of a group, padded to whole spans, which copies bring. Wgrad's sums are padded in the same way."""
     return round_up(channels, span(dtype, channels) // ITEM_BYTES[dtype])
 
 
@@ -184,7 +184,7 @@ def _plan(problem: Conv2dProblem, tile_name: str, splits: int, multiprocessors: 
 
 
 class Wgmma(TensorCoreVariant):
-    """Takes what other variants on tensor cores take, if the copy engine and wgmma can handle it, on compute capability 9.0."""
+    """Takes what `TensorCoreVariant` takes, on compute capability 9.0, if the copy engine and wgmma can handle it."""
 
     name = "wgmma"
     persistent = True

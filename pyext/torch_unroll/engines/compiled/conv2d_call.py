@@ -48,7 +48,7 @@ def four(numbers: Sequence[int]) -> Four:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One direction of one convolution on tensors. `x`, `w` or `y` is a gradient where the direction reads or writes that."""
+    """One direction of one convolution on tensors. `x`, `w` or `y` holds a gradient if the direction reads or writes it."""
 
     launcher: Launcher
     direction: str
@@ -69,7 +69,11 @@ class Call:
         return self.launcher.properties(self.x.device)
 
     def chunks(self, bytes_per_image: int = 0) -> list[Call]:
-        """Cuts the call into calls for as many images as fit one launch and, at `bytes_per_image`, half of the workspace."""
+        """Cuts the call into calls with as many images as one launch can count and half of the workspace can hold.
+
+        Args:
+            bytes_per_image: what one image needs of the workspace.
+        """
         images = self.problem.images_per_launch(bytes_per_image)
         if images == self.x.shape[0]:
             return [self]

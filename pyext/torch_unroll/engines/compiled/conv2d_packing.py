@@ -42,8 +42,8 @@ def pack_channels(
     """Returns a tensor (N, groups · channels, H, W) with channels innermost, each group's padded with zeros to whole pieces.
 
     Args:
-        images, padded_images: dimension 0 is padded, too, from every `images` to `padded_images`: the outputs of each group of a
-            filter. By default it is not.
+        images, padded_images: each run of `images` along dimension 0 is padded to `padded_images`, for the outputs of each group
+            of a filter; by default, nothing is.
 
     Returns:
         The tensor itself, if it is packed already.
