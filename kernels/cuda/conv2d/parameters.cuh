@@ -118,7 +118,7 @@ struct PackChannelsParameters {
   T* to;                               // (N', H, W, groups, padded) contiguous, overwritten
   int64_t stride[4];                   // of `from`: N C H W
   int32_t channels, padded;            // of a group
-  int32_t images, padded_images;       // each run of `images` along N is padded to `padded_images`: a group's outputs
+  int32_t images, padded_images;       // each run of `images` along N is padded to `padded_images` in N': a group's outputs
   int32_t H, W, groups, pixels_first;  // whether pixels lie closer together in `from` than channels
 };
 
