@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-if __name__ != "torch_unroll.kernels":  # a second copy of every module would have classes of its own
+if __name__ != "torch_unroll.kernels":  # two copies of a module would have two copies of each class
     raise ImportError(f"kernels is a part of torch_unroll: import torch_unroll.kernels, not {__name__}")
 
 SOURCES = Path(__file__).resolve().parent / "cuda"
@@ -14,10 +14,10 @@ SOURCES = Path(__file__).resolve().parent / "cuda"
 
 @cache
 def digest(*suffixes: str) -> str:
-    """Returns sixteen hex digits that identify the files in `kernels/cuda`, for measurements and cached binaries.
+    """Returns sixteen hex digits that identify the contents of `kernels/cuda`. Measurements record them.
 
     Args:
-        suffixes: the suffixes of the files that count, such as ".cuh"; without any, every source and table counts.
+        suffixes: the suffixes of the files to include, such as ".cuh"; by default, every source and table.
     """
     total = hashlib.sha256()
     for path in sorted(SOURCES.rglob("*")):
@@ -28,5 +28,5 @@ def digest(*suffixes: str) -> str:
 
 
 def device_digest() -> str:
-    """Returns the digest of the C++ sources alone. An object carries the digest of the sources that it was built from."""
+    """Returns the digest of the C++ sources alone. A built object contains the digest of its sources."""
     return digest(".h", ".cuh", ".cu")

@@ -45,7 +45,7 @@ MODES = ("plain", "race", "coverage")
 _DEFAULT_ARCHITECTURES = "8.0+PTX 9.0a"
 _CUDA_FLAGS = (
     "-std=c++20 -O3 -lineinfo --compiler-options=-fPIC,-fvisibility=hidden --cudart=static "
-    "-Xfatbin=-compress-all "  # a sixth of the size; unlike the results of --compress-mode, every driver for CUDA 12 reads it
+    "-Xfatbin=-compress-all "  # a sixth of the size; not --compress-mode, whose format old CUDA 12 drivers cannot read
     "-Xptxas=-v "  # for the logs that _ninja_file keeps
     "--expt-relaxed-constexpr -Werror=cross-execution-space-call"
 ).split()
@@ -56,7 +56,7 @@ _HOST_FLAGS = (
 ).split()
 _MODE_FLAGS = {
     "plain": [],
-    # The compiler inserts a call of __tsan_read* or __tsan_write* before each access; runtime/tsan.cpp defines them, not libtsan.
+    # The compiler inserts a call to __tsan_read* or __tsan_write* before each access; runtime/tsan.cpp defines them, not libtsan.
     "race": ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"],
     "coverage": ["--coverage", "-O1", "-fprofile-abs-path"],
 }
@@ -76,13 +76,13 @@ class Step:
 
 
 def library_path(toolchain: str, mode: str = "plain") -> Path:
-    """The path of the library of all ops. Those that engines load are package data; the other modes, for tests, are in build/."""
+    """The path of the library with the kernels of all ops: package data in mode "plain", in build/ in the modes for tests."""
     name = f"libtorch_unroll_{toolchain}" + ("" if mode == "plain" else f"_{mode}")
     return (LIBRARIES if mode == "plain" else BUILD) / f"{name}.so"
 
 
 def directory_name(toolchain: str, mode: str = "plain") -> str:
-    """The name of the folder in build/ for intermediate files; each set of GPU targets has its own."""
+    """The name of the folder in build/ for intermediate files. Each set of GPU targets, or mode of the emulator, has its own."""
     return f"{toolchain}-{'_'.join(cuda_targets()) if toolchain == 'cuda' else mode}"
 
 
@@ -207,7 +207,7 @@ def _path(*names: str) -> Path | None:
 
 
 def find_ninja() -> str:
-    """The path of ninja: on PATH, in the folder of this Python, or in the package of that name. Raises BuildError."""
+    """The path of ninja: on PATH, next to this Python, or in the Python package `ninja`. Raises BuildError if it is missing."""
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
     if not ninja and (spec := importlib.util.find_spec("ninja")) and spec.origin:
         ninja = shutil.which("ninja", path=str(Path(spec.origin).parent / "data" / "bin"))
@@ -217,7 +217,7 @@ def find_ninja() -> str:
 
 
 def find_host_compiler() -> str:
-    """The path of the C++20 compiler that `CXX` names, g++ by default. Raises BuildError."""
+    """The path of the C++20 compiler that `CXX` names, g++ by default. Raises BuildError if it is missing or older than 11."""
     name = os.environ.get("CXX") or "g++"
     compiler = shutil.which(str(_path("CXX")) if re.search(r"[~/]", name) else name)
     if not compiler:
@@ -229,7 +229,7 @@ def find_host_compiler() -> str:
 
 
 def _host_architecture() -> list[str]:
-    """Flags for fused multiply-add in hardware. Without it fmaf gives the same results more slowly."""
+    """Compiler flags for fused multiply-add in hardware; without it, fmaf computes the same results more slowly."""
     if platform.machine() == "x86_64":
         flags = set(re.findall(r"\b(?:fma|avx2|f16c|bmi2)\b", Path("/proc/cpuinfo").read_text()))
         return ["-march=x86-64-v3"] if len(flags) == 4 else []
@@ -237,7 +237,7 @@ def _host_architecture() -> list[str]:
 
 
 def find_nvcc() -> str:
-    """The path of nvcc: in `CUDA_HOME` or `CUDA_PATH`, else on PATH or in /usr/local/cuda. Raises BuildError."""
+    """The path of nvcc: in `CUDA_HOME` or `CUDA_PATH`, else on PATH or in /usr/local/cuda. Raises BuildError if it is missing."""
     home = _path("CUDA_HOME", "CUDA_PATH")
     nvcc = shutil.which("nvcc", path=str(home / "bin")) if home else shutil.which("nvcc")
     nvcc = nvcc or (None if home else shutil.which("nvcc", path="/usr/local/cuda/bin"))
@@ -292,11 +292,11 @@ def note(text: str) -> None:
 def cuda_targets() -> list[str]:
     """The architectures that the CUDA object is compiled for, such as "80", "80+PTX", "90a".
 
-    They come from TORCH_CUDA_ARCH_LIST. If that is unset or "native", the GPUs of this machine are taken, and if it has none,
-    sm_80 with PTX and sm_90a. Architectures below 8.0 are left out with a note.
+    They come from TORCH_CUDA_ARCH_LIST. If that is unset or "native", they are those of this machine's GPUs, or sm_80
+    with PTX and sm_90a if it has no GPU that the kernels support. Architectures below 8.0 are left out with a note.
 
     Raises:
-        BuildError: an entry is not understood, nvcc does not know it, or all are below 8.0.
+        BuildError: nvcc is missing or too old, an entry is not understood or unknown to nvcc, or all are below 8.0.
     """
     nvcc = find_nvcc()
     release = nvcc_release(nvcc)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def path(*names: str) -> Path | None:
-    """The absolute path, with `~` expanded, in the first of these variables that is set; None if all are unset or empty.
+    """The absolute path, with `~` expanded, in the first of these variables that is not empty; None if all are unset or empty.
 
     Raises:
         RuntimeError: the home folder that `~` stands for is not known.

@@ -17,7 +17,7 @@ def _always_fits(plan: LaunchPlan) -> int:
 class Device:
     """A GPU as plans see it.
 
-    A launcher keeps one object for each device. Selections are looked up by it in every call, so it is compared by identity.
+    A launcher keeps one object for each device. It is compared by identity, because every call looks up its selection by it.
     """
 
     multiprocessors: int
@@ -25,7 +25,7 @@ class Device:
     shared_bytes_per_block: int
     l2_bytes: int
     name: str = ""  # as the driver reports it; empty for the emulator's device
-    #: How many blocks of a plan, or clusters where it has any, the device holds at once.
+    #: How many blocks of a plan, or clusters if the plan has clusters, the device holds at once.
     resident: Callable[[LaunchPlan], int] = _always_fits
 
 
@@ -41,19 +41,19 @@ class Rates(NamedTuple):
 
 
 #: Compute capability -> dense rates and bandwidth from the data sheet, divided by the number of multiprocessors and the boost
-#: clock. Every prediction rests on them.
+#: clock. All predictions are based on them.
 RATES = {
     (8, 0): Rates(1.41e9, 2048, 1024, 128, 64, 13.4),  # A100 80 GB: 312 TFLOP/s, 2.04 TB/s, 108 multiprocessors
     (8, 6): Rates(1.74e9, 1024, 512, 256, 4, 4.8),  # A40: 150 TFLOP/s, 0.7 TB/s, 84
     (8, 9): Rates(2.52e9, 1024, 512, 256, 4, 2.4),  # L40S: 362 TFLOP/s, 0.86 TB/s, 142
-    (9, 0): Rates(1.83e9, 4096, 2048, 256, 128, 19.9),  # H200: 989 TFLOP/s, 4.8 TB/s, 132; an H100 has 13.9 bytes
+    (9, 0): Rates(1.83e9, 4096, 2048, 256, 128, 19.9),  # H200: 989 TFLOP/s, 4.8 TB/s, 132; an H100 has 13.9 bytes per clock
     (10, 0): Rates(1.85e9, 8192, 4096, 256, 128, 29.2),  # B200: 2.25 PFLOP/s, 8 TB/s, 148
 }
-#: Seconds that a kernel adds when it follows another one on the stream: predicted.
+#: Seconds that a launch adds when it follows another one on the stream: an estimate.
 LAUNCH_SECONDS = 2.5e-6
 
 
 def rates(device: Device) -> Rates:
-    """The rates of the newest architecture in `RATES` that is not newer than the device."""
+    """The rates of the newest architecture in `RATES` that is not newer than the device, or of the oldest if all are newer."""
     older = [capability for capability in RATES if capability <= device.capability]
     return RATES[max(older, default=min(RATES))]

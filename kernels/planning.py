@@ -1,7 +1,7 @@
-"""Which variant of an op's kernels computes a call, and how its work is cut: one frame for every op.
+"""Selects which variant of an op's kernels computes a call, and how its work is divided, in the same way for every op.
 
 A *variant* is one way to compute a function of the kernels, such as `conv2d_dgrad` by `wgmma`. It is an object of a class derived
-from `Variant`, written beside its kernel, `kernels/cuda/<op>/<variant>.py`. A *configuration* names a variant, its tile and its
+from `Variant`, in `kernels/cuda/<op>/<variant>.py` next to the kernel file. A *configuration* names a variant, its tile and its
 splits. A `Selector` holds the variants of one function, in the order of preference, and selects:
 
 1. what is forced (`force`), for tests and measurements;
@@ -9,7 +9,7 @@ splits. A `Selector` holds the variants of one function, in the order of prefere
 3. else what is predicted to be fastest. A variant is preferred to the ones after it unless one of those is predicted to be more
    than `margin` times as fast.
 
-A selection is a pure function of the problem and the device: it never depends on data, and nothing is tried at call time.
+A selection is a pure function of the problem and the device: it never depends on data, and nothing is timed during a call.
 `explain`, the tests and the benchmarks all read the same result, `Selected`.
 """
 
@@ -49,7 +49,7 @@ class Prediction(NamedTuple):
 
     seconds: float
     bound: str  # what takes most of the time, e.g. "products", "bytes" or "launches"
-    share: float = 0.0  # of the rate that `share_of` names, 0 to 1
+    share: float = 0.0  # the part of the rate that `share_of` names, 0 to 1
     share_of: str = "the dense rate"
     workspace_bytes: int = 0
     measured: bool = False  # whether the seconds come from the table of measurements
@@ -65,17 +65,17 @@ class Variant(Generic[Problem]):
 
     #: The name that `Configuration.variant`, `explain` and the op's page use; also the stem of the variant's files.
     name: str
-    #: Whether it is selected only where no other variant takes the problem.
+    #: Whether a prediction selects it only where no other variant takes the problem. Forcing and measurements always may.
     last_resort = False
-    #: Whether blocks wait for each other, so that a plan, a `LaunchPlan`, can run only if they are resident at the same time.
+    #: Whether blocks wait for each other, so that they must be resident at the same time. `plan` then returns a `LaunchPlan`.
     blocks_wait = False
 
     def refuses(self, problem: Problem, device: Device) -> str | None:
-        """Returns why the variant does not take the problem, or None if it does. This both selects and explains."""
+        """Returns why the variant does not take the problem, or None if it does. `select` and `explain` both use it."""
         raise NotImplementedError
 
     def tiles(self, problem: Problem, device: Device) -> Sequence[str]:
-        """Returns the tiles it has for a problem that it takes, the preferred first."""
+        """Returns the names of its tiles for a problem that it takes, the preferred first."""
         return ("",)
 
     def splits(self, problem: Problem, tile: str, device: Device) -> Sequence[int]:
@@ -103,7 +103,7 @@ class Variant(Generic[Problem]):
         raise NotImplementedError
 
     def handicap(self, problem: Problem, configuration: Configuration) -> float:
-        """Returns the factor on a configuration's predicted time when the variant's configurations are compared."""
+        """Returns what a configuration's predicted time is multiplied by when it is compared with others of the variant."""
         return 1.0
 
 
@@ -117,7 +117,8 @@ class Selected(Generic[Problem]):
     variant: Variant[Problem]
     configuration: Configuration
     prediction: Prediction
-    #: (variant, reason) of those that refuse the problem, and of those that are preferred but predicted or measured to be slower.
+    #: (variant, reason): variants that refuse the problem, and preferred ones that are slower or not the one that is forced;
+    #: also (configuration, reason) if a measured configuration cannot be used here.
     passed_over: tuple[tuple[str, str], ...]
 
     @property
@@ -139,13 +140,13 @@ _selectors: dict[str, Selector[Any]] = {}
 
 @contextmanager
 def force(name: str, forced: str | Configuration | None) -> Iterator[None]:
-    """Lets one variant, or one configuration, compute every call within; a call that it does not take raises.
+    """Makes one variant, or one configuration, compute every call within; a call that it does not take raises RuntimeError.
 
     Args:
         name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad". Functions of an op that do not have the
             variant select as usual.
         forced: the name of a variant, which leaves the choice among its configurations; or a configuration, whose splits are
-            reduced to as many as there is room for; or None, which forces nothing.
+            reduced if there is no room for all; or None, which forces nothing.
 
     Raises:
         ValueError: there is no such op or function, or it has no such variant.
@@ -218,7 +219,7 @@ class Selector(Generic[Problem]):
 
         Raises:
             SizeError: no variant takes the problem.
-            RuntimeError: the variant that is forced does not take it.
+            RuntimeError: the forced variant does not take it, or does not have the forced tile.
         """
         return _select(self, problem, device, self._forced() if _forced else None)
 
@@ -274,13 +275,13 @@ class _Selection(Generic[Problem]):
             raise self.error()
 
     def error(self) -> RuntimeError:
-        """What is raised when no variant is left."""
+        """Returns the exception to raise when no variant is left."""
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items() if self.forced in (None, name))
         kind = SizeError if self.forced is None else RuntimeError
         return kind(f"{self.selector.function}: no variant takes {self.problem}: {reasons}")
 
     def force(self, forced: Configuration) -> Selected[Problem]:
-        """Selects a configuration, with as many of its splits as there is room for."""
+        """Selects the forced configuration, with fewer splits if there is no room for all."""
         (variant,) = self.willing
         tiles = variant.tiles(self.problem, self.device)
         if forced.tile not in tiles:
@@ -342,7 +343,7 @@ class _Selection(Generic[Problem]):
         raise self.error()
 
     def fastest(self, variant: Variant[Problem]) -> tuple[Configuration, Prediction]:
-        """Returns the configuration of a variant with the least predicted time, each slowed by its handicap."""
+        """Returns the configuration with the least product of predicted time and handicap, and its prediction."""
         predictions = [
             (configuration, variant.predict(self.problem, configuration, self.device))
             for configuration in variant.configurations(self.problem, self.device)
@@ -366,7 +367,7 @@ class _Selection(Generic[Problem]):
     def selected(
         self, variant: Variant[Problem], configuration: Configuration, prediction: Prediction, why: str
     ) -> Selected[Problem]:
-        """Returns the result, with the variants that refuse and those that were preferred to the selected one."""
+        """Returns the selection, with the reasons against variants that refuse or precede the selected one."""
         passed_over = list(self.notes)
         preferred = True
         for other in self.selector.variants:

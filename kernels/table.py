@@ -27,7 +27,7 @@ class Kernel:
     source: str  # relative to kernels/cuda
     name: str  # of the template; ends in _kernel
     arguments: tuple[str, ...] = ()  # template arguments as C++ text
-    architecture: str = "80"  # the lowest that it runs on, except for "90a", which is the only one
+    architecture: str = "80"  # the lowest compute capability that it runs on, without the dot; "90a" runs on 9.0 only
 
     @property
     def expression(self) -> str:
@@ -51,7 +51,7 @@ INTERFACE: dict[str, type[ctypes.Structure]] = {"LaunchConfig": CLaunchConfig, "
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """The execution configuration of a launch; `grid` counts blocks, with and without clusters."""
+    """The execution configuration of a launch; `grid` counts blocks, even if they form clusters."""
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
@@ -80,7 +80,7 @@ class LaunchPlan:
 
     kernel: Kernel
     config: LaunchConfig
-    variant: str  # the name of the op's variant that launches this kernel
+    variant: str  # the variant's name; "pack_channels" or "sum_splits" for kernels that run before or after a product
 
 
 def instantiate(source: str, name: str, *axes: Sequence[str], architecture: str = "80") -> Iterator[Kernel]:
@@ -118,7 +118,7 @@ def parameters(kernel: Kernel) -> type[ctypes.Structure] | None:
 
 
 def recorded_layout(kernel: Kernel) -> str:
-    """The layout of a kernel's parameter that the object records when it is built."""
+    """The layout of a kernel's parameter that the object records when it is built; empty for the tests' own kernels."""
     mirror = parameters(kernel)
     return layout.record(mirror.__name__, mirror) if mirror else ""
 

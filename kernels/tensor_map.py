@@ -56,7 +56,7 @@ class TensorMapSpec(NamedTuple):
 
     @property
     def im2col(self) -> bool:
-        """Whether this is an im2col map: each row of the box is one pixel under a filter position."""
+        """Whether this is an im2col map: each row of the box holds channels of one pixel at a filter position."""
         return self.pixels > 0
 
     def struct(self) -> CTensorMapSpec:

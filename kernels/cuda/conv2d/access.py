@@ -87,7 +87,7 @@ class _Image(NamedTuple):
 
 
 def _images(problem: Conv2dProblem, piece: int) -> tuple[_Image, _Image, _Image]:
-    """Returns the first group of x, w and y; they count as aligned only where every group is."""
+    """Returns the first group of x, w and y; a tensor counts as aligned only if all its groups are."""
     C, K = problem.group_channels
 
     def image(sizes: Four, strides: Four, aligned: bool, to_next_group: int) -> _Image:

@@ -17,10 +17,10 @@ from .split_k import split_evenly
 from .tile import Tile
 
 #: Clocks that a block spends before its first product and after its last one, unless another block of the multiprocessor fills
-#: the time: an estimate of three latencies of memory and the stores.
+#: the time. An estimate: three memory latencies and the stores.
 BLOCK_CLOCKS = 3000
-#: The share of a tile's rate that a multiprocessor loses if it has none of the blocks that it could hold, proportionally less if
-#: it has some of them: with fewer blocks, nothing runs while one waits. An estimate.
+#: What a multiprocessor loses if it has fewer blocks than it could hold, because less runs while one of them waits: its rate is
+#: 1 - IDLE_LOSS · (the share of those blocks that are missing) of a tile's rate. An estimate.
 IDLE_LOSS = 0.5
 #: Bytes per clock that one multiprocessor can fetch, however idle the others are: an estimate, half of its path to L2.
 MOST_BYTES_PER_CLOCK = 32
@@ -51,7 +51,7 @@ def share(problem: Conv2dProblem, device: Device, seconds: float) -> float:
 
 
 def count_tiles(product: Product, tile: Tile) -> int:
-    """Returns how many tiles the result has, all parts together."""
+    """Returns how many tiles the results of all parts of a product have together."""
     return ceil_divide(product.rows, tile.rows) * ceil_divide(product.columns, tile.columns) * product.parts
 
 
@@ -78,14 +78,14 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         raise NotImplementedError
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
-        """Returns the problem whose product is counted: the same one with padded channels, or a 1x1 convolution of columns."""
+        """Returns the problem that the kernel computes: this one, possibly padded, or a 1x1 convolution of the columns."""
         return problem
 
     def passes(self, problem: Conv2dProblem) -> Passes:
         """Returns what a call does besides the product and the sum of its splits."""
         return Passes()
 
-    # ---- as `Variant` has them -------------------------------------------------------------------------------------------
+    # ---- methods of `Variant` --------------------------------------------------------------------------------------------
 
     def tiles(self, problem: Conv2dProblem, device: Device) -> Sequence[str]:
         """Returns the names of the tiles, the largest first."""
@@ -166,8 +166,8 @@ class Conv2dVariant(Variant[Conv2dProblem]):
     def _product_clocks(self, problem: Conv2dProblem, configuration: Configuration, blocks: int, device: Device) -> float:
         """Predicts the clocks of the multiprocessor that has the most blocks.
 
-        It computes each with all rows, columns and depth of the tile at the variant's rate, and spends BLOCK_CLOCKS for each turn
-        of resident blocks.
+        It computes every block as a full tile at the variant's rate, even where the tile reaches beyond the result, and spends
+        BLOCK_CLOCKS once for every set of blocks that are resident together; a persistent kernel has one such set.
         """
         tile, depth = self.tile_table(problem)[configuration.tile], self.product_problem(problem).product.depth
         most_blocks = ceil_divide(blocks, device.multiprocessors)

@@ -1,8 +1,9 @@
 // The three directions as products that simt and mma run: which matrices a block multiplies, and where its result goes. The
-// kernels know nothing else of convolution.
+// kernels know nothing else about convolution.
 //
-// All blocks lie along one dimension of the grid, because y and z end at 65,535. Column tiles advance fastest, so that blocks
-// that run at the same time share rows of the larger operand in L2; then row tiles, groups, residues, and last splits.
+// All blocks lie along one dimension of the grid, because y and z are limited to 65,535. Column tiles advance fastest, so
+// that blocks that run at the same time share rows of the larger operand in L2; then row tiles, groups, residues, and last
+// splits.
 #pragma once
 #include "conv2d/results.cuh"
 
@@ -46,7 +47,7 @@ __device__ inline int32_t horizontal_residues(const Conv2dShape& shape) {
   return shape.stride_w < shape.W ? shape.stride_w : shape.W;
 }
 
-// Where a split of the depth begins: whole steps, spread evenly; the last splits may have none.
+// Where a split of the depth begins. All splits have the same number of whole steps, but the last ones may have fewer or none.
 __device__ inline int32_t split_begin(int32_t depth, int32_t split, int32_t splits, int32_t step) {
   const int32_t begin = split * ceil_divide(ceil_divide(depth, step), splits) * step;
   return begin < depth ? begin : depth;
@@ -94,9 +95,9 @@ struct Conv2dFprop {
         depth_end(split_begin(a.taps.count, tile.part + 1, parameters.splits.count, parameters.splits.step)) {}
 };
 
-// The input positions of one residue modulo the stride are a convolution over dy (see dgrad_axis); together they cover dx. Rows
-// are laid out for the first residue, which has most pixels; blocks of other residues may have none. The taps of each residue
-// are split on their own.
+// The input positions of one residue modulo the stride are a convolution over dy (see dgrad_axis); all residues together cover
+// dx. The grid has as many row tiles for each residue as the first one needs, which has the most pixels; blocks of other residues
+// may have no rows. The taps of each residue are split separately.
 template <class T, class Epilogue, int kTileRows, int kTileColumns>
 struct Conv2dDgrad {
   using Type = T;
@@ -149,7 +150,7 @@ struct Conv2dDgrad {
         depth_end(split_begin(a.taps.count, split + 1, parameters.splits.count, parameters.splits.step)) {}
 };
 
-// The depth is the pixels, of which a block takes one split; its sums go to the split's own plane of the workspace.
+// The depth is the output pixels. A block sums over one split of them; its sums go to the split's own part of the workspace.
 template <class T, int kTileRows, int kTileColumns>
 struct Conv2dWgrad {
   using Type = T;
@@ -193,12 +194,12 @@ struct Conv2dWgrad {
 
 // ---- how a block begins ------------------------------------------------------------------------------------------------
 
-// The bytes that a plan reserves for any direction. It lies in shared memory: in registers it would take more of them than the
-// sums do.
+// The bytes that a plan reserves for a Direction, whichever it is. The object lies in shared memory: in registers it would take
+// more of them than the sums do.
 constexpr int kDirectionBytes = 512;
 
 // One thread computes the direction; then all compute the coordinates of the tile's rows and columns. Returns whether the block
-// has a tile; a residue may have fewer pixels than the first one, for which rows are laid out.
+// has a tile; a residue may have fewer pixels than the first one, whose row tiles the grid counts.
 template <int kThreads, class Memory, class Parameters>
 __device__ inline bool begin_tile(Memory& memory, const Parameters& parameters) {
   using Direction = decltype(memory.direction);

@@ -1,11 +1,11 @@
 // The three directions of convolution for wgmma.cuh: which copies the engine makes for each tile, and where the sums go. The host
 // describes the images and the filter as tensor maps and computes every position (wgmma_maps.py).
 //
-// The depth of fprop and dgrad is a sequence of blocks: a filter position, and as many of its channels as a span holds. A step
-// takes as many blocks as make 128 bytes. Channels beyond the last one arrive as zeros on both sides. So do blocks beyond the
-// last one: their copies are made all the same, so that every step receives all its bytes, but from channels beyond the tensor's
-// last one. (From an image beyond the last one they could not be made: no manual says what an im2col copy that starts there
-// brings.)
+// The depth of fprop and dgrad is a sequence of blocks. A block is one filter position and as many of its channels as a span
+// holds; a step is as many blocks as make 128 bytes. Channels beyond the last one arrive as zeros in both operands. If the last
+// step has too few blocks, the missing ones are copied from channels beyond the tensor's last one, which arrive as zeros: every
+// step must receive all its bytes. (They cannot be copied from an image beyond the last one, because no manual says what an
+// im2col copy that starts there brings.)
 #pragma once
 #include "conv2d/directions.cuh"
 #include "conv2d/sum_again.cuh"
@@ -14,7 +14,7 @@
 // Defines division by a count of zero; the quotient is then unused.
 __device__ inline int32_t at_least_one(int32_t count) { return count > 0 ? count : 1; }
 
-// A split may have no steps, where other residues have more.
+// A split may have no steps if its residue has fewer than others.
 __device__ inline int32_t end_of_split(int32_t begin, int32_t steps, int32_t all) {
   return begin + steps < all ? begin + steps : begin < all ? all : begin;
 }
@@ -49,8 +49,8 @@ struct DepthBlock {
   }
 };
 
-// The epilogue of the sums of a split, which are stored as they are. The sums of TF32 have the type of the result. Stored by the
-// result's epilogue, which without a bias changes nothing, they share the code that stores results.
+// The epilogue of the sums of a split, which changes nothing. For TF32, whose sums have the type of the result, it is the
+// result's epilogue without a bias, so that sums and results are stored by the same code.
 template <class T, class Epilogue>
 struct EpilogueOfSums {
   using type = NoEpilogue<float>;
@@ -109,8 +109,8 @@ struct Conv2dImageProduct {
   __device__ void fetch(unsigned char* a, unsigned char* b, uint64_t* barrier) {
     const int32_t first_depth = tile.group * parameters.depth_channels;
     for (int i = 0; i < blocks_per_step(); ++i) {
-      // A block beyond the last one is copied from channels beyond the last one, which arrive as zeros, at filter position 0:
-      // no offset may leave the filter, and the stage's barrier counts these bytes too.
+      // A block beyond the last one is copied from channels beyond the last one, which arrive as zeros, because the stage's
+      // barrier counts its bytes too; and at offset 0, because no offset may leave the filter.
       const bool block_exists = block.r < image.vertical.taps;
       const int32_t channel = block_exists ? first_depth + block.channel : parameters.groups * parameters.depth_channels;
       copy_im2col(a + i * Tile::kM * parameters.span, image.map, channel, pixel.w, pixel.h, pixel.n,
@@ -161,7 +161,7 @@ struct Conv2dImageProduct {
       destination_of<Sums>(memory) = {.result = split_sums(), .row = row, .column = column};
   }
 
-  // Notes whether one of a warp's sums is NaN, in shared memory: no register is free for it while the sums are stored.
+  // Records in shared memory whether one of a warp's sums is NaN: no register is free for that while the sums are stored.
   template <int kFragments, int kCount>
   __device__ static void note_nan(int32_t& nan, const float (&sums)[kFragments][kCount]) {
     bool any_of_lane = false;
@@ -170,7 +170,7 @@ struct Conv2dImageProduct {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) any_of_lane |= is_nan(sums[m][i]);
     const bool any = __any_sync(0xffffffff, any_of_lane);
-    __syncwarp();                          // every lane has read the value of the tile before
+    __syncwarp();                          // every lane has read the previous tile's value
     if (threadIdx.x % 32 == 0) nan = any;  // the warp reads it after the barriers in store_sums
   }
 
@@ -185,7 +185,7 @@ struct Conv2dImageProduct {
       store_sums<Sums>(memory, sums, parameters.walk);
     if constexpr (kGathersFromDy) {
       if (!nan) return;
-      // Computed again: shared memory may hold the description of the next tile already.
+      // Constructed again, because shared memory may already hold the next tile's description.
       const Conv2dImageProduct product(parameters, computed_again(number));
       if (parameters.splits == 1)
         product.sum_nan_again(product.whole());
@@ -194,14 +194,14 @@ struct Conv2dImageProduct {
     }
   }
 
-  // Computes the NaN of the warp's part of the tile again; sum_again.cuh says why.
+  // Computes again the elements of the warp's part of the tile that are NaN; sum_again.cuh says why.
   template <class Result>
   __device__ void sum_nan_again(const Result& result) const {
     const int thread = int(threadIdx.x) % 128, warp = thread / 32, group = int(threadIdx.x) / 128;
     const int group_row = group / Tile::kAcross * Tile::kGroupM, group_column = group % Tile::kAcross * Tile::kGroupN;
 #pragma unroll 1
     for (int index = thread % 32; index < Tile::kGroupM / 4 * Tile::kGroupN; index += 32) {
-      const int fragment_row = index / Tile::kGroupN;  // of the warp's, 16 of every 64
+      const int fragment_row = index / Tile::kGroupN;  // among the warp's rows, 16 of every 64
       const int32_t row = tile.row + group_row + fragment_row / 16 * 64 + 16 * warp + fragment_row % 16;
       const int32_t column = tile.column + group_column + index % Tile::kGroupN;
       if (row >= rows || column >= parameters.channels) continue;
@@ -247,7 +247,7 @@ struct Conv2dWgradProduct {
   using Type = T;
   using Parameters = Conv2dWgradWgmmaParameters<T>;
   static constexpr Major kMajorA = Major::rows, kMajorB = Major::rows;
-  static constexpr int kPixels = kStepBytes / sizeof(T), kSpan = kStepBytes;  // of a step; bytes of a pixel's channels of dy
+  static constexpr int kPixels = kStepBytes / sizeof(T), kSpan = kStepBytes;  // of a step; bytes of a pixel in a copy of dy
   const Parameters& parameters;
   int32_t channels, channel_blocks;  // of a block of columns; of a filter position
   int32_t rows, columns;
@@ -317,8 +317,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   wgmma_gemm<Tile, Conv2dImageProduct<T, Epilogue, 1, Tile, Major::depth>>(parameters);
 }
 
-// The channels C, which are contiguous in the packed filter (K, C, R, S), are columns of the product. For TF32 the filter is
-// transposed to (C, K, R, S).
+// The channels C, which are contiguous in the packed filter (K, C, R, S), are columns of the product. For TF32, wgmma needs
+// the depth K to be contiguous, so the filter is transposed to (C, K, R, S).
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_dgrad_wgmma_kernel(const __grid_constant__ Conv2dWgmmaParameters<T, Epilogue, kMostResidues> parameters) {

@@ -23,16 +23,16 @@ class GemmPlan:
     launch: LaunchPlan
     walks: Walks
     splits: int
-    split_depth: int  # wgrad: pixels of one split; fprop and dgrad: what the depth of one split is a multiple of
+    split_depth: int  # wgrad: the pixels of one split; fprop and dgrad: the kernel's step, at whose multiples splits begin
 
     @cached_property
     def c_walks(self) -> CWalks:
-        """The walks as parameter structs take them."""
+        """The walks as the struct that kernel parameters contain."""
         return self.walks.struct()
 
     @cached_property
     def one_split(self) -> CSplits:
-        """What parameter structs of fprop and dgrad take where the depth is not split."""
+        """The field `splits` of the parameters of fprop and dgrad where the depth is not split."""
         return CSplits(sums=None, count=1, step=self.split_depth)
 
 
@@ -60,7 +60,7 @@ def plan_gemm(variant: str, problem: Conv2dProblem, tile: Tile, kernel: Kernel, 
     require_tiles(problem, blocks)
     config = LaunchConfig(grid=(blocks, 1, 1), block=(tile.threads, 1, 1), shared_bytes=tile.shared_bytes(dtype))
     walked, is_wgrad = walks(problem, piece), problem.direction == "wgrad"
-    if splits > 1 and not is_wgrad:  # sums of a split have their channels innermost, whatever the result has
+    if splits > 1 and not is_wgrad:  # the sums of a split have channels innermost, whatever the result's layout
         walked = walked._replace(c=sum_walk(problem.product.columns, dtype))
     return GemmPlan(
         launch=LaunchPlan(kernel, config, variant),

@@ -1,4 +1,4 @@
-"""The variant im2col: the column matrix in memory, `im2col.cuh`, and its product by simt; unfold and fold launch it as well."""
+"""The variant im2col: `im2col.cuh` forms the column matrix in memory, simt multiplies it. Unfold and fold use its kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .simt import Simt
 
 _THREADS = 256  # kIm2colThreads
 _BLOCKS_PER_MULTIPROCESSOR = 64
-#: Elements and positions up to which the kernels compute in 32 bits; tests lower it.
+#: The kernels compute in 32 bits if all counts and positions are below this number. Tests lower it.
 most_int32 = 2**31
 
 KERNELS = tuple(
@@ -27,9 +27,9 @@ KERNELS = tuple(
 
 
 def plan_gather(problem: Conv2dProblem, name: str, multiprocessors: int) -> LaunchPlan:
-    """Plans `im2col`, with a thread for each of N·C·P·Q elements, or `col2im`, for each of N·C·H·W.
+    """Plans the kernel `im2col`, in which a thread owns one (n, c, p, q), or `col2im`, in which it owns one (n, c, h, w).
 
-    There are at most 64 blocks a multiprocessor, whose threads stride over the rest.
+    The grid has at most 64 blocks per multiprocessor. If those are too few, a thread owns several elements.
 
     Raises:
         SizeError: an integer does not fit the kernels' parameters.
@@ -59,7 +59,7 @@ def _plan_gather(problem: Conv2dProblem, name: str, multiprocessors: int, limit:
 
 
 class Im2col(Simt):
-    """Takes any geometry; the product of the columns, whose plan `plan` returns, is a 1x1 convolution by simt."""
+    """Takes any geometry. `plan` plans the product of the columns, a 1x1 convolution by simt."""
 
     name = "im2col"
     last_resort = True

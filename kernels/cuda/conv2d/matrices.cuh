@@ -17,8 +17,8 @@ struct Coordinate {
   int32_t h, w;
 };
 
-// The position of rows and columns beyond the matrix, which no sum brings back into a plane. The host refuses every geometry
-// for which this would not hold (beyond_positions in problem.py).
+// The position of rows and columns beyond the matrix, which stays outside the plane whatever position is added. The host refuses
+// every geometry for which this would not hold (beyond_positions in problem.py).
 constexpr int32_t kOutside = -(1 << 30);
 
 // Quotient and remainder by multiplication, for 0 <= n < 2^31.
@@ -57,7 +57,8 @@ __device__ inline Axis fprop_axis(int32_t source, int32_t result, int32_t filter
 // The input positions h = i * stride + residue of one residue modulo the stride, as a convolution of their own over dy.
 // h receives from output position (h + pad - r * dilation) / stride for each r for which this division has no remainder. That is
 // every (stride / gcd(stride, dilation))-th r; for some residues it is no r at all, and their dx is zero. A residue is less than
-// `result`. The largest product is first * dilation, which lies within the filter; stride * dilation might not fit.
+// `result`. The largest product formed here is first * dilation, which lies within the filter; stride * dilation might not fit
+// 32 bits.
 __device__ inline Axis dgrad_axis(int32_t source, int32_t result, int32_t filter, int32_t stride, int32_t pad, int32_t dilation,
                                   int32_t residue) {
   int32_t divisor = stride, remainder = dilation;
@@ -185,7 +186,7 @@ struct FilterMatrix {
   }
 };
 
-// Rows: pixels n p q up to some pixel; columns: channels. An image (N, K, P, Q) as it lies in memory.
+// Rows: the first `pixels` pixels n p q; columns: channels. An image (N, K, P, Q) as it lies in memory.
 template <class T>
 struct ImageMatrix {
   const T* data;

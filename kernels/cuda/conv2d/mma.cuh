@@ -147,7 +147,7 @@ __device__ inline void mma_gemm(const typename Direction::Parameters& parameters
   float sums[kFragmentsM][kFragmentsN][4] = {};
   for (int32_t step = 0; step < steps; ++step) {
     copy_async_wait<Tile::kStages - 2>();
-    __syncthreads();  // this step's tiles have arrived; all reads of the stage before it, which is filled next, are over
+    __syncthreads();  // this step's tiles have arrived; all reads of the previous step's stage, which is filled next, are over
     fill(step + Tile::kStages - 1);
     const typename Memory::Stage& stage = memory.stages[step % Tile::kStages];
 #pragma unroll kUnroll
@@ -208,8 +208,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   mma_gemm<Tile, Conv2dFprop<T, Epilogue, Tile::kM, Tile::kN>, false, false>(parameters);
 }
 
-// The channels C, which are contiguous in the packed filter (K, C, R, S), are rows of the right operand, so that lines are
-// depths.
+// The channels C, which are contiguous in the packed filter (K, C, R, S), are rows of the right operand, so its lines are depths.
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_dgrad_mma_kernel(const __grid_constant__ Conv2dDgradParameters<T, Epilogue> parameters) {

@@ -64,12 +64,12 @@ def _plan(problem: Conv2dProblem, tile_name: str, splits: int) -> GemmPlan:
 
 
 class Mma(TensorCoreVariant):
-    """Takes what tensor cores multiply."""
+    """Multiplies on tensor cores by mma.sync."""
 
     name = "mma"
-    #: By tile, the predicted share of the tensor cores' FLOP per clock before Hopper; 64x64 reads twice the bytes for a product.
+    #: By tile, the predicted share of the tensor cores' FLOP per clock before Hopper; 64x64 reads twice the bytes per product.
     shares = {"128x128": 0.85, "64x64": 0.5}  # noqa: RUF012
-    #: The share of that which mma.sync reaches from Hopper on, where the tensor cores are made for wgmma.
+    #: The factor on `shares` from Hopper on, where mma.sync does not reach the full rate of the tensor cores.
     since_hopper = 0.55
 
     def tile_table(self, problem: Conv2dProblem) -> Mapping[str, Tile]:

@@ -2,8 +2,8 @@
 // are padded with zeros to a multiple of the piece.
 //
 // A block owns 32 pixels by 32 channels of one image and one group. It reads along whichever of the two is contiguous in the
-// source, transposes the tile in shared memory and writes along channels. Lines of 33 words put the elements of a column in
-// different banks.
+// source, transposes the tile in shared memory and writes along channels. Lines of 33 elements spread the elements of a
+// column over the banks.
 #pragma once
 #include "conv2d/parameters.cuh"
 #include "platform/shared_memory.h"

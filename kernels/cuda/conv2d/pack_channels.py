@@ -1,4 +1,4 @@
-"""Plans the kernel of `pack_channels.cuh`, and counts what packing takes."""
+"""Plans the kernel of `pack_channels.cuh`; pieces and padded channels."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ struct Walks {
 // multiprocessors. Each split writes sums of its own, which split_k.cuh adds.
 template <class T>
 struct Splits {
-  Accumulator<T>* sums;  // (splits, N, height, width, channels of all groups) contiguous, overwritten; unused by one split
-  int32_t count, step;   // a split begins at a multiple of the kernel's step
+  Accumulator<T>* sums;  // (splits, N, height, width, channels of all groups) contiguous, overwritten; unused for one split
+  int32_t count, step;   // how many splits; the kernel's step, at whose multiples splits begin
 };
 
 // ---- simt and mma ------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ template <class T>
 struct Conv2dWgradParameters {
   const T* dy;           // (N, K, P, Q)
   const T* x;            // (N, C, H, W)
-  Accumulator<T>* sums;  // (splits, K, taps), overwritten, or added to
+  Accumulator<T>* sums;  // (splits, K, taps), overwritten or, if `accumulate`, added to
   Conv2dShape shape;
   Walks walks;
   int32_t splits, pixels_per_split, accumulate;
@@ -102,8 +102,8 @@ struct Conv2dWgmmaParameters {
 template <class T>
 struct Conv2dWgradWgmmaParameters {
   Im2colImage x;
-  TensorMap dy;  // an im2col map as well, for a 1x1 filter: pixels in their order, whatever lies between lines and images
-  float* sums;   // (splits, groups * K, taps), overwritten, or added to; channels of a tap are padded to whole spans
+  TensorMap dy;  // an im2col map as well, for a 1x1 filter: a box has consecutive pixels, across the ends of lines and images
+  float* sums;   // (splits, groups * K, R, S, C padded to whole spans), overwritten or, if `accumulate`, added to
   int32_t N, groups;
   int32_t C, K;  // of a group
   int32_t span, splits, steps_per_split, tiles;
@@ -114,12 +114,12 @@ struct Conv2dWgradWgmmaParameters {
 
 template <class T>
 struct PackChannelsParameters {
-  const T* from;                  // (N, groups * channels, H, W)
-  T* to;                          // (N', H, W, groups, padded) contiguous, overwritten
-  int64_t stride[4];              // of `from`: N C H W
-  int32_t channels, padded;       // of a group
-  int32_t images, padded_images;  // N consists of groups of `images`, each padded to `padded_images`: a filter's outputs
-  int32_t H, W, groups, pixels_first;
+  const T* from;                       // (N, groups * channels, H, W)
+  T* to;                               // (N', H, W, groups, padded) contiguous, overwritten
+  int64_t stride[4];                   // of `from`: N C H W
+  int32_t channels, padded;            // of a group
+  int32_t images, padded_images;       // each run of `images` along N is padded to `padded_images` in N': a group's outputs
+  int32_t H, W, groups, pixels_first;  // whether pixels lie closer together in `from` than channels
 };
 
 template <class T>
@@ -140,7 +140,7 @@ struct Conv2dSumImageSplitsParameters {
   Epilogue epilogue;
 };
 
-// The shape's y is the columns, (N, C*R*S, P*Q) contiguous; its y_stride, K and groups are unused.
+// P and Q of the shape belong to the columns; y_stride, K and groups are unused, here and in Col2imParameters.
 template <class T>
 struct Im2colParameters {
   const T* x;  // (N, C, H, W)

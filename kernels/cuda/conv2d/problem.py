@@ -55,8 +55,8 @@ class Conv2dProblem(NamedTuple):
     #: Bytes that a call may allocate, besides a packed filter.
     #: One half is for packed images or for columns,
     #:     N · groups · (channels of a group, rounded up to 16 bytes) · H · W · bytes of an element
-    #: for each image tensor that is packed, or N · C·R·S · P · Q · bytes of an element for columns; a call makes as many images
-    #: at a time as fit, but at least one. The other half is for the sums of split products,
+    #: for each image tensor that is packed, or N · C·R·S · P · Q · bytes of an element for columns; a call processes as many
+    #: images at a time as fit, but at least one. The other half is for the sums of split products,
     #:     splits · elements of the result · 4 bytes (8 of float64),
     #: which wgrad needs for one split as well, fprop and dgrad for several only.
     workspace_limit: int = WORKSPACE_LIMIT
@@ -132,7 +132,7 @@ class Conv2dProblem(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """The key of the problem in the table of measurements; None unless each tensor is dense in a layout and aligned."""
+        """The key in the table of measurements; None unless every tensor is aligned and dense in NCHW or channels_last order."""
         C = self.group_channels[0]
         layouts = [
             _layout(self.x_strides, (self.N, self.C, self.H, self.W)),
@@ -155,7 +155,7 @@ class Conv2dProblem(NamedTuple):
         return self.beyond_int32() or self._beyond_indices()
 
     def beyond_int32(self) -> str | None:
-        """Returns which integer does not fit `Conv2dShape`. N may be any: a call is cut into chunks of the batch."""
+        """Returns which integer does not fit `Conv2dShape`, or None. Any N is fine: a call is cut into chunks of the batch."""
         for name, sizes in (("stride", self.stride), ("padding", self.pad), ("dilation", self.dilation)):
             if max(sizes) >= 2**31:
                 return f"{name}: expected numbers below 2^31, got {sizes}"
@@ -167,7 +167,7 @@ class Conv2dProblem(NamedTuple):
         return None
 
     def _beyond_indices(self) -> str | None:
-        """Returns which plane or filter has too many elements for the kernels' 32-bit indices."""
+        """Returns which plane or filter has too many elements for the kernels' 32-bit indices, or None."""
         C, K = self.group_channels
         for name, extents in (
             ("input: expected planes", (self.H, self.W)),
@@ -180,9 +180,9 @@ class Conv2dProblem(NamedTuple):
         return None
 
     def beyond_positions(self) -> str | None:
-        """Returns why simt and mma cannot form the positions of the plane that they gather from.
+        """Returns why simt and mma cannot form the positions of the plane that they gather from; None if they can.
 
-        A position may leave 32 bits, or kOutside of matrices.cuh, added to it, may lie in the plane.
+        A position may not fit 32 bits, or its sum with kOutside (matrices.cuh) may lie in the plane.
         """
         for extent, outputs, taps, stride, pad, dilation in zip(
             (self.H, self.W), (self.P, self.Q), (self.R, self.S), self.stride, self.pad, self.dilation, strict=True
@@ -203,9 +203,9 @@ class Conv2dProblem(NamedTuple):
             raise SizeError(reason)
 
     def images_per_launch(self, bytes_per_image: int) -> int:
-        """Returns how many images one launch takes, at least one.
+        """Returns how many images one launch computes, at least one.
 
-        Each image takes `bytes_per_image` of half of the workspace. A launch counts pixels in 31 bits.
+        Each needs `bytes_per_image`; together they may use half of the workspace. A launch counts pixels in 31 bits.
         """
         by_bytes = self.workspace_limit // 2 // bytes_per_image if bytes_per_image else self.N
         return max(1, min(self.N, by_bytes, (2**31 - 2**20) // max(self.H * self.W, self.P * self.Q)))
@@ -236,7 +236,7 @@ def problem_of_sizes(
     dilation: Sequence[int],
     **fields: Any,
 ) -> Conv2dProblem:
-    """Returns a convolution x (N, C, H, W), w (K, C/groups, R, S) -> y (N, K, P, Q); `fields` are its further fields.
+    """Returns a convolution x (N, C, H, W), w (K, C/groups, R, S) -> y (N, K, P, Q); `fields` are its remaining fields.
 
     A stride means nothing where y has one pixel along an axis, a dilation where the filter has one position. They count as 1
     there, so that they are neither planned for nor a reason to refuse.

@@ -1,4 +1,5 @@
-// Results of products: where element (row, column) goes, what becomes of its sum, and how it is combined with what memory holds.
+// Results of products: where element (row, column) is stored, what its sum is rounded to, and whether the value in memory is
+// added.
 #pragma once
 #include "conv2d/matrices.cuh"
 #include "conv2d/parameters.cuh"
@@ -24,7 +25,7 @@ struct ImageResult {
   int32_t rows, columns, first_channel;
   int32_t step_h, step_w, residue_h, residue_w;
   Divisor plane, line;
-  bool evenly;  // whether pixels are stride_w apart, over the ends of lines and images too
+  bool evenly;  // whether pixels are stride_w apart, also across the ends of lines and images
   Epilogue epilogue;
 
   __device__ ImageResult(T* image, const int64_t (&stride)[4], const ResultPixels& pixels, int32_t channels, int32_t group,

@@ -4,12 +4,12 @@
 // thread owns kThreadM x kThreadN of the tile, in quads of four neighbours, so that fragments are read 16 bytes at a time.
 // Results and the sums of splits are overwritten; wgrad's sums are overwritten or added to, as its parameters say.
 //
-// For R = S = 1 this is the plain matrix product: no position is outside of the plane, and no piece of 16 bytes is cut.
+// For R = S = 1, stride 1 and no padding this is the plain matrix product: no position is outside the plane.
 //
-// The tile. In one step of a 128x128 tile, a thread reads 8 + 8 values for each depth and computes 64 FMAs: 64 bytes for 64 FMAs,
-// each shared by 16 lanes, which the 128 bytes per clock of shared memory supply while 128 FMA lanes are busy. 64x64 serves
-// results of few tiles, and fp64, whose sums take twice the registers. A step is so deep that each thread moves one piece of 16
-// bytes of each operand: 8 for 128 rows of fp32, 16 for 64 rows, 8 for fp64.
+// The tile. In one step of a 128x128 tile, a thread reads 8 + 8 values for each depth and computes 64 FMAs: 64 bytes for 64 FMAs.
+// The 128 bytes per clock of shared memory supply that to 128 FMA lanes, even if no lanes read the same values. 64x64 serves
+// results of few tiles, and fp64, whose sums take twice the registers. A step is so deep that each thread moves one piece of each
+// operand, 16 bytes of fp32 or fp64: 8 deep for 128 rows of fp32, 16 for 64 rows, 8 for 64 rows of fp64.
 #pragma once
 #include "conv2d/directions.cuh"
 #include "conv2d/sum_again.cuh"
@@ -177,7 +177,7 @@ __device__ inline void simt_gemm(const typename Direction::Parameters& parameter
     }
     a.store(walks.a, memory.a[stage]);
     b.store(walks.b, memory.b[stage]);
-    __syncthreads();  // the stage is full; the other one, read in the step before, may be written in the next
+    __syncthreads();  // the stage is full; the other one, which the previous step read, may be written in the next step
     if (depth + Tile::kDepth < direction.depth_end) {
       a.load(walks.a, direction.a, memory.rows, depth + Tile::kDepth);
       b.load(walks.b, direction.b, memory.columns, depth + Tile::kDepth);

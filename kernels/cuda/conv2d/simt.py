@@ -22,7 +22,7 @@ DIRECTION_BYTES = 512
 
 @dataclass(frozen=True)
 class SimtTile(Tile):
-    """A tile of `depth` per step, of which each thread owns `thread_rows` by `thread_columns`."""
+    """A tile of which each thread owns `thread_rows` by `thread_columns` elements. A step is `depth` deep."""
 
     depth: int
     thread_rows: int

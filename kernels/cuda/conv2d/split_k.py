@@ -13,7 +13,7 @@ _TILE = 32  # kSumTile
 
 
 def split_evenly(depth: int, step: int, splits: int) -> tuple[int, int]:
-    """Returns the depth of one split, in whole steps, and how many splits are then not empty, at least 1."""
+    """Returns the depth of one split, a multiple of `step`, and how many splits are then not empty, at least 1."""
     depth_per_split = ceil_divide(ceil_divide(depth, step), splits) * step
     return depth_per_split, max(1, ceil_divide(depth, depth_per_split)) if depth else 1
 

@@ -3,8 +3,8 @@
 #include "conv2d/results.cuh"
 #include "platform/vector.h"
 
-// Stores line by line. A line is what is contiguous in the result: a column where kRows, so that neighbours are rows, else a row.
-// `staged` holds sums, or results where kNarrowed; its lines are aligned to 16 bytes.
+// Stores line by line. A line is a column of the tile if kRows (then its elements are in consecutive rows), else a row. `staged`
+// holds lines of sums, or of results if kNarrowed, aligned to 16 bytes.
 template <int kM, int kN, int kThreads, bool kNarrowed, bool kRows, int kPiece, class Result, class Staged>
 __device__ inline void store_lines(const Result& result, const Staged* staged, int pitch, int32_t first_row, int32_t first_column,
                                    int thread) {
@@ -34,8 +34,8 @@ __device__ inline void store_lines(const Result& result, const Staged* staged, i
   }
 }
 
-// Stores a tile by kThreads threads, of which `thread` is one. Lines of `staged` are what is contiguous in the result according
-// to `walk`.
+// Stores a tile by kThreads threads, of which `thread` is one. The lines of `staged` are columns of the tile if `walk` is along
+// rows, else its rows.
 template <int kM, int kN, int kThreads, bool kNarrowed, class Result, class Staged>
 __device__ inline void store_tile(const Result& result, const Staged* staged, int pitch, Walk walk, int32_t first_row,
                                   int32_t first_column, int thread) {

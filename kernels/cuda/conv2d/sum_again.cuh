@@ -3,7 +3,7 @@
 // padding is zeros by definition, so a NaN that they compute is right.)
 //
 // A sum that is not NaN is unaffected by padding. So only sums that came out as NaN are computed again, element by element, over
-// the taps that exist. Such a sum ends at its first NaN: where a training step has diverged, that is soon.
+// the taps that exist. A sum stops at its first NaN, which comes soon where a training step has diverged.
 #pragma once
 #include "conv2d/matrices.cuh"
 

@@ -26,7 +26,7 @@ class TensorCoreVariant(Conv2dVariant):
         return problem.limits() or problem.beyond_positions()
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
-        """Pads channels to whole pieces: those that are summed over, and in wgrad both, which are contiguous in its operands."""
+        """Pads channels to whole pieces: C in fprop and K in dgrad, which are summed over; both in wgrad."""
         C, K = (padded(channels, problem.dtype) * problem.groups for channels in problem.group_channels)
         return problem._replace(
             C=problem.C if problem.direction == "dgrad" else C, K=problem.K if problem.direction == "fprop" else K

@@ -10,7 +10,7 @@ AnyTile = TypeVar("AnyTile", bound="Tile")
 
 @dataclass(frozen=True)
 class Tile:
-    """The part of the result that a block computes at a time; mirrors the struct template of the same name in the kernel file."""
+    """The part of the result that a block computes at a time. A derived class mirrors the struct template of its name in C++."""
 
     rows: int
     columns: int

@@ -1,4 +1,4 @@
-"""The table of convolution: the kernels, what they take, and the variants of each function, the preferred first."""
+"""The table of convolution: the kernels, their parameters, and the variants of each function, the preferred first."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PARAMETERS: dict[str, type[ctypes.Structure]] = {
 }
 
 VARIANTS: tuple[Conv2dVariant, ...] = (WGMMA, MMA, SIMT, IM2COL)
-#: `Selector.margin`. It is above 1 because the order of preference is a prediction too.
+#: `Selector.margin`. It is above 1 because the order of preference is a prediction, too: a small gain does not outweigh it.
 MARGIN = 1.25
 #: Function -> what selects its variant.
 SELECTORS: dict[str, Selector[Conv2dProblem]] = {

@@ -2,10 +2,11 @@
 // engine forms the columns while it loads them, and wgmma multiplies them where they landed. This file is the machinery;
 // directions_wgmma.cuh has the three directions.
 //
-// Two warpgroups multiply, and one thread of a ninth warp starts a copy for each tap and 16 to 64 channels of it; the engine
-// itself handles padding, strides, dilation and the ends of lines and images. They meet at two mbarriers for each stage: `full`
-// completes when the stage's bytes have arrived, `empty` when every multiplying warp has waited for its products of that stage.
-// Blocks are persistent: the tiles of a block are gridDim.x apart, and while one is stored the next one's stages fill.
+// Two warpgroups multiply, and one thread of a ninth warp starts the copies, each of 32 to 128 bytes of channels at one filter
+// position. The engine itself handles padding, strides, dilation and the ends of lines and images. They meet at two mbarriers for
+// each stage: `full` completes when the stage's bytes have arrived, `empty` when every multiplying warp has waited for its
+// products of that stage. Blocks are persistent: the tiles of a block are gridDim.x apart, and while one is stored the next one's
+// stages fill.
 //
 // The tile. A step is 128 bytes of depth, which is four wgmma. 128x256 keeps 128 sums in a thread and uses all of the shared
 // memory. Tiles of 128x128 and less leave room for two blocks, of which one multiplies while the other stores.
@@ -56,7 +57,7 @@ struct OperandLayout {
   }
 
   __device__ uint64_t descriptor(const unsigned char* operand) const { return matrix_descriptor(operand, leading, stride, span); }
-  // From a step's first wgmma to another one of the step.
+  // The offset from a step's first wgmma to another one of the step.
   __device__ uint32_t at(int multiplication) const { return multiplication % 2 * odd + multiplication / 2 * two; }
 };
 
@@ -106,16 +107,16 @@ __device__ inline Destination<Result>& destination_of(WgmmaMemory<Tile>& memory)
 }
 
 // Rounds one warp's part of a chunk of its warpgroup's sums and writes the results to shared memory. `column` is the chunk's
-// first.
+// first column.
 template <class Staging, class Result, int kFragments, int kCount>
 __device__ inline void stage_chunk(typename Result::Stored* to, const float (&sums)[kFragments][kCount], int chunk, bool down,
                                    const Result& result, int32_t column) {
   using Stored = typename Result::Stored;
-  constexpr int kRegisters = Staging::kColumns / 2, kChunks = kCount / kRegisters;  // of a chunk; chunks of a fragment
+  constexpr int kRegisters = Staging::kColumns / 2, kChunks = kCount / kRegisters;  // registers of a chunk; chunks of a fragment
   const int warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   const int lane_row = 16 * warp + lane / 4, lane_column = lane % 4 * 2;
   const auto narrowed = [&](float sum, int32_t n) { return n < result.columns ? result.narrowed(sum, n) : Stored{}; };
-  // Only an index that is a constant keeps the sums in registers, so the loop over all chunks is unrolled to find the one.
+  // Registers can be indexed by constants only, so an unrolled loop over all chunks finds this one.
 #pragma unroll
   for (int candidate = 0; candidate < kFragments * kChunks; ++candidate)
     if (candidate == chunk) {
@@ -153,7 +154,7 @@ __device__ inline void store_sums(WgmmaMemory<Tile>& memory, const float (&sums)
     barrier_sync(1 + group, 128);  // every thread stores what others have summed
     store_tile<64, Staged::kColumns, 128, true>(destination.result, staging, down ? Staged::kColumnPitch : Staged::kRowPitch,
                                                 walk, destination.row + chunk / kChunks * 64, column, thread);
-    barrier_sync(1 + group, 128);  // all reads of this chunk are over, and after the last one those of the destination
+    barrier_sync(1 + group, 128);  // all reads of this chunk are over and, after the last chunk, all reads of the destination
   }
 }
 
@@ -181,7 +182,7 @@ __device__ inline void wgmma_gemm(const typename Product::Parameters& parameters
     for (int32_t number = int32_t(blockIdx.x); number < parameters.tiles; number += int32_t(gridDim.x)) {
       Product product(parameters, number);
       for (int32_t step = product.begin; step < product.end; ++step, position.next()) {
-        // In the first turn every stage is empty, and this passes at once.
+        // In the first turn every stage is empty, and this wait returns at once.
         mbarrier_wait(&memory.empty[position.stage], position.turn ^ 1);
         mbarrier_arrive_expect(&memory.full[position.stage], Tile::kStageBytes);
         unsigned char* stage = memory.stages[position.stage];
@@ -202,7 +203,7 @@ __device__ inline void wgmma_gemm(const typename Product::Parameters& parameters
     float sums[kFragments][Tile::kGroupN / 2] = {};
 #pragma unroll
     for (int m = 0; m < kFragments; ++m) wgmma_written(sums[m]);
-    // Computed again for every tile: kept while the last tile was stored, the layouts would take the registers of its sums.
+    // Computed again for every tile: layouts kept while a tile is stored would take registers that its sums need.
     const int32_t span = computed_again(parameters.span);
     const OperandLayout layout_a = Product::layout_a(span), layout_b = Product::layout_b(span);
     const uint64_t first_a = advance(layout_a.descriptor(memory.stages[0]), group_row / 64 * layout_a.per_64);

@@ -23,7 +23,7 @@ from .tile import Tile, named
 from .wgmma_maps import Image, image_map, images
 
 STEP_BYTES = 128  # kStepBytes of wgmma.cuh
-_MOST_OFFSET = 255  # of a filter position, as far as the copy instruction can state it
+_MOST_OFFSET = 255  # the largest offset of a filter position that the copy instruction can encode
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class WgmmaTile(Tile):
 
     @property
     def threads(self) -> int:
-        """Threads of the multiplying warpgroups, and the warp that fetches."""
+        """Threads of the multiplying warpgroups and of the warp that fetches."""
         return 128 * self.down * self.across + 32
 
     @property
@@ -77,7 +77,7 @@ TILES = named(
     WgmmaTile(128, 64, 2, 1),
     WgmmaTile(64, 256, 1, 2),
 )
-#: By direction. 64 columns serve results of few channels, 64 rows those of few pixels, in wgrad of few output channels.
+#: By direction. 64 columns serve results with few channels; 64 rows, results with few rows: pixels, or output channels in wgrad.
 DIRECTION_TILES = {"fprop": TILES, "dgrad": TILES, "wgrad": {name: tile for name, tile in TILES.items() if name != "128x64"}}
 
 
@@ -127,7 +127,7 @@ def span(dtype: str, channels: int) -> int:
 
 
 def whole_blocks(dtype: str, channels: int) -> int:
-    """Returns the channels of a group, padded so that every copy brings a whole span; wgrad's sums have as many for each tap."""
+    """Returns the channels of a group, padded to whole spans, which copies bring. Wgrad's sums are padded in the same way."""
     return round_up(channels, span(dtype, channels) // ITEM_BYTES[dtype])
 
 
@@ -184,11 +184,11 @@ def _plan(problem: Conv2dProblem, tile_name: str, splits: int, multiprocessors: 
 
 
 class Wgmma(TensorCoreVariant):
-    """Takes what tensor cores multiply, as far as the copy engine and wgmma can."""
+    """Takes what `TensorCoreVariant` takes, on compute capability 9.0, if the copy engine and wgmma can handle it."""
 
     name = "wgmma"
     persistent = True
-    #: The share of a tile's rate that is left to large products, which run short of power first: an estimate.
+    #: The share of a tile's rate that large products reach, because the power limit lowers the clock: an estimate.
     power = 0.8
 
     def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:

@@ -36,7 +36,7 @@ class Axis(NamedTuple):
     residue: int = 0  # dgrad: pixel i of the result is line i * stride + residue
 
     def upper(self, extent: int) -> int:
-        """Returns the position of a line's last pixel, counted from the last position of the image."""
+        """Returns the position of a line's last pixel relative to the last position of the image, as `TensorMapSpec.upper`."""
         return self.start + (self.pixels - 1) * self.up - (extent - 1)
 
     @property
@@ -80,7 +80,7 @@ def dgrad_axis(pixels: int, taps: int, stride: int, pad: int, dilation: int, res
 
 
 class Image(NamedTuple):
-    """The image that is gathered from."""
+    """The two axes of an image that is gathered from."""
 
     vertical: Axis
     horizontal: Axis
@@ -113,7 +113,7 @@ def images(problem: Conv2dProblem) -> tuple[Image, ...]:
 
 
 def unshifted(height: int, width: int) -> Image:
-    """Returns an image that a 1x1 filter gathers from: every pixel where it is."""
+    """Returns an image as a 1x1 filter gathers from it, with stride 1 and without padding."""
     return Image(fprop_axis(height, 1, 1, 0, 1), fprop_axis(width, 1, 1, 0, 1))
 
 

@@ -135,7 +135,7 @@ def fold(launcher: Launcher, columns: Tensor, output_size: Pair, geometry: Pool2
 
 
 def _unfolding(launcher: Launcher, x: Tensor, columns: Tensor, geometry: Pool2dGeometry) -> Call:
-    """Returns the convolution that has these columns; of its filter only the size counts."""
+    """Returns a convolution whose column matrix these columns are; only the size of its filter is used."""
     kernel_size, stride, (vertical, horizontal), dilation = geometry
     shape_of_w = torch.empty((1, x.shape[1], *kernel_size), device="meta")
     convolution = Conv2dGeometry(stride, (vertical, vertical, horizontal, horizontal), dilation, groups=1)

@@ -1,4 +1,4 @@
-"""One convolution on tensors: its problem, and the chunks of its batch that launches take."""
+"""One convolution on tensors: its problem, and how its batch is cut into chunks, one for each launch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch_unroll.shapes import dtype_name
 
 
 def problem_of(direction: str, x: Tensor, w: Tensor, y: Tensor, geometry: Conv2dGeometry, precision: str) -> Conv2dProblem:
-    """Returns a convolution of tensors as plans see it; gradients stand for the tensors whose sizes they have."""
+    """Returns a convolution of tensors as plans see it; a gradient is passed in place of the tensor whose size it has."""
     stride, padding, dilation, groups = geometry
     return problem_of_sizes(
         x.shape,
@@ -48,7 +48,7 @@ def four(numbers: Sequence[int]) -> Four:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One direction of one convolution on tensors; gradients stand for the tensors whose sizes they have."""
+    """One direction of one convolution on tensors. `x`, `w` or `y` holds a gradient if the direction reads or writes it."""
 
     launcher: Launcher
     direction: str
@@ -69,14 +69,18 @@ class Call:
         return self.launcher.properties(self.x.device)
 
     def chunks(self, bytes_per_image: int = 0) -> list[Call]:
-        """Returns the same call for as many images at a time as one launch, and the workspace, has room for."""
+        """Cuts the call into calls with as many images as one launch can count and half of the workspace can hold.
+
+        Args:
+            bytes_per_image: what one image needs of the workspace.
+        """
         images = self.problem.images_per_launch(bytes_per_image)
         if images == self.x.shape[0]:
             return [self]
         return [self.on(x, self.w, y) for x, y in zip(self.x.split(images), self.y.split(images), strict=True)]
 
     def on(self, x: Tensor, w: Tensor, y: Tensor) -> Call:
-        """Returns the same call on other tensors; itself, with its problem, where they are its own."""
+        """Returns the same call on other tensors; the call itself, with its cached problem, if they are its own tensors."""
         if x is self.x and w is self.w and y is self.y:
             return self
         return replace(self, x=x, w=w, y=y)

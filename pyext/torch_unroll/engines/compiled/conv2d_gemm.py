@@ -18,7 +18,7 @@ from torch_unroll.kernels.cuda.conv2d.parameters import (
 
 
 def launch_fprop(call: Call, plan: GemmPlan, bias: Tensor | None) -> None:
-    """Computes y from x, w and a contiguous bias (K)."""
+    """Computes y from x, w and, unless it is None, a contiguous bias (K)."""
     sums = allocate_image_sums(plan.splits, call.y)
     struct = Conv2dFpropParameters(
         x=call.x.data_ptr(),
@@ -51,7 +51,7 @@ def launch_dgrad(call: Call, plan: GemmPlan) -> None:
 
 
 def launch_wgrad(call: Call, plan: GemmPlan, sums: Tensor, accumulate: bool) -> None:
-    """Computes the sums of each split of dw from dy and x, or adds to them."""
+    """Computes the sums of each split of dw from dy and x; overwrites `sums` or, if `accumulate`, adds to them."""
     struct = Conv2dWgradParameters(
         dy=call.y.data_ptr(),
         x=call.x.data_ptr(),

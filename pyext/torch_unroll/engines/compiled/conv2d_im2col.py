@@ -1,4 +1,4 @@
-"""Host code of the variant im2col, of unfold and of fold: columns in memory, and their product by simt."""
+"""Host code of the variant im2col, unfold and fold: the columns in memory, and the variant's product of them by simt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def im2col(call: Call, columns: Tensor) -> None:
 
 
 def col2im(call: Call, columns: Tensor) -> None:
-    """Sums columns (N, C·R·S, P, Q), contiguous, into x."""
+    """Overwrites x with the sums of the columns (N, C·R·S, P, Q), contiguous, over the windows that cover each pixel."""
     struct = Col2imParameters(columns=columns.data_ptr(), x=call.x.data_ptr(), shape=call.problem.shape())
     call.launcher.launch(plan_gather(call.problem, "col2im", call.device.multiprocessors), struct, call.x.device)
 
@@ -52,7 +52,7 @@ def wgrad(call: Call, configuration: Configuration) -> None:
         accumulate = sums is not None
         if sums is None:
             sums = allocate_filter_sums(product, plan)
-            configuration = configuration._replace(splits=plan.splits)  # later chunks add to the splits of the first
+            configuration = configuration._replace(splits=plan.splits)  # later chunks add to the sums of the first
         im2col(chunk, columns)
         launch_wgrad(product, plan, sums, accumulate)
     assert sums is not None
@@ -60,12 +60,12 @@ def wgrad(call: Call, configuration: Configuration) -> None:
 
 
 def _flattened(w: Tensor) -> Tensor:
-    """Returns the filter of the columns' 1×1 convolution; the order of their rows is C R S."""
+    """Returns the filter of the columns' 1×1 convolution, whose channels are the rows of the columns, in the order C R S."""
     return w.contiguous().flatten(1)[:, :, None, None]
 
 
 def _chunks(call: Call) -> tuple[list[Call], Tensor]:
-    """Returns the call in chunks, and memory for the columns of the largest, (N, C·R·S, P, Q)."""
+    """Returns the call in chunks, and memory for the columns of the largest chunk, (N, C·R·S, P, Q)."""
     problem = call.problem
     rows = problem.C * problem.R * problem.S
     chunks = call.chunks(rows * problem.P * problem.Q * call.x.element_size())

@@ -28,7 +28,7 @@ def is_packed(tensor: Tensor, groups: int) -> bool:
 
 
 def packed_bytes(groups: int, *tensors: Tensor) -> int:
-    """Returns the bytes that packing one image of each tensor takes; nothing for those that are used as they are."""
+    """Returns the bytes of the packed copies of one image of each tensor; tensors that are packed already need none."""
     return sum(
         groups * padded_channels(tensor.shape[1] // groups, tensor) * tensor[0, 0].numel() * tensor.element_size()
         for tensor in tensors
@@ -42,7 +42,8 @@ def pack_channels(
     """Returns a tensor (N, groups · channels, H, W) with channels innermost, each group's padded with zeros to whole pieces.
 
     Args:
-        images, padded_images: N consists of groups of `images`, each padded to `padded_images`: dimension 0 of a filter.
+        images, padded_images: each run of `images` along dimension 0 is padded to `padded_images`, for the outputs of each group
+            of a filter; by default, nothing is.
 
     Returns:
         The tensor itself, if it is packed already.
@@ -54,7 +55,7 @@ def pack_channels(
     N, channels = N // images * padded_images, padded_channels(C // groups, tensor)
     packed = allocate_workspace((N, groups * channels, H, W), tensor, memory_format=torch.channels_last)
     struct = PackChannelsParameters(
-        **{"from": tensor.data_ptr()},  # a keyword of Python
+        **{"from": tensor.data_ptr()},  # `from` is a keyword of Python
         to=packed.data_ptr(),
         stride=(ctypes.c_int64 * 4)(*tensor.stride()),
         channels=C // groups,

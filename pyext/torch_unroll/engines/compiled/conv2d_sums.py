@@ -33,7 +33,7 @@ def allocate_image_sums(splits: int, result: Tensor) -> Tensor | None:
 
 
 def add_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Tensor | None = None) -> None:
-    """Adds the splits in `sums`, and a contiguous bias (channels), into `result`, (N, channels, H, W) of any strides."""
+    """Overwrites `result`, (N, channels, H, W) of any strides, with the sum of all splits and of a contiguous bias."""
     N, channels, H, W = result.shape
     struct = Conv2dSumImageSplitsParameters(
         sums=sums.data_ptr(),
@@ -50,11 +50,12 @@ def add_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Ten
 
 
 def add_filter_splits(call: Call, sums: Tensor, channels_inner: bool, channels: int, outputs: int) -> None:
-    """Adds the splits in `sums` into dw, which the call has as w.
+    """Overwrites dw, which the call has as w, with the sum of all splits.
 
     Args:
-        sums: (splits, groups · outputs, taps), `channels` for each filter position; either may be padded.
-        channels_inner: whether a tap's channels are innermost, instead of its filter positions.
+        sums: (splits, groups · outputs, taps).
+        channels, outputs: the channels and output channels of a group in `sums`, where either may be padded.
+        channels_inner: whether channels are innermost in the order of the taps, instead of filter positions.
     """
     struct = Conv2dSumSplitsParameters(
         sums=sums.data_ptr(),

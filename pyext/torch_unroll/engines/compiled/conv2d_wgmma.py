@@ -1,7 +1,7 @@
 """Host code of the variant wgmma: packs what the copy engine cannot fetch, makes tensor maps and launches the product.
 
-A parameter struct, with its maps, follows from a plan and addresses alone, so structs are cached: the steps of a training loop
-mostly get the same addresses from the allocator, and find their structs again.
+A parameter struct with its maps depends only on a plan and on where tensors are in memory, so structs are cached: the allocator
+mostly gives the steps of a training loop the same addresses, so they find their structs in the cache.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def wgrad(call: Call, configuration: Configuration) -> None:
         accumulate = sums is not None
         if sums is None:
             sums = allocate_workspace((plan.splits, groups * outputs, R * S * channels), call.x, torch.float32)
-            configuration = configuration._replace(splits=plan.splits)  # later chunks add to the splits of the first
+            configuration = configuration._replace(splits=plan.splits)  # later chunks add to the sums of the first
         struct = _wgrad_struct(call.launcher, x.device, plan, _memory(x), _memory(dy), sums.data_ptr(), accumulate)
         call.launcher.launch(plan.launch, struct, x.device)
         del x, dy
@@ -81,7 +81,7 @@ def wgrad(call: Call, configuration: Configuration) -> None:
 def _launch_image(
     launcher: Launcher, plan: WgmmaPlan, image: Tensor, filter: Tensor, result: Tensor, bias: Tensor | None
 ) -> None:
-    """Computes a result of fprop or dgrad from the image that it gathers from."""
+    """Computes the result of fprop or dgrad from the packed filter and the image that it gathers from, x or dy."""
     sums = allocate_image_sums(plan.splits, result)
     struct = _image_struct(
         launcher,
@@ -102,7 +102,7 @@ def _launch_image(
 
 
 class _Memory(NamedTuple):
-    """Where a tensor lies."""
+    """Where a tensor is in memory."""
 
     address: int
     size: Four
@@ -198,7 +198,7 @@ def _wgrad_struct(
 def _image(
     launcher: Launcher, device: torch.device, dtype: str, memory: _Memory, image: Image, channels: int, pixels: int
 ) -> CIm2colImage:
-    """Returns an image as kernels take it; its map is made only where there is anything to fetch."""
+    """Returns an image as kernel parameters hold it; its map is made only if there is anything to fetch."""
     struct = CIm2colImage(vertical=image.vertical.struct(), horizontal=image.horizontal.struct())
     if image.is_gathered:
         spec = image_map(dtype, memory.size, memory.stride, image, channels, pixels, memory.address)

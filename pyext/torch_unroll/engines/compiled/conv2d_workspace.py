@@ -14,7 +14,7 @@ _limit = WORKSPACE_LIMIT
 
 
 def workspace_limit() -> int:
-    """Returns the bytes that one call may allocate besides its inputs and outputs; every problem holds it."""
+    """Returns how many bytes one call may allocate besides its inputs, its outputs and a packed filter. Problems hold it."""
     return _limit
 
 
