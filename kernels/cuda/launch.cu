@@ -9,11 +9,11 @@
 
 namespace {
 std::vector<KernelEntry>& table() {
-  static std::vector<KernelEntry> entries;  // local, because registrations run before the initialisers of this file's globals
+  static std::vector<KernelEntry> entries;  // local, because registrations may run before this file's globals are initialised
   return entries;
 }
 
-// A launch configuration for the runtime, with the attributes that it points to.
+// A launch configuration in the form of the CUDA runtime, with the attributes to which it points.
 struct Attributes {
   cudaLaunchAttribute list[2];
   cudaLaunchConfig_t config{};
@@ -36,7 +36,7 @@ struct Attributes {
   }
 };
 
-// Permits shared memory and clusters beyond the portable limits.
+// Permits a kernel more than 48 KiB of shared memory and clusters of more than 8 blocks, if the launch needs them.
 cudaError_t allow(const KernelEntry& entry, const LaunchConfig& config) {
   if (config.shared_bytes > 48 << 10)
     if (auto error = cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes)))
@@ -77,7 +77,7 @@ int torch_unroll_launch(int kernel, const LaunchConfig* config, const void* para
 // Writes the 128 bytes of a TensorMap.
 int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) { return encode_tensor_map(*spec, map); }
 
-// Counts the blocks, or if the launch has clusters the clusters, that can be resident on the current device at once.
+// Counts the blocks that can be resident on the current device at once; for a launch with clusters, the clusters.
 int torch_unroll_resident(int kernel, const LaunchConfig* config, int* count) {
   const KernelEntry& entry = table()[kernel];
   if (auto error = allow(entry, *config)) return error;

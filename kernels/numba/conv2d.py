@@ -12,7 +12,7 @@ that is read from memory is used TILE times. Every output is overwritten. Sums a
 call gives the same bits.
 
 x (N, C, H, W), w (K, C/groups, R, S), y (N, K, P, Q); the gradients dx, dw, dy have the same shapes. Pairs are (height, width);
-padding is that above and to the left. Groups are independent products, and each tile belongs to one of them.
+padding is what is added above and to the left. Groups are independent products, and each tile belongs to one of them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def col2im_kernel(columns, kernel_size, output_size, stride, padding, dilation, 
 
 @cuda.jit(device=True)
 def window_starting_at(start, stride, extent):
-    """Returns the window, along one axis, whose first cell is at `start`, which counts the padding; -1 if there is none."""
+    """Returns the window, along one axis, whose first cell is at `start`, counted from the edge of the padding; -1 if none is."""
     if start < 0 or start % stride != 0 or start // stride >= extent:
         return -1
     return start // stride
@@ -157,8 +157,8 @@ def conv2d_dgrad_kernel(dy, w, stride, padding, dilation, groups, dx):
 def sum_existing(dy, w, stride, padding, dilation, first, filters, n, c, h, x, total):
     """Returns total + one element of dx, at row h and column x, summed over the pixels of dy that exist, up to the first NaN.
 
-    A tile holds zeros for pixels that do not exist, and zero times an infinite weight is NaN: so a NaN of the tiled sum is
-    computed again without them.
+    A tile holds zeros for pixels that do not exist, and zero times an infinite weight is NaN. So an element whose tiled sum is
+    NaN is computed again without them.
     """
     _, _, P, Q = dy.shape
     _, _, R, S = w.shape

@@ -2,7 +2,7 @@
 
 x (N, C, H, W), y (N, C, P, Q). The offset of a window is the cell r·S + s that it chose, or `none` if it holds no cell of the
 plane. NaN and ties are treated as in torch: a later cell wins if it is larger or NaN. Every output is overwritten. In the
-backward pass, each pixel sums the few windows that cover it, in one fixed order and without atomics.
+backward pass, each pixel sums the gradients of the windows that chose it, in one fixed order and without atomics.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def max_pool2d_forward_strided_kernel(x, lengths, kernel_size, stride, padding, 
 
 @cuda.jit
 def max_pool2d_backward_strided_kernel(dy, offsets, kernel_size, stride, padding, dilation, none, channels_last, dx):
-    """dy, offsets -> dx: each pixel is the sum of the windows that chose it."""
+    """dy, offsets -> dx: the gradient of a pixel is the sum of those of the windows that chose it."""
     N, C, H, W = dx.shape
     P, Q = dy.shape[2:]
     R, S = kernel_size
@@ -71,13 +71,13 @@ def max_pool2d_backward_strided_kernel(dy, offsets, kernel_size, stride, padding
 
 @cuda.jit(device=True)
 def first_window(start, cells, stride, dilation):
-    """Returns the first window, along one axis, whose last cell is at `start` or beyond it; `start` counts the padding."""
+    """Returns the first window, along one axis, whose last cell is at `start` or beyond, counted from the edge of the padding."""
     return max((start - (cells - 1) * dilation + stride - 1) // stride, 0)
 
 
 @cuda.jit
 def max_pool2d_gather_kernel(x, offsets, kernel_size, stride, padding, dilation, none, channels_last, gathered):
-    """x, offsets -> gathered (N, C, P, Q): the cell that each window chose; 0 where it chose none, and where the offset names no
+    """x, offsets -> gathered (N, C, P, Q): the cell of x that each window chose; 0 if it chose none, or if its offset names no
     cell of the window or of the plane."""
     N, C, P, Q = gathered.shape
     H, W = x.shape[2:]
@@ -95,8 +95,8 @@ def max_pool2d_gather_kernel(x, offsets, kernel_size, stride, padding, dilation,
 
 @cuda.jit
 def max_pool2d_indices_kernel(offsets, x_width, kernel_size, stride, padding, dilation, none, channels_last, indices):
-    """offsets -> indices (N, C, P, Q), torch's row · W + column. For a window without a cell, torch reports the first position at
-    which one would lie neither above nor to the left of the plane."""
+    """offsets -> indices (N, C, P, Q), torch's row · W + column. For a window without a cell in the plane, torch reports
+    its first cell that lies neither above nor to the left of the plane."""
     N, C, P, Q = indices.shape
     S = kernel_size[1]
     for i in range(cuda.grid(1), N * C * P * Q, cuda.gridsize(1)):

@@ -14,9 +14,9 @@ if not config.ENABLE_CUDASIM:
     from numba.cuda import libdevice, types
     from numba.cuda.extending import overload
 
-#: A thread costs nanoseconds on a GPU, and milliseconds in the simulator.
+#: Whether kernels run in the simulator. Blocks are small there, because a thread costs milliseconds instead of nanoseconds.
 SIMULATED = bool(config.ENABLE_CUDASIM)
-#: Rows and columns of the tile of a matrix product that a block owns; each of its 256 threads owns one element.
+#: Rows and columns of the tile of a matrix product that a block owns; each of its TILE x TILE threads owns one element.
 TILE = 2 if SIMULATED else 16
 #: Threads of a block in kernels that have no tiles.
 THREADS = 4 if SIMULATED else 256

@@ -1,12 +1,12 @@
 // max_pool2d, variant channels: a thread computes 16 bytes of channels of one column, in strips.
 //
-// Forward, a thread chooses the cells of a strip of FixedWindow::strip outputs below each other, and reduces each input row of
-// the strip once: for 3 x 3 windows of stride 2, 9 rows for 4 outputs instead of 12, and of stride 1, 6 instead of 12.
-// Neighbouring columns share input columns through L1. Backward, a thread sums a strip of pixel blocks and reads each window row
-// once; sums of pixel rows that later windows still reach stay in registers (`PixelSums`).
+// In the forward pass, a thread chooses the cells of a strip of FixedWindow::strip outputs below each other, and reduces each
+// input row of the strip once. For 4 outputs these are 9 rows instead of 12 with 3 x 3 windows of stride 2, and 6 instead of 12
+// with stride 1. Neighbouring columns share input columns through L1. In the backward pass, a thread sums a strip of pixel blocks
+// and reads each window row once; sums of pixel rows that later windows still reach stay in registers (`PixelSums`).
 //
 // Contract: channels_last; every pixel's channels come in whole 16-byte pieces that start at multiples of 16 bytes. Every element
-// of the outputs is written once; nothing is accumulated in memory, and no input is aliased.
+// of the outputs is written once; nothing is accumulated in memory, and no output overlaps an input.
 #pragma once
 #include "max_pool2d/parameters.cuh"
 #include "max_pool2d/windows.cuh"

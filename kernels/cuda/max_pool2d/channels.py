@@ -1,4 +1,4 @@
-"""The variant channels: threads own 16-byte pieces of channels_last pixels, `channels.cuh`."""
+"""The variant channels (channels.cuh): threads own 16-byte pieces of channels_last pixels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .cost import Cost, backward_instructions, choice_bytes, forward_instruction
 from .plan import THREADS, PoolingVariant, compiled_rows, distinct
 from .problem import TOO_MANY_CELLS, Pool2dProblem
 
-GRID_LIMIT = 65535  # CUDA's limit of a grid in y and z; beyond it, blocks compute several strips or images
-Z_LIMIT = 64  # CUDA's limit of a block in z
+GRID_LIMIT = 65535  # CUDA's limit on a grid in y and z; beyond it, blocks compute several strips or images
+Z_LIMIT = 64  # CUDA's limit on a block in z
 
 #: Tile -> the most threads of a block, the preferred first.
 _THREADS = {f"{threads} threads": threads for threads in (THREADS, 128, 64)}
@@ -60,7 +60,8 @@ class Channels(PoolingVariant):
 
 
 def _extents(problem: Pool2dProblem) -> tuple[int, int]:
-    """Returns the number of pieces in a row, which are columns times pieces of channels, and the number of strips in a column."""
+    """Returns the number of pieces in a row of outputs or pixel blocks, which is columns times pieces of channels, and the number
+    of strips in a column."""
     rows, columns = problem.P, problem.Q
     if problem.direction == "backward":
         rows, columns = problem.pixel_blocks(problem.H, 0), problem.pixel_blocks(problem.W, 1)
@@ -68,7 +69,7 @@ def _extents(problem: Pool2dProblem) -> tuple[int, int]:
 
 
 def _block(problem: Pool2dProblem, most: int) -> tuple[int, int, int]:
-    """Returns a block of at most `most` threads: they extend along a row first, then over strips, then over images."""
+    """Returns a block of at most `most` threads, which extends along a row first, then over strips, then over images."""
     items, strips = _extents(problem)
     x = power_of_two(items)
     if items > most:  # the multiple of a warp that leaves the fewest threads of the last block idle

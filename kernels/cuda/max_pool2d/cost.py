@@ -1,4 +1,4 @@
-"""Predicts what the variants of max pooling take, from bytes, instructions and how much of the GPU is busy.
+"""Predicts how long the variants of max pooling take, from bytes, instructions and how much of the GPU is busy.
 
 Nothing here has been measured: every number is a prediction.
 """
@@ -37,7 +37,7 @@ class Cost(NamedTuple):
 
     bytes: float  # through device memory
     instructions: float  # summed over all threads
-    loads: float  # under way at once, of 16 bytes each; a thread with narrower ones has several under way in an unrolled loop
+    loads: float  # of 16 bytes, under way at once; a thread with narrower loads counts as one, as it has several under way
     threads: float  # at once, if the device holds them
     in_turn: bool = False  # whether a multiprocessor has too few warps to execute some while others load
 
@@ -45,11 +45,11 @@ class Cost(NamedTuple):
 def predict(cost: Cost, device: Device) -> Prediction:
     """Predicts the time of a launch and the share of the memory bandwidth that it uses.
 
-    Memory and execution overlap, so that the slower of the two counts, unless the cost says that they take place in turn.
+    Memory accesses and execution overlap, so the slower of the two is the time, unless `cost.in_turn`: then both are added.
     """
     rate = rates(device)
-    clocks = device.multiprocessors * rate.clock_hz  # clocks of all multiprocessors in a second
-    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # under way at once, to saturate the bandwidth
+    clocks = device.multiprocessors * rate.clock_hz  # of all multiprocessors, per second
+    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # that saturate the bandwidth while under way
     full_rate = cost.bytes / (clocks * rate.memory)
     memory = full_rate / min(1.0, cost.loads / loads)
     execution = cost.instructions / (clocks * ISSUE * min(1.0, cost.threads / (device.multiprocessors * BUSY)))
@@ -71,9 +71,9 @@ def touched_x_bytes(problem: Pool2dProblem) -> int:
 
 
 def sector_waste(problem: Pool2dProblem) -> int:
-    """How many bytes of device memory are read for each byte of x, where neighbouring elements are `stride` elements apart.
+    """How many bytes of device memory are read for each byte of x that is used, because memory is read in whole sectors.
 
-    Memory is read in whole sectors. With a stride of 2, half of each is wasted; at worst, only one element of a sector is used.
+    If neighbours in x are two elements apart, half of each sector is wasted; at worst, only one element of a sector is used.
     """
     stride = problem.x_strides[1 if problem.channels_last else 3]
     return min(max(stride, 1), SECTOR_BYTES // problem.item_bytes)
@@ -85,16 +85,16 @@ def choice_bytes(problem: Pool2dProblem) -> int:
 
 
 def forward_instructions(problem: Pool2dProblem, V: int, any_window: bool) -> float:
-    """Instructions for each output of `walk_windows`, for any window or the compiled one, with loads of V elements."""
+    """Instructions of `walk_windows` for each output, with loads of V elements; `any_window` selects its overload."""
     R, S = problem.window
     if any_window:  # two divisions find the first cell inside the plane
         return R * S * (CELL + LOAD / V) + (2 * DIVIDE + STORE) / V
-    rows = ((STRIP - 1) * problem.stride[0] + R) / STRIP  # of the input, for each output of a strip
+    rows = ((STRIP - 1) * problem.stride[0] + R) / STRIP  # input rows for each output of a strip
     return rows * S * (CELL + LOAD / V) + R * CELL + STORE / V
 
 
 def backward_instructions(problem: Pool2dProblem, V: int, any_window: bool) -> float:
-    """Instructions for each pixel of `walk_pixels`, for any window or the compiled one, with loads of V elements."""
+    """Instructions of `walk_pixels` for each pixel, with loads of V elements; `any_window` selects its overload."""
     (R, S), stride, dilation = problem.window, problem.stride, problem.dilation
     if any_window:  # four divisions find the windows that cover the pixel, and two its cell in each
         rows, columns = ((taps - 1) * d // s + 1 for taps, s, d in zip((R, S), stride, dilation, strict=True))

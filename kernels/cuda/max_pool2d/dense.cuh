@@ -8,7 +8,7 @@ struct DensePosition {
   int32_t row, column, inner;
 };
 
-// The position of an element that is `index` elements behind the first, in a dense tensor with these rows and columns.
+// The position of the element at `index` in memory, in a dense tensor with these rows and columns.
 __device__ inline DensePosition position_of(const MaxPool2dDense& dense, int64_t index, int32_t rows, int32_t columns) {
   const int64_t line = index / dense.inner, inner = index - line * dense.inner;
   const int64_t row = line / columns, column = line - row * columns;

@@ -5,7 +5,7 @@
 // position of the first by division and advances it for the others.
 //
 // Contract: every tensor is dense, in one memory format; what is loaded or stored in pieces starts at a multiple of 16 bytes.
-// Every element of the outputs is written once; no input is aliased.
+// Every element of the outputs is written once; no output overlaps an input.
 #pragma once
 #include "max_pool2d/dense.cuh"
 #include "max_pool2d/parameters.cuh"

@@ -1,4 +1,4 @@
-"""Gather and indices: what offsets are needed for besides the backward pass; see gather.cuh. Each has one variant."""
+"""Gather and indices (gather.cuh): what offsets are needed for besides the backward pass. Each has one variant."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Gather(PoolingVariant):
         return one_thread_for_each(_threads(problem))
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """Counts a whole sector for each chosen cell, but for all of them together no more than x; one division for each output,
-        which finds its cell; and three for each thread, which find the position of its first output."""
+        """Counts a whole sector for each chosen cell, but no more bytes than x has; one division for each output, which finds its
+        cell; and three for each thread, which find the position of its first output."""
         threads = _threads(problem)
         cells = min(problem.outputs * SECTOR_BYTES, problem.pixels * problem.item_bytes)
         return Cost(

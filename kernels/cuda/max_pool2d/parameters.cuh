@@ -1,4 +1,4 @@
-// What the kernels of max pooling are passed. parameters.py mirrors these structs.
+// The parameter structs of the max pooling kernels. parameters.py mirrors them.
 #pragma once
 #include "shapes.h"
 
@@ -7,15 +7,15 @@
 struct MaxPool2dDense {
   int64_t planes;
   int32_t inner;
-  int32_t planes_per_block, rows_per_block;  // staged only: a block computes whole planes, or a band of one plane's rows
+  int32_t planes_per_block, rows_per_block;  // for staged: a block computes whole planes, or a band of one plane's rows
 };
 
 template <class T, class Offset>
 struct MaxPool2dForwardParameters {
-  const T* x;              // [N, C, H, W]: any strides; for staged dense, in the memory format of y
+  const T* x;              // [N, C, H, W], any strides; variant staged needs it dense, in the memory format of y
   T* y;                    // [N, C, P, Q], dense
   Offset* offsets;         // laid out like y; null if they are not wanted
-  const int64_t* lengths;  // [N]: how many rows of an image's planes count, clamped to [0, H]; null if all do. Not for staged
+  const int64_t* lengths;  // [N]: how many rows of an image are pooled, clamped to [0, H]; null: all. staged ignores it
   MaxPool2dShape shape;
   MaxPool2dDense dense;  // describes y; rows_per_block counts output rows
 };

@@ -1,4 +1,4 @@
-"""What the variants of max pooling share: a plan is a launch of one of their kernels, and the structs of its parameters."""
+"""What the variants of max pooling share. A plan is the launch of a kernel, with the structs in the kernel's parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THREADS = 256  # __launch_bounds__ of every kernel
 
 
 class PoolingPlan(NamedTuple):
-    """A launch, and the structs of its parameters."""
+    """A launch, and the structs that the kernel's parameters contain."""
 
     launch: LaunchPlan
     shape: MaxPool2dShape
@@ -29,7 +29,7 @@ class PoolingPlan(NamedTuple):
 
 
 class PoolingVariant(Variant[Pool2dProblem]):
-    """A variant of max pooling, for every direction that it has kernels for."""
+    """A variant of max pooling. It serves the directions for which it has kernels."""
 
     #: The variant's rows of the kernel table.
     kernels: tuple[Kernel, ...]
@@ -47,7 +47,7 @@ class PoolingVariant(Variant[Pool2dProblem]):
         raise NotImplementedError
 
     def x_strides(self, problem: Pool2dProblem) -> Four:
-        """Returns the strides of x that the kernel is passed."""
+        """Returns the strides of x that are passed to the kernel."""
         return problem.x_strides
 
     def block_extents(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> tuple[int, int]:
@@ -55,7 +55,7 @@ class PoolingVariant(Variant[Pool2dProblem]):
         return (0, 0)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """Returns what a configuration moves and executes."""
+        """Returns the bytes that a configuration moves and the instructions that it executes."""
         raise NotImplementedError
 
     def predict(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Prediction:
@@ -94,7 +94,8 @@ def _shape(problem: Pool2dProblem, x_strides: Four) -> MaxPool2dShape:
 
 
 def compiled_rows(variant: str) -> Iterator[Kernel]:
-    """Yields the rows of a variant: for each of `FIXED_WINDOWS` with the offsets that it needs, and for any window."""
+    """Yields the kernels of a variant in both directions: for each of `FIXED_WINDOWS`, whose offsets take one byte, and for any
+    window with offsets of one or two bytes."""
     for direction in ("forward", "backward"):
         row = (f"max_pool2d/{variant}.cuh", f"max_pool2d_{direction}_{variant}_kernel", tuple(CPP_TYPES.values()))
         yield from instantiate(*row, ("uint8_t",), tuple(FIXED_WINDOWS.values()))

@@ -11,7 +11,7 @@ from ...shapes import Four, Pair
 
 STRIP = 4  # FixedWindow::strip of windows.cuh
 PIECE_BYTES = 16  # the widest access
-TOO_MANY_CELLS = "a window has more than 32767 cells"  # why a variant has no kernel for four-byte offsets
+TOO_MANY_CELLS = "a window has more than 32767 cells"  # the reason of variants without kernels for four-byte offsets
 #: C++ type of offsets -> bytes.
 OFFSET_BYTES = {"uint8_t": 1, "int16_t": 2, "int32_t": 4}
 #: (R, S, stride) -> the window that is compiled in; its dilation is 1.
@@ -26,13 +26,13 @@ def dense_strides(C: int, rows: int, columns: int, channels_last: bool) -> Four:
 
 
 class Pool2dProblem(NamedTuple):
-    """One call of a function of the kernels: its geometry, dtype and layout.
+    """One call of a max pooling function: its geometry, dtype and layout.
 
     Every tensor is dense, in channels_last or contiguous order, except for x in the forward pass, which may have any strides.
     """
 
     direction: str  # "forward", "backward", "gather" or "indices"
-    dtype: str  # that of x; "int64" for indices, which read no x
+    dtype: str  # of x; "int64" for indices, which read no x
     N: int
     C: int
     H: int
@@ -47,7 +47,7 @@ class Pool2dProblem(NamedTuple):
     x_strides: Four  # in elements
     aligned: bool = True  # whether every tensor starts at a multiple of 16 bytes
     with_offsets: bool = True  # whether offsets are written or read
-    with_lengths: bool = False  # whether the rows that count differ between images
+    with_lengths: bool = False  # whether each image has its own number of rows
 
     @property
     def planes(self) -> int:
@@ -79,7 +79,7 @@ class Pool2dProblem(NamedTuple):
 
     @property
     def offset_type(self) -> str:
-        """The narrowest C++ type that holds every cell of the window and a value for "no cell"."""
+        """The narrowest C++ type that holds every offset in the window and a value for "no cell"."""
         return f"{offset_dtype(self.window[0] * self.window[1])}_t"
 
     @property
@@ -105,11 +105,11 @@ class Pool2dProblem(NamedTuple):
 
     @property
     def strip(self) -> int:
-        """Windows, or pixel blocks, that a thread of channels and staged walks down."""
+        """Windows, or pixel blocks, that a thread of the variants channels and staged walks down."""
         return 1 if self.any_window else STRIP
 
     def pixel_blocks(self, extent: int, axis: int) -> int:
-        """`pixel_blocks` of windows.cuh."""
+        """Pixel blocks that cover `extent` pixels of an axis (0 or 1), as `pixel_blocks` of windows.cuh counts them."""
         if self.any_window:
             return extent
         return ceil_divide(extent + self.padding[axis], self.stride[axis])
@@ -129,7 +129,7 @@ class Pool2dProblem(NamedTuple):
 
     @property
     def layout(self) -> str | None:
-        """The layout of x: "channels_last", "nchw", "steps" for the dense (H, N, C) of sequences, None for others."""
+        """The layout of x: "channels_last", "nchw", "steps" for sequences stored as a dense (H, N, C), or None for any other."""
         if self._has_strides(self.dense_x_strides):
             return "channels_last" if self.channels_last else "nchw"
         steps = self.channels_last and self.W == 1 and self._has_strides((self.C, 1, self.N * self.C, 1))
@@ -141,7 +141,7 @@ class Pool2dProblem(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """The key of the problem in choices.json; None if x has the strides of no layout, or a tensor is not aligned."""
+        """The key of the problem in choices.json; None if `layout` is None or a tensor is not aligned."""
         if self.layout is None or not self.aligned:
             return None
         names = ("N", "C", "H", "W", "P", "Q")

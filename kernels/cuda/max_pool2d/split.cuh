@@ -1,11 +1,11 @@
 // max_pool2d, variant split: the threads of a block share each window, forward only.
 //
-// Threads with the same x index choose among one slice of the window's rows each; then the block compares what the slices chose,
-// in order, through shared memory. So a window is read by up to 32 threads at once, V channels by one load. This serves few
-// outputs with tall windows: global pooling, and the maximum over time.
+// Each of the threads with the same x index chooses among one slice of the window's rows; then the block compares what the slices
+// chose, in order, through shared memory. So up to 32 threads read a window at once, and each load reads V channels. This is for
+// few outputs with tall windows: global pooling, and the maximum over time.
 //
 // Contract: x has any strides; V above 1 requires channels_last with 16-byte pieces, as in variant channels. Every element of y
-// and offsets is written once; no input is aliased.
+// and offsets is written once; no output overlaps an input.
 #pragma once
 #include "max_pool2d/parameters.cuh"
 #include "max_pool2d/windows.cuh"

@@ -1,4 +1,4 @@
-"""The variant split: the threads of a block share each tall window, forward only, `split.cuh`."""
+"""The variant split (split.cuh): the threads of a block share each tall window; forward only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ KERNELS = tuple(_rows())
 
 
 class Split(PoolingVariant):
-    """Each thread of a block owns a slice of a window's rows, for one channel or a 16-byte piece of them. Splits are slices."""
+    """Each thread of a block owns a slice of a window's rows, for one channel or a 16-byte piece of channels. A configuration's
+    number of splits is the number of slices."""
 
     name = "split"
     kernels = KERNELS
@@ -43,7 +44,7 @@ class Split(PoolingVariant):
         return None
 
     def splits(self, problem: Pool2dProblem, tile: str, device: Device) -> Sequence[int]:
-        """Powers of two, down to about four rows for each slice."""
+        """Returns the powers of two from 2 to the first that is at least a quarter of the window's rows, or to MOST_SLICES."""
         most = min(power_of_two(problem.window[0] // ROWS_OF_A_SLICE), MOST_SLICES)
         return [1 << i for i in range(1, most.bit_length())]
 
@@ -59,8 +60,8 @@ class Split(PoolingVariant):
         return LaunchConfig(grid=(blocks, 1, 1), block=(x, slices, 1), shared_bytes=shared_bytes)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """Leaves out the comparison of the slices: one cell for about four rows. So the smallest number of slices that
-        keeps the GPU busy is predicted to be as fast as any larger one."""
+        """Leaves out the comparison of the slices, one more cell for each slice. So the smallest number of slices that keeps the
+        GPU busy is predicted to be as fast as any larger one."""
         V = _width(problem)
         threads = problem.outputs // V * configuration.splits
         waste = sector_waste(problem) if V == 1 else 1

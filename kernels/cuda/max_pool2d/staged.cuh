@@ -1,12 +1,12 @@
 // max_pool2d, variant staged: a block computes on stretches of memory that it copies through shared memory.
 //
 // A block computes whole planes where they are small, else a band of rows of one plane (`BlockWork`). It copies the input of this
-// work, a band with its halo, into shared memory in 16-byte pieces, computes the same strips as channels with one element for
-// each thread, gathers the results in shared memory and copies them out in 16-byte pieces. So only the ends of a stretch are
+// work, for a band with its halo, into shared memory in 16-byte pieces, computes the same strips as variant channels, but one
+// element wide, gathers the results in shared memory and copies them out in 16-byte pieces. So only the ends of a stretch are
 // moved one element at a time, whatever the extents of rows and channels.
 //
-// Contract: every tensor is dense, contiguous or channels_last; no lengths. Every element of the outputs is written once; nothing
-// is accumulated in global memory, and no input is aliased.
+// Contract: every tensor is dense, contiguous or channels_last; `lengths` is null. Every element of the outputs is written once;
+// nothing is accumulated in global memory, and no output overlaps an input.
 #pragma once
 #include "max_pool2d/parameters.cuh"
 #include "max_pool2d/staging.cuh"
@@ -15,7 +15,7 @@
 #include "platform/types.h"
 #include "platform/vector.h"
 
-// Shared memory: the input rows of the block's work, then its y, then its offsets, each in a region of `region_behind`.
+// Shared memory: the input rows of the block's work, then its y, then its offsets, in regions that `region_behind` lays out.
 template <class T, class Offset, class Window>
 __global__ void __launch_bounds__(256, 2)
     max_pool2d_forward_staged_kernel(const __grid_constant__ MaxPool2dForwardParameters<T, Offset> parameters) {
@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(256, 2)
   if (parameters.offsets) write_stretch(parameters.offsets + y_begin, offsets_staged, y_count);
 }
 
-// Shared memory: the dy of the windows that cover the pixels of the block's work, their offsets, then dx, each in a region of
-// `region_behind`.
+// Shared memory: the dy of the windows that cover the pixels of the block's work, then their offsets, then dx, in regions that
+// `region_behind` lays out.
 template <class T, class Offset, class Window>
 __global__ void __launch_bounds__(256, 2)
     max_pool2d_backward_staged_kernel(const __grid_constant__ MaxPool2dBackwardParameters<T, Offset> parameters) {

@@ -1,4 +1,4 @@
-"""The variant staged: blocks compute on stretches of dense tensors in shared memory, `staged.cuh`."""
+"""The variant staged (staged.cuh): blocks compute on stretches of dense tensors in shared memory."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .cost import COPY, DIVIDE_32, Cost, backward_instructions, choice_bytes, fo
 from .plan import THREADS, PoolingVariant, compiled_rows, distinct
 from .problem import PIECE_BYTES, TOO_MANY_CELLS, Pool2dProblem
 
-#: Tile -> the most bytes of x that a block stages. With 16 KiB, plus those of y and the offsets, a multiprocessor's 227 KiB hold
-#: five blocks or more, so that some compute while others load.
+#: Tile -> the bytes of x, or of dx, that a block stages at most, unless a band as high as its halo needs more. With 16 KiB, as
+#: much of y and one-byte offsets, a multiprocessor's 227 KiB hold five blocks, so that some compute while others load.
 _STAGE_BYTES = {f"{kib} KiB": kib << 10 for kib in (16, 4, 8, 32, 64)}
 _PREFERRED = next(iter(_STAGE_BYTES))
 _LEAST_STAGE_BYTES = 2 << 10
 
 
 class BlockWork(NamedTuple):
-    """What a block computes, and the shared memory that it takes."""
+    """What a block computes, and the shared memory that it needs."""
 
     planes: int
-    rows: int  # of each plane: output rows, or backward rows of pixel blocks
+    rows: int  # of each plane: output rows, or in the backward pass rows of pixel blocks
     shared_bytes: int
     input_bytes: int  # what it loads, halo included
     items: int  # strips that are one element wide; a thread computes one at a time
@@ -106,10 +106,10 @@ def _work(problem: Pool2dProblem, configuration: Configuration, device: Device) 
 
 
 def block_work(problem: Pool2dProblem, tile: str, device: Device) -> BlockWork | None:
-    """Returns what a block computes with a tile; None if not even one strip fits in shared memory.
+    """Returns what a block computes with a tile; None if that does not fit in shared memory.
 
-    These are whole planes where one fits in the bytes to stage; else a band of one plane's rows, in whole strips, which is halved
-    until it fits in shared memory.
+    A block computes whole planes if at least one fits in the bytes to stage; else a band of one plane's rows, in whole strips,
+    which is halved until it fits in shared memory.
     """
     direction, stage = _direction(problem), _stage_bytes(problem, _STAGE_BYTES[tile], device)
     plane_bytes = problem.H * problem.W * problem.inner * problem.item_bytes
@@ -126,7 +126,7 @@ def block_work(problem: Pool2dProblem, tile: str, device: Device) -> BlockWork |
 
 
 def _stage_bytes(problem: Pool2dProblem, most: int, device: Device) -> int:
-    """Returns the bytes of x for each block: less than `most` where multiprocessors would get fewer than two blocks each."""
+    """Returns the bytes of x for each block: less than `most` if multiprocessors would get fewer than two blocks each."""
     total = problem.pixels * problem.item_bytes
     return min(most, max(total // (2 * device.multiprocessors), _LEAST_STAGE_BYTES))
 
@@ -141,11 +141,12 @@ class _Forward:
 
     def __init__(self, problem: Pool2dProblem):
         self.problem, self.rows = problem, problem.P
-        self.reach = (problem.window[0] - 1) * problem.dilation[0] + 1  # rows of a window
+        self.reach = (problem.window[0] - 1) * problem.dilation[0] + 1  # input rows that a window spans
         self.x_row, self.y_row = problem.W * problem.inner, problem.Q * problem.inner
 
     def band(self, stage: int) -> int:
-        """Returns how many rows have the input that fills the bytes to stage; at least as many as have more input than halo."""
+        """Returns how many output rows have an input that fits in the bytes to stage, but at least as many as make the band as
+        high as its halo."""
         problem = self.problem
         fitting = (stage // (self.x_row * problem.item_bytes) - self.reach) // problem.stride[0] + 1
         return max(fitting, ceil_divide(self.reach, problem.stride[0]))
@@ -175,7 +176,8 @@ class _Backward:
         self.block_rows = 1 if problem.any_window else problem.stride[0]  # pixel rows of a pixel block
 
     def band(self, stage: int) -> int:
-        """Returns the rows whose dx fills the bytes to stage, and at least as many as a window covers."""
+        """Returns how many rows of pixel blocks have a dx that fits in the bytes to stage, but at least as many as a window
+        covers."""
         fitting = stage // (self.x_row * self.problem.item_bytes * self.block_rows)
         return max(fitting, ceil_divide(self.reach + 1, self.block_rows))
 

@@ -12,7 +12,7 @@
 struct BlockWork {
   int64_t plane;       // the first
   int32_t planes;      // how many
-  int32_t begin, end;  // rows of each
+  int32_t begin, end;  // the rows of each plane: output rows, or backward rows of pixel blocks
 };
 
 __device__ inline BlockWork work_of_block(const MaxPool2dDense& dense, int32_t rows) {
@@ -24,27 +24,27 @@ __device__ inline BlockWork work_of_block(const MaxPool2dDense& dense, int32_t r
           rows - begin < dense.rows_per_block ? rows : begin + dense.rows_per_block};
 }
 
-// How many bytes an address lies behind a 16-byte boundary.
+// How many bytes an address lies past a 16-byte boundary.
 template <class T>
 __device__ inline int32_t misalignment(const T* address) {
   return int32_t(reinterpret_cast<uint64_t>(address) & 15);
 }
 
-// Where a stretch of global memory is kept in a 16-byte aligned region of shared memory: as far behind a boundary as the
+// Where a stretch of global memory is kept in a 16-byte aligned region of shared memory: as far past a boundary as the
 // original, so that both sides of the copy are aligned for the same elements. The region needs 15 bytes more than the stretch.
 template <class T>
 __device__ inline T* staged_at(unsigned char* region, const T* global) {
   return reinterpret_cast<T*>(region + misalignment(global));
 }
 
-// The 16-byte aligned region behind one that holds a stretch of `count` elements.
+// Where the next 16-byte aligned region starts, after one that holds a stretch of `count` elements.
 template <class T>
 __device__ inline unsigned char* region_behind(unsigned char* region, int64_t count) {
   return region + (count * int64_t(sizeof(T)) + 16 + 15) / 16 * 16;
 }
 
-// Moves a stretch with all threads of the block: move(to, from) takes 16 bytes, and the elements before the first and behind the
-// last 16-byte boundary go one by one. `to` and `from` have the same misalignment.
+// Moves a stretch with all threads of the block: move(to, from) moves 16 bytes, and the elements before the first and after the
+// last 16-byte boundary are copied one by one. `to` and `from` have the same misalignment.
 template <class T, class Move>
 __device__ inline void move_stretch(T* to, const T* from, int32_t count, Move move) {
   constexpr int V = 16 / sizeof(T);
@@ -69,7 +69,7 @@ __device__ inline void finish_fetches() {
   __syncthreads();
 }
 
-// Copies out of shared memory; a barrier before it makes what the threads wrote there readable.
+// Copies out of shared memory. The caller puts a barrier before it, so that what all threads wrote there is visible.
 template <class T>
 __device__ inline void write_stretch(T* global, const T* shared, int32_t count) {
   move_stretch(global, shared, count, [](T* to, const T* from) { store_vector(to, load_vector<16 / sizeof(T)>(from)); });

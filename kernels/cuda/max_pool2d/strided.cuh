@@ -1,9 +1,9 @@
-// max_pool2d, variant strided: a thread computes one output, or backward one pixel, in the order of memory.
+// max_pool2d, variant strided: a thread computes one output, or in the backward pass one pixel, in the order of memory.
 //
-// It takes every problem: any strides of x, any window. It is also the plainest statement of what the other variants compute.
+// It accepts every problem: any strides of x, any window. It is also the plainest statement of what the other variants compute.
 //
 // Contract: x has any strides, every other tensor is dense. Every element of the outputs is written once; nothing is accumulated
-// in memory, and no input is aliased.
+// in memory, and no output overlaps an input.
 #pragma once
 #include "max_pool2d/dense.cuh"
 #include "max_pool2d/parameters.cuh"
@@ -11,7 +11,7 @@
 #include "platform/types.h"
 #include "platform/vector.h"
 
-// Threads count outputs in the order of y's memory.
+// Thread i of the grid computes output i, in the order of y's memory.
 template <class T, class Offset>
 __global__ void __launch_bounds__(256, 2)
     max_pool2d_forward_strided_kernel(const __grid_constant__ MaxPool2dForwardParameters<T, Offset> parameters) {
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(256, 2)
                      store);
 }
 
-// Threads count pixels in the order of dx's memory.
+// Thread i of the grid computes pixel i, in the order of dx's memory.
 template <class T, class Offset>
 __global__ void __launch_bounds__(256, 2)
     max_pool2d_backward_strided_kernel(const __grid_constant__ MaxPool2dBackwardParameters<T, Offset> parameters) {

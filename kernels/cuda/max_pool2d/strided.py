@@ -1,4 +1,4 @@
-"""The variant strided: a thread computes one element, whatever the strides and the window, `strided.cuh`."""
+"""The variant strided (strided.cuh): a thread computes one element, whatever the strides and the window."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KERNELS = tuple(_rows())
 
 
 class Strided(PoolingVariant):
-    """A thread owns one output, or backward one pixel. Takes every problem."""
+    """A thread owns one output, or in the backward pass one pixel. Accepts every problem."""
 
     name = "strided"
     kernels = KERNELS
@@ -35,7 +35,8 @@ class Strided(PoolingVariant):
         return one_thread_for_each(problem.outputs if problem.direction == "forward" else problem.pixels)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """Sectors of strided inputs are read whole; four divisions find an element's position and its image."""
+        """Counts whole sectors of strided inputs, and four divisions for each thread: three find its element's position, and the
+        fourth, which only the forward pass needs, finds the image."""
         if problem.direction == "forward":
             threads = problem.outputs
             moved = touched_x_bytes(problem) * sector_waste(problem) + choice_bytes(problem)

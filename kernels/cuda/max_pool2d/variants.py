@@ -1,4 +1,4 @@
-"""The table of max pooling: the kernels, what they take, and the variants of each function, the preferred first."""
+"""The table of max pooling: the kernels, their parameters, and the variants of each function, the preferred first."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ PARAMETERS: dict[str, type[ctypes.Structure]] = {
 
 
 def _selector(direction: str, *variants: PoolingVariant) -> Selector[Pool2dProblem]:
-    """The predictions rest on counted instructions and have not been measured, so that they do not overrule the order: the first
-    variant that takes a problem computes it, until a measurement names another."""
+    """Returns the selector of a function. Its margin is infinite, because the predictions rest on counted instructions that have
+    not been measured: the first variant that takes a problem computes it, until a measurement names another."""
     return Selector("max_pool2d", f"max_pool2d_{direction}", variants, margin=math.inf)
 
 
-#: Function -> what selects its variant. The last variant takes everything.
+#: Function -> what selects its variant. The last variant of each accepts every problem.
 SELECTORS: dict[str, Selector[Pool2dProblem]] = {
     selector.function: selector
     for selector in (

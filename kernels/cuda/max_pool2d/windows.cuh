@@ -1,11 +1,11 @@
 // One pooling window, independent of memory layout: which of its cells is chosen, and which pixels receive its gradient.
 //
-// The chosen cell is kept as an offset: r * S + s, its number in its own window, where cells in the padding count too. One byte
-// holds the offsets of up to 255 cells, two bytes of up to 32767, four bytes of more. The type's value of -1 (255 in a byte) says
-// that no cell of the window lies in the plane.
+// The chosen cell is kept as an offset: r * S + s, its number in its own window, where cells in the padding have numbers too. One
+// byte holds the offsets of windows of up to 255 cells, two bytes of up to 32767, four bytes of larger ones. The type's value of
+// -1 (255 in a byte) says that no cell of the window lies in the plane.
 //
-// The functions that walk windows take functions: load(...) reads V neighbouring elements, store(...) writes them. Either V is 1,
-// or the V elements lie side by side in memory and belong to V windows that differ in the channel only.
+// The functions that walk windows are passed two functions: load(...) reads V neighbouring elements, store(...) writes them.
+// Either V is 1, or the V elements lie side by side in memory and belong to V windows that differ in the channel only.
 #pragma once
 #include "platform/types.h"
 #include "platform/vector.h"
@@ -55,7 +55,7 @@ __device__ inline int32_t minimum(int32_t a, int32_t b) { return a < b ? a : b; 
 __device__ inline int32_t maximum(int32_t a, int32_t b) { return a > b ? a : b; }
 __device__ inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 __device__ inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
-// b is positive.
+// Rounds up; b is positive.
 __device__ inline int64_t ceil_divide(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
 
 // The cells that V windows choose: their values, and their offsets in the windows.
@@ -82,7 +82,7 @@ __device__ inline Vector<Offset, V> offsets_of(const ChosenCells<A, V>& chosen) 
 }
 
 // Chooses among the cells of one window row: columns w_first ... w_first + S - 1 of row h of an H x W plane. The offset is the
-// column in the window. Cells outside the plane count as -inf, and are chosen only where the whole row lies outside.
+// column in the window. Cells outside the plane are taken as -inf, and one is chosen only if the whole row lies outside.
 template <class Window, class T, int V, class Load>
 __device__ inline ChosenCells<Accumulator<T>, V> choose_in_row(int32_t H, int32_t W, int32_t h, int32_t w_first, Load load) {
   using A = Accumulator<T>;
@@ -110,7 +110,7 @@ __device__ inline ChosenCells<Accumulator<T>, V> choose_in_row(int32_t H, int32_
 
 // Chooses the cells of `strip` windows below each other, from output row p_first on: load(h, w), store(p, chosen). Each row is
 // reduced to its winner first, so that a row shared by two windows is read and reduced once. Comparing the winners in the order
-// of r chooses the same cell as comparing all cells in row-major order.
+// of r chooses the same cell as comparing all cells in row-major order. Every window must have a cell in the plane.
 template <class T, int V, int R, int S, int Stride, class Load, class Store>
 __device__ inline void walk_windows(FixedWindow<R, S, Stride>, const MaxPool2dShape& shape, int32_t H, int32_t p_first, int32_t q,
                                     Load load, Store store) {
@@ -180,20 +180,20 @@ __device__ inline void walk_windows(AnyWindow, const MaxPool2dShape& shape, int3
   store(p, choose_in_rows<T, V>(shape, H, p, q, 0, shape.R, load));
 }
 
-// What V windows give to the pixels they chose.
+// The gradients of V windows, and the offsets of the cells that receive them.
 template <class T, class Offset, int V>
 struct WindowGradient {
   Vector<T, V> dy;
   Vector<Offset, V> offset;
 };
 
-// The unfinished sums of a thread that walks down a column of pixel blocks. Row r holds the pixel row that the windows being
-// added cover with their row r, column e the block's pixel column e.
+// The unfinished sums of a thread that walks down a column of pixel blocks. sum[r][e] belongs to the pixel that lies in row r of
+// the windows being added and in column e of the block.
 template <class T, int V, int R, int S, int Stride>
 struct PixelSums {
   Accumulator<T> sum[R][Stride][V] = {};
 
-  // Adds the gradients of a window that starts `left` window columns left of the block: it covers pixel column e with its cell
+  // Adds the gradients of V windows that start `left` strides to the left of the block: they cover pixel column e with their cell
   // column e + left * Stride.
   template <class Offset>
   __device__ inline void add(const WindowGradient<T, Offset, V>& window, int32_t left) {
@@ -231,9 +231,9 @@ struct PixelSums {
 };
 
 // Sums the gradients of `strip` pixel blocks below each other, from block row a_first on, in block column b: load(p, q) reads a
-// window's gradients and offsets, store(h, w, sums) writes a pixel. Block (a, b) starts where window (a, b) does, so that only
-// windows up to `reach` rows above it and `reach_left` columns left of it can have chosen its pixels. The thread reads each
-// window once. A pixel's sum runs over p, then q, upwards.
+// window's gradients and offsets, store(h, w, sums) writes a pixel. Block (a, b) starts where window (a, b) does, so only
+// windows a - reach ... a of columns b - reach_left ... b can have chosen its pixels. The thread reads each window once. The
+// gradients of a pixel are added in ascending order of p, then of q.
 template <class T, class Offset, int V, int R, int S, int Stride, class Load, class Store>
 __device__ inline void walk_pixels(FixedWindow<R, S, Stride>, const MaxPool2dShape& shape, int32_t a_first, int32_t b, Load load,
                                    Store store) {
@@ -260,8 +260,8 @@ __device__ inline void walk_pixels(FixedWindow<R, S, Stride>, const MaxPool2dSha
   }
 }
 
-// Sums the gradient of one pixel under windows of any geometry: it reads the windows whose extent covers the pixel, except those
-// whose dilation leaves it out.
+// Sums the gradients of one pixel under windows of any geometry: it reads the windows whose extent covers the pixel, except those
+// whose dilation skips it.
 template <class T, class Offset, int V, class Load, class Store>
 __device__ inline void walk_pixels(AnyWindow, const MaxPool2dShape& shape, int32_t h, int32_t w, Load load, Store store) {
   const int64_t down = int64_t(h) + shape.pad_h, right = int64_t(w) + shape.pad_w;  // from the first cell of window (0, 0)
@@ -289,7 +289,7 @@ __device__ inline void walk_pixels(AnyWindow, const MaxPool2dShape& shape, int32
   store(h, w, sums);
 }
 
-// How many rows of image n count: lengths[n], clamped to [0, H].
+// How many rows of image n are pooled: lengths[n], clamped to [0, H]; all H if `lengths` is null.
 __device__ inline int32_t rows_of_image(const int64_t* lengths, int64_t n, int32_t H) {
   return lengths ? int32_t(minimum(maximum(lengths[n], int64_t(0)), int64_t(H))) : H;
 }

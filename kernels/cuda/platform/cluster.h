@@ -1,6 +1,7 @@
 // Thread block clusters (sm_90 and later). The blocks of a cluster run at the same time and can access each other's shared
-// memory. A block must have started before another one accesses its memory, and must not end while others still do, so a kernel
-// that uses these functions has a cluster barrier at its start and at its end.
+// memory. A block must have started before another one accesses its memory, so a kernel that uses these functions has a cluster
+// barrier at its start. A block must not end while others still access its memory: either another cluster barrier or the
+// protocol of the exchange has to ensure that.
 #pragma once
 #include "platform/vector.h"
 
@@ -26,7 +27,7 @@ __device__ inline void cluster_sync() {
 }
 
 // The address, in the shared memory of the block with that rank, that corresponds to `shared` in this block's. Only the functions
-// below accept it.
+// below and mbarrier_arrive_cluster accept it.
 __device__ inline uint32_t cluster_address(const void* shared, uint32_t rank) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
@@ -35,7 +36,7 @@ __device__ inline uint32_t cluster_address(const void* shared, uint32_t rank) {
   return address;
 }
 
-// Values have 4, 8 or 16 bytes, and addresses are multiples of that.
+// Values have 4, 8 or 16 bytes, and addresses are multiples of their size.
 template <class T>
 __device__ inline T load_cluster(uint32_t address) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
@@ -75,7 +76,7 @@ __device__ inline void store_cluster(uint32_t address, const T& value) {
 }
 
 // Stores the value asynchronously, then reports sizeof(T) bytes to the mbarrier, which must be in the same block as the
-// destination. A thread that has waited for the mbarrier sees the value, but no other write of the storing thread.
+// destination. A thread that has waited for the mbarrier sees the value, but not necessarily other writes of the storing thread.
 template <class T>
 __device__ inline void store_async(uint32_t address, const T& value, uint32_t mbarrier) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);

@@ -1,4 +1,4 @@
-// Encodes a TensorMap on the host by the driver's encoders, which are looked up at run time to avoid linking against libcuda.
+// Encodes a TensorMap on the host with the driver's encoders, which are looked up at run time to avoid linking against libcuda.
 #pragma once
 #include "platform/interface.h"
 

@@ -1,4 +1,4 @@
-// What kernels/layout.py needs in the source that it generates, which checks that a struct is laid out like its mirror in Python.
+// Helpers for the source that kernels/layout.py generates to check that a struct is laid out like its mirror in Python.
 #pragma once
 #include <platform/types.h>
 

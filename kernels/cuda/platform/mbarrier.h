@@ -23,12 +23,12 @@ __device__ inline void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes)
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(mbarrier_address(barrier)), "r"(bytes) : "memory");
 }
 // Arrives at a barrier in any block of the cluster; `address` comes from cluster_address. Earlier writes of this thread are
-// visible to threads that wait for the phase by mbarrier_wait_cluster.
+// visible to threads that wait for the phase with mbarrier_wait_cluster.
 __device__ inline void mbarrier_arrive_cluster(uint32_t address) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
 }
 
-// Whether the phase has ended. May return false although it has.
+// Whether the phase of this parity has ended. May return false although it has.
 __device__ inline bool mbarrier_try_wait(const uint64_t* barrier, uint32_t parity) {
   uint32_t done;
   asm volatile("{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"
@@ -41,7 +41,7 @@ __device__ inline void mbarrier_wait(const uint64_t* barrier, uint32_t parity) {
   while (!mbarrier_try_wait(barrier, parity)) {
   }
 }
-// Also makes the ordinary stores of arrived threads in other blocks of the cluster visible.
+// Like mbarrier_wait, but also makes visible what threads in other blocks of the cluster stored before mbarrier_arrive_cluster.
 __device__ inline void mbarrier_wait_cluster(const uint64_t* barrier, uint32_t parity) {
   uint32_t done;
   do {

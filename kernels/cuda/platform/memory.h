@@ -1,8 +1,8 @@
-// Asynchronous copies, loads and stores by which the blocks of a grid communicate (scope .gpu), and named barriers.
+// Asynchronous copies; loads and stores by which the blocks of a grid communicate (scope .gpu); and named barriers.
 #pragma once
 #include "platform/types.h"
 
-// Starts a copy of Bytes (4, 8 or 16, and both addresses multiples of that) into shared memory. The first source_bytes come from
+// Starts a copy of Bytes (4, 8 or 16; both addresses are multiples of it) into shared memory. The first source_bytes come from
 // global memory, the rest is filled with zeros; if source_bytes is 0, the source is not accessed. Other threads may read the data
 // after this thread's copy_async_wait and a barrier.
 template <int Bytes>
@@ -15,7 +15,7 @@ __device__ inline void copy_async(void* shared, const void* global, int source_b
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(Bytes), "r"(source_bytes)
                  : "memory");
 }
-// Closes a group of this thread's copies.
+// Closes the group of the copies that this thread has started since its last commit.
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most the last Pending of this thread's groups are incomplete.
 template <int Pending>
@@ -70,8 +70,8 @@ __device__ inline void add_release(uint32_t* to, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 
-// Every polling loop calls this. It costs nothing on a GPU; the emulator lets other threads run.
+// Every polling loop calls this. It costs nothing on a GPU; in the emulator, it lets other threads run.
 __device__ inline void spin_wait() {}
 
-// A barrier for some of the block's warps. `id` is 1 to 15, and `threads`, a multiple of 32, of them take part.
+// A barrier for some of the block's warps. `id` is 1 to 15; `threads`, a multiple of 32, is how many threads take part.
 __device__ inline void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

@@ -5,7 +5,7 @@
 struct KernelEntry {
   const char* name;      // Kernel.expression of kernels/table.py
   const void* function;  // for cudaLaunchKernelExC
-  const char* layout;    // the record, by kernels/layout.py, of the kernel's one parameter
+  const char* layout;    // how the kernel's one parameter is laid out, as recorded by kernels/layout.py
 };
 
 template <auto Function>

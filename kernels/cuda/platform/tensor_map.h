@@ -5,11 +5,11 @@
 //
 // A tiled box is a block of consecutive coordinates. In an im2col box, for images in N H W C, a row holds the channels of one
 // pixel. The rows are the pixels under one filter position, which the offsets select, in the order of the outputs; they continue
-// across the ends of lines and images. Coordinates are passed innermost first. Positions outside of the tensor give zeros.
+// across the ends of lines and images. Coordinates are passed innermost first. Positions outside of the tensor become zeros.
 //
 // In shared memory each row of the box occupies `swizzle` bytes. The 16 bytes with index p in row i are stored at index
 // p ^ (i / (128 / swizzle) mod swizzle / 16), where i counts rows from a multiple of 1024 bytes. wgmma's descriptors describe
-// this layout (platform/wgmma.h). The destination is a multiple of 1024 bytes, or a multiple of 8 rows after one.
+// this layout (platform/wgmma.h). The destination lies at a multiple of 1024 bytes, or a multiple of 8 rows after one.
 //
 // The mbarrier's phase receives the bytes of the whole box, zeros included. After a wait for it the data is visible.
 #pragma once
@@ -44,5 +44,5 @@ __device__ inline void copy_im2col(void* shared, const TensorMap& map, int32_t c
 }
 
 // Orders this thread's ordinary writes to shared memory before the asynchronous copies and products that follow a barrier. Every
-// thread that has written what they access executes it before that barrier.
+// thread that has written memory which they access executes it before that barrier.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -20,7 +20,7 @@ struct VectorWordOf<8> {
 template <int kBytes>
 using VectorWord = typename VectorWordOf<kBytes>::type;
 
-// The access goes through a word of the same size, because the compiler splits the copy of an array into its elements.
+// The access goes through a word of the same size, because the compiler would split the copy of an array into its elements.
 template <int N, class T>
 __device__ inline Vector<T, N> load_vector(const T* from) {
   union {

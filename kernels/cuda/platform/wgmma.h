@@ -16,8 +16,8 @@
 
 enum class Major : int { depth, rows };
 
-// Describes an operand to wgmma. `shared` is a multiple of 1024 bytes; it may be whole groups of eight rows after one and, for
-// Major::depth, another 32, 64 or 96 bytes within the span.
+// Describes an operand to wgmma. `shared` lies at a multiple of 1024 bytes or whole groups of eight rows after one; for
+// Major::depth, it may lie another 32, 64 or 96 bytes further, within the span.
 __device__ inline uint64_t matrix_descriptor(const void* shared, uint32_t leading, uint32_t stride, uint32_t span) {
   const auto field = [](uint32_t bytes) { return uint64_t((bytes & 0x3ffff) >> 4); };
   const uint64_t swizzle = span == 128 ? 1 : span == 64 ? 2 : 3;
@@ -26,7 +26,7 @@ __device__ inline uint64_t matrix_descriptor(const void* shared, uint32_t leadin
 // The descriptor of the operand that starts `bytes` later.
 __device__ inline uint64_t advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
-// Returns the value, hidden from the optimiser: expressions of it are computed again instead of being kept in registers.
+// Returns the value, hidden from the optimiser: expressions that use it are computed again instead of being kept in registers.
 __device__ inline int32_t computed_again(int32_t value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -42,7 +42,7 @@ __device__ inline void wgmma_written(float (&d)[kCount]) {
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Closes the group of this warpgroup's products since the last commit.
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most the last kPending groups are incomplete. The overload with d waits for all of them and keeps the compiler
+// Waits until at most the last kPending groups are incomplete. The overload with d waits for all groups and keeps the compiler
 // from moving uses of d ahead of the wait.
 template <int kPending>
 __device__ inline void wgmma_wait() {

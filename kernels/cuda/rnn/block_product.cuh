@@ -6,8 +6,8 @@
 
 constexpr int kProductWarps = 8;
 
-// Adds A B, summed over K, to this warp's tiles. a(half, k) and b(tile, k) return this lane's fragments from element k on: of row
-// g + 8 half of A, and of column g of column tile `tile` of B.
+// Adds to this warp's tiles the product A B over the warp's chunks of K. a(half, k) returns this lane's fragment of row
+// lane_group() + 8 half of A, b(i, k) that of column lane_group() of column tile i of B, both from element k on.
 template <class Math, int kColumnTiles, class A, class B>
 __device__ inline void accumulate(WarpTile<Math, 1> (&tile)[kColumnTiles], int K, A a, B b) {
   const int warp = int(threadIdx.x) / 32;

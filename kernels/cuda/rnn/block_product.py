@@ -14,17 +14,17 @@ _GRID_LIMIT = 65535  # blocks along y
 
 
 def tiles(N: int) -> tuple[str, ...]:
-    """Returns the tiles for a batch, the preferred first."""
+    """Returns the tiles for a batch of N samples, the preferred first."""
     return (WIDE, NARROW) if N > TILE_COLUMNS else (NARROW,)
 
 
 def columns(tile: str) -> int:
-    """Returns the samples of a tile."""
+    """Returns the number of samples in a tile."""
     return TILE_COLUMNS * COLUMN_TILES[tile]
 
 
 def sample_blocks(N: int, tile: str) -> int:
-    """Returns the blocks along y, which divide the samples among them."""
+    """Returns the number of blocks along y, which divide the samples among them."""
     return ceil_divide(N, columns(tile))
 
 
@@ -34,6 +34,6 @@ def shared_bytes(dtype: str, tile: str) -> int:
 
 
 def batch_limit(N: int) -> str | None:
-    """Returns why no grid has enough blocks along y for a batch, or None if one has."""
+    """Returns why no grid has enough blocks along y for a batch; None if the wide tile's has."""
     most = _GRID_LIMIT * columns(WIDE)
     return f"expected at most {most} samples, got N = {N}" if most < N else None

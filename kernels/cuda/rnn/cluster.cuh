@@ -1,14 +1,15 @@
-// Persistent, one cluster per group of samples: a whole pass over a layer in one launch, for an H that 16 blocks hold (sm_90).
+// Persistent, one cluster per group of samples: a whole pass over a layer in one launch, if 16 blocks hold W (sm_90).
 //
 // W is cut into slices, one block each. The blocks of a cluster, at most 16, exchange the state through distributed shared
 // memory: st.async writes a block's part of the state into every block and reports its bytes to an mbarrier there. There is no
 // cluster barrier per step, and no block waits for anything that goes through L2.
 //
-// Two buffers of the state, chosen by the parity of the step, are enough. A block writes the state that step s + 1 reads only
-// when it has the whole state of step s; every peer then has finished reading the state of step s - 1, which that buffer held.
-// For the same reason no store to a block is under way when the block ends.
+// Two buffers of the state, chosen by the parity of the step, are enough. A block writes the state for step s + 1 only when it
+// has the whole state for step s; by then every peer has finished reading the state for step s - 1, which is overwritten. A block
+// waits for every state that is sent to it, and none is sent after the last product, so no store to a block is under way when
+// it ends.
 //
-// What a block owns and how it multiplies: persistent.cuh. Rows of the output need no alignment here.
+// persistent.cuh says what a block owns and how it multiplies. Rows of the output need no alignment here.
 #pragma once
 #include "platform/cluster.h"
 #include "platform/mbarrier.h"
@@ -47,7 +48,7 @@ class ClusterExchange {
     buffer = 2 * tile + (s & 1);
     if (s == 0) return;
     mbarrier_wait(&barriers[buffer], (s - 1) >> 1 & 1);
-    // Opens the phase of the buffer's next state, two steps on.
+    // Arms the barrier for the buffer's next state, the one for step s + 2.
     if (threadIdx.x == 0) mbarrier_arrive_expect(&barriers[buffer], state_bytes());
   }
   __device__ uint4 load(int k) const { return *reinterpret_cast<const uint4*>(state.at(buffer, lane_group(), k)); }
@@ -67,13 +68,13 @@ class ClusterExchange {
   }
 
  private:
-  // The bytes that arrive in a buffer at each step: the stores of eight samples, each of 16 bytes.
+  // The bytes of one state, which arrive in a buffer as 16-byte stores for eight samples.
   __device__ uint32_t state_bytes() const { return uint32_t(kTileColumns * ((H + kPerStore - 1) / kPerStore) * kLaneBytes); }
 
   const StateBuffers<T> state;
   uint64_t* const barriers;  // one for each buffer
   const int tiles, blocks, H, products;
-  int buffer = 0;  // holds the state before the current step
+  int buffer = 0;  // the index of the buffer with the state before the current step
 };
 
 template <class Math, class Pass, int kRowTiles>

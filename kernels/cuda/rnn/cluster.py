@@ -1,4 +1,4 @@
-"""The variant cluster: slices of W in the blocks of a cluster, which exchange the state through shared memory, `cluster.cuh`."""
+"""The variant cluster (cluster.cuh): the blocks of a cluster hold slices of W and exchange the state through shared memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ KERNELS = tuple(
     instantiate("rnn/cluster.cuh", "rnn_cluster_kernel", MATHS, PASSES, tuple(map(str, ROW_TILES)), architecture="90")
 )
 _BY_ARGUMENTS = {row.arguments: row for row in KERNELS}
-#: Share of the multiprocessors that clusters of 16 occupy: an estimate, since some are left over.
+#: Share of the multiprocessors that resident clusters occupy, since some are left over: an estimate for clusters of 16.
 _RESIDENT_SHARE = 7 / 8
 
 
 class Cluster(SliceVariant):
-    """Takes problems whose W fits into the blocks of one cluster."""
+    """Accepts problems whose W and states fit into the blocks of one cluster."""
 
     name = "cluster"
     row_tiles = ROW_TILES
@@ -49,7 +49,7 @@ def _cut(problem: Recurrence, row_tiles: int, device: Device) -> Cut | None:
     slices = next((size for size in SIZES if size * TILE_ROWS * row_tiles >= problem.H), None)
     if slices is None:
         return None
-    # Groups that do not fit at once run one after the other; as many column tiles share a group as keep all of them resident.
+    # Groups that are not resident wait for others to end, so a group has as many column tiles as keep all groups resident.
     resident = max(1, int(device.multiprocessors * _RESIDENT_SHARE / (slices * problem.D)))
     tiles = ceil_divide(problem.batch_tiles, min(problem.batch_tiles, resident))
     mbarriers = round_up(2 * tiles * 8, 128)

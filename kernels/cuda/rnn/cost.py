@@ -1,4 +1,4 @@
-"""What a step of a recurrent pass is predicted to take, in clocks of a multiprocessor.
+"""How long a step of a recurrent pass is predicted to take, in clocks of a multiprocessor.
 
 The constants are arithmetic and published figures of sm_90; none has been measured yet. Only the ratios of predictions matter for
 the selection.
@@ -40,7 +40,7 @@ def pass_prediction(problem: Recurrence, step: StepClocks, device: Device) -> Pr
 
 
 def dense_rate(math: str, device: Device) -> float:
-    """Returns the FLOP per second of all multiprocessors in an arithmetic."""
+    """Returns the FLOP per second of all multiprocessors in an arithmetic, one of `MATHS` in tile.py."""
     rate = rates(device)
     per_clock = {"tfloat32": rate.tf32, "float": rate.fp32, "double": rate.fp64}.get(math, rate.half)
     return per_clock * rate.clock_hz * device.multiprocessors

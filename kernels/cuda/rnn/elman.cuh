@@ -1,6 +1,6 @@
 // The Elman cell, one hidden unit at a time: h = f(z + W_hh h'), where z = W_ih x + b_ih + b_hh and h' is h of the step before.
 //
-// The kernels in this folder are written for it: a unit takes one row of W_hh, and h is all that a step hands to the next one and
+// The kernels in this folder are written for it: a unit needs one row of W_hh, and h is all that a step hands to the next one and
 // all that a backward pass needs of the forward pass.
 #pragma once
 #include "platform/types.h"
@@ -9,7 +9,7 @@
 enum Nonlinearity : int32_t { kTanh, kRelu, kSigmoid, kIdentity };
 
 struct ElmanCell {
-  // Read at run time: a uniform branch costs a few clocks per step, an instantiation per nonlinearity four times the object.
+  // Read at run time: a uniform branch costs a few clocks per step, an instantiation per nonlinearity a four times larger object.
   Nonlinearity nonlinearity;
 
   // h of one unit from z and the product with its row of W_hh.

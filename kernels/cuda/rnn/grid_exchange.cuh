@@ -9,10 +9,10 @@
 // of 16 bytes that are single scalar accesses, and a result that has the bits of the sentinel is replaced by another NaN. A
 // reader loads 16 bytes until no element is the sentinel. A value is thus its own flag: no two accesses have to be ordered, and
 // nothing that an earlier launch left can end a wait. Blocks wait for each other, so all of them must be resident; the launch is
-// cooperative, and fails where they are not.
+// cooperative, and fails if they are not.
 //
-// What a block owns and how it multiplies: persistent.cuh. The state goes from L2 into a lane's registers and from there into the
-// product, without shared memory or a barrier in between.
+// persistent.cuh says what a block owns and how it multiplies. The state goes from L2 into a lane's registers and from there into
+// the product, without shared memory or a barrier in between.
 #pragma once
 #include "platform/memory.h"
 #include "rnn/persistent.cuh"
@@ -55,7 +55,7 @@ class GridExchange {
   }
 
  private:
-  // The bits of a value; the NaN of the other sign in place of the sentinel.
+  // The bits of a value, with the sentinel replaced by the NaN of the other sign.
   static __device__ Bits publishable(T value) {
     const Bits bits = persistent::bits_of(value), sentinel = Bits(~Bits(0));
     return bits == sentinel ? Bits(sentinel >> 1) : bits;
@@ -63,7 +63,7 @@ class GridExchange {
 
   const RnnParameters<T>& p;
   const persistent::Slice slice;
-  const T* state = nullptr;  // of the sample of this lane's column; null: zeros
+  const T* state = nullptr;  // the row of the sample in this lane's column; null: zeros
   bool waits = false;        // whether a block of this launch writes that state
 };
 

@@ -1,4 +1,4 @@
-"""The variant grid_exchange: slices of W all over the device, exchanging the state through L2, `grid_exchange.cuh`."""
+"""The variant grid_exchange (grid_exchange.cuh): blocks all over the device hold slices of W and exchange states through L2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _BY_ARGUMENTS = {row.arguments: row for row in KERNELS}
 
 
 class GridExchange(SliceVariant):
-    """Takes problems whose W fits into the registers and shared memory of the device. The output is filled with a sentinel."""
+    """Accepts aligned problems whose W fits into the registers and shared memory of the device. The caller fills the output with
+    the sentinel before the launch."""
 
     name = "grid_exchange"
     row_tiles = ROW_TILES

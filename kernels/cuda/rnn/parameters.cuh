@@ -1,5 +1,5 @@
-// The parameter structs of the recurrent kernels; parameters.py mirrors them. Extents as in shapes.h; D is the number of
-// directions, and direction 1 runs backwards in time. Strides are in elements, and the last dimension of every tensor is
+// The parameter structs of the recurrent kernels; parameters.py mirrors them. Extents are named as in shapes.h; D is the number
+// of directions, and direction 1 runs backwards in time. Strides are in elements, and the last dimension of every tensor is
 // contiguous.
 #pragma once
 #include "rnn/elman.cuh"
@@ -11,7 +11,7 @@ struct StepStride {
 };
 
 // One pass over a layer. The forward pass reads z and h0 and writes h; the backward pass reads dh and h and writes dz and dh0.
-// Every element of an output is written; past a sample's length it is 0.
+// Every element of an output is written; in padded data, those past a sample's length are 0.
 template <class T>
 struct RnnParameters {
   const T* z;                   // (T, N, D*H): W_ih x + b_ih + b_hh
@@ -25,7 +25,7 @@ struct RnnParameters {
   const int64_t* step_offsets;  // (T): the first row of each step of packed data; null: padded data
   StepStride z_stride, h_stride, dh_stride, dz_stride;
   int32_t w_stride;       // H rounded up to whole 16 bytes; the padding is 0
-  int32_t aligned_state;  // every row of the tensors that hold the state (h0 and h, or dz) starts on 16 bytes
+  int32_t aligned_state;  // every row of the tensors that hold the state (h0 and h, or dz) starts and ends at multiples of 16 bytes
   int32_t step;           // which step this launch computes; only rnn_step_kernel reads it
   int32_t D;
   RnnShape shape;
@@ -49,6 +49,6 @@ struct RnnCellParameters {
   T* dh;                                                                                // (N, H)
   int64_t x_stride, h_stride, w_ih_stride, w_hh_stride, h_next_stride, dh_next_stride;  // from row to row
   RnnShape shape;
-  int32_t aligned;  // every row of x, h, w_ih, w_hh, h_next and dh_next starts on 16 bytes
+  int32_t aligned;  // every row that the pass reads in x, h, w_ih, w_hh, h_next and dh_next starts and ends at multiples of 16 bytes
   ElmanCell cell;
 };

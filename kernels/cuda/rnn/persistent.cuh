@@ -41,12 +41,13 @@ __device__ inline Slice slice_of_block(const RnnParameters<T>& p, int rows) {
           min(most, batch_tiles - first_tile)};
 }
 
-// How many chunks of K this warp has, and the element from which this lane has 16 bytes of one of them.
+// How many chunks of K this warp owns.
 template <class Math>
 __device__ inline int warp_chunks(int H) {
   const int chunks = (H + kChunk<Math> - 1) / kChunk<Math>;
   return (chunks - int(threadIdx.x) / 32 + kWarps - 1) / kWarps;
 }
+// The element of K at which this lane's 16 bytes of a chunk start; `chunk` numbers the chunks of this warp.
 template <class Math>
 __device__ inline int first_element(int chunk) {
   return (chunk * kWarps + int(threadIdx.x) / 32) * kChunk<Math> + lane_in_group() * Fragment<Math>::size;
@@ -64,7 +65,8 @@ __device__ inline Bits<T> bits_of(T value) {
   return both.bits;
 }
 
-// Returns, in each lane, the aligned 16 bytes that its and its neighbours' elements form. The whole warp takes part.
+// Returns, in each lane, the aligned group of 16 bytes to which its element belongs, gathered from neighbouring lanes. The whole
+// warp takes part.
 __device__ inline uint4 gather_lanes(uint16_t bits) {
   const int lane = int(threadIdx.x) % 32, first = lane & ~7;
   const uint32_t other = __shfl_xor_sync(~0u, uint32_t(bits), 1);
@@ -99,13 +101,13 @@ concept StateExchange =
     requires(const RnnParameters<Storage<Math>>& p, const persistent::Slice& slice, unsigned char* shared, Exchange exchange,
              const Exchange& current, const TimeOrder& order, const Fragment<Math>& fragment, Storage<Math> value,
              Storage<Math>* out, int s, int tile, int k, int column, int unit, bool stored, bool active) {
-      // The whole block constructs it. `shared` starts on 128 bytes and has bytes() bytes for the exchange.
+      // The whole block constructs it. `shared` is aligned to 128 bytes and has bytes() bytes for the exchange.
       Exchange(p, slice, shared);
       { current.bytes() } -> persistent::Same<int>;
       exchange.begin_step(order, s, tile);
-      // Returns 16 bytes of the state before the step: of sample lane_group() of the tile, from element k < H on.
+      // Returns 16 bytes of the state before the step, for sample lane_group() of the tile, from element k < H on.
       { current.load(k) } -> persistent::Same<uint4>;
-      // Whether some element was not written yet when the fragment was loaded; then it is loaded again.
+      // Whether some element had not been written yet when the fragment was loaded; the caller then loads it again.
       { current.incomplete(fragment) } -> persistent::Same<bool>;
       // Returns an element of the state of a sample that is not active at the step.
       { current.held_state(column, unit) } -> persistent::Same<Storage<Math>>;
@@ -116,13 +118,13 @@ concept StateExchange =
 
 namespace persistent {
 
-// Reads the state of the current column tile, chunk by chunk of this warp.
+// Reads this warp's chunks of the state of the current column tile.
 template <class Math, class Exchange>
 struct StateReader {
   const Exchange& exchange;
   int chunks, H;
 
-  // Starts to load a chunk; one that the warp does not have is 0.
+  // Starts to load a chunk; a chunk that the warp does not have is zeros.
   __device__ Fragment<Math> start(int chunk) const {
     const int k = first_element<Math>(chunk);
     Fragment<Math> fragment;
@@ -193,10 +195,10 @@ class SliceResults {
   __device__ void finish(const RnnParameters<T>& p, const Slice& slice, const TimeOrder& order, int s, int tile, const Sums& sums,
                          const Exchange& exchange) const {
     const int H = p.shape.H, N = p.shape.N, t = order.time(s);
-    const bool after_last = s == order.steps;  // of a backward pass: the product alone is dh0
+    const bool after_last = s == order.steps;  // only in a backward pass: the product alone is dh0
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (column(i) >= kTileColumns) break;  // for whole warps
+      if (column(i) >= kTileColumns) break;  // all lanes of a warp agree on this, as publish requires
       const int unit = slice.first_unit + row(i), n = (slice.first_tile + tile) * kTileColumns + column(i);
       const bool active = t < length_of(p, n), inside = unit < H && n < N;
       const Accumulator<T> sum = sums.total(row(i), column(i));
@@ -239,14 +241,14 @@ __device__ inline void run_slice(const RnnParameters<Storage<Math>>& p) {
   results.fetch(p, slice, order, 0, 0);
 
   int parity = 0;
-  // One more product than there are steps gives dh0.
+  // A backward pass multiplies once more after the last step, which gives dh0.
   for (int s = 0; s < order.steps + Pass::backward; ++s)
     for (int tile = 0; tile < slice.tiles; ++tile, parity ^= 1) {
       exchange.begin_step(order, s, tile);
       WarpTile<Math, kRowTiles> product;
       multiply_state(product, weights, StateReader<Math, Exchange>{exchange, chunks, p.shape.H});
       product.finish();
-      // Two buffers of sums alternate, so that one barrier per step is enough.
+      // Two buffers of sums alternate, so that one barrier per product is enough.
       const Sums warp_sums{sums + parity * Sums::size};
       warp_sums.put(product, 0);
       __syncthreads();

@@ -43,30 +43,30 @@ def overflow_bytes(problem: Recurrence, row_tiles: int) -> int:
         in_registers = 7 if row_tiles == 2 else 8 // row_tiles
     else:
         in_registers = (12 if problem.math == "double" else 16) // row_tiles
-    chunks = ceil_divide(problem.chunks, WARPS)  # of a warp
+    chunks = ceil_divide(problem.chunks, WARPS)  # of one warp, at most
     return max(0, chunks - in_registers) * WARPS * row_tiles * TILE_ROWS * CHUNK_BYTES
 
 
 def slice_bytes(problem: Recurrence, row_tiles: int) -> int:
-    """Returns the bytes of shared memory that a slice takes for W and two buffers of sums; the exchange takes its own."""
+    """Returns the bytes of shared memory that a slice needs for W and two buffers of sums, without those of the exchange."""
     sums = warp_sums_bytes(WARPS, row_tiles * TILE_ROWS, TILE_COLUMNS, problem.dtype)
     return overflow_bytes(problem, row_tiles) + 2 * sums
 
 
 class SliceVariant(Variant[Recurrence]):
-    """A variant whose blocks hold slices of W and exchange the state; its tile is what a block holds."""
+    """A variant whose blocks hold slices of W and exchange the state; a tile is the units of a slice x 8 samples."""
 
     blocks_wait = True
-    row_tiles: tuple[int, ...]  # that the kernel is instantiated for
+    row_tiles: tuple[int, ...]  # the numbers of row tiles for which the kernel is instantiated
     bytes_per_clock: float  # at which the state comes into one multiprocessor while all of them read
     exchange_clocks: float  # from a store until another block sees it
 
     def cut(self, problem: Recurrence, row_tiles: int, device: Device) -> Cut | None:
-        """Returns the cut for blocks of `row_tiles` row tiles; None if W does not fit."""
+        """Returns the cut for blocks of `row_tiles` row tiles; None if W, or what the exchange needs, does not fit."""
         raise NotImplementedError
 
     def cut_of(self, problem: Recurrence, configuration: Configuration, device: Device) -> tuple[int, Cut]:
-        """Returns the row tiles of a configuration, and its cut."""
+        """Returns the number of row tiles of a configuration, and its cut."""
         (row_tiles,) = (count for count in self.row_tiles if tile_name(count) == configuration.tile)
         cut = self.cut(problem, row_tiles, device)
         assert cut is not None, f"{configuration} is not one of tiles()"

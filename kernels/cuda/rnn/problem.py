@@ -22,7 +22,7 @@ class Recurrence(NamedTuple):
     D: int  # directions
     dtype: str
     precision: str  # of float32: "tf32" or "ieee"
-    aligned: bool  # whether every row of the tensors that hold the state starts at a multiple of 16 bytes
+    aligned: bool  # whether every row of the tensors that hold the state starts and ends at multiples of 16 bytes
 
     @property
     def key(self) -> str | None:
@@ -41,12 +41,12 @@ class Recurrence(NamedTuple):
 
     @property
     def products(self) -> int:
-        """How often the state is multiplied by W: at every step, and once more for dh0."""
+        """How often the state is multiplied by W: at every step, and in the backward pass once more for dh0."""
         return self.T + self.backward
 
     @property
     def flop(self) -> float:
-        """Floating-point operations of those products."""
+        """Floating-point operations of all products of the pass."""
         return 2.0 * self.products * self.N * self.D * self.H * self.H
 
     @property
@@ -66,7 +66,7 @@ class Recurrence(NamedTuple):
 
     @property
     def state_buffer_bytes(self) -> int:
-        """Bytes of one of the buffers of state_buffer.cuh, whose rows are padded to whole 128 bytes."""
+        """Bytes of one of the buffers of state_buffer.cuh, whose rows are padded to a multiple of 128 bytes."""
         return TILE_COLUMNS * round_up(self.H * self.item_bytes, 128)
 
 

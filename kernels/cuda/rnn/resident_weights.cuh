@@ -3,13 +3,13 @@
 #include "rnn/sequence.cuh"
 #include "rnn/tile.cuh"
 
-// The rows of W from `first_row` on that a warp multiplies by. In chunk i of K this lane has the elements from first_k + i *
-// k_step on.
+// The rows of W from `first_row` on that a warp multiplies by. In the warp's chunk i of K, this lane's 16 bytes start at element
+// first_k + i * k_step.
 struct WarpPart {
   int direction, first_row, first_k, k_step;
 };
 
-// The first kInRegisters chunks of a warp's part in registers, the others in shared memory in the order in which lanes read them.
+// Holds the first kInRegisters chunks of a warp's part in registers, the others in shared memory in the order of their reads.
 // A lane reads only what it wrote there, so no barrier is needed.
 template <class Math, int kRowTiles, int kInRegisters>
 class ResidentWeights {
@@ -18,7 +18,7 @@ class ResidentWeights {
  public:
   using Rows = Fragment<Math>[kRowTiles][2];  // of each row tile, rows g and g + 8
 
-  // Loads the part, `chunks` chunks; `shared` has room for those past kInRegisters of all `warps` warps of the block.
+  // Loads the `chunks` chunks of the part. `shared` has room for the chunks past kInRegisters of all `warps` warps of the block.
   __device__ ResidentWeights(const RnnParameters<T>& p, const WarpPart& part, int chunks, int warps, unsigned char* shared)
       : shared(reinterpret_cast<Fragment<Math>*>(shared)), warps(warps) {
 #pragma unroll
@@ -32,7 +32,7 @@ class ResidentWeights {
         for (int half = 0; half < 2; ++half) *in_shared(chunk, r, half) = load(p, part, chunk, r, half);
   }
 
-  // A chunk in registers: `chunk` is a constant once its loop is unrolled.
+  // A chunk in registers: `chunk` must be a constant once the caller's loop is unrolled.
   __device__ const Rows& in_registers(int chunk) const { return registers[chunk]; }
   // Copies a chunk out of shared memory.
   __device__ void copy_from_shared(int chunk, Rows& rows) const {

@@ -23,9 +23,9 @@ struct TimeOrder {
   int steps;
   bool descending;
   __device__ int time(int s) const { return descending ? steps - 1 - s : s; }
-  // The time of the step before t of a sample that is active at t; -1 where t is its first step.
+  // The time of the step that the pass computes before t, for a sample that is active at t; -1 if t is the sample's first step.
   __device__ int previous(int t, int length) const { return descending ? (t + 1 < length ? t + 1 : -1) : t - 1; }
-  // The time of the last step of a sample that has one.
+  // The time of the step that the pass computes last, for a sample with at least one step.
   __device__ int last(int length) const { return descending ? 0 : length - 1; }
 };
 
@@ -40,7 +40,7 @@ struct ForwardPass {
   struct Inputs {
     T z;
   };
-  // The inputs of sample n at step t, from a column of D*H on.
+  // The inputs of sample n at step t, from column `column` of the D*H on.
   template <class T>
   struct Row {
     const T* z;
@@ -97,8 +97,9 @@ __device__ inline TimeOrder time_order(const RnnParameters<T>& p, int direction)
   return {p.shape.T, (direction == 1) != Pass::backward};
 }
 
-// Where sample n, which multiplies its state by W at step s, has that state in global memory; null: it is zero, or the sample is
-// not active. Step T of a backward pass multiplies the state of the last step. `written` says whether this pass writes that row.
+// Where global memory holds the state of sample n that is multiplied by W at step s; null if that state is zero or the sample is
+// not active. At step T of a backward pass it is the state after the last step. Sets `written` to whether this pass writes that
+// row.
 template <class Pass, class T>
 __device__ inline const T* previous_state(const RnnParameters<T>& p, const TimeOrder& order, int s, int n, int direction,
                                           bool& written) {

@@ -3,9 +3,9 @@
 // W stays in registers and shared memory, and the state goes from warp to warp through shared memory, with one barrier per step.
 // Blocks never wait for each other.
 //
-// A warp owns two row tiles (32 units) and all of K. A lane owns their fragments, 8 chunks in 128 registers and the others in
-// shared memory, and the same 8 results at every step, whose inputs it fetches a step ahead. Each element of an output is written
-// once; the state of a sample that is not active yet keeps its initial value.
+// A warp owns two row tiles (32 units) and all of K. A lane keeps its fragments of W, up to 8 chunks (6 in IEEE fp32 and fp64) in
+// registers and the others in shared memory. It owns the same 8 results at every step and fetches their inputs a step ahead. Each
+// element of an output is written once; the state of a sample that is not active yet keeps its initial value.
 #pragma once
 #include "platform/shared_memory.h"
 #include "rnn/resident_weights.cuh"
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(single_block::kMaxWarps * 32)
 
   LaneResults<Math, Pass> results(p, direction, first_n);
   results.fetch(p, order, 0);
-  // One more product than there are steps gives dh0.
+  // A backward pass multiplies once more after the last step, which gives dh0.
   for (int s = 0; s < order.steps + Pass::backward; ++s) {
     WarpTile<Math, kRowTiles> product;
     auto column = [&](int chunk) {

@@ -1,4 +1,4 @@
-"""The variant single_block: one block for every 8 samples, a whole pass in one launch, `single_block.cuh`."""
+"""The variant single_block (single_block.cuh): one block for every 8 samples, a whole pass in one launch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _shared_bytes(problem: Recurrence) -> int:
 
 
 class SingleBlock(Variant[Recurrence]):
-    """Takes problems with at most MAX_H hidden units whose W and state fit into one block."""
+    """Accepts problems with at most MAX_H hidden units whose W and state fit into one block."""
 
     name = "single_block"
 

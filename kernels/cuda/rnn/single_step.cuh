@@ -1,11 +1,12 @@
 // One step on its own (nn.RNNCell), forward or backward in one launch.
 //
 // A block owns 16 units and 8 kColumnTiles samples, and its 8 warps split K. Both weights are read once per 8 kColumnTiles
-// samples, so that the bytes of the weights bound the time of a batch of 8 or less. Each element of an output is written once.
+// samples, so the bytes of the weights bound the time for up to 8 samples. Each element of an output is written once.
 //
 // Forward: h_next = f(x W_ih^T + b_ih + h W_hh^T + b_hh). Backward: dz = dh_next f'(h_next), then dx = dz W_ih and dh = dz W_hh.
-// Every block computes the dz that it multiplies, rounded as it is stored, which spares a barrier of the grid; the first block
-// along x stores it. The backward pass reads the weights down their columns: 16 columns, 32 bytes in 16 bits, are a whole sector.
+// Every block computes the dz that it multiplies, rounded to the dtype in which it is stored, which spares a barrier of the grid;
+// the first block along x stores it. The backward pass reads the weights down their columns: 16 columns of 16-bit elements are 32
+// bytes, a whole sector.
 #pragma once
 #include "rnn/block_product.cuh"
 #include "rnn/parameters.cuh"

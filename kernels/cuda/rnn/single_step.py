@@ -1,4 +1,4 @@
-"""The variant single_step: one step on its own, as in `rnn_cell`, `single_step.cuh`."""
+"""The variant single_step (single_step.cuh): one step on its own, for `rnn_cell`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BY_NAME = {(row.name, *row.arguments): row for row in KERNELS}
 
 
 class SingleStep(Variant[CellStep]):
-    """Takes every step whose batch fits into a grid."""
+    """Accepts every step whose batch fits into a grid."""
 
     name = "single_step"
 

@@ -24,8 +24,8 @@ struct StateBuffers {
     fragment.bits = *reinterpret_cast<const uint4*>(at(buffer, lane_group(), k));
     return fragment;
   }
-  // The whole block fills a buffer with the initial state of eight samples, or with zeros where `initial` is null. Elements past
-  // H become 0, because the last chunk is read whole.
+  // The whole block fills a buffer with the initial state of eight samples, or with zeros if `initial` is null. Elements past H
+  // become 0, because the last chunk is read whole.
   __device__ void fill(int buffer, const RnnParameters<T>& p, const T* initial, int direction, int first_sample) const {
     const int width = pitch / int(sizeof(T));
     for (int i = int(threadIdx.x); i < kTileColumns * width; i += int(blockDim.x)) {

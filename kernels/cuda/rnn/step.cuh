@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kProductWarps * 32, 1) rnn_step_kernel(const _
   const int first_unit = int(blockIdx.x) * kTileRows, first_n = int(blockIdx.y) * kTileColumns * kColumnTiles;
   const TimeOrder order = time_order<Pass>(p, direction);
   const int t = order.time(p.step);
-  const bool after_last = p.step == order.steps;  // of a backward pass: the product alone is dh0
+  const bool after_last = p.step == order.steps;  // only in a backward pass: the product alone is dh0
 
   // The state of this lane's sample in each column tile; null: zeros.
   const T* state[kColumnTiles];

@@ -1,4 +1,4 @@
-"""The variant step: one launch for each step, W read at every launch, `step.cuh`."""
+"""The variant step (step.cuh): one launch for each step, which reads W again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BY_ARGUMENTS = {row.arguments: row for row in KERNELS}
 
 
 class Step(Variant[Recurrence]):
-    """Takes any H, if the batch fits into a grid."""
+    """Accepts any H, if the batch fits into a grid."""
 
     name = "step"
 
@@ -31,8 +31,8 @@ class Step(Variant[Recurrence]):
         return block_product.tiles(problem.N)
 
     def handicap(self, problem: Recurrence, configuration: Configuration) -> float:
-        # The model counts nothing but a block's reads and would split a batch too finely. So where the wide tile is preferred,
-        # only a measurement selects the narrow one.
+        # The prediction counts only the launch and a block's reads and would split a batch too finely. So if the wide tile is
+        # preferred, only a measurement selects the narrow one.
         preferred, *_ = block_product.tiles(problem.N)
         return 1.0 if configuration.tile == preferred else math.inf
 

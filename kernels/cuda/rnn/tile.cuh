@@ -41,7 +41,7 @@ constexpr int kChunk = kChunkBytes / int(sizeof(Storage<Math>));  // elements of
 __device__ inline int lane_group() { return int(threadIdx.x) % 32 / 4; }  // g
 __device__ inline int lane_in_group() { return int(threadIdx.x) % 4; }    // t
 
-// 16 bytes of a row.
+// One lane's part of a chunk: 16 bytes of a row.
 template <class Math>
 struct Fragment {
   static constexpr int size = kLaneBytes / int(sizeof(Storage<Math>));
@@ -52,15 +52,15 @@ struct Fragment {
   };
 };
 
-// Elements k .. k + size - 1 of a row of K elements; zeros past its end. The row starts on 16 bytes and K is a multiple of
-// `size`.
+// Elements k .. k + size - 1 of a row of K elements; zeros past its end. The row starts at a multiple of 16 bytes, and K is a
+// multiple of `size`.
 template <class Math>
 __device__ inline Fragment<Math> load_fragment(const Storage<Math>* row, int k, int K) {
   Fragment<Math> fragment;
   fragment.bits = k < K ? *reinterpret_cast<const uint4*>(row + k) : uint4{0, 0, 0, 0};
   return fragment;
 }
-// The same for a row of any alignment, stride and length, one element at a time.
+// Like load_fragment, but for a row of any alignment, stride and length, one element at a time.
 template <class Math>
 __device__ inline Fragment<Math> gather_fragment(const Storage<Math>* row, int k, int K, int64_t stride = 1) {
   Fragment<Math> fragment;
@@ -71,7 +71,7 @@ __device__ inline Fragment<Math> gather_fragment(const Storage<Math>* row, int k
   return fragment;
 }
 
-// Converts an operand once, before any number of products: TF32 rounds it.
+// Converts an operand before it is first multiplied. Only TF32 needs this: its values are rounded.
 template <class Math>
 __device__ inline void prepare(Fragment<Math>&) {}
 template <>
@@ -80,7 +80,7 @@ __device__ inline void prepare<tfloat32>(Fragment<tfloat32>& fragment) {
   for (int i = 0; i < 4; ++i) fragment.word[i] = round_tf32(fragment.element[i]);
 }
 
-// Adds one chunk of one row tile: low and high are rows g and g + 8 of A, b is column g of B.
+// Adds the product of one chunk to the sums of one row tile: low and high are rows g and g + 8 of A, b is column g of B.
 template <class Math>
 __device__ inline void multiply_chunk(float (&sum)[4], const Fragment<Math>& low, const Fragment<Math>& high,
                                       const Fragment<Math>& b) {
@@ -111,7 +111,7 @@ struct WarpTile {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) multiply_chunk(sum[r], a[r][0], a[r][1], b);
   }
-  // Is called after the last chunk, before `sum` is read.
+  // Must be called after the last chunk, before `sum` is read.
   __device__ void finish() {}
 };
 
@@ -151,7 +151,7 @@ struct WarpTile<float, kRowTiles> {
   }
 
  private:
-  // Keeps this lane's half of `from` and adds the same half of the lane whose number differs in `bit`.
+  // Keeps this lane's half of `from` and adds the same half of the lane whose index differs in `bit`.
   template <int kCount>
   static __device__ void halve(const float (&from)[2 * kCount], float (&to)[kCount], int bit) {
     const bool upper = lane_in_group() & bit;

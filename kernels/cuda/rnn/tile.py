@@ -1,4 +1,4 @@
-"""Extents of the tile of a matrix product that a warp computes, as tile.cuh and warp_sums.cuh have them."""
+"""Extents of the tile of a matrix product that a warp computes, as in tile.cuh and warp_sums.cuh."""
 
 from __future__ import annotations
 

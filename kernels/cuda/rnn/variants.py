@@ -1,4 +1,4 @@
-"""The table of recurrence: the kernels, what they take, and the variants of each function, the preferred first."""
+"""The table of recurrence: the kernels, their parameters, and the variants of each function, the preferred first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARAMETERS: dict[str, type[ctypes.Structure]] = {
 #: The variants of a pass.
 VARIANTS = (SINGLE_BLOCK, CLUSTER, GRID_EXCHANGE, STEP)
 
-#: Function -> what selects its variant. Forcing "rnn" leaves `rnn_cell` alone.
+#: Function -> what selects its variant. Forcing a variant of "rnn" does not affect `rnn_cell`.
 SELECTORS: dict[str, Selector[Any]] = {
     **{function: Selector("rnn", function, VARIANTS) for function in ("rnn_forward", "rnn_backward")},
     **{function: Selector("rnn_cell", function, (SINGLE_STEP,)) for function in ("rnn_cell_forward", "rnn_cell_backward")},

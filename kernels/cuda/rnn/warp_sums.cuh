@@ -2,7 +2,7 @@
 #pragma once
 #include "rnn/tile.cuh"
 
-// kWarps tiles of kRows x kColumns, column by column. The padding of 4 sends the 4 x 8 stores of a warp to 32 banks.
+// kWarps tiles of kRows x kColumns, stored column by column. The padding of 4 rows sends the 4 x 8 stores of a warp to 32 banks.
 template <class A, int kWarps, int kRows, int kColumns>
 struct WarpSums {
   static constexpr int pitch = kRows + 4, size = kWarps * kColumns * pitch;
