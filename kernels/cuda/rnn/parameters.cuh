@@ -25,7 +25,7 @@ struct RnnParameters {
   const int64_t* step_offsets;  // (T): the first row of each step of packed data; null: padded data
   StepStride z_stride, h_stride, dh_stride, dz_stride;
   int32_t w_stride;       // H rounded up to whole 16 bytes; the padding is 0
-  int32_t aligned_state;  // every row of the tensors that hold the state (h0 and h, or dz) starts at a multiple of 16 bytes
+  int32_t aligned_state;  // every row of the tensors with the state (h0 and h, or dz) starts and ends at multiples of 16 bytes
   int32_t step;           // which step this launch computes; only rnn_step_kernel reads it
   int32_t D;
   RnnShape shape;
@@ -49,6 +49,6 @@ struct RnnCellParameters {
   T* dh;                                                                                // (N, H)
   int64_t x_stride, h_stride, w_ih_stride, w_hh_stride, h_next_stride, dh_next_stride;  // from row to row
   RnnShape shape;
-  int32_t aligned;  // every row of x, h, w_ih, w_hh, h_next and dh_next starts at a multiple of 16 bytes
+  int32_t aligned;  // every row of the inputs and of h_next that the pass uses starts and ends at multiples of 16 bytes
   ElmanCell cell;
 };

@@ -22,7 +22,7 @@ class Recurrence(NamedTuple):
     D: int  # directions
     dtype: str
     precision: str  # of float32: "tf32" or "ieee"
-    aligned: bool  # whether every row of the tensors that hold the state starts at a multiple of 16 bytes
+    aligned: bool  # whether every row of the tensors that hold the state starts and ends at multiples of 16 bytes
 
     @property
     def key(self) -> str | None:
