@@ -63,7 +63,7 @@ def col2im_kernel(columns, kernel_size, output_size, stride, padding, dilation, 
 
 @cuda.jit(device=True)
 def window_starting_at(start, stride, extent):
-    """Returns the window, along one axis, whose first cell is at `start`, counted from the edge of the padding; -1 if none is."""
+    """Returns the window, along an axis, whose first cell is at `start`, counted from the padding's edge; -1 if there is none."""
     if start < 0 or start % stride != 0 or start // stride >= extent:
         return -1
     return start // stride

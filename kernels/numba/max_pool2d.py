@@ -52,7 +52,7 @@ def max_pool2d_forward_strided_kernel(x, lengths, kernel_size, stride, padding, 
 
 @cuda.jit
 def max_pool2d_backward_strided_kernel(dy, offsets, kernel_size, stride, padding, dilation, none, channels_last, dx):
-    """dy, offsets -> dx: the gradient of a pixel is the sum of those of the windows that chose it."""
+    """dy, offsets -> dx: the gradient of a pixel is the sum of the gradients of the windows that chose it."""
     N, C, H, W = dx.shape
     P, Q = dy.shape[2:]
     R, S = kernel_size

@@ -11,7 +11,7 @@ A block computes tiles of TILE samples x TILE units, a thread one element of eac
 shared memory.
 
 Sequences are (rows, D·H): sample n's row of step t is first_row[t] + n·row_step, for padded and packed data alike. w (D, H, H),
-h0 (D, N, H). A sample has lengths[n] steps; later rows are not written, all others are overwritten. Direction 0 goes from
+h0 (D, N, H). A sample has lengths[n] steps; later rows are not written, everything else is. Direction 0 goes from
 the first step to the last, direction 1 from the last to the first.
 """
 

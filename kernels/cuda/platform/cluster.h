@@ -1,7 +1,7 @@
 // Thread block clusters (sm_90 and later). The blocks of a cluster run at the same time and can access each other's shared
 // memory. A block must have started before another one accesses its memory, so a kernel that uses these functions has a cluster
-// barrier at its start. A block must not end while others still access its memory: either another cluster barrier or the
-// protocol of the exchange has to ensure that.
+// barrier at its start. A block must not end while others still access its memory, which either another cluster barrier or
+// the protocol of the exchange ensures.
 #pragma once
 #include "platform/vector.h"
 

@@ -7,7 +7,7 @@
 constexpr int kProductWarps = 8;
 
 // Adds to this warp's tiles the product A B over the warp's chunks of K. a(half, k) returns this lane's fragment of row
-// lane_group() + 8 half of A, b(i, k) that of column lane_group() of column tile i of B, both from element k on.
+// lane_group() + 8 half of A, and b(i, k) its fragment of column lane_group() of column tile i of B, both from element k on.
 template <class Math, int kColumnTiles, class A, class B>
 __device__ inline void accumulate(WarpTile<Math, 1> (&tile)[kColumnTiles], int K, A a, B b) {
   const int warp = int(threadIdx.x) / 32;

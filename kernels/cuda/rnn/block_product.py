@@ -34,6 +34,6 @@ def shared_bytes(dtype: str, tile: str) -> int:
 
 
 def batch_limit(N: int) -> str | None:
-    """Returns why no grid has enough blocks along y for a batch; None if the wide tile's has."""
+    """Returns why no grid has enough blocks along y for a batch, or None if the grid of the wide tile has."""
     most = _GRID_LIMIT * columns(WIDE)
     return f"expected at most {most} samples, got N = {N}" if most < N else None

@@ -9,7 +9,7 @@
 enum Nonlinearity : int32_t { kTanh, kRelu, kSigmoid, kIdentity };
 
 struct ElmanCell {
-  // Read at run time: a uniform branch costs a few clocks per step, an instantiation per nonlinearity a four times larger object.
+  // Read at run time: a uniform branch costs a few clocks per step, instantiations would make the object four times as large.
   Nonlinearity nonlinearity;
 
   // h of one unit from z and the product with its row of W_hh.

@@ -40,7 +40,7 @@ struct ForwardPass {
   struct Inputs {
     T z;
   };
-  // The inputs of sample n at step t, from column `column` of the D*H on.
+  // The inputs of sample n at step t. Unit 0 of `at` is column `column` of the D*H.
   template <class T>
   struct Row {
     const T* z;
