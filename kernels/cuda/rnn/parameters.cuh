@@ -24,10 +24,9 @@ struct RnnParameters {
   const int64_t* lengths;       // (N), clamped to [0, T]; null: every sample has T steps
   const int64_t* step_offsets;  // (T): the first row of each step of packed data; null: padded data
   StepStride z_stride, h_stride, dh_stride, dz_stride;
-  int32_t w_stride;  // H rounded up to whole 16 bytes; the padding is 0
-  int32_t
-      aligned_state;  // every row of the tensors that hold the state (h0 and h, or dz) starts and ends at multiples of 16 bytes
-  int32_t step;       // which step this launch computes; only rnn_step_kernel reads it
+  int32_t w_stride;       // H rounded up to whole 16 bytes; the padding is 0
+  int32_t aligned_state;  // every row of h0 and h, or of dz, starts and ends at multiples of 16 bytes
+  int32_t step;           // which step this launch computes; only rnn_step_kernel reads it
   int32_t D;
   RnnShape shape;
   ElmanCell cell;
@@ -50,7 +49,6 @@ struct RnnCellParameters {
   T* dh;                                                                                // (N, H)
   int64_t x_stride, h_stride, w_ih_stride, w_hh_stride, h_next_stride, dh_next_stride;  // from row to row
   RnnShape shape;
-  int32_t
-      aligned;  // every row that the pass reads in x, h, w_ih, w_hh, h_next and dh_next starts and ends at multiples of 16 bytes
+  int32_t aligned;  // every row that the pass reads starts and ends at multiples of 16 bytes
   ElmanCell cell;
 };
