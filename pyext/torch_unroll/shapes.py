@@ -211,7 +211,10 @@ def require_tensors(**arguments: Tensor | None) -> None:
 
 
 def pooling_offset_dtype(cells: int) -> torch.dtype:
-    """The dtype of an offset into a window of this many cells; 255 in a uint8, or else -1, marks a window without a choice."""
+    """The dtype of an offset into a window of this many cells.
+
+    255 in uint8, and -1 in the other dtypes, marks a window that holds no cell of the plane.
+    """
     return cast(torch.dtype, getattr(torch, offset_dtype(cells)))
 
 

@@ -1,4 +1,4 @@
-"""Values past a sample's length are not read: with NaN there, every result has the same bits as with 0."""
+"""Values past a sample's length are not read: the results are equal whether they are 0, NaN or infinite."""
 
 from __future__ import annotations
 

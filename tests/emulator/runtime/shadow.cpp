@@ -57,8 +57,8 @@ struct Cell {
   Epoch write, read[kReaders];
   uint32_t write_code = 0, read_code[kReaders] = {};
 };
-// A code locates an access. It is an offset in the object or, with kReported, an index into Shadow::reported. kAsynchronous marks
-// the accesses of copies by the engine and of products.
+// A code says where in the source an access was made: the offset of its return address in the shared object or, with kReported,
+// an index into Shadow::reported. kAsynchronous marks the accesses of asynchronous copies and products.
 constexpr uint32_t kReported = 1u << 31, kAsynchronous = 1u << 30;
 constexpr size_t kPageBytes = 64, kMaxPages = 1 << 16;
 struct Page {

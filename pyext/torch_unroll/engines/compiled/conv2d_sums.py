@@ -1,4 +1,4 @@
-"""The sums of products whose depth is split over blocks: their memory, and the kernels that add them."""
+"""Split-K: allocates the partial sums that the splits of a product write, and launches the kernels that add them up."""
 
 from __future__ import annotations
 
