@@ -177,8 +177,8 @@ def test_wgmma_truncates_as_the_rule_says(hopper: Emulator, dtype: str, kind: st
         ((2.0**-24, 2.0**-24), 1, 1 + 2.0**-23),  # all terms are added before the sum is truncated
         ((1.5 * 2.0**-24, 0), 1 + 2.0**-23, 1),
         ((2.0**-25, 2.0**-25), 1, 1),
-        ((-(2.0**-25), 0), 1, 1 - 2.0**-24),  # the last place of the alignment
-        ((-(2.0**-26), -(2.0**-26)), 1, 1),  # each term is truncated on its own
+        ((-(2.0**-25), 0), 1, 1 - 2.0**-24),  # 2**-25 of the largest term is the last bit of a term that is kept
+        ((-(2.0**-26), -(2.0**-26)), 1, 1),  # below that bit: each term is cut to 0 before they are added
         ((-(2.0**-24), 0), 1 - 2.0**-24, 1 - 2.0**-24),
     ],
 )

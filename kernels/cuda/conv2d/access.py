@@ -1,4 +1,5 @@
-"""How threads walk over the operands and the result of a product in memory, which depends on strides and alignment alone."""
+"""How threads walk over a product's operands and result in memory, which follows from the problem's sizes, strides, alignment
+and geometry."""
 
 from __future__ import annotations
 

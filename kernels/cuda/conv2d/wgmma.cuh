@@ -38,7 +38,7 @@ struct WgmmaTile {
 // All fields are bytes.
 struct OperandLayout {
   uint32_t leading, stride, span;
-  uint32_t odd, two;  // from the depth of one wgmma to that of the next one, and to that of the one after
+  uint32_t odd, two;  // offsets along the depth, from what a step's first wgmma reads to what its second and its third one read
   uint32_t per_64;    // from 64 rows of the operand to the next 64
 
   // Spans lie along the depth: each holds all `rows` for a part of the step's depth.

@@ -117,7 +117,9 @@ def unshifted(height: int, width: int) -> Image:
     return Image(fprop_axis(height, 1, 1, 0, 1), fprop_axis(width, 1, 1, 0, 1))
 
 
-# ---- tensor maps: sizes and strides are torch's, (N, C, H, W) or (K, C, R, S); a row of a box is one whole span ----------------
+# ---- tensor maps -------------------------------------------------------------------------------------------------------------
+# Sizes and strides are torch's: (N, C, H, W) or (K, C, R, S). The channels of a box are one span (`span` of wgmma.py) wide, which
+# is also the width of the swizzle.
 
 
 def _innermost_first(sizes: Sequence[int], strides: Sequence[int], item: int) -> tuple[Four, Three]:

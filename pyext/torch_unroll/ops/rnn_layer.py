@@ -75,6 +75,9 @@ def read_batch_sizes(batch_sizes: Tensor | None, rows: Tensor, start: Tensor) ->
 
 
 def one_direction(sequence: Tensor, direction: int, H: int) -> Tensor:
-    """The features of one direction. If there is only one, the sequence is returned unsliced, since the vmap of
-    `is_grads_batched` has no batching rule for such a slice."""
+    """The features of one direction.
+
+    If there is only one, this is the sequence itself: a slice that takes everything would be an alias, for which the vmap of
+    `is_grads_batched` has no batching rule.
+    """
     return sequence if sequence.shape[-1] == H else sequence[..., direction * H : (direction + 1) * H]

@@ -22,7 +22,7 @@ class Steps:
     batch_sizes: Tensor | None  # (T), on the CPU
 
     def running(self, sequence: Tensor) -> Tensor | None:
-        """(T, N, 1): whether each step lies within the length of its sample; None if all do."""
+        """(T, N, 1): whether each step lies within the length of its sample; None without lengths, when all do."""
         if self.lengths is None:
             return None
         t = torch.arange(sequence.shape[0], device=sequence.device)
