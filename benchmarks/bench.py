@@ -28,7 +28,7 @@ CHECKED_DTYPES = ("fp16", "bf16", "fp32", "fp64")
 
 
 def bench(out: Path, device: torch.device) -> int:
-    """Runs all three parts and returns 1 if a check failed or a network learned too little, else 0."""
+    """Runs all three parts. Returns 1 if a result is wrong, a call raised an error or a network learned too little, else 0."""
     document = results.new(describe(device), "python -m benchmarks bench", 0)
     print(f"torch-unroll on {document['environment']['device']}, torch {document['environment']['torch']}\n")
     document["rows"] = check(device)
@@ -52,9 +52,9 @@ def bench(out: Path, device: torch.device) -> int:
 
 
 def check(device: torch.device) -> list[results.Row]:
-    """Checks every op of SMALL on every engine against float64, in every direction, checked dtype and layout.
+    """Checks the ops and shapes in SMALL on every engine against float64, in every direction, layout and dtype of CHECKED_DTYPES.
 
-    Where an engine runs natively, the row also holds a timing, of a single sample.
+    For an engine that runs natively, the row also holds its time, from a single sample.
     """
     setting = Setting(device=device, engines=NAMES, baselines=(), limits=Limits(least=1, most=1))
     cases = [
@@ -69,7 +69,7 @@ def check(device: torch.device) -> list[results.Row]:
 
 
 def checks_table(rows: list[results.Row]) -> str:
-    """A table of ops by engines with the number of right cases, and why other engines cannot run here."""
+    """A table of ops by engines with the number of right cases, and why the other engines cannot run here."""
     engines = [name for name in NAMES if any(row["providers"].get(name, {}).get("status") != "refused" for row in rows)]
     lines = []
     for op in SMALL:
@@ -152,7 +152,7 @@ def training_table(trained: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(document: results.Document, trained: dict[str, dict[str, Any]], path: Path) -> None:
-    """Plots the accuracy over the epochs, and each op's time against eager torch's."""
+    """Plots the accuracy over the epochs, and the time of each case against that of eager torch."""
     figure, (learning, times) = plots.new_figure(1, 2, (11, 4.5))
     for i, (name, result) in enumerate(trained.items()):
         epochs = range(1, len(result["epochs"]) + 1)

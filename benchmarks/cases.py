@@ -1,4 +1,4 @@
-"""A case is one operation, direction, dtype and layout on one shape. Its key names all of them, and `ops.parse` reads it back:
+"""A case is one operation, direction, dtype and layout on one shape. Its key names these five, and `ops.parse` parses it:
 
 conv2d/dgrad/bf16/channels_last/N=32,C=64,H=56,W=56,K=64,R=3,S=3,padding=1
 """
@@ -55,16 +55,16 @@ class Case:
         return self.operation.bytes(self.shape, self.direction, self.torch_dtype.itemsize)
 
     def shrunk(self) -> Case:
-        """A small case with the same window, stride, padding and dilation, and, without groups, the same channels modulo 8."""
+        """A small case with the same window, stride, padding and dilation; without groups, its channels are the same modulo 8."""
         return replace(self, shape=self.operation.shrink(self.shape))
 
 
-@dataclass(frozen=True)  # without fields, so that copies in other processes compare equal
+@dataclass(frozen=True)  # without fields, so that a copy in another process is equal to the original
 class Operation(ABC):
     """What the runner needs to know about an op: its FLOPs and bytes, its inputs, and the source of the calls to compare.
 
-    An operation names its tensors. `dy` is the gradient of its output; direction `train` differentiates all other tensors.
-    The calls are written as source so that `python -m benchmarks repro` prints exactly what is timed.
+    An operation names its tensors. `dy` is the gradient of its output; directions with autograd differentiate all other tensors.
+    The calls of all operations but `network` are written as source, which `python -m benchmarks repro` also prints.
     """
 
     name: ClassVar[str]
@@ -74,7 +74,7 @@ class Operation(ABC):
     direct: ClassVar[tuple[str, ...]] = ("fprop",)
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
     baselines: ClassVar[tuple[str, ...]] = BASELINES
-    #: The switch torch.backends.cudnn.<precision>.fp32_precision enables TF32 for this op.
+    #: Part of the name torch.backends.cudnn.<precision>.fp32_precision: the switch between IEEE and TF32 for this op.
     precision: ClassVar[str] = "conv"
     #: The imports that the expressions of engines and of baselines need.
     ours_import: ClassVar[str]
@@ -143,7 +143,7 @@ class Operation(ABC):
         return complaint(results, exact, torchs)
 
     def function(self, shape: Any, direction: str, provider: str) -> Callable[..., Any]:
-        """The expression as a function that takes every tensor by keyword."""
+        """The expression as a function of all tensors, including `dy`, which are passed by keyword."""
         names = [*self.sizes(shape), "dy"]
         scope: dict[str, Any] = {"torch": torch}
         exec(self.ours_import if is_engine(provider) else self.torch_import, scope)

@@ -16,8 +16,8 @@ from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 def measure_ceilings(device: torch.device, limits: Limits, quick: bool = False) -> dict[str, Any]:
     """Measures copy bandwidth in GB/s (bytes read plus bytes written) and large matrix products in TFLOP/s by dtype.
 
-    On a GPU it also measures a graph of one empty kernel, and an empty kernel among many in a graph, in microseconds. On a CPU it
-    measures fp32 products only, and smaller ones if `quick`.
+    On a GPU it also measures the microseconds of a graph of one empty kernel, and of each kernel in a graph of 1000. On a CPU,
+    the products are in fp32 only, and smaller if `quick`.
     """
     if device.type != "cuda":
         return _bandwidth_and_products(device, 1 << 24, 512 if quick else 1024, {"fp32": torch.float32}, limits)

@@ -62,7 +62,10 @@ def changes(old: Document, new: Document) -> Iterator[Change]:
 
 
 def broken(old: Document, new: Document) -> list[str]:
-    """A line for each case and provider that was right in the old result, and is wrong, failed or refused in the new one."""
+    """A line for each provider of a case that was right in the old result, and is wrong, failed or refused in the new one.
+
+    A provider without an entry in the new result is not reported.
+    """
     before = {(row["case"], name): entry["status"] for row in old["rows"] for name, entry in row["providers"].items()}
     return [
         f"{row['case']} ({name}): {entry['status']}: {entry['message']}"
@@ -73,7 +76,7 @@ def broken(old: Document, new: Document) -> list[str]:
 
 
 def compare(old: Document, new: Document) -> int:
-    """Prints the comparison. Returns 0 if nothing became slower or wrong, 1 if something did, 2 if nothing can be compared."""
+    """Prints the comparison. Returns 0 if nothing became slower or broken, 1 if something did, 2 if nothing can be compared."""
     different = differences(old["environment"], new["environment"])
     if different:
         print("warning: measured under different conditions: " + "; ".join(different), file=sys.stderr)

@@ -1,7 +1,8 @@
 """Timing of calls on a CUDA device by events, with a cold and with a warm L2 cache; short calls are replayed from CUDA graphs.
 
-Cold: a buffer larger than L2 is overwritten before every sample. While that runs, the host enqueues the call, so the sample does
-not include the time of the host. Warm: the call is repeated back to back for about a millisecond.
+Cold: a buffer larger than L2 is overwritten before every sample. While that runs, the host enqueues the call, so the sample
+includes host time only if enqueuing takes longer than the overwriting. Warm: the call is repeated back to back for about a
+millisecond.
 Graph replay excludes the host altogether, but each replay has a start-up time of its own (the ceiling `empty_graph_us`), so
 either all calls of a case are replayed or none is.
 """
@@ -16,7 +17,8 @@ import torch
 
 from benchmarks.timing import Limits, Sampler, interleave
 
-#: If any call of a case is estimated to take fewer seconds than this, host time included, all its calls are replayed from graphs.
+#: If any call of a case is estimated to take fewer seconds than this, host time included, all calls of the case are replayed from
+#: graphs, provided that all can be captured.
 GRAPH_BELOW = 200e-6
 _WARM_SECONDS = 1e-3
 
@@ -56,7 +58,7 @@ def capture(call: Callable[[], tuple[torch.Tensor, ...]], times: int) -> Callabl
     """Captures `times` calls in a graph and returns the function that replays it.
 
     Raises:
-        RuntimeError: the call cannot be captured, or the replay computes other results.
+        RuntimeError: the call cannot be captured, or a replayed result differs in norm by more than 2% from that of the call.
     """
     expected = [tensor.clone() for tensor in call()]
     graph = torch.cuda.CUDAGraph()
@@ -124,7 +126,7 @@ def _warm_up(calls: Mapping[str, Callable[[], object]], seconds: float) -> None:
 
 
 def peak_bytes(call: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[int, int]:
-    """The most bytes that a call holds allocated at once, and how many of them are not its results (the workspace)."""
+    """The peak of the bytes that a call allocates, and the part of this peak that is not its results (the workspace)."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

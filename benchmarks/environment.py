@@ -27,7 +27,7 @@ def _output(*command: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The checked-out commit, with "+" if the working tree differs from it; None outside of a repository."""
+    """The checked-out commit, with "+" if tracked files differ from it; None outside a repository, or without git."""
     head = _output("git", "rev-parse", "--short=12", "HEAD")
     return None if head is None else head + ("+" if _output("git", "status", "--porcelain", "--untracked-files=no") else "")
 

@@ -60,11 +60,11 @@ def run(function: Callable[..., object], arguments: tuple[Any, ...], *, limit: f
 
 
 def run_all(jobs: Iterable[Job], processes: int = 1, deadline: float | None = None) -> Iterator[tuple[Job, Outcome]]:
-    """Runs jobs in order, `processes` at once, and yields each job with its outcome when it ends.
+    """Starts jobs in order, runs up to `processes` at once, and yields each job with its outcome when it ends.
 
     At the deadline, a time of `time.monotonic()`, running jobs are killed, and all unfinished jobs are yielded as stopped.
-    Running jobs are also killed when the iterator is closed or interrupted by Ctrl-C. Limits are enforced only while the
-    caller waits for the next outcome.
+    Running jobs are also killed when the iterator is closed or interrupted by Ctrl-C. Limits and the deadline are enforced
+    only while the caller waits for the next outcome.
     """
     waiting, running = deque(jobs), list[_Running]()
     try:
@@ -130,7 +130,7 @@ class _Running:
         self.sentinel = self._process.sentinel
 
     def outcome(self) -> Outcome | None:
-        """The outcome of the job; None while it runs within its limit."""
+        """The outcome of the job, which is killed once its limit is over; None while it runs within its limit."""
         if (status := self._process.exitcode) is None:
             late = time.monotonic() >= self.until
             return self.kill("hung", f"no end within {self.job.limit:g} s") if late else None

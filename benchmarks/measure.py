@@ -1,4 +1,7 @@
-"""The measurement of a case: every engine and baseline is checked against float64, and those that are right are timed."""
+"""The measurement of a case: every engine and baseline is checked against float64, and those that are right are timed.
+
+Emulated and simulated engines are only checked, on a smaller case.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,8 @@ def fair(dtype: str) -> Iterator[None]:
 
 
 def stands_in(engine: str, device: torch.device) -> str | None:
-    """How an engine's kernels run without a GPU, which makes their times meaningless: "emulated" or "simulated"; else None."""
+    """Returns "emulated" or "simulated" if the engine's kernels do not run natively on the device, so that their times mean
+    nothing, and None otherwise."""
     if device.type == "cuda" or engine == "torch":
         return None
     return "emulated" if engine == "cuda" else "simulated"
@@ -96,7 +100,7 @@ class Measurement:
         }
 
     def run(self) -> Row:
-        """Checks the providers, times those that are right, and returns the row."""
+        """Checks the providers, times those that are right and run natively, and returns the row."""
         device = self.setting.device
         self.row["clocks_before"] = clocks(device)
         with fair(self.case.dtype):

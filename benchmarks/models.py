@@ -13,7 +13,7 @@ import torch
 class NetworkInput:
     """The input of a network, which is a batch of N square images with `image` pixels per side, and the number of its classes.
 
-    `smallest` is the smallest side that the network accepts.
+    `smallest` is the side of the images in a shrunk case.
     """
 
     channels: int

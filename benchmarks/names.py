@@ -12,19 +12,20 @@ import torch
 #: fp32 is IEEE arithmetic; tf32 is float32 storage with products in TensorFloat-32.
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32, "fp64": torch.float64}
 LAYOUTS = ("nchw", "channels_last")
-#: fprop is the forward pass, dgrad and wgrad are one gradient each; train is the forward pass and every gradient.
+#: fprop is the forward pass, dgrad the gradient of the input, wgrad that of the weight; train is the forward pass and all
+#: gradients.
 DIRECTIONS = ("fprop", "dgrad", "wgrad", "train")
 
-#: A field of this type is written as one number if both are equal, and as HxW otherwise.
+#: A field of this type is written as one number if its two numbers are equal, and as HxW otherwise.
 Pair = tuple[int, int]
 
 
-MOST_LISTED = 16  # known names in a message
+MOST_LISTED = 16  # the most known names that a message lists
 
 
 class UnknownNameError(ValueError):
-    """Raised for an unknown name. The message suggests the closest known names; if none is close, it lists all, unless there are
-    more than MOST_LISTED."""
+    """Raised for an unknown name. The message suggests the closest known names. If none is close, it lists all known names, or
+    one as an example if there are more than MOST_LISTED."""
 
     def __init__(self, kind: str, name: str, known: Sequence[str]):
         near = get_close_matches(name, known, n=3, cutoff=0.3)

@@ -14,10 +14,11 @@ for name, call in {"ours": ours, "torch": torchs}.items():
 
 
 def script(case: Case, engine: str) -> str:
-    """The source of a script that runs a case on an engine and on torch, and prints the difference and both times.
-
-    The script times less strictly than the runner. That of a network runs forward and backward passes in fp32, and compares only
+    """The source of a script that runs a case on an engine and on torch, and prints the difference of the first results and both
     times.
+
+    The script times less strictly than the runner. If a direction uses autograd, each timed call includes the forward pass. The
+    script of a network runs forward and backward passes in fp32, and compares only times.
     """
     if case.op == "network":
         return _network(case, engine)

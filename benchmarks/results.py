@@ -17,7 +17,8 @@ VERSION = 1
 Document = dict[str, Any]
 Row = dict[str, Any]
 
-#: A run is continued, and two results are compared without a warning, only if these fields of their environments agree.
+#: The fields of the environment that must agree for a run to be continued, for results to be merged in a report, and for two
+#: results to be compared without a warning.
 IDENTITY = ("device", "engine_digest", "commit", "torch", "cuda", "cudnn", "driver", "python")
 
 
@@ -78,7 +79,7 @@ class Journal:
     """The finished cases of a run, in the file `<out>.partial`.
 
     The first line is the document without rows. Then follow one line for the beginning of each case, and its row when it ends.
-    A case that has begun but not ended has killed its process.
+    A case that has begun, and was neither ended nor stopped, has killed its process.
     """
 
     def __init__(self, out: Path):
@@ -88,7 +89,7 @@ class Journal:
         """Returns the rows of an interrupted run and the case that killed it, if one did, and keeps these rows in the journal.
 
         Raises:
-            ForeignError: the journal belongs to another run, or to another machine.
+            ForeignError: the journal has another schema or version, or is of a run with another seed or environment.
         """
         rows: list[Row] = []
         begun: str | None = None

@@ -148,8 +148,11 @@ def _message(row: results.Row) -> str:
 
 
 def overheads(cases: list[Selected], setting: Setting) -> list[dict[str, Any]]:
-    """The host time of one call on a small case, or why it failed, for every op but `network`, forward and in training, and every
-    provider that can run it."""
+    """The host time of one call on a small case, or why the call failed.
+
+    There is an entry for every op of the cases except `network`, for its forward pass and its training if the cases contain
+    them, and for every provider that can run it.
+    """
     smallest: dict[tuple[str, str], Case] = {}
     for selected in cases:
         case = selected.case

@@ -1,4 +1,7 @@
-"""Timing of calls: all are sampled in turn until their medians are steady. This module knows nothing about devices."""
+"""Timing of calls: all are sampled in turn until their medians are steady, or a limit is reached.
+
+This module knows nothing about devices.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,8 @@ def summarize(samples: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True)
 class Limits:
-    """When sampling stops: once no median is more uncertain than `uncertainty`, within bounds of rounds and seconds."""
+    """When sampling stops: once no median is more uncertain than `uncertainty`, or `seconds` are over, but not before `least`
+    rounds; and always after `most` rounds."""
 
     least: int = 10  # rounds
     most: int = 200  # rounds
@@ -68,7 +72,8 @@ QUICK = Limits(least=3, most=10, seconds=0.1, uncertainty=0.02)
 def interleave(
     samplers: Mapping[str, Sampler], limits: Limits, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Samples every call once per round; the calls take turns to go first, so that drifting clocks affect all alike."""
+    """Samples every call once per round; the calls take turns to go first, so that a drift of the device's clock rate
+    affects all alike."""
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     names = list(samplers)
     began, rounds = clock(), 0

@@ -42,13 +42,13 @@ class WindowShape(Shape):
 
 
 def shrink_extent(extent: int, window: int, stride: int, padding: int, dilation: int) -> int:
-    """A smaller extent with the same remainder modulo the stride, and room for at least three windows if `extent` has it."""
+    """At most `extent`, with the same remainder modulo the stride, and room for at least three windows if `extent` has it."""
     least = max(1, dilation * (window - 1) + 1 - 2 * padding) + 2 * stride
     return min(extent, least + (extent - least) % stride) if extent > least else extent
 
 
 def shrink_channels(channels: int, most: int = 16) -> int:
-    """Fewer channels with the same remainder modulo 8, on which vector loads and tiles depend."""
+    """At most `most` + 7 channels, with the same remainder modulo 8, on which vector loads and tiles depend."""
     return channels if channels <= most else most + channels % 8
 
 
@@ -110,7 +110,7 @@ class Conv2d(Operation):
         return product * (3 if direction == "train" else 1)
 
     def bytes(self, shape: WindowShape, direction: str, element_size: int) -> int:
-        """Counts x, w and y once in each direction: two of them are read, and one is written."""
+        """Counts x, w, y and the bias, if there is one, once for each of fprop, dgrad and wgrad; `train` is their sum."""
         once = element_size * sum(math.prod(size) for size in (*self.sizes(shape).values(), self.output(shape)))
         return once * (3 if direction == "train" else 1)
 
@@ -175,7 +175,7 @@ class Unfold(Operation):
         return f"{call}, engine={provider!r})" if is_engine(provider) else f"F.{call})"
 
     def flops(self, shape: WindowShape, direction: str) -> int:
-        """Counts the additions of fold; unfold on its own has none."""
+        """Counts the additions of fold, which is also the backward pass of unfold; unfold itself has none."""
         return math.prod(self.columns(shape)) if self.folds or direction == "train" else 0
 
     def bytes(self, shape: WindowShape, direction: str, element_size: int) -> int:

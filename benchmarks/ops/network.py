@@ -1,4 +1,7 @@
-"""A whole training step of a network: forward pass, loss, backward pass and SGD, under autocast for the 16-bit dtypes."""
+"""A whole training step of a network: forward pass, loss, backward pass and SGD.
+
+For the 16-bit dtypes, the forward pass and the loss are computed under autocast.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,8 @@ class Network(Operation):
         exact: Sequence[Tensor],
         torchs: Sequence[Tensor],
     ) -> str | None:
-        """Requires agreement in float64, and limits the error of the logits in the case's own dtype to a multiple of torch's.
+        """Limits the error of the logits in the case's own dtype to 8 times torch's plus 64 roundings; an engine also has to
+        agree in float64.
 
         A network amplifies rounding errors until a ReLU's input changes sign or another pixel becomes a maximum, so the
         gradients of two correct runs in a narrow dtype differ at random.

@@ -10,7 +10,8 @@ from benchmarks.results import Document, differences
 
 
 def merge(documents: Sequence[Document]) -> Document:
-    """Merges several results of one machine; if a case was measured twice, the later row is kept.
+    """Merges several results of one machine. If a case was measured twice, the row of the later document is kept; the ceilings
+    are those of the first document.
 
     Raises:
         ValueError: the results were measured under different conditions.

@@ -89,8 +89,11 @@ def ratios(document: Document) -> Figure | None:
 
 
 def _sweep(measured: list[Figures], letter: str, fixed: str) -> dict[str, list[tuple[int, float]]]:
-    """Microseconds per step of one layer in one direction of time against the extent `letter`, a line for each provider,
-    direction, dtype and value of the extent `fixed`; lines with a single value of `letter` are left out."""
+    """Microseconds per time step of unidirectional recurrences with one layer, against the extent `letter`.
+
+    There is a line for each provider, direction of the case (fprop, train), dtype and value of the extent `fixed`; lines with a
+    single value of `letter` are left out.
+    """
     lines: dict[str, list[tuple[int, float]]] = {}
     for entry in measured:
         shape: Any = parse(entry.row["case"]).shape
@@ -148,5 +151,5 @@ def draw(document: Document) -> dict[str, Figure]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a plot; the same data gives the same bytes."""
+    """Writes a plot without a date or a version, so that the same data makes the same PNG file."""
     figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else {"Date": None})

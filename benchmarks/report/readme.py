@@ -21,7 +21,7 @@ eight minutes."""
 
 
 def files() -> list[Path]:
-    """The committed result files; runs on a GPU leave files of other schemas beside them."""
+    """The committed result files. The folder may also hold JSON files of other schemas, such as `run.json` of a run on a GPU."""
     return [path for path in sorted(RESULTS.rglob("*.json")) if f'"{results.SCHEMA}"' in path.read_text()[:200]]
 
 

@@ -124,13 +124,13 @@ def family(members: Sequence[Figures]) -> str:
 
 
 def slowest(document: Document, count: int = 10) -> list[Figures]:
-    """The `count` cases that are slowest compared with eager torch, among those that are slower."""
+    """At most `count` cases that are slower than eager torch: those with the lowest ratios, in ascending order."""
     losing = [entry for entry in ours(document) if entry.ratios.get("eager", {}).get("median", 1) < 1]
     return sorted(losing, key=lambda entry: entry.ratios["eager"]["median"])[:count]
 
 
 def troubles(document: Document) -> str:
-    """A Markdown list of what was not measured, and why; empty if everything was."""
+    """A Markdown list of what was refused, failed, wrong or left out; empty if nothing was."""
     lines = []
     for row in document["rows"]:
         if row.get("message"):

@@ -26,5 +26,5 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collec
 
 
 def microseconds(value: float) -> str:
-    """A number of microseconds with at least three significant digits and no exponent."""
+    """A number of microseconds without an exponent: at least three significant digits from 1 on, and two decimals below 1."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -22,7 +22,7 @@ from benchmarks.ops.network import NetworkShape
 from benchmarks.ops.rnn import CellShape, RnnShape
 from benchmarks.suites.derive import Entry, layers
 
-#: Cases of each suite in a quick run.
+#: The most cases that a quick run measures of a suite.
 QUICK_CASES = 6
 
 _IMAGES = WindowShape.parse("N=2,C=16,H=12,W=12,K=24,R=3,S=3,stride=2,padding=1,bias=1")
@@ -183,8 +183,9 @@ def select(
 ) -> list[Selected]:
     """The cases of some suites. Each case is listed once, however many layers share it.
 
-    Without `ops`, every op is selected; without `directions`, each entry's own. An op that supports none of `layouts` is
-    selected in the first layout that it supports.
+    Without `ops`, every op is selected. Without `directions`, each entry is selected in its own directions; with them, in each of
+    them that its op supports, even if it is not one of the entry's own. An op that supports none of `layouts` is selected in the
+    first layout that it supports.
     """
     ops, directions, dtypes, layouts = list(ops), list(directions), list(dtypes), list(layouts)
     by_key: dict[str, Selected] = {}
@@ -213,8 +214,8 @@ def _cases(entry: Entry, directions: Sequence[str], dtypes: Sequence[str], layou
 def telling(cases: list[Selected]) -> list[Selected]:
     """Orders cases so that the first ones tell most, for runs that have no time for all of them.
 
-    Suites take turns. Within a suite, the kinds of cases (op, direction, dtype, layout, window) take turns, and the largest case
-    of a kind comes first.
+    Suites take turns. Within a suite, the kinds of cases (op, direction, dtype, layout, window, stride) take turns, and the
+    largest case of a kind comes first.
     """
     by_suite: dict[str, list[Selected]] = {}
     for selected in cases:

@@ -1,6 +1,6 @@
 """The search: every candidate's result is compared with float64 before it is timed.
 
-Each problem is searched in a process of its own, so that a process which hangs, crashes or loses the GPU costs no other problem.
+Each problem is searched in a process of its own; one that hangs, crashes or loses the GPU affects no other problem.
 A search writes each finished problem to disk at once; after an interruption, the same command continues it.
 """
 
@@ -117,7 +117,7 @@ class Search:
     survey: Callable[[torch.device, Path], None] = survey
 
     def go(self) -> dict[str, Any]:
-        """Searches, and returns the document, which is also on disk. Ctrl-C keeps what was measured."""
+        """Searches, and returns the document, which is saved after each case; Ctrl-C loses only the current case."""
         self._folder.mkdir(parents=True, exist_ok=True)
         here = self._survey()
         document = self._resume(here["environment"])

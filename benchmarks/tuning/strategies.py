@@ -11,7 +11,7 @@ from torch_unroll.kernels.planning import Configuration
 
 #: Returns the seconds of each configuration, the median of the given number of samples. The configurations take turns.
 Timer = Callable[[Sequence[Configuration], int], dict[Configuration, float]]
-#: Returns the best configuration, and the seconds of all that were timed. The sequence begins with the predicted best.
+#: Returns the best configuration, and the seconds of all that were timed. They come in ascending order of predicted time.
 Strategy = Callable[[Sequence[Configuration], Timer], tuple[Configuration, dict[Configuration, float]]]
 
 #: Samples per configuration: FEW in the first round of halving, and MANY before a configuration can be the best.

@@ -20,7 +20,11 @@ def require_gpu(device: torch.device) -> None:
 
 
 def write(document: Mapping[str, Any]) -> str:
-    """Enters the best configurations of a search in the tables; returns what was done, in words."""
+    """Enters the best configurations of a search in the tables; returns what was done, in words.
+
+    Raises:
+        ValueError: the search did not run on a GPU.
+    """
     environment = document["environment"]
     if environment["device_type"] != "cuda":
         require_gpu(torch.device("cpu"))
@@ -49,7 +53,7 @@ def text(devices: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def summary(document: Mapping[str, Any]) -> str:
-    """Returns how much faster the best configurations are than those the model selects, and what was wrong."""
+    """Returns how much faster the best configurations are than those the model selects, and what was wrong or failed."""
     rows = list(document["problems"].values())
     ratios = []
     for row in rows:

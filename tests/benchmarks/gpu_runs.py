@@ -25,7 +25,7 @@ ENVIRONMENT = {
 
 
 class Broken:
-    """Engine cuda with the first result of each call spoiled by a function."""
+    """Engine cuda, with `spoil` applied to the first result of each call."""
 
     def __init__(self, spoil: Callable[[Tensor], Tensor]):
         self.engine, self.spoil = load("cuda"), spoil

@@ -41,7 +41,7 @@ def _module_of(name: str) -> str | None:
 
 
 def _dependencies(module: str, path: Path) -> set[str]:
-    """The modules that run when a module is imported: those that it names, and the packages that contain these."""
+    """The modules of benchmarks that a module imports, and the packages that contain them, without the module's own packages."""
     imported = {name for name in map(_module_of, _imports(ast.parse(path.read_text()))) if name}
     packages = {package for name in imported for package in _packages(name)}
     return (imported | packages) - {module, *_packages(module)}

@@ -193,7 +193,7 @@ def test_summary_is_median_and_quartiles() -> None:
 
 
 def test_a_ratio_is_the_median_of_pairs() -> None:
-    """A clock that is slower for both in one round does not change the ratio of any pair."""
+    """If the GPU's clock rate is lower in one round, both times of that round are longer, and their ratio is the same."""
     ours, theirs = [1.0, 1.0, 3.0], [2.0, 2.0, 6.0]
     assert ratio(ours, theirs) == Summary(2, 2, 2, 3)
     with pytest.raises(ValueError, match="longer"):

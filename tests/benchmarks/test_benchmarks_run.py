@@ -195,7 +195,7 @@ def test_a_budget_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: pyte
         return fake_row(measured_case)
 
     document = a_run(tmp_path, measure, count=9, minutes=1).go()
-    assert len(document["rows"]) == 2  # a third would end after 75 of 60 seconds
+    assert len(document["rows"]) == 2  # a third would end after 75 seconds, and there are 60
     assert len(document["left_out"]) == 7
 
 

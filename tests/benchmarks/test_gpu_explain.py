@@ -41,7 +41,8 @@ def record(case: Case, wrong: list[tuple[str, Tensor, Tensor]]) -> dict[str, obj
 
 
 def whole(case: Case, name: str, change: Callable[[Part, int], Tensor]) -> Tensor:
-    """The result of a case if `change(part, step)` computes the sums of each part, including the addend and not yet rounded."""
+    """The result `name` of a case if `change(part, step)` computes the sums of each part of the product, including the addend
+    and not yet rounded."""
     product, expected = product_of(case, name, operands=True), case.expected()[name]
     result = expected.flatten().clone()
     for part in product.parts:
@@ -72,7 +73,7 @@ def from_the_next_row(part: Part, step: int) -> Tensor:
 
 
 def from_the_step_before(part: Part, step: int) -> Tensor:
-    """The sums with the left operand of the step before."""
+    """The sums if the left operand of each step but the first is that of the step before."""
     assert part.left is not None
     left = torch.cat([part.left[:, :step], part.left[:, :-step]], 1)
     return left @ part.right.mT + added(part)  # type: ignore[union-attr]

@@ -205,7 +205,7 @@ PLANTED = (
 
 @cache
 def causes(planted: Planted) -> tuple[int, list[Finding]]:
-    """The number of wrong elements that were kept of the first wrong result, and the findings."""
+    """The number of wrong elements in the evidence of the first wrong result, and the findings."""
     verdict = judge(planted.case, CompiledEngine("cuda", FaultyLauncher(planted.fault, planted.case)), CPU)
     assert verdict.outcome == "wrong", verdict.detail
     failure = Failure(planted.case, json.loads(json.dumps(evidence(planted.case, *verdict.wrong[0]))))
@@ -232,7 +232,7 @@ SIX = {planted.kind: planted for planted in PLANTED if planted.quick}
 @pytest.mark.parametrize("other", SIX)
 @pytest.mark.parametrize("kind", SIX)
 def test_none_of_six_faults_is_taken_for_another(kind: str, other: str) -> None:
-    """The planted fault explains every wrong element, and any other fault fewer."""
+    """The planted fault explains every wrong element, and each of the other five explains fewer."""
     wrong, claims = causes(SIX[kind])
     explained = max((claim.explained for claim in claims if claim.kind == other), default=0)
     assert (explained == wrong) == (kind == other), claims

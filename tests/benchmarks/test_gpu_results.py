@@ -173,7 +173,7 @@ def test_the_hardware_is_measured_by_programs_that_are_there(tmp_path: Path, mon
     monkeypatch.setattr(phases.programs, "ROOT", tmp_path)
     monkeypatch.setattr(phases.programs, "MEASUREMENTS", (Measurement("fake", "good"), Measurement("fake", "bad")))
     plan = phases.Plan(Store(tmp_path / "run", ENVIRONMENT), "cuda", 8, 1, 0, time.monotonic())
-    assert "fake in" in phases.run_hardware(plan)["note"]  # its sources are unknown
+    assert "fake in" in phases.run_hardware(plan)["note"]  # the sources of the program are unknown
     programs.digest_file(binaries, "fake").write_text(programs.sources_digest())
     assert phases.run_hardware(plan) == {}
     good, bad = plan.store.lines["hardware.jsonl"]

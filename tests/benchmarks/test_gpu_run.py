@@ -87,7 +87,7 @@ def test_each_planted_fault_is_reported_as_what_it_is(
     reported = _reported(tmp_path)
     hung = reported[f"cuda: {HANGS} (up to case 1)"]
     assert (hung["outcome"], hung["cases"][0]["case"]["arithmetic"]) == ("hung", "float16")
-    assert reported[f"cuda: {HANGS}"]["outcome"] == "hung"  # it hangs again after that case
+    assert reported[f"cuda: {HANGS}"]["outcome"] == "hung"  # the job hangs again when it continues after that case
     crashed = reported[f"cuda: {CRASHES} (up to case 1)"]
     assert crashed["outcome"] == "crashed"
     assert "SIGSEGV" in crashed["detail"]
