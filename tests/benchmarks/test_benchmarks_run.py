@@ -1,4 +1,4 @@
-"""Runs of the benchmarks from the command line, on the CPU: their results, how they resume, and what they print."""
+"""Runs of the benchmarks, all but one on the CPU: their results, how they resume, and what they print."""
 
 from __future__ import annotations
 

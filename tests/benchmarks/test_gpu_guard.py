@@ -1,4 +1,7 @@
-"""A test that loses the device, or hangs on it, affects no other test; the device here is made up."""
+"""After a test that loses the GPU, no other test fails: the rest is skipped, or run by another worker. The GPU here is made up.
+
+Also tested: the memory that tests share, which tests are marked `gpu`, and their time limits.
+"""
 
 from __future__ import annotations
 
