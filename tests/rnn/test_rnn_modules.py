@@ -1,4 +1,4 @@
-"""tu.nn.RNN and tu.nn.RNNCell give torch's results on its own module samples, and replace torch's modules."""
+"""tu.nn.RNN and tu.nn.RNNCell compute the same as torch's modules on torch's own samples, and can replace them."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_a_module_swapped_in_place_and_under_override_is_served_by_an_engine() -
 @pytest.mark.skipif(not any(target.engine == "cuda" for target in TARGETS), reason="the emulated kernels are not built")
 @pytest.mark.parametrize("variant", ["single_block", "cluster", "grid_exchange", "step"])
 def test_torchs_samples_through_every_variant(variant: str) -> None:
-    """Checks values, derivatives and non-contiguous tensors of each sample that a variant takes, in float64."""
+    """Checks values and non-contiguous tensors of each sample that a variant accepts, and derivatives of some, in float64."""
     target = next(target for target in TARGETS if target.engine == "cuda")
     served = 0
     for sample in _samples("RNN", target, torch.float64):

@@ -74,7 +74,8 @@ class Call:
         weightings = [tensor.detach().clone().requires_grad_() for tensor in self.weightings]
         first = torch.autograd.grad(self.outputs(*leaves), leaves, weightings, create_graph=True)
         *second, by_h_n = torch.autograd.grad(first, [*leaves, *weightings], self.directions, materialize_grads=True)
-        return [*second, by_h_n[:, ~self.empty]]  # without steps dh0 is dh_n, so this is h0's direction, which holds `value`
+        # For a sample without steps dh0 is dh_n, so by_h_n is the direction of its h0, which holds `value`.
+        return [*second, by_h_n[:, ~self.empty]]
 
     def tangents(self) -> list[Tensor]:
         """Returns the tangents of the outputs and of the gradients."""
