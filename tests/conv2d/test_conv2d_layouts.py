@@ -126,7 +126,7 @@ def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_of_filters_have_their_strides(target: Target, name: str, size: tuple[int, ...]) -> None:
-    """Holds for filters whose dimensions lie in any order, without gaps; for second gradients, and under autocast."""
+    """Holds for filters whose dimensions lie in memory in any order without gaps, for second gradients and under autocast."""
     outputs = size[0] if name == "conv_transpose2d" else size[1]
     x = integers((2, outputs, 4, 4)).requires_grad_()
     for order in permutations(range(4)):

@@ -118,7 +118,7 @@ def packs(launches: list[Any]) -> Counter[Any]:
 
 
 STEPS = [(name, "mma", *maths) for name in CASES for maths in MATHS]
-#: wgmma has no wgrad of TF32, and refuses groups of 8 channels.
+#: wgmma has no wgrad of TF32, and no fprop or dgrad of groups of 8 channels.
 STEPS += [(name, "wgmma", *maths) for name, case in CASES.items() for maths in MATHS[:2] if case.groups == 1]
 
 

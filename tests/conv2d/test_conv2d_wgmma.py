@@ -144,7 +144,7 @@ def test_without_a_driver_the_encoder_says_so() -> None:
     ids=str,
 )
 def test_specs_that_count_as_refused_are_refused(wrong: dict[str, Any]) -> None:
-    """The emulator's encoder checks the limits of the driver's manual independently."""
+    """The emulator's encoder checks the limits of the driver's manual independently of `refused`."""
     assert IMAGE.refused() is None
     cuda.LAUNCHER.tensor_map(IMAGE, torch.device("cpu"))
     spec = IMAGE._replace(**wrong)

@@ -56,7 +56,7 @@ def reference_forward(z: Tensor, w: Tensor, h0: Tensor, lengths: list[int], nonl
 
 
 class Resized:
-    """The launcher of engine `cuda`, but with a different number of multiprocessors reported. Records the plans it launches.
+    """The launcher of engine `cuda`, reporting a different number of multiprocessors. Records the plans that it launches.
 
     Args:
         changes: further fields of the `Device` to replace.

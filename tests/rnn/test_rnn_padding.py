@@ -37,7 +37,7 @@ def _spoiled(tensor: Tensor, beyond: Tensor, value: float) -> Tensor:
 
 
 class Call:
-    """A call with `value` wherever nothing may be read: in x and the incoming gradients past the lengths, and in the states of
+    """A call with `value` in places that must not be read: in x and the incoming gradients past the lengths, and in the states of
     samples without steps."""
 
     def __init__(self, case: Case, target: Target, dtype: torch.dtype, value: float):
