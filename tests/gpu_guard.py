@@ -94,6 +94,6 @@ def gpu_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[t
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """Ends the worker once the test in which it lost the device is reported; another worker runs its remaining tests."""
+    """Ends the worker once the test in which it lost the device is reported; a new worker runs the remaining tests."""
     if _lost_in == nodeid and "PYTEST_XDIST_WORKER" in os.environ:
         os._exit(1)

@@ -15,7 +15,7 @@ from torch_unroll.kernels.table import Kernel, LaunchPlan
 
 @dataclass(frozen=True)
 class Fault:
-    """A replacement of source text, and the emulator's mode in which the tests must notice it."""
+    """A replacement of source text, and the mode of the emulator (see kernels/build.py) in which the tests must notice it."""
 
     name: str
     source: str

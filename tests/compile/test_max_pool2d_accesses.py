@@ -1,4 +1,4 @@
-"""Counts the memory accesses in the PTX of max pooling's kernels, whose widths kernels/cuda/max_pool2d/README.md states."""
+"""Counts the loads and stores in the PTX of max pooling's kernels by width. See kernels/cuda/max_pool2d/README.md."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def _symbol_part(row: Kernel) -> str:
-    """The part of a row's mangled symbol that no other row's has."""
+    """The part of a row's mangled symbol that distinguishes the row from all others."""
     types = {"half": "4half", "bfloat16": "8bfloat16", "float": "f", "double": "d", "uint8_t": "h", "int16_t": "s"}
     item, offset, window = row.arguments
     extents = "".join(f"Li{extent}E" for extent in re.findall(r"\d", window))

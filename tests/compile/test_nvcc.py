@@ -1,4 +1,4 @@
-"""nvcc compiles every row of the kernel table for every target without spills, local memory or remarks of ptxas."""
+"""nvcc compiles every row of the kernel table, for every target that it runs on, without spills, local memory or warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch_unroll.engines.nvrtc import runs_on
 from torch_unroll.kernels import build
 from torch_unroll.kernels.table import OPS, kernels
 
-#: TORCH_CUDA_ARCH_LIST for this check. .ci/run builds the library with the same, so that nothing is compiled twice.
+#: TORCH_CUDA_ARCH_LIST for this check. .ci/run builds the library for the same targets, so that nothing is compiled twice.
 ARCHITECTURES = "8.0+PTX 9.0a 10.0"
 TARGETS = ("sm_80", "sm_90a", "sm_100")
 

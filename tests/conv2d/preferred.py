@@ -1,4 +1,4 @@
-"""Has one variant compute every convolution that it takes."""
+"""Makes one variant compute every convolution that it accepts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch_unroll.kernels.hardware import Device
 
 
 class Preferring(planning.Selector[Conv2dProblem]):
-    """Selects the variant `preferred` where it takes the problem, else what another selector selects."""
+    """Selects the variant `preferred` if it accepts the problem, otherwise what the original selector would select."""
 
     def __init__(self, selector: planning.Selector[Conv2dProblem], preferred: str, functions: list[str]):
         super().__init__(selector.op, selector.function, selector.variants, selector.margin)
@@ -32,7 +32,10 @@ class Preferring(planning.Selector[Conv2dProblem]):
 
 
 def prefer(monkeypatch: pytest.MonkeyPatch, variant: str) -> list[str]:
-    """Prefers a variant for the rest of the test; returns a list, to which each selection of the variant adds its function."""
+    """Prefers a variant for the rest of the test.
+
+    Returns a list to which each selection of that variant appends the name of the function, such as "conv2d_dgrad".
+    """
     functions: list[str] = []
     for function, selector in list(SELECTORS.items()):
         monkeypatch.setitem(SELECTORS, function, Preferring(selector, variant, functions))

@@ -1,4 +1,4 @@
-"""Convolutions as plans see them, for tests that have no tensors."""
+"""Builds a `Conv2dProblem` from numbers, for tests that have no tensors."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_torch_func(name: str, target: Target) -> None:
     torch.testing.assert_close(torch.func.jacrev(call)(*inputs), torch.func.jacrev(reference)(*inputs))
     torch.testing.assert_close(torch.func.jacfwd(call)(*inputs), torch.func.jacfwd(reference)(*inputs))
     batch = [torch.randn(3, *shape, dtype=torch.float64, device=target.device) for shape in CALLS[name][2]]
-    for mask in range(1, 2 ** len(inputs)):  # every choice of batched inputs
+    for mask in range(1, 2 ** len(inputs)):  # every choice of one or more batched inputs
         dims = tuple(0 if mask >> i & 1 else None for i in everything)
         mixed = [many if dim == 0 else one for many, one, dim in zip(batch, inputs, dims, strict=True)]
         torch.testing.assert_close(torch.func.vmap(call, dims)(*mixed), torch.func.vmap(reference, dims)(*mixed))

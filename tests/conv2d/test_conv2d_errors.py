@@ -1,4 +1,4 @@
-"""Wrong calls of the convolutions, unfold and fold raise torch's exception type, with a message that names the argument."""
+"""Wrong calls of the convolutions, unfold and fold raise torch's exception type, with a message that says what was expected."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Random convolutions of small integers, whose sums the kernels form without rounding: a result must be the exact sum, rounded
 once to its dtype.
 
-`TORCH_UNROLL_FUZZ=N` sets the number of problems of the long run, the quick tests' included; `TORCH_UNROLL_FUZZ_SEED` sets the
-seed of the first problem.
+`TORCH_UNROLL_FUZZ=N` sets the number of problems of the long run, including those of the quick tests; `TORCH_UNROLL_FUZZ_SEED`
+sets the seed of the first problem.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def integers(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator:
 
 
 def pick(random: Random, problem: Conv2dProblem, device: torch.device) -> str | Configuration | None:
-    """Draws what to force: None, a variant that takes the problem, or a configuration of such a variant.
+    """Draws what to force: None, a variant that accepts the problem, or a configuration of such a variant.
 
-    The first variant that takes it, in order of preference, is twice as likely as any other.
+    The first such variant, in order of preference, is drawn twice as often as any other.
     """
     gpu = cuda.LAUNCHER.properties(device)
     takers = [variant for variant in VARIANTS if variant.refuses(problem, gpu) is None]

@@ -63,7 +63,7 @@ class Axis:
         return self.stride, self.padding, self.dilation
 
     def meetings(self) -> Tensor:
-        """Returns (outputs, taps, extent): 1 where an output's tap lies on a pixel, computed in Python's unbounded integers."""
+        """Returns a tensor (outputs, taps, extent) of 0 and 1: 1 where an output's tap lies on a pixel, by unbounded integers."""
         cells = product(range(self.outputs), range(self.taps))
         places = [p * self.stride - self.padding + r * self.dilation for p, r in cells]
         met = [[float(place == pixel) for pixel in range(self.extent)] for place in places]
@@ -71,7 +71,7 @@ class Axis:
 
     @property
     def fits(self) -> bool:
-        """Whether the numbers are below 2^31. The stride of a single output and the dilation of a single tap have no effect."""
+        """Whether the numbers are below 2^31. The stride of a single output and the dilation of a single tap do not count."""
         stride = self.stride if self.outputs > 1 else 1
         return max(stride, self.padding, self.dilation if self.taps > 1 else 1) < 2**31
 
@@ -220,7 +220,7 @@ def test_any_geometry_is_exact_or_refused(op: str, engine: str) -> None:
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 #: name -> an axis whose windows or filter rows lie as far from the plane as the positions of simt and mma reach, or further, and
-#: the directions in which these variants take it.
+#: the directions in which these variants accept it.
 EDGES = {
     "windows": (Axis(3, 2, 2**30 - 1, 2**30 - 1, 1), DIRECTIONS),
     "windows, one further": (Axis(3, 2, 2**30, 2**30, 1), ("dgrad",)),

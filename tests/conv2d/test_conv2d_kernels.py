@@ -1,5 +1,5 @@
-"""Convolution's kernels, through their host functions and variant by variant, compared with torch in float64 (without a GPU on
-the emulator)."""
+"""Convolution's kernels, through their host functions and variant by variant, compared with torch in float64, on
+the emulator and, if there is one, on a GPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SPLITTING = (Configuration("wgmma", "64x256", 3), Configuration("mma", "64x64", 
 
 
 def takes(forced: str | Configuration, problem: Conv2dProblem, device: Device) -> bool:
-    """Whether the forced variant takes a problem and, if a configuration is forced, has its tile.
+    """Whether the forced variant accepts a problem and, if a configuration is forced, has its tile.
 
     test_conv2d_selection.py and test_conv2d_wgmma.py test which problems variants refuse.
     """
@@ -56,7 +56,7 @@ def emulator() -> ctypes.CDLL:
 
 
 def _multiplies(forced: str | Configuration, dtype: torch.dtype, precision: str) -> bool:
-    """Whether a variant multiplies a dtype with a precision; "tf32" counts only if the variant refuses IEEE products."""
+    """Whether a variant can multiply a dtype in a precision; "tf32" counts only if the variant refuses IEEE products."""
     x = torch.empty(1, 8, 3, 3, dtype=dtype)
     geometry = Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1)
     multiplies = {
@@ -156,9 +156,9 @@ class Case:
         forced: str | Configuration,
         launcher: Watcher | None = None,
     ) -> dict[str, Tensor]:
-        """Returns direction -> the kernels' result, for the directions that the forced variant takes.
+        """Returns direction -> the kernels' result, for the directions that the forced variant accepts.
 
-        Skips the test if it takes none.
+        Skips the test if it accepts none.
         """
         geometry = Conv2dGeometry(self.stride, self.padding, self.dilation, self.groups)
         to, dw_stride = launcher or Watcher(), w.stride() if is_dense(w.shape, w.stride()) else None
@@ -323,7 +323,7 @@ def test_workspace_stays_within_its_limit(variant: str) -> None:
     x, w, bias, dy = (
         torch.randint(-2, 3, t.shape).to(torch.float16) for t in case.inputs(torch.float16, torch.contiguous_format)
     )
-    limit = 2 * 8 * 9 * 36 * 2  # half of it holds the columns of one image, or x and dy of fewer than seven images
+    limit = 2 * 8 * 9 * 36 * 2  # a chunk may use half of it: the columns of one image, or x and dy of fewer than seven images
     exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
     with tu.conv2d_workspace(limit):
         for direction, result in case.ours(x, w, bias, dy, "ieee", variant).items():

@@ -1,4 +1,7 @@
-"""Gradients of images have the memory format of the call's output, and those of filters the filter's strides, at every order."""
+"""Gradients of images have the memory format of the call's output, and those of filters the filter's strides, at every order.
+
+Gradients of filters that have gaps in memory are contiguous.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ def test_gradients_of_images_are_laid_out_as_torchs(target: Target, name: str, s
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: str, shape: str) -> None:
-    """The gradients of dx and dw come back laid out as dx and dw, as from a penalty on them, or contiguous."""
+    """The gradients that arrive for dx and dw may be laid out as dx and dw, as those of a penalty are, or be contiguous."""
     groups = SHAPES[shape][2]
     for x_layout, w_layout in product(("contiguous", "channels_last", "slice of channels"), ("contiguous", "channels_last")):
         leaves = factors(name, shape, x_layout, w_layout)
@@ -104,7 +107,7 @@ def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: 
             dx, dw = torch.autograd.grad(y, leaves, dy, create_graph=True)
             penalty = dx.square().sum() + dw.square().sum()
             results.append((dy, *torch.autograd.grad(penalty, (leaves[0], dy, leaves[1]), retain_graph=True)))
-            if engine is not None:  # what comes back is contiguous
+            if engine is not None:  # the gradients that arrive are contiguous
                 ddx, ddw = (integers(tuple(first.shape)) for first in (dx, dw))
                 memory_format = output_memory_format(*leaves)
                 for first, second in ((dx, ddx), (dw, ddw)):
@@ -123,7 +126,7 @@ def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_of_filters_have_their_strides(target: Target, name: str, size: tuple[int, ...]) -> None:
-    """Filters may have any dense order of dimensions, at any order of differentiation and under autocast."""
+    """Holds for filters whose dimensions lie in memory in any order without gaps, for second gradients and under autocast."""
     outputs = size[0] if name == "conv_transpose2d" else size[1]
     x = integers((2, outputs, 4, 4)).requires_grad_()
     for order in permutations(range(4)):

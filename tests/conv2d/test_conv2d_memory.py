@@ -62,7 +62,7 @@ def test_each_factor_is_kept_for_the_other(target: Target, name: str, wanted: tu
 def test_gradients_keep_no_more(target: Target, wanted: tuple[bool, bool]) -> None:
     """A gradient that is to be differentiated with respect to one of its factors keeps only the other."""
     x, w, _ = leaves((True, True, False))
-    for factor, differentiated in ((w, x), (x, w)):  # dgrad takes dy and w, wgrad dy and x
+    for factor, differentiated in ((w, x), (x, w)):  # dgrad multiplies dy and w, wgrad dy and x
         y = tu.conv2d(x, w, engine=target.engine)
         dy = torch.randn_like(y).requires_grad_(wanted[0])
         other = factor.detach().requires_grad_(wanted[1])
@@ -156,7 +156,7 @@ def test_what_is_not_kept_may_be_changed_in_place(target: Target, name: str) -> 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_tangents_need_no_gradients(target: Target, name: str, moved: tuple[bool, ...]) -> None:
-    """Forward mode reads both factors, whichever inputs have tangents, and whether or not an input requires grad."""
+    """Tangents are right whichever inputs have them, and whether or not an input requires grad."""
     tangents = [torch.randn(size).double() for size in SIZES.values()]
     for wanted in ((False,) * 3, (True, False, False), (False, True, True)):
         tensors = leaves(wanted, torch.float64)

@@ -1,7 +1,7 @@
 """Infinities and NaN next to padding: dx is NaN exactly where torch's is.
 
-dgrad gathers from dy, and the padding of dy does not exist, so an infinite weight meets no zeros there. A zero inside dy
-times infinity is NaN, however. fprop and wgrad gather from x, whose padding is multiplied as zeros, in torch as here.
+dgrad leaves out taps that fall outside dy instead of multiplying them by zeros, so an infinite weight makes no NaN there. A zero
+inside dy times infinity is NaN, however. fprop and wgrad multiply the padding of x as zeros, in torch as here.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def small(*size: int) -> Tensor:
 
 
 def spoil(dy: Tensor, w: Tensor, kind: str) -> None:
-    """Writes the infinities, NaN and zeros of a kind into dy and w; corners of w meet the padding of dy at the borders of dx."""
+    """Writes the infinities, NaN and zeros of a kind into dy and w; at the borders of dx, corners of w fall outside dy."""
     if kind == "zeros in dy":
         dy[:, 1, 1:, :2] = 0
     if kind == "inf in dy":

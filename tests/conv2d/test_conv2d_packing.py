@@ -50,7 +50,7 @@ class Case:
     packs_dy: bool = True
 
     def inputs(self, target: Target, dtype: torch.dtype) -> list[Tensor]:
-        """Returns tensors of -1, 0 and 1: all sums of their products, and of second derivatives, are exact in every dtype."""
+        """Returns tensors of -1, 0 and 1, so that results and first and second derivatives are exact in every dtype."""
         outputs = self.w[1] * self.groups if self.transposed else self.w[0]
         sizes = [self.x, self.w, *([(outputs,)] if self.bias else [])]
         generator = torch.Generator().manual_seed(0)
@@ -118,7 +118,7 @@ def packs(launches: list[Any]) -> Counter[Any]:
 
 
 STEPS = [(name, "mma", *maths) for name in CASES for maths in MATHS]
-#: wgmma has no wgrad of TF32, and does not take narrow groups.
+#: wgmma has no wgrad of TF32, and no fprop or dgrad of groups of 8 channels.
 STEPS += [(name, "wgmma", *maths) for name, case in CASES.items() for maths in MATHS[:2] if case.groups == 1]
 
 
@@ -127,7 +127,7 @@ STEPS += [(name, "wgmma", *maths) for name, case in CASES.items() for maths in M
 def test_launches_of_a_training_step(target: Target, name: str, variant: str, dtype: torch.dtype, precision: str) -> None:
     """A product packs each operand that is not channels_last.
 
-    Each tensor is an operand of two of the three products of a step, so it is packed twice.
+    Each of x, w and dy is an operand of two of the three products of a step, so it is packed twice or not at all.
     """
     case = CASES[name]
     inputs = case.inputs(target, dtype)

@@ -195,7 +195,7 @@ def test_keys() -> None:
     )
     assert "/nchw/" in str(key("dgrad", problem(nchw="xwy")))
     assert "/nchw-channels_last-channels_last/" in str(key("dgrad", problem(nchw="x")))
-    assert "/channels_last/" in str(key("dgrad", problem(R=1, nchw="w")))  # 1x1 filters have no layout
+    assert "/channels_last/" in str(key("dgrad", problem(R=1, nchw="w")))  # 1x1 filters are the same in both layouts
     assert key("fprop", problem()._replace(x_aligned=False)) is None
     assert key("fprop", problem()._replace(x_strides=(1, 2, 3, 4))) is None
 

@@ -1,4 +1,4 @@
-"""Sizes that depend on data, such as a masked batch, compile without a graph break, forward and backward."""
+"""Sizes that depend on data, such as that of a masked batch, compile without a graph break, forward and backward."""
 
 from __future__ import annotations
 

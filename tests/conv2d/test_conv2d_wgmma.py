@@ -37,7 +37,7 @@ one_axis = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 4), s
 
 
 def meetings(extent: int, taps: int, stride: int, pad: int, dilation: int) -> Iterator[tuple[int, int, int]]:
-    """Yields input, output and filter position of every product along one dimension, by definition."""
+    """Yields input, output and filter position of every product along one dimension, by the definition of convolution."""
     outputs = (extent + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
     for p in range(outputs):
         for r in range(taps):
@@ -75,7 +75,7 @@ def test_every_pixel_meets_every_filter_position_that_it_should(axis: tuple[int,
 
 @pytest.mark.parametrize("spec", [IMAGE, FILTER], ids=["image", "filter"])
 def test_both_launchers_pass_on_the_same_map(spec: TensorMapSpec) -> None:
-    """Engine `cupy` passes to the driver what the C interface receives."""
+    """Engine `cupy` passes to the driver the same numbers that engine `cuda` passes to its library."""
     driver = pytest.importorskip("cuda.bindings.driver")
     noted: dict[str, Any] = {}
 
@@ -144,7 +144,7 @@ def test_without_a_driver_the_encoder_says_so() -> None:
     ids=str,
 )
 def test_specs_that_count_as_refused_are_refused(wrong: dict[str, Any]) -> None:
-    """The emulator's encoder checks the limits of the driver's manual independently."""
+    """The emulator's encoder checks the limits of the driver's manual independently of `refused`."""
     assert IMAGE.refused() is None
     cuda.LAUNCHER.tensor_map(IMAGE, torch.device("cpu"))
     spec = IMAGE._replace(**wrong)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SEEDS = 20
 TILE, WGRAD_TILE = "128x64", "64x256"
-#: It has more steps than stages, and tiles that reach beyond the result.
+#: A convolution with more steps than stages, and with tiles that reach beyond the result.
 CASE = Case((9, 48, 9, 7), (72, 48, 3, 3), padding=(1, 1, 1, 1))
 MACHINERY, DIRECTIONS = "wgmma.cuh", "directions_wgmma.cuh"
 
@@ -105,7 +105,7 @@ FAULTS = (
 
 
 class FaultyWatcher(Watcher):
-    """Launches bf16 kernels of the two tiles, compiled from sources with the fault."""
+    """Launches bf16 kernels compiled from sources with the fault: those of the two tiles, and those that have no tile."""
 
     def __init__(self, fault: Fault):
         super().__init__()
@@ -120,7 +120,7 @@ class FaultyWatcher(Watcher):
 
 
 def noticed(fault: Fault) -> str | None:
-    """Returns how the fault showed under one of many schedules: the emulator's report, or wrong results; None if it did not."""
+    """Returns what the first schedule that reveals the fault shows: the emulator's report or wrong results; None if none does."""
     launcher = FaultyWatcher(fault)
     generator = torch.Generator().manual_seed(0)
 

@@ -30,7 +30,7 @@ class Struct(ctypes.Structure):
 
 
 class Machine:
-    """The part of a GPU's driver that the launcher calls. It records launches, and returns the statuses in `answers` for them."""
+    """Stands for the GPU's driver. Records launches, which return the statuses in `answers` one after another, then success."""
 
     def __init__(self) -> None:
         self.launches: list[dict[str, Any]] = []

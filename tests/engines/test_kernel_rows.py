@@ -1,6 +1,7 @@
-"""Launches every row of the kernel tables of pooling and recurrence, even those that nothing selects on a device of this size.
+"""Launches every row of the kernel tables of pooling and recurrence, even those that are selected only if they are forced.
 
-Results are compared with engine `torch`. (test_conv2d_kernels.py launches convolution's rows.)
+Pooling is compared with engine `torch`, and each step of a recurrence with the same step in float64. test_conv2d_kernels.py
+launches convolution's rows.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ NARROW, WIDE = 3, 9  # samples: one column tile, and more than one
 
 
 def _launching(row: Kernel, function: str, problem: Any, device: torch.device) -> tuple[Configuration, int]:
-    """Returns the configuration that launches a row for a problem, and the number of samples with which it does."""
+    """Returns the configuration that launches a row for a problem, and the number of samples that the problem then has."""
     selector, gpu = SELECTORS[function], LAUNCHER.properties(device)
     for N in (NARROW, WIDE):
         sized = problem._replace(N=N)
@@ -108,7 +109,7 @@ WINDOWS = {"uint8_t": (3, 2), "int16_t": (20, 20), "int32_t": (182, 181)}
 
 
 class PoolingCall(NamedTuple):
-    """A call that a row serves."""
+    """A call that launches a row."""
 
     function: str
     x: Tensor
@@ -116,7 +117,7 @@ class PoolingCall(NamedTuple):
 
 
 def _pooling_call(row: Kernel) -> PoolingCall:
-    """Returns a call that the row serves. Its input has ties. The window of `split` covers the plane; others are smaller."""
+    """Returns a call that launches the row. Its input has ties. The window of `split` covers the plane; others are smaller."""
     direction = row.name.removeprefix("max_pool2d_").partition("_")[0]
     dtype = TYPES.get(row.arguments[0], torch.float32)
     offset_type = next(argument for argument in row.arguments if argument in WINDOWS)
@@ -124,7 +125,7 @@ def _pooling_call(row: Kernel) -> PoolingCall:
     if fixed := re.fullmatch(r"FixedWindow<(\d), (\d), (\d)>", row.arguments[-1]):
         R, S, step = map(int, fixed.groups())
     (H, W), stride = (R + 2, S + 1), (step, step)
-    if "split" in row.name:  # `split` takes tall windows only
+    if "split" in row.name:  # `split` accepts tall windows only
         R, S = (200, 1) if offset_type == "uint8_t" else (R, S)
         (H, W), stride = (R, S), (R, S)
     in_pieces = "channels" in row.name or ("split" in row.name and row.arguments[-1] != "1")

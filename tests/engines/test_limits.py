@@ -1,7 +1,7 @@
-"""Sizes that are too large for the compiled kernels: engine "auto" leaves such calls to others, and a named compiled engine
-says which size is too large.
+"""Sizes that are too large for the compiled kernels: "auto" leaves such calls to torch's own operator or to engine `torch`, while
+`cuda` and `cupy`, if named, say which size is too large.
 
-No tensor of such a size is allocated: fake tensors have no memory, and expanded ones have little.
+No tensor of such a size is allocated: fake tensors have no memory.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ SIZES = (1, 2, 3, 2**15, 2**16, 2**29, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 2**40
 
 
 def test_the_predicate_of_convolution_is_what_the_kernels_say() -> None:
-    """In every direction, some variant takes a problem if and only if the predicate has no reason against it."""
+    """In every direction, some variant accepts a problem if and only if the predicate has no reason against it."""
     draw, outcomes = random.Random(0), set()
     for _ in range(300):
         C, H, W, K, R, S = (draw.choice(SIZES) if draw.random() < 0.3 else draw.choice((1, 2, 5)) for _ in range(6))

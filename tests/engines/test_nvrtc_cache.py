@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
-    """Records what is compiled and not loaded from the disk."""
+    """Records the recipes that are compiled rather than loaded from the disk."""
     recipes: list[Recipe] = []
     compile = Recipe.compile
 
@@ -172,7 +172,7 @@ def test_a_full_disk(folder: Path, compilations: list[Recipe], monkeypatch: pyte
 
 
 def test_a_home_that_is_no_folder(tmp_path: Path, compilations: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails as a read-only or broken home directory does; taking away the permission would not stop root."""
+    """Uses a file as the cache's parent, because taking write permission from a folder would not stop root."""
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("TORCH_UNROLL_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -117,7 +117,7 @@ def test_the_object_takes_the_structs_that_python_passes() -> None:
 @dataclass(frozen=True)
 class Drift:
     """A change to a mirror at one of its fields, and the difference that must be reported first when an older object is loaded:
-    the field's name, and its (offset, size) in the object and in Python, None if it is missing there."""
+    the field's name, and its (offset, size) in the object and in Python, or None where it is missing."""
 
     kernel: str
     change: Any

@@ -1,4 +1,7 @@
-"""A program that is recorded without gradients can be trained later and run with other extents: recording fixes neither."""
+"""A program that is recorded without gradients can be trained later, and run with other extents.
+
+Only make_fx with real tensors fixes the extents.
+"""
 
 from __future__ import annotations
 

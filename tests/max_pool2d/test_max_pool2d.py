@@ -75,8 +75,8 @@ def _input(layout: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _both(x: Tensor, target: Target, options: dict[str, Any]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yields the name of each result, our tensor and torch's: output, indices, gradient, gradient of the gradient. The upstream
-    gradients are small integers, so that no sum of them rounds."""
+    """Yields the name of each result, our tensor and torch's: output (also under no_grad), indices, gradient, gradient of the
+    gradient. The upstream gradients are small integers, so that no sum of them rounds."""
     results = []
     dy = ddx = None
     for function, extra in ((max_pool2d, {"engine": target.engine}), (F.max_pool2d, {})):
@@ -256,7 +256,7 @@ def small_grids(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("small_grids")
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.engine == "cuda"], ids=str)
 def test_a_grid_smaller_than_the_work(target: Target) -> None:
-    """Where the grid's limit is reached, a block computes several strips or images."""
+    """If the grid's limit is reached, a block computes several strips or images."""
     x = _input("channels_last", (700, 8, 17, 3), torch.float16)
     for options in ({"kernel_size": 3, "stride": 1, "padding": 1}, {"kernel_size": (4, 2), "stride": 1}):
         for name, ours, theirs in _both(x, target, options):

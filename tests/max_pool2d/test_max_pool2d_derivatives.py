@@ -41,7 +41,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
 
 
 def _distinct(shape: tuple[int, ...], target: Target, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Returns cells that differ by at least a hundredth, so that no finite difference changes which is chosen."""
+    """Returns cells that differ by at least a hundredth, so that no finite difference changes which cell is chosen."""
     count = torch.Size(shape).numel()
     return (torch.randperm(count, device=target.device).to(dtype) / 100 - count / 200).view(shape)
 

@@ -1,4 +1,4 @@
-"""Gathers by arbitrary offsets: one that names no pixel gathers a zero, and nothing is read out of bounds."""
+"""Gathers by arbitrary offsets: an offset that names no pixel yields a zero, and nothing is read out of bounds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GEOMETRIES: list[tuple[Pair, Pair, Pair, Pair]] = [
 
 
 def offsets_of(kind: torch.dtype, window: Pair, *size: int) -> Tensor:
-    """Returns offsets that name cells of the window, no cell, and cells beyond it, among them the dtype's extreme numbers."""
+    """Returns random offsets: cells of the window, "no cell", and numbers outside the window, up to the dtype's extremes."""
     (R, S), limits = window, torch.iinfo(kind)
     numbers = [0, 1, 2, S, S + 1, 2 * S + 2, R * S - 1, R * S, R * S + 1, limits.max // 2, limits.max, limits.min, -1, -2]
     numbers = [number for number in numbers if limits.min <= number <= limits.max]

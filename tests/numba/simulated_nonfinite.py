@@ -1,4 +1,4 @@
-"""Infinite and NaN weights that meet the padding of dy, on engine `numba` in the simulator (run by test_in_simulator.py)."""
+"""Infinite and NaN weights that fall outside dy, on engine `numba` in the simulator (run by test_in_simulator.py)."""
 
 from __future__ import annotations
 

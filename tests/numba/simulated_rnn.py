@@ -33,7 +33,7 @@ def _tensors(dtype: torch.dtype, D: int = 2, T: int = 3, N: int = 3, H: int = 5)
 
 
 def _check(lengths: Tensor | None, sizes: tuple[int, ...] | None, nonlinearity: str, tensors: list[Tensor]) -> None:
-    """Compares both passes with the formulas, in float64 and in the dtype itself."""
+    """Compares both passes with engine `torch`, in float64 and in the dtype itself."""
     z, w, h0, dh = tensors
     options = RnnOptions(lengths, sizes, nonlinearity, "ieee")
     h = MINE.rnn_forward(z, w, h0, options)

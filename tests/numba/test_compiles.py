@@ -1,4 +1,4 @@
-"""Every Numba kernel compiles to PTX for every dtype. Unlike the simulator, which runs plain Python, this infers types."""
+"""Every Numba kernel compiles to PTX for every dtype, without local memory. Unlike the simulator, the compiler infers types."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ GPUS = (A100, L40S, H200, H100, B200)
 
 
 class Notes:
-    """A launcher that launches nothing, and notes in text what it was told to."""
+    """A launcher that launches nothing, and records each launch and each tensor map as a line of text."""
 
     def __init__(self, gpu: Device):
         self.gpu = replace(gpu, resident=self._resident)
@@ -61,7 +61,7 @@ class Notes:
         self.variants.append(plan.variant)
 
     def _resident(self, plan: LaunchPlan) -> int:
-        """Returns how many blocks shared memory and 2,048 threads per multiprocessor allow.
+        """Returns how many blocks the GPU holds at once, by its shared memory and 2,048 threads per multiprocessor.
 
         For a plan with clusters, returns how many clusters seven eighths of these blocks make.
         """
@@ -91,7 +91,7 @@ def _engine(launcher: Notes) -> CompiledEngine:
 
 
 def _laid_out(random: Random, size: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:
-    """A tensor without memory: dense in a layout or, now and then, a part of a larger one, which may be unaligned."""
+    """A tensor without memory: dense in a layout or, now and then, a part of a larger tensor and perhaps unaligned."""
     memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
     if random.random() < 0.1:
         larger = (size[0], size[1] + random.choice((1, 8)), size[2] + random.choice((0, 1)), size[3] + random.choice((0, 3)))
@@ -222,7 +222,7 @@ VARIANTS = {"conv2d": ("wgmma", "mma", "simt", "im2col"), "rnn": ("single_block"
 
 @contextmanager
 def _forced(op: str, random: Random) -> Iterator[None]:
-    """Now and then forces one variant, or limits the workspace of convolution to 1 MiB."""
+    """Now and then forces one variant, and now and then limits the workspace of convolution to 1 MiB."""
     forced = random.choice(VARIANTS[op]) if op in VARIANTS and random.random() < 0.3 else None
     little = op == "conv2d" and random.random() < 0.05
     with planning.force(op, forced), tu.conv2d_workspace(1 << 20) if little else nullcontext():
@@ -233,7 +233,7 @@ OPS: dict[str, Callable[[Random, CompiledEngine], None]] = {"conv2d": _conv2d, "
 
 
 def launches(op: str, number: int) -> Notes:
-    """What a call launches; its arguments follow from its number."""
+    """What a call of an op launches; the call's number determines its GPU, its arguments and what is forced."""
     random = Random(f"{op} {number}")
     notes = Notes(random.choice(GPUS))
     try:

@@ -1,4 +1,4 @@
-"""Recurrence has torch's signatures, messages, modes, dropout masks and packed rows; and lengths of every integer dtype."""
+"""Recurrence follows torch in signatures, messages, modes, dropout and packed rows; lengths may have any integer dtype."""
 
 from __future__ import annotations
 

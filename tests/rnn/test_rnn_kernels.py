@@ -1,4 +1,4 @@
-"""The recurrent kernels through their host functions, variant by variant, against the recurrence in float64."""
+"""The recurrent kernels through their host functions, variant by variant: each step against the same step in float64."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def reference_forward(z: Tensor, w: Tensor, h0: Tensor, lengths: list[int], nonl
 
 
 class Resized:
-    """The launcher, on a GPU that claims another number of multiprocessors; blocks share the real ones. Notes what it launches.
+    """The launcher of engine `cuda`, reporting a different number of multiprocessors. Records the plans that it launches.
 
     Args:
         changes: further fields of the `Device` to replace.
@@ -203,7 +203,7 @@ def test_nan_and_infinity_travel(variant: str) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         case = Case(3, 3, 32, 1, dtype)
         payload = torch.full((1,), -1, dtype=torch.int16 if dtype == torch.bfloat16 else torch.int32).view(dtype)
-        case.z[1, 0, 5] = payload[0]  # a NaN of all ones
+        case.z[1, 0, 5] = payload[0]  # a NaN with all bits set
         case.h0[0, 1, 3] = float("inf")
         h = rnn.rnn_forward(LAUNCHER, case.z, case.w, case.h0, RnnOptions(None, None, "identity", "ieee")).cpu()
         expected = reference_forward(*(x.cpu().double() for x in (case.z, case.w, case.h0)), [3] * 3, "identity")

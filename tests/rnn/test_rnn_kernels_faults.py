@@ -48,7 +48,7 @@ FAULTS = (
         "grid_exchange",
         mode="plain",
     ),
-    # Not in a 16-bit dtype: rounding to it turns every NaN into the same one.
+    # Planted in fp32, because rounding to a 16-bit dtype turns every NaN into the same one.
     RnnFault(
         "the sentinel as a result",
         "grid_exchange.cuh",
@@ -80,7 +80,7 @@ FAULTS = (
 class FaultyLauncher:
     """Launches kernels compiled with the fault, on a GPU of six multiprocessors.
 
-    They are those of the fault's variant and dtype, forward and backward, with at most two row tiles.
+    The kernels are those of the fault's variant and dtype, forward and backward, with at most two row tiles.
     """
 
     def __init__(self, fault: RnnFault):
@@ -96,7 +96,7 @@ class FaultyLauncher:
 
 
 def noticed(fault: RnnFault) -> str | None:
-    """Returns how the fault was noticed under one of many schedules, by the emulator or by wrong results; None if it was not."""
+    """Returns what the first schedule that reveals the fault shows: the emulator's report or wrong results; None if none does."""
     launcher = FaultyLauncher(fault)
     bits = torch.int16 if fault.dtype.itemsize == 2 else torch.int32
     case = Case(5, 9, fault.H, 1, fault.dtype)

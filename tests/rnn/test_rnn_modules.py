@@ -1,4 +1,4 @@
-"""tu.nn.RNN and tu.nn.RNNCell give torch's results on its own module samples, and replace torch's modules."""
+"""tu.nn.RNN and tu.nn.RNNCell compute the same as torch's modules on torch's own samples, and can replace them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _check_derivatives(module: torch.nn.Module, args: Any) -> None:
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
-# Every ninth sample still covers each kind of input and each option.
+# Every ninth of the 64 samples of RNN covers each kind of input and each option; of RNNCell, only the first is checked.
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -242,7 +242,7 @@ def test_a_module_swapped_in_place_and_under_override_is_served_by_an_engine() -
 @pytest.mark.skipif(not any(target.engine == "cuda" for target in TARGETS), reason="the emulated kernels are not built")
 @pytest.mark.parametrize("variant", ["single_block", "cluster", "grid_exchange", "step"])
 def test_torchs_samples_through_every_variant(variant: str) -> None:
-    """Checks values, derivatives and non-contiguous tensors of each sample that a variant takes, in float64."""
+    """Checks, in float64, values and non-contiguous tensors of each sample that a variant accepts, and derivatives of some."""
     target = next(target for target in TARGETS if target.engine == "cuda")
     served = 0
     for sample in _samples("RNN", target, torch.float64):
@@ -259,6 +259,6 @@ def test_torchs_samples_through_every_variant(variant: str) -> None:
             for mine, theirs in zip(results, _run(torchs, args), strict=True):
                 torch.testing.assert_close(mine, theirs)
             _check_non_contiguous(ours, args)
-            if served % 8 == 1:  # every eighth still covers each kind of input and each option
+            if served % 8 == 1:  # every eighth, to save time
                 _check_derivatives(ours, args)
     assert served >= 16

@@ -37,7 +37,7 @@ def _spoiled(tensor: Tensor, beyond: Tensor, value: float) -> Tensor:
 
 
 class Call:
-    """A call with `value` wherever nothing may be read: in x and the incoming gradients past the lengths, and in the states of
+    """A call with `value` in places that must not be read: in x and the incoming gradients past the lengths, and in the states of
     samples without steps."""
 
     def __init__(self, case: Case, target: Target, dtype: torch.dtype, value: float):
@@ -74,7 +74,8 @@ class Call:
         weightings = [tensor.detach().clone().requires_grad_() for tensor in self.weightings]
         first = torch.autograd.grad(self.outputs(*leaves), leaves, weightings, create_graph=True)
         *second, by_h_n = torch.autograd.grad(first, [*leaves, *weightings], self.directions, materialize_grads=True)
-        return [*second, by_h_n[:, ~self.empty]]  # without steps dh0 is dh_n, so this is h0's direction, which holds `value`
+        # For a sample without steps dh0 is dh_n, so by_h_n is the direction of its h0, which holds `value`.
+        return [*second, by_h_n[:, ~self.empty]]
 
     def tangents(self) -> list[Tensor]:
         """Returns the tangents of the outputs and of the gradients."""

@@ -1,4 +1,4 @@
-"""Traced, compiled and exported programs run on other extents than those that they were made from."""
+"""Traced, compiled and exported programs run on other extents than those of the inputs they were made from."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _data_dependent_sizes() -> Iterator[None]:
 
 MASK = torch.tensor([True, False, True])
 Masked = Callable[[torch.nn.Module, Tensor, Tensor], Any]
-# name -> the module's name above, and a call of it on the part of x (3, 3, 3) that a mask selects
+# name -> the module's name in PROGRAMS, and a call of that module on the part of x (3, 3, 3) that a mask selects
 MASKED: dict[str, tuple[str, Masked]] = {
     "batch": ("plain", lambda module, x, mask: module(x[:, mask])),
     "batch_hx": ("hx", lambda module, x, mask: module(x[:, mask], torch.ones(2, 3, 4, dtype=x.dtype)[:, mask])),
