@@ -19,7 +19,7 @@ __global__ void double_kernel(const __grid_constant__ BasicParameters<T> paramet
     parameters.y[i] = 2 * parameters.x[i];
 }
 
-// Reverses each block's part through shared memory.
+// Each block reverses its part of x through shared memory. Without Synchronise, a barrier is missing.
 template <class T, bool Synchronise>
 __global__ void reverse_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   T* shared = shared_memory<T>();
