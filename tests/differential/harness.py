@@ -17,7 +17,8 @@ from tests.differential.subjects import BY_NAME, Subject
 from tests.differential.transformations import TRANSFORMATIONS, Results, Transformation
 from torch_unroll.shapes import dtype_name
 
-#: The largest difference that is allowed between results with different summation orders, relative to the largest element.
+#: The largest difference that is allowed between results with different summation orders, relative to the largest element or,
+#: if that is smaller, to 0.01.
 TOLERANCE = {torch.float16: 2.0**-8, torch.bfloat16: 2.0**-5, torch.float32: 2.0**-16, torch.float64: 2.0**-36}
 
 Outcome = Results | Exception

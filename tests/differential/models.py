@@ -22,7 +22,7 @@ def _require_tensor(x: Any) -> None:
 
 
 def _require(condition: bool, message: str) -> None:
-    """Checks an argument of an equivalent function, as torch would."""
+    """Raises RuntimeError, as torch does, unless the condition on an argument holds."""
     if not condition:
         raise RuntimeError(message)
 
@@ -211,7 +211,7 @@ class Classifier(nn.Module):
 
 
 class Segments(nn.Module):
-    """Truncated BPTT over two segments; returns the losses of both."""
+    """Truncated BPTT over two windows; returns the losses of both."""
 
     def __init__(self, namespace: Any):
         super().__init__()

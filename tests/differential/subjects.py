@@ -29,7 +29,7 @@ def shaped(*shapes: tuple[int | str, ...]) -> Callable[[int], tuple[Tensor, ...]
 
 
 def _with_lengths(draw: Callable[[int], tuple[Tensor, ...]]) -> Callable[[int], tuple[Tensor, ...]]:
-    """Like `draw`, with one more tensor: the length of each sample, at most four steps."""
+    """Like `draw`, with one more tensor: the length of each sample, one or three steps."""
     return lambda batch: (*draw(batch), torch.arange(batch) * 2 % 4 + 1)
 
 
@@ -51,7 +51,7 @@ class Subject:
     ways: tuple[str, ...] = ("replace", "override", "direct")
     #: The public names of torch_unroll that this subject covers.
     covers: tuple[str, ...] = ()
-    #: Whether the subject is a network, to which the quick suite applies only `plain`, by one way and on engine `torch`.
+    #: Whether the subject is a large network, to which the quick suite applies only `plain`, by one way and on engine `torch`.
     large: bool = False
 
     def inputs(self, batch: int = 2) -> tuple[Tensor, ...]:

@@ -1,4 +1,5 @@
-"""Every subject, by every way into torch_unroll, under every transformation and on every engine, behaves like torch's."""
+"""Every subject, by every way into torch_unroll, under every transformation and on every engine, behaves like torch's,
+except for the differences that exceptions.py lists."""
 
 from __future__ import annotations
 

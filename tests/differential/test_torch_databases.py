@@ -1,5 +1,5 @@
-"""torch's own sample and error inputs (op_db, module_db) for its functions and modules: inside `override`, after `replace`, and
-with `torch_unroll.nn` in place of torch.nn. Values, gradients and exception types equal those of torch.
+"""torch's own sample and error inputs (op_db, module_db) for the functions and modules below: inside `override`, after
+`replace`, and with `torch_unroll.nn` in place of torch.nn. Values, gradients and exception types equal those of torch.
 
 The databases have no entries for fold, nn.Fold and nn.Unfold; the samples of unfold are used for them.
 """
@@ -56,8 +56,8 @@ MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 WAYS = [
     (name, way) for name in MODULES for way in ("override", "replace", "direct") if way == "override" or name in tu.nn.__all__
 ]
-#: For functions and modules with many samples: n, if the quick suite uses every n-th sample. It shares no factor with the
-#: number of samples after which the values of an option repeat.
+#: For functions and modules with many samples: the quick suite uses every n-th sample. The values of an option repeat after a
+#: number of samples with which n has no factor in common, so each of them is used.
 STEPS = {"max_pool2d": 11, "unfold": 5, "fold": 5, "RNN": 7, "Unfold": 11, "Fold": 11}
 
 

@@ -2,7 +2,7 @@
 
     python tests/emulator/delete_barriers.py [op ...]
 
-Deletes each barrier of the kernels in turn, builds the affected kernels in race mode and runs the op's quick cases, which must
+Deletes each barrier of the kernels in turn, builds the op's kernels in race mode and runs the op's quick cases, which must
 fail. A barrier whose loss they do not notice must be listed in REDUNDANT.
 """
 

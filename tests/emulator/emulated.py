@@ -30,7 +30,7 @@ class Statistics(NamedTuple):
 
 
 class Emulator:
-    """One emulated object: its kernels by name expression, and the functions for tests of `runtime/launch.cpp`."""
+    """One emulated object: its kernels by name expression, and the functions that `runtime/launch.cpp` has for tests."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))

@@ -147,7 +147,7 @@ def arrived(rows: np.ndarray) -> np.ndarray:
 
 
 def random_matrix(dtype: str, rows: int, depth: int, seed: int) -> torch.Tensor:
-    """Small integers, whose sums are exact, so that no tolerance hides a permuted operand."""
+    """Small integers: their sums are exact, so no tolerance can hide a permuted operand."""
     return torch.randint(-8, 9, (rows, depth), generator=torch.Generator().manual_seed(seed)).to(getattr(torch, NAMES[dtype]))
 
 

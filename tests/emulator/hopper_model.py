@@ -85,7 +85,7 @@ class Operand(NamedTuple):
     leading: int
     stride: int
     span: int
-    step: int  # from one product's depth to that of the next
+    step: int  # the distance between the parts that successive products read
     start: int = 0  # the offset of the first product's operand from the first byte, which is at a multiple of 1024
 
 

@@ -44,7 +44,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 def each_variant(op: str, names: Sequence[str], call: Callable[[], None]) -> None:
-    """Makes a call on each of these variants of an op, and skips those that do not take it."""
+    """Makes a call on each of these variants of an op, and skips those that do not accept its problem."""
     for name in names:
         try:
             with planning.force(op, name):

@@ -1,4 +1,4 @@
-"""The emulator reproduces what a Hopper GPU did, bit for bit (golden/README.md).
+"""The emulator reproduces what a Hopper GPU did, bit for bit except for NaNs in the records `tf32` (golden/README.md).
 
 Kinds that have not been recorded are skipped. Records that a model generates show that each kind can be replayed and can fail.
 """
@@ -70,7 +70,10 @@ def replay_box(
     *,
     allowed: bool,
 ) -> None:
-    """Replays a copy directly and, if `allowed`, by a kernel as well: the emulator refuses some starts in kernels."""
+    """Replays a copy directly and, if the emulator accepts it in kernels, by a kernel as well.
+
+    `allowed` says whether kernels may start a copy there.
+    """
     at, arguments = record["base"], (spec, tensor, record["start"], offset)
     if record["encoded"]:
         with pytest.raises(LaunchError):

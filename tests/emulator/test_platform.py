@@ -61,7 +61,7 @@ def exchanges() -> Emulator:
 def test_a_tile_is_the_product(matrices: Emulator, kernel: str, dtype: str, shape: tuple[int, int, int]) -> None:
     m, n, k = shape
     wide = torch.float64 if dtype == "double" else torch.float32
-    # With small integers every product and sum is exact, so that no tolerance hides a permuted fragment.
+    # With small integers every product and sum is exact, so no tolerance can hide a permuted fragment.
     random = torch.Generator().manual_seed(0)
     a, b, c = (torch.randint(-8, 9, size, generator=random).to(wide) for size in ((m, k), (n, k), (m, n)))
     a, b, d = a.to(TORCH[dtype]), b.to(TORCH[dtype]), torch.zeros(m, n, dtype=wide)

@@ -1,4 +1,7 @@
-"""nvcc and NVRTC compile the emulator's test kernels: the real headers of kernels/cuda/platform offer what the emulator's do."""
+"""nvcc and NVRTC compile the emulator's test kernels, except those of races.cuh and registers.cuh.
+
+So the real headers of kernels/cuda/platform have the functions that the emulator's headers have.
+"""
 
 from __future__ import annotations
 

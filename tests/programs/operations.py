@@ -1,5 +1,5 @@
-"""Every op as a function of its differentiable tensors, and the same computation with torch's functions: a table for the tests of
-what programs do to calls."""
+"""Every op as a function of its differentiable tensors, and the same computation with torch's functions: a table for tests that
+transform or differentiate calls."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Under torch.autocast, every op, module and network computes in the same dtype as torch's, or raises the same
-exception."""
+"""Under torch.autocast, our ops and modules compute in the same dtypes as torch's, or raise the same exceptions.
+
+Only a recurrence in fp64 and another dtype differs: we refuse it.
+"""
 
 from __future__ import annotations
 
@@ -104,8 +106,8 @@ KINDS = {
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_calls(target: Target, name: str, kind: str, dtype: torch.dtype) -> None:
-    """autocast does not change fp64, and fp64 cannot be combined with other dtypes: we refuse a recurrence in two dtypes, which
-    torch's CPU operators promote to one."""
+    """autocast does not change fp64, and fp64 cannot be combined with other dtypes: we refuse a recurrence in fp64 and
+    another dtype, which torch's CPU operators promote to one."""
     torchs, ours, shapes = CALLS[name]
     tensors = _tensors(shapes, KINDS[kind])
     expected = _outcome(torchs, tensors, dtype)

@@ -46,7 +46,7 @@ def test_first_order(target: Target, name: str) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("target", DEAR)
 def test_second_order(target: Target, name: str) -> None:
-    """A batch of gradients is differentiated again, and a single gradient is differentiated in a batch."""
+    """A batch of gradients is differentiated again, and a single gradient is differentiated for a batch of seeds."""
     leaves, others = _leaves(name, target), _leaves(name, target)
     y, expected = OPERATIONS[name].on(target.engine)(*leaves).sin(), OPERATIONS[name].torchs(*others).sin()
     first = torch.autograd.grad(y, leaves, _seeds(y), is_grads_batched=True, create_graph=True)

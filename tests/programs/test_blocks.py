@@ -1,7 +1,7 @@
 """`use_engine`, `override` and `conv2d_workspace` as blocks and decorators.
 
-Of the open blocks, the one that was entered last determines the setting. Once all have ended, in any order and on any threads,
-the settings are as before.
+Of the open blocks of `use_engine` or of `conv2d_workspace`, the one that was entered last determines the setting. Once all have
+ended, in any order and on any threads, the setting is as before.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def _weight(x: Tensor, *shape: int) -> Tensor:
     return torch.linspace(-1, 1, torch.Size(shape).numel(), device=x.device).sin().view(shape).to(x.dtype)
 
 
-#: Each op of a namespace (torch's or ours) as a function of images (N, 2, H, W).
+#: Calls, as functions of a namespace (torch's or ours) and of images (N, 2, H, W).
 CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "conv2d": lambda ops, x: ops.conv2d(x, _weight(x, 3, 2, 3, 2), _weight(x, 3), 2, 1),
     "same": lambda ops, x: ops.conv2d(x, _weight(x, 3, 2, 3, 2), padding="same"),

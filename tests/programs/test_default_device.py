@@ -55,7 +55,7 @@ SIZES = torch.tensor([3, 2, 2, 1])
 LENGTHS = torch.tensor([2, 0, 9])
 _WEIGHTS = [(4, 5), (4, 4), (4,), (4,)] * 2
 
-#: The shapes of a function's tensors, and the function, which accepts them and the engine.
+#: The shapes of a function's tensors, and the function of these tensors and the engine.
 FUNCTIONS: dict[str, tuple[list[tuple[int, ...]], Callable[..., Any]]] = {
     "conv2d": ([(2, 4, 6, 6), (6, 2, 3, 3), (6,)], lambda *xs, **engine: tu.conv2d(*xs, 2, 1, groups=2, **engine)),
     "conv_transpose2d": ([(2, 4, 3, 3), (4, 3, 3, 3), (3,)], lambda *xs, **engine: tu.conv_transpose2d(*xs, 2, 1, **engine)),
@@ -126,7 +126,8 @@ def test_modules(target: Target, name: str, setting: str) -> None:
 
 
 def _factory_calls(source: str) -> list[tuple[int, bool]]:
-    """The line of every call that creates a tensor, on the default device unless it names one, and whether it names one."""
+    """The line of every call of a function of torch that creates a tensor, by default on the default device, and whether the call
+    passes `device` or `**options`."""
     names = {constructor.__name__ for constructor in _device_constructors()}
     return [
         (node.lineno, any(keyword.arg in ("device", None) for keyword in node.keywords))

@@ -128,7 +128,7 @@ def test_use_engine_restores_the_former_default() -> None:
 
 
 class TestExplain:
-    """`explain` names the kernels that ran, and the reasons why others did not."""
+    """`explain` names the engine and the kernels that ran, and the reasons why other engines were passed over."""
 
     @pytest.mark.skipif("cuda-emulated" not in map(str, TARGETS), reason="the emulated kernels are not built")
     def test_names_the_kernels(self) -> None:

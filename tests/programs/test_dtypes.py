@@ -1,4 +1,4 @@
-"""Dtypes without kernels: a named engine refuses them, and by default they go to torch's own operator."""
+"""Dtypes without kernels: a named engine refuses them, and by default they go to torch's own operator if there is one."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ LAYERS = {
     "package": ("", "__main__", "search", "tools", "training"),
 }
 RANKS = {prefix: rank for rank, prefixes in enumerate(LAYERS.values()) for prefix in prefixes}
-#: Engine -> what it shares with no other engine. `cuda` and `cupy` share `compiled`.
+#: Engine -> the modules of `engines` that belong to it alone. `cuda` and `cupy` share `compiled`.
 ENGINES = {"cuda": ("cuda",), "cupy": ("cupy", "nvrtc", "nvrtc_cache"), "numba": ("numba",), "torch": ("reference",)}
 
 

@@ -1,6 +1,6 @@
 """Tensors without strides, nested tensors and quantized tensors: the error of a named engine names the argument.
 
-If no engine is named, torch's own operator gets the call unchanged.
+If no engine is named, torch's own operator gets the call unchanged; if torch has none, the error is that of a named engine.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def test_within_transforms(kind: str) -> None:
         ],
         "input": [lambda: torch.func.functionalize(call)(odd["input"])],
     }
-    if kind != "quantized":  # torch.func does not differentiate them
+    if kind != "quantized":  # torch.func does not differentiate quantized tensors
         transformed["input"].append(lambda: torch.func.grad(lambda x: call(x).sum())(odd["input"]))
         batch = of_kind(kind, torch.stack((IMAGE, IMAGE)))
         transformed["input"].append(lambda: torch.func.vmap(call)(batch))
@@ -162,7 +162,7 @@ def test_within_transforms(kind: str) -> None:
 def test_operators_that_are_called_directly(target: Target) -> None:
     weight = torch.randn(4, 3, 2, 2)
     geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "ieee", target.engine, False)
-    for kind in set(KINDS) - {"nested", "jagged"}:  # the dispatcher itself rejects them
+    for kind in set(KINDS) - {"nested", "jagged"}:  # the dispatcher itself rejects these two
         with pytest.raises(RuntimeError, match="x: expected a strided tensor"):
             torch.ops.torch_unroll.conv2d_fprop(of_kind(kind, IMAGE), weight, None, *geometry)
         with pytest.raises(RuntimeError, match="w: expected a strided tensor"):

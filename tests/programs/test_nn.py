@@ -1,4 +1,4 @@
-"""The modules of torch_unroll.nn except the recurrent ones: torch's module_db, constructors, state_dict, repr and pickling."""
+"""Conv2d, MaxPool2d and LocallyConnected2d of torch_unroll.nn: module_db, padding modes, state_dict, repr and pickling."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def _convolve(x: Tensor) -> Tensor:
 
 
 class Own(torch.autograd.Function):
-    """A user's Function, each of whose methods convolves."""
+    """A user's Function that convolves in forward, backward, jvp and vmap."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ WINDOW = {"stride": 2, "padding": 1, "dilation": (1, 2), "ceil_mode": True}
 CONV = {"bias": torch.randn(4), "stride": (2, 1), "padding": 1, "dilation": 2, "groups": 2}
 CONV_TRANSPOSE = {"bias": torch.randn(3), "stride": 2, "padding": 1, "output_padding": (1, 0), "groups": 1, "dilation": 2}
 
-#: A function, all its arguments in order, and how many of them are required.
+#: A function, all its arguments in order, and how many of the first ones every valid call here passes.
 Signature = tuple[Callable[..., Any], dict[str, Any], int]
 
 SIGNATURES: dict[str, Signature] = {

@@ -103,7 +103,7 @@ def test_a_replaced_model_is_quantised_as_torchs(way: str) -> None:
     assert _classes(quantised) == _classes(expected)
     for (key, tensor), torchs in zip(quantised.state_dict().items(), expected.state_dict().values(), strict=True):
         assert not isinstance(tensor, Tensor) or torch.equal(tensor, torchs), key
-    if "reference" not in way:  # these modules compute only inside graphs
+    if "reference" not in way:  # reference modules compute only inside graphs
         torch.testing.assert_close(quantised(x), expected(x), rtol=0, atol=0)
 
 

@@ -149,7 +149,8 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 class TestReport:
-    """The report names every convolution, max pooling, unpooling and recurrence that is not swapped, and no other module."""
+    """The report names every convolution, max pooling, unpooling and recurrence that is not swapped and is not ours. Of other
+    modules it names only scripted or traced ones, and graphs that call torch's functions directly."""
 
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize("name", LEFT)

@@ -1,4 +1,5 @@
-"""Arguments must be tensors, and results are not views of internal tensors, so that callers may change them in place."""
+"""Arguments that are not tensors are refused by name; results are not views of internal tensors, so callers may change them in
+place. (Backward of a recurrence with a nonlinearity reads its results, so they must not be changed before it.)"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Functions and modules on DTensors, sharded by samples or channels: results and gradients equal those of one process, and
-nothing is gathered."""
+results stay sharded."""
 
 from __future__ import annotations
 

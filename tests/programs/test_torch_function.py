@@ -181,7 +181,7 @@ def test_a_mode_may_answer(name: str) -> None:
 
 
 def test_an_engine_holds_for_the_call_that_named_it_alone() -> None:
-    """torch computes the other functions that a handler calls, and calls after it."""
+    """torch computes the other functions that a handler calls, and all later calls."""
 
     class Twice(Tensor):
         @classmethod
@@ -199,7 +199,7 @@ def test_an_engine_holds_for_the_call_that_named_it_alone() -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_traced_by_fx(name: str) -> None:
-    """The program that torch.fx records calls our function with the engine, and accepts inputs of any extent."""
+    """The program that torch.fx records calls our function with the engine, and accepts other batch sizes."""
     call = CALLS[name]
     traced = fx.symbolic_trace(lambda x: call.ours(x, *call.arguments[1:], engine="cuda"))
     assert call.ours in {node.target for node in traced.graph.nodes}
@@ -260,7 +260,7 @@ def test_recurrence_traced_by_fx(name: str) -> None:
 
 
 class Nets(nn.Module):
-    """Every module of a namespace in sequence: (2, 3, 8, 8) -> (8, 3)."""
+    """Every module that `replace` swaps, in sequence: (2, 3, 8, 8) -> (4, 3)."""
 
     def __init__(self, namespace: Any) -> None:
         super().__init__()

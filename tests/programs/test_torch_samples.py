@@ -1,4 +1,5 @@
-"""torch's own sample and error inputs (op_db) with torch_unroll: values, gradients and exception types."""
+"""torch's own sample and error inputs (op_db) for conv2d, conv_transpose2d and unfold: values, gradients and
+exception types."""
 
 from __future__ import annotations
 

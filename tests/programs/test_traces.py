@@ -22,7 +22,7 @@ TARGETS = targets("conv2d")
 DEAR = [pytest.param(target, id=str(target), marks=[] if target.engine == "torch" else pytest.mark.slow) for target in TARGETS]
 _W, _TRANSPOSED, _BIAS = (torch.randn(shape, dtype=torch.float64) for shape in ((3, 2, 3, 3), (2, 3, 3, 3), (3,)))
 
-#: Each op of a namespace (torch's or ours) as a function of an image, with or without a batch.
+#: Calls, as functions of a namespace (torch's or ours) and of an image, with or without a batch.
 CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
     "conv_transpose2d": lambda ops, x: ops.conv_transpose2d(x, _TRANSPOSED, _BIAS, 2, 1, (1, 0)),
     "same": lambda ops, x: ops.conv2d(x, _W, padding="same", dilation=(2, 1)),
@@ -117,7 +117,7 @@ def test_can_be_trained(target: Target, gradients: bool, lowered: bool) -> None:
 def _gradient(function: Callable[[Tensor], Any], order: int, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The gradient of a loss of a function's first result or, for order 2, the gradient of the sum of that gradient's cubes.
 
-    torch.jit.trace raises if it meets the gradient of torch's own convolution.
+    The expected values are computed without a trace, because torch.jit.trace raises at the gradient of torch's own convolution.
     """
 
     def run(x: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ WAYS: dict[str, tuple[Callable[[Function, list[Tensor]], Function], Callable[[li
     "hessian": (lambda function, tensors: hessian(_loss(function)), list),
 }
 
+#: Op -> the transform that the quick suite applies to it.
 _QUICK = {
     "conv2d": "of each sample",
     "conv_transpose2d": "vmap of grad",

@@ -16,7 +16,7 @@ def autocast_float16(model: nn.Module, subject: Subject) -> Results:
 
 
 def _forward_lowered(model: nn.Module, inputs: tuple[Tensor, ...]) -> Results:
-    """Runs backward after the block, as torch recommends."""
+    """Runs the model under autocast to bfloat16, and backward after the block, as torch recommends."""
     with torch.autocast("cpu", torch.bfloat16):
         outputs = listed(model(*inputs))
     loss(outputs).backward()

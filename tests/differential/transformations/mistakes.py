@@ -51,7 +51,8 @@ def a_last_extent_too_long(model: nn.Module, subject: Subject) -> Results:
 
 
 def _further(model: nn.Module, subject: Subject, by: int) -> Results:
-    """One of the inputs after the first has an extent that does not fit the first."""
+    """Calls the model with one extent of one of the inputs after the first changed: of each such input, that of the batch or, if
+    none depends on the batch, each extent in turn."""
     x, *others = subject.inputs()
     results: Results = []
     for place, dim in enumerate(subject.dims[1:]):

@@ -1,4 +1,4 @@
-"""Models that are compiled, exported or traced, and then run on a batch of another size."""
+"""Models that are compiled, exported or traced; most are then run on a batch of another size."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ __global__ void double_kernel(const __grid_constant__ BasicParameters<T> paramet
     parameters.y[i] = 2 * parameters.x[i];
 }
 
-// Reverses each block's part through shared memory.
+// Each block reverses its part of x through shared memory. Without Synchronise, a barrier is missing.
 template <class T, bool Synchronise>
 __global__ void reverse_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   T* shared = shared_memory<T>();
@@ -78,7 +78,7 @@ __global__ void vote_kernel(const __grid_constant__ BasicParameters<T> parameter
   if (threadIdx.x == 31) parameters.y[0] = T(ballot), parameters.y[1] = T(any), parameters.y[2] = T(all);
 }
 
-// Counts the threads whose indices are within their bounds.
+// Adds 1 to y for each thread whose indices are within their bounds, and 2^20 for any other.
 template <class T>
 __global__ void atomic_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   const bool in_block = threadIdx.x < blockDim.x && threadIdx.y < blockDim.y && threadIdx.z < blockDim.z;

@@ -25,7 +25,7 @@ __global__ void ring_kernel(const __grid_constant__ ClusterParameters p) {
   if constexpr (kRing != Ring::no_barrier_at_end) cluster_sync();
 }
 
-// Every block writes its rank into the memory of every block, 8 bytes at a time.
+// Every block writes its rank and kFactor times its rank, 8 bytes at once, into the shared memory of every block of its cluster.
 template <int kFactor>
 __global__ void all_gather_kernel(const __grid_constant__ ClusterParameters p) {
   auto* shared = shared_memory<Vector<uint32_t, 2>>();

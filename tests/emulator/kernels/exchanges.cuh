@@ -45,7 +45,7 @@ __global__ void exchange_kernel(const __grid_constant__ ExchangeParameters p) {
   }
 }
 
-// Passes 16 bytes from one block to another by one access.
+// Passes 16 bytes from one block to another by one store and one load.
 template <int Blocks>
 __global__ void wide_exchange_kernel(const __grid_constant__ ExchangeParameters p) {
   static_assert(Blocks == 2);

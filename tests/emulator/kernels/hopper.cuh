@@ -51,7 +51,8 @@ __global__ void box_kernel(const __grid_constant__ BoxParameters p) {
   for (int i = int(threadIdx.x); i < p.bytes; i += int(blockDim.x)) p.to[i] = shared[i];
 }
 
-// One operand in shared memory and its descriptor. `step` is the distance in bytes from one product's depth to the next.
+// One operand in shared memory and its descriptor. `step` is the distance in bytes between the parts that successive products
+// read.
 struct Operand {
   const unsigned char* bytes;
   int32_t size;

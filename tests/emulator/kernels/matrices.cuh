@@ -29,7 +29,7 @@ __global__ void mma_16bit_kernel(const __grid_constant__ ProductParameters<T> p)
   for (int i = 0; i < 4; ++i) p.d[(g + 8 * (i >> 1)) * 8 + 2 * t + (i & 1)] = d[i];
 }
 
-// 16x8x16, with fragments that ldmatrix loads from shared memory. B is stored as (N, K), or transposed as (K, N).
+// 16x8x16, with fragments that ldmatrix loads from shared memory. B is stored there as (N, K), or transposed as (K, N).
 template <class T, bool kTransposed>
 __global__ void ldmatrix_kernel(const __grid_constant__ ProductParameters<T> p) {
   T* a_tile = shared_memory<T>();  // (16, 16)

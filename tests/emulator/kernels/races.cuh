@@ -1,4 +1,4 @@
-// Kernels with one mistake each, which the template argument kCorrect removes.
+// Kernels with one mistake each. The template argument kCorrect removes it, except from outside_kernel.
 #pragma once
 #include "platform/memory.h"
 #include "platform/shared_memory.h"

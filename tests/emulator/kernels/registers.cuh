@@ -54,7 +54,7 @@ __global__ void stmatrix_registers_kernel(const __grid_constant__ RegisterParame
   for (int i = lane; i < 64 * 8; i += 32) p.memory[i] = memory[i];
 }
 
-// Rounds values by cvt.rna, and multiplies the unrounded values by one with mma.sync.
+// Rounds values by cvt.rna, and multiplies the unrounded values by 1 with mma.sync.
 template <class T>
 __global__ void tf32_registers_kernel(const __grid_constant__ RegisterParameters p) {
   const bool first = threadIdx.x == 0;

@@ -21,8 +21,8 @@ const Arithmetic& arithmetic() { return chosen; }
 }  // namespace emulator
 
 extern "C" {
-// Sets the modes of later launches: 1 truncates, 0 does not, -1 leaves a mode as it is. Returns the previous modes, that of the
-// addition in bit 0, that of copies in bit 1.
+// Sets the modes of later launches: 1 truncates, 0 does not, -1 leaves a mode as it is. Returns the previous modes: that of
+// the addition in bit 0, that of copies in bit 1.
 __attribute__((visibility("default"))) int torch_unroll_emulator_arithmetic(int addition, int copied) {
   emulator::Arithmetic& mode = emulator::chosen;
   const int before = int(mode.addition) | int(mode.copied) << 1;

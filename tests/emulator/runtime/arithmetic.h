@@ -1,5 +1,7 @@
 // Modes for Hopper arithmetic that NVIDIA does not document: how tensor cores add, and how the copy engine converts fp32 to TF32.
 //
+// Addition::nearest adds the products one by one in the order of k, and rounds each sum to fp32.
+//
 // Addition::truncate implements models that agree bit by bit with the results of GPUs: Xie et al., "MMA-Sim" (2025), and Khattak
 // and Mikaitis, "Accurate Models of NVIDIA Tensor Cores" (2025), which extend Fasi et al. (2021) to Hopper. One instruction adds
 // all its products along k to the accumulator at once:
@@ -48,7 +50,8 @@ inline float towards_zero(double value) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(nearest) - 1);
 }
 
-// Adds products to kCount adjacent sums of a row, if all terms are finite.
+// Adds products to kCount adjacent sums of a row. All terms must be finite; `most` is the largest exponent among those of each
+// sum.
 template <int kCount, int kN, int kK>
 void add_finite(float* __restrict sums, const float* __restrict a, const float* __restrict b, const int* __restrict most) {
   double scale[kCount];

@@ -27,7 +27,7 @@ SharedClock complete(Barrier& barrier, Predicates& predicates) {
   return clock;
 }
 
-// __syncwarp orders the lanes' accesses before it ahead of those after it.
+// Orders what the lanes accessed before a __syncwarp ahead of what they access after it.
 void order(Block& block, unsigned warp_index, uint32_t lanes) {
   std::vector<Moment> moments;
   for (uint32_t left = lanes; left; left &= left - 1)

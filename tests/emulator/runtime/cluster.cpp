@@ -5,7 +5,7 @@
 #include "scheduler.h"
 
 namespace {
-constexpr uint32_t kWindow = 0x400;  // the address of a block's first byte; a GPU reserves the addresses below
+constexpr uint32_t kWindow = 0x400;  // the address of a block's first shared byte; a GPU reserves the addresses below it
 }
 
 uint32_t cluster_rank() { return emulator::scheduler().current().block->rank; }

@@ -1,5 +1,5 @@
-// cp.async. A copy completes at a random moment between its issue and the wait for its group, in no order among the copies of a
-// thread. Until then its destination is NaN.
+// cp.async. A copy completes at a random moment between its issue and the wait for its group or the end of its thread. The copies
+// of a thread complete in any order. Until a copy completes, its destination is NaN.
 #include "platform/memory.h"
 #include "scheduler.h"
 
@@ -12,8 +12,8 @@ void land(const Copy& copy) {
   std::memset(copy.to + copy.source_bytes, 0, size_t(copy.bytes - copy.source_bytes));
 }
 
-// Completes a copy when its thread waits for it. Only then is the write reported to the race checker: after an earlier report, a
-// barrier without a wait would seem to order it.
+// Completes a copy when its thread waits for it or ends. The write is reported to the race checker a second time: after the
+// report at the issue alone, a barrier without a wait would seem to order it.
 void land_at_wait(const Copy& copy) {
   see(copy.to, size_t(copy.bytes), Access::write, copy.where);
   land(copy);

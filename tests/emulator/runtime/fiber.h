@@ -19,7 +19,7 @@ class FiberPool {
   explicit FiberPool(void (*body)()) : body_(body) {}
   Fiber* take();
   void give(Fiber* fiber) { free_.push_back(fiber); }
-  void abandon_all();  // resets every fiber to its start, also suspended ones
+  void abandon_all();  // resets every fiber to its start, even suspended ones
   bool owns_stack_at(const void* address) const;
 
  private:

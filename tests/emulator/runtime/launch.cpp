@@ -27,7 +27,7 @@ struct State {
   Limits limits;
   uint64_t seed = 1;
   std::vector<uint64_t> launches;         // the number of launches of each kernel
-  std::string failure;                    // of the last launch that failed
+  std::string failure;                    // of the last call that failed
   std::vector<ParameterLine> parameters;  // a copy, aligned as TensorMaps need it, which Python does not ensure
 };
 State& state() {
@@ -111,7 +111,8 @@ EXPORT int torch_unroll_launch(int kernel, const LaunchConfig* config, const voi
     return refuse(
         kInvalidConfiguration, entry.name,
         "clusters of " + std::to_string(cluster) + " blocks: " + std::to_string(resident) + " blocks are resident at once");
-  // Only the blocks of a cooperative launch may wait for each other. Other launches run few blocks at a time, which saves memory.
+  // Blocks may wait for each other only in a cooperative launch or within a cluster. Other launches run few blocks at a time,
+  // which saves memory.
   if (!config->cooperative) resident = std::min(resident, std::max(kBlocksAtATime, cluster));
   all.launches.resize(table().size());
   ++all.launches[kernel];
@@ -172,7 +173,7 @@ EXPORT void torch_unroll_emulator_write_coverage() { __gcov_dump(); }
 #endif
 
 #ifdef EMULATOR_RACE
-// Adds to the memory that kernels may access. Without any, they may access all memory.
+// Adds to the memory that kernels may access. As long as nothing has been added, they may access all memory.
 EXPORT void torch_unroll_emulator_allow_memory(const void* address, uint64_t bytes) { allow_memory(address, bytes); }
 EXPORT void torch_unroll_emulator_forget_memory() { forget_memory(); }
 #endif

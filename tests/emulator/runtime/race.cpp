@@ -124,7 +124,7 @@ void synchronise(const void* address, size_t bytes, bool writes, Order order, co
       acquire(self, location);
   }
   if (!writes) return;
-  // Later read-modify-writes of other threads continue a release.
+  // What was released here earlier stays released, because another thread's read-modify-write continues a release.
   if (order == Order::release)
     location = join(location, join({release(self)}));
   else if (mine.fenced)

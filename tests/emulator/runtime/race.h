@@ -12,8 +12,8 @@ namespace emulator {
 struct Block;
 struct Thread;
 
-// A vector clock: entry t in the part of a block is the latest moment of its thread t that happened before. A clock is not
-// changed once it is shared, so all threads that met at a barrier refer to the same one.
+// The vector clock of a moment: entry t in the part of a block is the clock of the block's thread t at its latest moment that
+// happened before. A clock is not changed once it is shared, so all threads that met at a barrier refer to the same one.
 struct Clock {
   using Part = std::shared_ptr<const std::vector<uint32_t>>;
   std::vector<std::pair<uint32_t, Part>> parts;  // in ascending order of their blocks
@@ -32,11 +32,12 @@ struct Knowledge {
   uint32_t clock = 1;
   SharedClock fenced;                  // at the last fence; later relaxed stores release it
   SharedClock offered;                 // released by values that relaxed loads have read; the next fence acquires it
-  std::vector<uint32_t> proxy_fences;  // the thread's clock at each
+  std::vector<uint32_t> proxy_fences;  // the thread's clock at each fence_proxy_async
 };
 
-// Accesses that no thread makes: those of a warp's products, and of the copies that complete at an mbarrier. Each such actor has
-// a clock like a thread, with an index after the threads'. A wait for an actor acquires the actor's moment.
+// Actors are what accesses memory without being a thread: the products of one warp, or the copies that complete at one mbarrier.
+// Each has a clock, as a thread has, and an index after those of the threads. A thread that waits for such products or copies
+// acquires the moment of their actor.
 struct Actors {
   std::vector<uint32_t> clocks;  // of the warps' products, then of the mbarriers' copies
   std::vector<const uint64_t*> barriers;

@@ -71,7 +71,8 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   }
   current_ = nullptr;
   preferred_ = nullptr;
-  operations_.clear();  // early reads of products that a wait has completed since; the next launch must not draw among them
+  // After a success only early reads of products that have been waited for are left. They must not affect the next launch.
+  operations_.clear();
   if (failure_.empty()) return true;
   fibers_.abandon_all();
   active_.clear();

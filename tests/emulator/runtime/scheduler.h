@@ -120,7 +120,7 @@ struct LaunchRequest {
   size_t parameter_bytes;
   dim3 grid, block, cluster;
   unsigned shared_bytes;
-  unsigned resident;  // the number of blocks that run at the same time
+  unsigned resident;  // how many blocks may run at the same time
 };
 
 class Scheduler {

@@ -51,7 +51,8 @@ struct Epoch {
   }
 };
 
-// Of the reads since the last write only a few are kept. One of them is enough to find a write that is not ordered after it.
+// Of the reads since the last write only a few are kept. A single one is enough to find a write that is not ordered after that
+// read.
 constexpr int kReaders = 3;
 struct Cell {
   Epoch write, read[kReaders];
@@ -116,7 +117,7 @@ Page& page_of(uintptr_t address) {
   return *all.last;
 }
 
-// The source line of a code, such as "kernel.cuh:12". Of inlined functions it is the innermost outside of the emulator's headers.
+// The source line of a code, such as "kernel.cuh:12". For inlined code, the innermost one outside of the emulator's headers.
 std::string place(uint32_t code) {
   if (code & kReported) {
     const Where& where = shadow().reported[code & ~(kReported | kAsynchronous)];

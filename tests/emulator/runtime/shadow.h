@@ -6,11 +6,11 @@
 namespace emulator {
 constexpr uint32_t kMaxActor = 2047;  // the largest index of a thread or another actor (race.h) in its block
 
-// Checks an access against earlier ones and records it. `code` is the address of the instruction.
+// Checks an access against earlier ones and records it. `code` is the return address of the call that reports it.
 void check_access(const void* address, size_t bytes, Access access, const void* code);
 void forget_shadow(const void* address, size_t bytes);
 void forget_locations();
-// Adds to the memory that kernels may access. Without any, they may access all memory.
+// Adds to the memory that kernels may access. As long as nothing has been added, they may access all memory.
 void allow_memory(const void* address, size_t bytes);
 void forget_memory();
 }  // namespace emulator

@@ -17,7 +17,7 @@ SEE_SIZES(__tsan_volatile_write, atomic)
 SEE_SIZES(__tsan_unaligned_volatile_read, atomic_read)
 SEE_SIZES(__tsan_unaligned_volatile_write, atomic)
 
-// A kernel may poll a volatile variable, so reading it lets other threads run.
+// A kernel may poll a volatile variable, so reading one sometimes lets another thread run.
 #define POLL(bytes)                                                                 \
   extern "C" void __tsan_volatile_read##bytes(void* address) {                      \
     check_access(address, bytes, Access::atomic_read, __builtin_return_address(0)); \

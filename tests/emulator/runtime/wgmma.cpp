@@ -12,7 +12,7 @@
 
 namespace emulator {
 namespace {
-constexpr uint32_t kWindow = 0x400;  // the address of a block's first byte, as in cluster.cpp
+constexpr uint32_t kWindow = 0x400;  // the address of a block's first shared byte, as in cluster.cpp
 constexpr int kDepthBytes = 32;
 constexpr uint32_t kPending = 0xffbfffff;  // D during a product: a signalling NaN, which arithmetic turns into a quiet one
 
@@ -36,7 +36,7 @@ struct Sums {
 struct Product {
   WgmmaType type;
   bool rows_a, rows_b;
-  std::vector<uint32_t> a, b;  // the offsets in shared memory of the operands, in pieces of 16 bytes
+  std::vector<uint32_t> a, b;  // the offset in shared memory of each 16-byte piece of an operand
   Sums* sums;
   Moment issued;
   Where where;
@@ -272,7 +272,7 @@ struct Wait {
   Where where;
 };
 
-// Every lane's wait orders the reads of the group's products before its later accesses.
+// Orders the reads of the products that were waited for before every lane's later accesses.
 void acquire_in_lanes(Block& block, unsigned warp, const Moment& moment) {
   const SharedClock clock = join({moment});
   for (unsigned lane = 0; lane < 32; ++lane) acquire(block.threads[32 * warp + lane], clock);
