@@ -259,6 +259,6 @@ def test_torchs_samples_through_every_variant(variant: str) -> None:
             for mine, theirs in zip(results, _run(torchs, args), strict=True):
                 torch.testing.assert_close(mine, theirs)
             _check_non_contiguous(ours, args)
-            if served % 8 == 1:  # every eighth, to save time
+            if served % 9 == 1:  # every ninth, to save time: together these have every option
                 _check_derivatives(ours, args)
     assert served >= 16
