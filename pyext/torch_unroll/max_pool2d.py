@@ -25,7 +25,7 @@ _TORCHS: Any = F.max_pool2d
 
 
 def _wants_gradient(x: Tensor) -> bool:
-    """Whether a derivative of this call may be wanted: only then are the offsets of the chosen cells stored."""
+    """Whether a derivative of this call may be wanted: then the offsets of the chosen cells have to be stored."""
     if torch._C._are_functorch_transforms_active() or is_recorded():
         return True
     return (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0

@@ -40,7 +40,7 @@ def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tup
 
 
 def _may_be_large(input: Tensor, *numbers: Pair) -> bool:
-    """Whether a call may be too large for the compiled kernels, so that its sizes have to be examined."""
+    """Whether a call may be too large for the compiled kernels: only then are its sizes compared with their limits."""
     return limits.is_large(input) or (not torch.compiler.is_compiling() and max(map(max, numbers)) >= 2**31)
 
 
@@ -58,6 +58,7 @@ def unfold(
         (N, C·R·S, P·Q): one column for each position of the window.
 
     Raises:
+        IndexError: the input has fewer than 3 dimensions, as in torch.
         RuntimeError: sizes do not fit together, as in torch; or a named engine refuses the call.
     """
     if has_torch_function_unary(input) and not torch.compiler.is_compiling():
