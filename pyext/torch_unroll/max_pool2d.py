@@ -78,7 +78,7 @@ def max_pool2d(
         dilation: an int or a pair.
         ceil_mode: rounds the output's extents up; every window still starts inside the input or its left padding.
         return_indices: whether to also return the index of each maximum in its plane, row · W + column, as int64.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`.
 
     Returns:
         (N, C, P, Q) with P = (H + 2 · padding − dilation · (R − 1) − 1) // stride + 1, or with the quotient rounded up if
@@ -130,7 +130,7 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
         x: (T, N, C) with T > 0; fp16, bf16, fp32 or fp64, with any strides.
         lengths: (N), of any integer dtype, on x's device: the number of valid steps of each sequence, clamped to [0, T]. The
             host never reads it. None stands for all steps.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`, but calls that would go to torch's own operator go to engine `torch`, since torch has none.
 
     Returns:
         (N, C).

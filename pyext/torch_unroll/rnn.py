@@ -153,7 +153,8 @@ def rnn(
             between them for backward, which computes the rest again (Chen et al. 2016, arXiv 1604.06174). About √T segments need
             the least memory. It saves memory only if the caller does not keep the output, and is not available for bidirectional
             or packed input.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`, but engine `torch` takes the place of torch's own operator if that lacks an option of the call,
+            and for floating-point calls under torch.compile and torch.func.
 
     Returns:
         The output, which has D·H features and the layout of input, and h_n, which has the shape of h0.
@@ -282,7 +283,8 @@ def rnn_cell(
         w_ih, w_hh: (H, I) and (H, H).
         b_ih, b_hh: (H), or None.
         nonlinearity: "tanh", "relu", "sigmoid" or "identity".
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`, but engine `torch` takes the place of torch's own operator if that lacks an option of the call,
+            and for floating-point calls under torch.compile and torch.func.
 
     Returns:
         The state after the step, with the shape of h.

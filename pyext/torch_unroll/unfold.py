@@ -52,7 +52,7 @@ def unfold(
     Args:
         input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, with any strides.
         kernel_size, dilation, padding, stride: an int or a pair.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`.
 
     Returns:
         (N, C·R·S, P·Q): one column for each position of the window.
@@ -102,7 +102,7 @@ def fold(
         input: (N, C·R·S, P·Q), or without a batch.
         output_size: (H, W) of the image; an int or a pair.
         kernel_size, dilation, padding, stride: those of the corresponding `unfold`.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`.
 
     Returns:
         (N, C, H, W).

@@ -33,8 +33,8 @@ class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_gr
 
         splits · elements of the result · 4 bytes (8 for float64)
 
-    and there are fewer splits if this is more than the other half. wgrad writes such sums even for one split; its result is dw.
-    Tensor cores compute dw with the channels of a group rounded up to 16 bytes; variant `wgmma` rounds those of x up to a
+    and there are fewer splits if this is more than the other half. wgrad, whose result is dw, writes such sums even for one
+    split. Tensor cores compute dw with the channels of a group rounded up to 16 bytes; variant `wgmma` rounds those of x up to a
     multiple of 32, 64 or 128 bytes.
 
     A call stays within the limit unless a single image, or a single split of wgrad, does not fit into its half. A packed filter
