@@ -82,7 +82,8 @@ def max_pool2d(
 
     Returns:
         (N, C, P, Q) with P = (H + 2 · padding − dilation · (R − 1) − 1) // stride + 1, or with the quotient rounded up if
-        `ceil_mode`; channels_last if the input is. With `return_indices`, a pair of this output and the indices.
+        `ceil_mode`, unless the last window would then start beyond the input; channels_last if the input is. With
+        `return_indices`, a pair of this output and the indices.
 
     Raises:
         RuntimeError: sizes do not fit together, as in torch; or a named engine refuses the call.

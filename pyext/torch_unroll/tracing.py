@@ -59,7 +59,8 @@ def apply_unseen(function: type[Function], tensor: Tensor, *others: Tensor) -> T
 
 
 def traced_size(size: Any) -> Tensor | None:
-    """A size that a trace records, as a tensor without dimensions; None for anything else."""
+    """A size that a trace records (an integer tensor of one element), as an int64 tensor without dimensions on the CPU; None for
+    anything else."""
     if not isinstance(size, Tensor) or not is_tracing() or size.numel() != 1 or size.is_floating_point() or size.is_complex():
         return None
     return size.reshape(()).to("cpu", torch.int64)

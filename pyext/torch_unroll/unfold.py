@@ -55,7 +55,7 @@ def unfold(
         engine: as in `conv2d`.
 
     Returns:
-        (N, C·R·S, P·Q): one column for each position of the window.
+        (N, C·R·S, P·Q), or without N as the input: one column for each position of the window.
 
     Raises:
         IndexError: the input has fewer than 3 dimensions, as in torch.
@@ -105,7 +105,7 @@ def fold(
         engine: as in `conv2d`.
 
     Returns:
-        (N, C, H, W).
+        (N, C, H, W), or without N as the input.
 
     Raises:
         RuntimeError: sizes do not fit together, as in torch; or a named engine refuses the call.

@@ -16,7 +16,7 @@ _setting = Setting(workspace_limit, set_workspace_limit)
 
 
 class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Limits the workspace of one convolution, in bytes: `tu.conv2d_workspace(64 << 20)` for all later calls, or only within a
+    """Limits the workspace of each convolution, in bytes: `tu.conv2d_workspace(64 << 20)` for all later calls, or only within a
     `with` block, or in a function that it decorates.
 
     The limit applies to engines `cuda` and `cupy`, on every thread of the process; initially it is 256 MiB. Of several open
