@@ -13,7 +13,8 @@ DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 
 
 def _is_lowered(tensor: Tensor, device_type: str) -> bool:
-    """Whether autocast lowers a tensor; it leaves integers, fp64 and tensors on other devices unchanged."""
+    """Whether autocast lowers a tensor; it leaves fp64, dtypes that are not floating-point, and tensors on other devices
+    unchanged."""
     return tensor.device.type == device_type and tensor.is_floating_point() and tensor.dtype != torch.float64
 
 

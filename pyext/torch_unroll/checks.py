@@ -28,8 +28,8 @@ _IsKind = Callable[..., bool]
 def _is_kind(tensors: tuple[Tensor | None, ...]) -> _IsKind | None:
     """A predicate that is true for tensors of the same kind as these; None if torch offers no reliable one.
 
-    A kind is what torch.compile guards a graph by: the types, dispatch keys, dtypes, devices and sizes of the tensors, compared
-    in C++. Comparing the same facts as Python objects would take several times as long.
+    A kind is what torch.compile guards a graph by, without the strides: types, dispatch keys, dtypes, devices, sizes and
+    requires_grad of the tensors, compared in C++. Comparing the same facts as Python objects would take several times as long.
     """
     present = [tensor for tensor in tensors if tensor is not None]
     any_strides: Any = [[None] * tensor.dim() for tensor in present]
@@ -52,16 +52,17 @@ def _is_kind(tensors: tuple[Tensor | None, ...]) -> _IsKind | None:
 
 
 def hashable(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The inputs with tuples in place of lists, which the dispatcher passes."""
+    """The inputs with tuples in place of the lists that the dispatcher passes."""
     return tuple(tuple(value) if isinstance(value, list) else value for value in inputs)
 
 
 def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
-    """Wraps a check so that it runs once for each kind of call. The first `arity` inputs are tensors or None; the others are
-    hashable, or lists of hashable values.
+    """Wraps a check so that it runs once for each kind of call, as long as the cache remembers the kind. The first `arity` inputs
+    are tensors or None; the others are hashable, or lists of hashable values.
 
-    Most of the cost of a look-up by shape goes into creating and hashing a Python object, so the kinds that were seen last with
-    the same numbers are tried first: a kind that does not match usually fails at its first tensor.
+    Most of the cost of a look-up by shape goes into creating and hashing a Python object. So the kinds that were seen last with
+    the same `numbers` (the inputs after the tensors) are tried first: a kind that does not match usually fails at its first
+    tensor.
     """
     latest: dict[Any, list[_IsKind]] = {}
     kinds: dict[Any, list[_IsKind]] = {}

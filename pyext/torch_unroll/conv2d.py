@@ -147,7 +147,9 @@ def conv2d(
         stride, dilation: an int or a pair.
         padding: an int, a pair, "valid", or "same" (only with a stride of 1).
         groups: a divisor of C and K.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: the name of an engine, such as "cuda" (see `torch_unroll.available_engines`). None stands for the engine that
+            `torch_unroll.use_engine` sets. Without one, floating-point calls on the GPU are served by the first engine that
+            accepts them, and other calls, or sizes beyond the limits of the compiled kernels, by torch's own operator.
         precision: how fp32 products are computed: "tf32", "ieee", or "conv" to follow
             `torch.backends.cudnn.conv.fp32_precision`.
 

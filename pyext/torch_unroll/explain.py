@@ -40,7 +40,7 @@ class Availability:
 
 
 def available_engines(device: torch.device | str | None = None) -> Availability:
-    """Returns for each engine whether it can run here, and why not if it cannot.
+    """Returns for each engine whether it can run here, judged by float32 convolution, and why not if it cannot.
 
     Args:
         device: the device of the tensors; by default the GPU if there is one, else the CPU.

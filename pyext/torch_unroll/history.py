@@ -1,9 +1,9 @@
 """Gradients that can be differentiated again wherever torch's can, even if they were computed from nothing that requires a
 gradient.
 
-torch's backward operators take every input of their forward, so their results require gradients under `create_graph`. The
-gradient with respect to an input on which they depend only formally is zero, or None. Code that penalises gradients relies on
-both properties.
+torch's backward operators take inputs of the forward even where their results do not depend on them, so these results require
+gradients under `create_graph`. Their gradient with respect to such an input is zero, or None. Code that penalises gradients
+relies on both properties.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ class _GradientWithHistory(Function):
 
 
 def gradient_with_history(tensor: Tensor, *others: Tensor) -> Tensor:
-    """The tensor, with a gradient that passes through `with_history` if one of the other tensors of the call requires a gradient.
-    It is for terms that torch's operator computes itself but that are computed outside our op, such as a bias."""
+    """The tensor, with a gradient that passes through `with_history` if one of the other tensors of the call requires a gradient,
+    except under torch.compile and torch.func. For terms that torch's operator computes itself, but that are computed outside our
+    op, such as a bias."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return tensor
     if tensor.requires_grad and torch.is_grad_enabled() and any(other.requires_grad for other in others):

@@ -25,7 +25,7 @@ _TORCHS: Any = F.max_pool2d
 
 
 def _wants_gradient(x: Tensor) -> bool:
-    """Whether a derivative of this call may be wanted: only then are the offsets of the chosen cells stored."""
+    """Whether a derivative of this call may be wanted: then the offsets of the chosen cells have to be stored."""
     if torch._C._are_functorch_transforms_active() or is_recorded():
         return True
     return (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0
@@ -78,11 +78,12 @@ def max_pool2d(
         dilation: an int or a pair.
         ceil_mode: rounds the output's extents up; every window still starts inside the input or its left padding.
         return_indices: whether to also return the index of each maximum in its plane, row · W + column, as int64.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`.
 
     Returns:
         (N, C, P, Q) with P = (H + 2 · padding − dilation · (R − 1) − 1) // stride + 1, or with the quotient rounded up if
-        `ceil_mode`; channels_last if the input is. With `return_indices`, a pair of this output and the indices.
+        `ceil_mode`, unless the last window would then start beyond the input; channels_last if the input is. With
+        `return_indices`, a pair of this output and the indices.
 
     Raises:
         RuntimeError: sizes do not fit together, as in torch; or a named engine refuses the call.
@@ -130,7 +131,7 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
         x: (T, N, C) with T > 0; fp16, bf16, fp32 or fp64, with any strides.
         lengths: (N), of any integer dtype, on x's device: the number of valid steps of each sequence, clamped to [0, T]. The
             host never reads it. None stands for all steps.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`, but calls that would go to torch's own operator go to engine `torch`, since torch has none.
 
     Returns:
         (N, C).

@@ -1,4 +1,4 @@
-"""Running unmodified code that calls torch's functions with torch_unroll's instead."""
+"""Makes calls of torch's functions in unmodified code run torch_unroll's functions instead."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ _TABLE: dict[Any, Callable[..., Any]] = {
 
 
 class override(Redirect):  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Replaces torch's convolutions, poolings, folds and recurrences with torch_unroll's, within `with tu.override():` or a
+    """Replaces torch's functions, those listed below, with torch_unroll's, within `with tu.override():` or a
     function that `@tu.override()` decorates.
 
-    It affects calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `torch.max_pool2d`,
-    `torch.rnn_tanh`, `torch.rnn_relu` and their cells on this thread, whether functions or modules make them, also under
-    `torch.compile`. It also affects a backward pass within the block: its hooks, and what `torch.utils.checkpoint` computes
-    again. Arguments are accepted as torch accepts them, by position or by name.
+    It affects calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `F.max_pool2d_with_indices`,
+    `torch.max_pool2d`, `torch.rnn_tanh`, `torch.rnn_relu` and their cells on this thread, whether functions or modules make them,
+    also under `torch.compile`. It also affects a backward pass within the block: its hooks, and what `torch.utils.checkpoint`
+    computes again. Arguments are accepted as torch accepts them, by position or by name.
 
     It does not affect other threads, scripted modules, the bodies of custom operators, what a compiled function runs inside a
     checkpoint or another higher-order operator, or a backward pass after the block has ended: a checkpoint then computes again
-    with torch's functions, and may report that different tensors were saved. Use `torch_unroll.replace` for those cases, and to
-    replace modules permanently.
+    with torch's functions, and may report that different tensors were saved. `torch_unroll.replace` changes modules permanently,
+    so it also works in those cases, except for scripted modules.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ def is_transformed() -> bool:
 
 
 def in_onnx_export() -> bool:
-    """Whether the call becomes part of an ONNX model, which can contain only torch's operators."""
+    """Whether the call is being exported to ONNX: torch's exporter can translate only torch's own operators."""
     compiling = torch.compiler.is_compiling()
     recorded = torch.compiler.is_exporting() if compiling else is_tracing()
     return recorded and torch.onnx.is_in_onnx_export()

@@ -1,7 +1,7 @@
-"""torch.ao's eager quantisation of torch_unroll's modules. It looks modules up by their exact class, and finds these once they
-are registered here.
+"""torch.ao's eager quantisation of torch_unroll's modules. torch.ao looks modules up in tables by their exact class, so
+`register` adds torch_unroll's classes to these tables.
 
-Observers, quantisation-aware training, fusion and conversion then treat them like torch's modules. `quantize_dynamic` has to be
+Observers, quantisation-aware training, fusion and conversion then treat the modules like torch's. `quantize_dynamic` has to be
 passed the class `torch_unroll.nn.RNNCell`, since its default set contains only torch's. FX graph mode does not use these tables;
 call `torch_unroll.restore` before it.
 """

@@ -17,7 +17,7 @@ from torch_unroll import quantization
 from torch_unroll.nn.locally_connected import LocallyConnected2d
 from torch_unroll.nn.twins import OURS, TORCHS
 
-#: torch.nn's other convolutions, max poolings and recurrences, and the base classes of those that users write.
+#: torch.nn's other convolutions, max poolings and recurrences, and the base classes from which users derive their own.
 _WITHOUT_KERNELS = (
     *(getattr(torch.nn, f"{kind}{dims}d") for kind in ("Conv", "ConvTranspose", "MaxPool") for dims in (1, 3)),
     *(getattr(torch.nn, f"{kind}{dims}d") for kind in ("AdaptiveMaxPool", "MaxUnpool") for dims in (1, 2, 3)),
@@ -80,7 +80,8 @@ def _calls_of_graph(module: GraphModule) -> list[str]:
 
 
 def _reason(module: torch.nn.Module) -> str | None:
-    """Why a convolution, max pooling, fold or recurrence of torch's is not swapped; None for all other modules."""
+    """Why a convolution, max pooling, fold or recurrence of torch's, or a graph that calls one, is not swapped; None for all
+    other modules."""
     kind = type(module)
     if isinstance(module, ScriptModule):
         name = str(getattr(module, "original_name", ""))
@@ -122,14 +123,14 @@ def replace(model: torch.nn.Module) -> Report:
 
     The class of a module is changed in place, so its identity, parameters, state_dict, hooks and ties are preserved. Only
     torch.nn's own classes are changed: a subclass may compute something else, and a parametrized module is a subclass that torch
-    creates. Both are reported instead, as is every other convolution, max pooling and recurrence that is scripted, quantised,
-    lazy, or of a kind without kernels here. Functions that a forward calls, such as F.conv2d, are not modules;
-    `torch_unroll.override` affects them.
+    creates. Both are reported instead, as is a module whose forward a tool has wrapped, and every convolution, max pooling and
+    recurrence that is scripted, quantised, lazy, or of a kind without kernels here. Functions that a forward calls, such as
+    F.conv2d, are not modules; `torch_unroll.override` affects them.
 
     Each new class is a subclass of torch's, except RNN, because torch.compile rejects every subclass of torch.nn.RNN: afterwards,
     `isinstance(module, torch.nn.RNN)` is False and `isinstance(module, torch.nn.RNNBase)` is True. Code that looks up the exact
-    class of a module does not know these; call `restore` before such code. torch.ao's eager quantisation is an exception: the
-    new classes are added to its tables.
+    class of a module does not know the new classes; call `restore` before such code. torch.ao's eager quantisation is an
+    exception: the new classes are added to its tables.
 
     Args:
         model: any module; it is itself swapped if it is of one of these classes.
@@ -184,7 +185,7 @@ def restore(model: torch.nn.Module) -> Report:
     """Undoes `replace`: turns every module of torch_unroll in a model into torch's module of that name, in place. It does not
     matter whether `replace` made the module, it was constructed from `torch_unroll.nn`, or the model is a copy or was unpickled.
 
-    Identity, parameters, state_dict, hooks and ties are preserved. Modules that torch cannot express are left and reported: those
+    Identity, parameters, state_dict, hooks and ties are preserved. These are left and reported: modules
     with a nonlinearity that torch lacks, a LocallyConnected2d, subclasses, and modules whose forward a tool has wrapped. The
     `engine` that a module names is dropped, and a note of the report says so.
 

@@ -82,7 +82,7 @@ class _Stack:
         return x, _joined(last_states)
 
     def run_in_segments(self, x: Tensor, h0: Tensor, lengths: Tensor | None, segments: int) -> tuple[Tensor, Tensor]:
-        """`run`, but saves only the states between segments of the sequence; backward computes each segment again."""
+        """`run`, but saves only the input and the states between segments of the sequence; backward computes the rest again."""
         axis = 1 if self.batch_first else 0
         parts = x.split(ceil_divide(x.shape[axis], segments), axis)
         outputs, state, begin = [], h0, 0
@@ -102,7 +102,7 @@ def _fits_engine(engine: str, x: Tensor, axis: int, packed: bool) -> bool:
     """Whether the extents of a sequence are within the limits of the engine's kernels; if not, torch serves the call.
 
     Raises:
-        SizeError: they are not, and the engine was named.
+        SizeError: they are not, and engine `cuda` or `cupy` was named.
     """
     if not limits.is_large(x):
         return True
@@ -136,7 +136,8 @@ def rnn(
         input: (T, N, I); (N, T, I) if batch_first; (T, I) without a batch; or the data (total, I) of a PackedSequence.
             fp16, bf16, fp32 or fp64, with any strides.
         h0: (num_layers·D, N, H), or (num_layers·D, H) without a batch; None stands for zeros. If it has a batch and the input
-            (T, I) has none, every sample reads the same sequence, as in torch.
+            (T, I) has none, every sample reads the same sequence, as in torch; this is not possible with batch_first or an
+            option that torch lacks.
         weights: in torch's order, for each layer and direction: w_ih (H, I; above the first layer H, D·H), w_hh (H, H) and,
             for all or none, b_ih (H) and b_hh (H).
         nonlinearity: "tanh", "relu", "sigmoid" or "identity".
@@ -146,11 +147,14 @@ def rnn(
         batch_first: whether input and output are (N, T, ·); states never are.
         batch_sizes: that of a PackedSequence: (T), int64, on the CPU.
         lengths: (N), of any integer dtype, on input's device: the number of valid steps of each padded sample, clamped to
-            [0, T]. The host never reads it. Later outputs are 0, and h_n is the state after the last valid step (h0 without one).
-        recompute_segments: cuts the sequence into this many segments and saves only the states between them for backward, which
-            computes the rest again (Chen et al. 2016, arXiv 1604.06174). About √T segments need the least memory. This pays only
-            if the output is not kept either, and is not available for bidirectional or packed input.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+            [0, T]. The host never reads it. Later outputs are 0, and h_n is the state after the last valid step that a direction
+            computes (h0 if there is none).
+        recompute_segments: cuts the sequence into at most this many segments and saves, besides the input, only the states
+            between them for backward, which computes the rest again (Chen et al. 2016, arXiv 1604.06174). About √T segments need
+            the least memory. It saves memory only if the caller does not keep the output, and is not available for bidirectional
+            or packed input.
+        engine: as in `conv2d`, but engine `torch` takes the place of torch's own operator if that lacks an option of the call,
+            and for floating-point calls under torch.compile and torch.func.
 
     Returns:
         The output, which has D·H features and the layout of input, and h_n, which has the shape of h0.
@@ -158,7 +162,8 @@ def rnn(
     Raises:
         RuntimeError: sizes, dtypes or devices do not fit together, as in torch; the sequence has no steps; or a named engine
             refuses the call.
-        ValueError: an unknown nonlinearity or engine, or recompute_segments for a call that cannot be cut into segments.
+        ValueError: an unknown nonlinearity or engine, a recompute_segments that is not an int above 0, or one for a call that
+            cannot be cut into segments.
     """
     stack_options = {"num_layers": num_layers, "bidirectional": bidirectional, "dropout": dropout, "training": training}
     if has_torch_function((input, h0, batch_sizes, lengths, *weights)) and not torch.compiler.is_compiling():
@@ -223,7 +228,8 @@ def _check_and_run(
 
 
 def _with_batch(input: Tensor, h0: Tensor | None, axis: int, beyond_torch: bool) -> tuple[Tensor, Tensor | None, bool]:
-    """input and h0 with a batch, and whether the input came with one. `axis` is that of N in the input."""
+    """input and h0 with a batch, and whether the output keeps it: not if neither of them came with one. `axis` is that of N in
+    the returned input."""
     if input.dim() != 2:
         return input, h0, True
     if h0 is not None and h0.dim() == 3 and axis == 1 and not beyond_torch:
@@ -277,13 +283,15 @@ def rnn_cell(
         w_ih, w_hh: (H, I) and (H, H).
         b_ih, b_hh: (H), or None.
         nonlinearity: "tanh", "relu", "sigmoid" or "identity".
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`, but engine `torch` takes the place of torch's own operator if that lacks an option of the call,
+            and for floating-point calls under torch.compile and torch.func.
 
     Returns:
         The state after the step, with the shape of h.
 
     Raises:
         RuntimeError: sizes, dtypes or devices do not fit together, as in torch; or a named engine refuses the call.
+        IndexError: the input has no batch, and h has another number of dimensions.
         ValueError: an unknown nonlinearity or engine.
     """
     if has_torch_function_variadic(input, h, w_ih, w_hh, b_ih, b_hh) and not torch.compiler.is_compiling():
@@ -318,7 +326,7 @@ def rnn_cell(
 
 
 def _check_cell(x: Tensor, state: Tensor, w_ih: Tensor, w_hh: Tensor) -> None:
-    """Checks the extents, with the error messages of torch's cells."""
+    """Checks the numbers of dimensions and the extents, with the error messages of torch's cells where those have one."""
     (rows, inputs), H = x.shape, w_hh.shape[1]
     if not is_traced(rows, inputs, H) and (state.shape, w_ih.shape, w_hh.shape) == ((rows, H), (H, inputs), (H, H)):
         return

@@ -26,8 +26,8 @@ def check_nonlinearity(nonlinearity: str) -> None:
 
 
 def check_alike(input: Tensor, kind: str, others: dict[str, Tensor | None]) -> None:
-    """Requires that the other tensors have the device of the input and, after autocast, its dtype, which engines have to accept.
-    `kind` is the word for the other tensors in torch's error message."""
+    """Requires that the input has, after autocast, a dtype that the engines accept, and that the other tensors have this dtype
+    and the input's device. `kind` is the word for the other tensors in torch's error message."""
     expected = lowered_dtype(input)
     require(expected in DTYPES, f"input: expected a floating-point dtype (fp16, bf16, fp32, fp64), got {expected}")
     for name, other in others.items():
@@ -105,8 +105,8 @@ def read_rows(x: Tensor, batch_sizes: Tensor) -> Tensor:
     """The first sum(batch_sizes) rows of packed data with a single direction: like torch, this ignores further rows.
 
     If the call is transformed, the sum is not known yet: x is returned unchanged, and the operator rejects further rows when it
-    runs. It also rejects them for two directions, where torch's reverse direction would begin at the last row and mix up the
-    steps.
+    runs. The operator also rejects them for two directions, because a reverse direction that, like torch's, began at the last row
+    would mix up the steps.
     """
     if type(batch_sizes) is not Tensor or is_transformed():
         return x

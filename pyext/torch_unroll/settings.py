@@ -28,11 +28,13 @@ class Setting(Generic[Value]):
     """A value for all threads, and the blocks that set it: of the open blocks, the one that was entered last determines the
     value.
 
+    An owner is the object on whose behalf a value is set, such as a `conv2d_workspace`; it may have several blocks open.
     Blocks need not end in the reverse of the order in which they were entered (blocks of two threads, or of generators, do not):
-    each one undoes only its own setting, and once all have ended the value is as before. An owner may have several blocks open.
+    each one undoes only its own setting, and once all have ended the value is the one that was last set permanently.
 
     Args:
-        read, write: functions that read and write the value. Other code may also write it; that sets it permanently.
+        read, write: functions that read and write the value. Other code may also write it; outside all blocks, that sets it
+            permanently.
     """
 
     def __init__(self, read: Callable[[], Value], write: Callable[[Value], object]):
@@ -65,7 +67,8 @@ class Setting(Generic[Value]):
             self._append(owner, value, threading.get_ident())
 
     def leave(self, owner: object) -> None:
-        """Ends the block that the owner entered last on this thread or, if it has none here, on any thread."""
+        """Ends the block that the owner entered last on this thread or, if it has none here, on any thread. Raises RuntimeError
+        if it has none at all."""
         with self._lock:
             blocks = [entry for entry in self._entries if entry.thread is not None and entry.owner() is owner]
             if not blocks:

@@ -60,8 +60,8 @@ def pair(value: Any, name: str) -> Pair:
 
 
 def _unless_unknown(comparison: Any, otherwise: bool) -> bool:
-    """The result of a comparison of sizes; `otherwise` if the sizes depend on data, such as a mask, which a compiler does not
-    know."""
+    """The result of a comparison of sizes; `otherwise` if a compiler cannot decide it, because the sizes depend on data, as those
+    of x[mask] do."""
     if not torch.compiler.is_compiling() and not isinstance(comparison, torch.SymBool):
         return bool(comparison)  # in a trace it is a tensor; under torch.compile it may be a symbol whose type is bool
     from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
@@ -72,7 +72,8 @@ def _unless_unknown(comparison: Any, otherwise: bool) -> bool:
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether torch regards a 4-D tensor as channels_last, which its strides decide; ambiguous strides count as contiguous.
 
-    The same rule as c10's `is_channels_last_strides_2d`. Extents that a compiler does not know are assumed to be above 0.
+    The same rule as c10's `is_channels_last_strides_2d`. Where a compiler cannot decide a comparison, extents are assumed to be
+    above 0, and strides not to be in the order of channels_last.
     """
     (N, C, H, W), (n, c, h, w) = tensor.shape, tensor.stride()
     if not tensor._has_symbolic_sizes_strides:
@@ -144,14 +145,14 @@ def pooled_size(
 
 
 def empty_rows_like(sequence: Tensor) -> Tensor:
-    """Returns an uninitialised tensor laid out like `sequence`, but with its last dimension contiguous."""
+    """Returns an uninitialised tensor laid out like `sequence` if the last dimension of that is contiguous, else contiguous."""
     contiguous = sequence.stride(-1) == 1 or sequence.shape[-1] == 1
     return torch.empty_like(sequence if contiguous else sequence.contiguous())
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises RuntimeError, as torch does for a wrong shape, if a condition is false. A compiler does not know sizes that depend
-    on data; the graph then asserts the condition when it runs."""
+    """Raises RuntimeError, as torch does for a wrong shape, if a condition is false. If a compiler cannot decide the condition,
+    because sizes depend on data, the graph asserts it when it runs."""
     if condition is True:
         return
     if isinstance(condition, torch.SymBool) or (torch.compiler.is_compiling() and condition is not False):
@@ -173,7 +174,7 @@ def require_each(conditions: Iterable[bool], message: str) -> None:
 
 
 def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
-    """A check of sizes that caches its results, so that a repeated call costs one look-up."""
+    """Wraps a check of sizes so that it caches its results: a repeated call that is not compiled or traced costs one look-up."""
     cached = lru_cache(maxsize=4096)(check)
 
     def call(*facts: Any) -> Any:
@@ -204,7 +205,7 @@ _OPTIONAL = frozenset(("bias", "h0", "batch_sizes", "lengths", "b_ih", "b_hh"))
 
 
 def require_tensors(**arguments: Tensor | None) -> None:
-    """Raises TypeError, as torch does, for an argument that is not a tensor."""
+    """Raises TypeError, as torch does, for an argument that is not a tensor; arguments named in `_OPTIONAL` may be None."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor) and not (value is None and name in _OPTIONAL):
             raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")

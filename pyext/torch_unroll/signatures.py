@@ -24,7 +24,8 @@ def _bind(parameters: tuple[str, ...], required: int, args: tuple[Any, ...], kwa
 
 
 def like(theirs: Callable[..., Any], ours: Callable[..., Any], required: str, optional: str = "") -> Callable[..., Any]:
-    """A function that passes the calls that torch's C++ function accepts to ours, and all others to torch's, which raises."""
+    """A function that passes the calls that torch's C++ function accepts to ours, and all others to torch's, which raises.
+    `required` and `optional` are the names of the parameters in their order, separated by spaces."""
     parameters, count = (*required.split(), *optional.split()), len(required.split())
 
     def call(*args: Any, **kwargs: Any) -> Any:

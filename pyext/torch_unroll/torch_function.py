@@ -1,8 +1,9 @@
 """`__torch_function__`: a call is offered to tensor subclasses, torch.fx's proxies and modes before this package computes it.
 
-Subclasses and modes are written for torch's functions, so they are passed the torch function with the same meaning and its
-arguments. If they call that function, as `super().__torch_function__` does, the call comes back to this package, with the engine
-that was asked for. A proxy is passed this package's own function, because that is what the recorded program has to call.
+Subclasses and modes are written for torch's functions, so they are passed the torch function with the same meaning, if there is
+one, and its arguments. If they call that function, as `super().__torch_function__` does, the call comes back to this package,
+with the engine that was asked for. A proxy is passed this package's own function, because the recorded program has to call that
+one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def ask(
     twin: Callable[..., Any] | None = None,
     **named: Any,
 ) -> Any:
-    """Offers a call to the active mode and to the arguments that override it; returns the first answer.
+    """Offers a call to the active mode and to the arguments that override it; returns the first result but NotImplemented.
 
     Args:
         ours: this package's function.

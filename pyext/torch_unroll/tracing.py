@@ -1,7 +1,8 @@
 """What `torch.jit.trace` requires of a call: it must be recordable, and the recording must replay with other sizes.
 
-In a trace, the sizes of a tensor are tensors without dimensions, and so is everything computed from them. An operator's list of
-numbers must not contain such a tensor: only torch's own Python bindings can record a list that does.
+In a trace, the sizes of a tensor are tensors without dimensions, and so is everything computed from them. The list arguments of
+this package's operators must not contain such tensors, since only the bindings of torch's own functions can record a list that
+does; `recordable` makes operators that take one tensor in place of the list.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def apply_unseen(function: type[Function], tensor: Tensor, *others: Tensor) -> T
 
 
 def traced_size(size: Any) -> Tensor | None:
-    """A size that a trace records, as a tensor without dimensions; None for anything else."""
+    """A size that a trace records (an integer tensor of one element), as an int64 tensor without dimensions on the CPU; None for
+    anything else."""
     if not isinstance(size, Tensor) or not is_tracing() or size.numel() != 1 or size.is_floating_point() or size.is_complex():
         return None
     return size.reshape(()).to("cpu", torch.int64)
@@ -83,7 +85,7 @@ def recordable(library: torch.library.Library, schema: str, op: Any, arity: int)
     operator's tensors.
 
     Returns:
-        The function to call with numbers that are tensors.
+        A function that accepts the operator's arguments, where numbers may be tensors, and calls the twin.
     """
     name, _, arguments = schema.partition("(")
     library.define(f"{name}_recorded({arguments.replace('SymInt[]', 'Tensor').replace('SymInt', 'Tensor')}")

@@ -40,7 +40,7 @@ def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tup
 
 
 def _may_be_large(input: Tensor, *numbers: Pair) -> bool:
-    """Whether a call may be too large for the compiled kernels, so that its sizes have to be examined."""
+    """Whether a call may be too large for the compiled kernels: only then are its sizes compared with their limits."""
     return limits.is_large(input) or (not torch.compiler.is_compiling() and max(map(max, numbers)) >= 2**31)
 
 
@@ -52,12 +52,13 @@ def unfold(
     Args:
         input: (N, C, H, W), or (C, H, W) without a batch; fp16, bf16, fp32 or fp64, with any strides.
         kernel_size, dilation, padding, stride: an int or a pair.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`.
 
     Returns:
-        (N, C·R·S, P·Q): one column for each position of the window.
+        (N, C·R·S, P·Q), or without N as the input: one column for each position of the window.
 
     Raises:
+        IndexError: the input has fewer than 3 dimensions, as in torch.
         RuntimeError: sizes do not fit together, as in torch; or a named engine refuses the call.
     """
     if has_torch_function_unary(input) and not torch.compiler.is_compiling():
@@ -101,10 +102,10 @@ def fold(
         input: (N, C·R·S, P·Q), or without a batch.
         output_size: (H, W) of the image; an int or a pair.
         kernel_size, dilation, padding, stride: those of the corresponding `unfold`.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `conv2d`.
 
     Returns:
-        (N, C, H, W).
+        (N, C, H, W), or without N as the input.
 
     Raises:
         RuntimeError: sizes do not fit together, as in torch; or a named engine refuses the call.

@@ -31,7 +31,7 @@ def warmup(
 
     Raises:
         ValueError: an unknown op or engine.
-        RuntimeError: the engine cannot run here; the message says what is missing.
+        RuntimeError: the named engine cannot run here, or no engine supports the dtype; the message says what is missing.
     """
     if op is not None and op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")

@@ -16,7 +16,7 @@ _setting = Setting(workspace_limit, set_workspace_limit)
 
 
 class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Limits the workspace of one convolution, in bytes: `tu.conv2d_workspace(64 << 20)` for all later calls, or only within a
+    """Limits the workspace of each convolution, in bytes: `tu.conv2d_workspace(64 << 20)` for all later calls, or only within a
     `with` block, or in a function that it decorates.
 
     The limit applies to engines `cuda` and `cupy`, on every thread of the process; initially it is 256 MiB. Of several open
@@ -33,8 +33,8 @@ class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_gr
 
         splits · elements of the result · 4 bytes (8 for float64)
 
-    and there are fewer splits if this is more than the other half. wgrad writes such sums even for one split; its result is dw.
-    Tensor cores compute dw with the channels of a group rounded up to 16 bytes; variant `wgmma` rounds those of x up to a
+    and there are fewer splits if this is more than the other half. wgrad, whose result is dw, writes such sums even for one
+    split. Tensor cores compute dw with the channels of a group rounded up to 16 bytes; variant `wgmma` rounds those of x up to a
     multiple of 32, 64 or 128 bytes.
 
     A call stays within the limit unless a single image, or a single split of wgrad, does not fit into its half. A packed filter

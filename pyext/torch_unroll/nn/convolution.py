@@ -20,7 +20,7 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d` computed by `torch_unroll.conv2d`: same constructor, parameters, state_dict and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+    Args beyond torch's: `engine`, as in `torch_unroll.conv2d`.
     """
 
     engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
@@ -60,7 +60,7 @@ class Conv2d(torch.nn.Conv2d):
 class ConvTranspose2d(torch.nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` computed by `torch_unroll.conv_transpose2d`: same constructor, parameters, state_dict and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+    Args beyond torch's: `engine`, as in `torch_unroll.conv2d`.
     """
 
     engine: str | None = None

@@ -1,4 +1,5 @@
-"""Makes modules leaves of torch.fx's graphs, as torch.nn's are; tracers recognise those by their package, but not these."""
+"""Makes this package's modules leaves of torch.fx's graphs, as torch.nn's modules are; by default, tracers treat only modules of
+torch's own packages as leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from torch import fx
 
 
 def is_recorded(module: torch.nn.Module, *inputs: Any) -> bool:
-    """Whether torch.fx records this call of a module as a step of a program; it does not if the module is the program itself."""
+    """Whether torch.fx records this call of a module as one node; it does not if this is the module that it traces."""
     for value in inputs:
         if isinstance(value, fx.Proxy):
             return module is not getattr(value.tracer, "root", None)

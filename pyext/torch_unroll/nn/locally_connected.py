@@ -24,10 +24,13 @@ class LocallyConnected2d(torch.nn.Module):
         input_size: the (H, W) of the images, which determines the number of filters; an int or a pair.
         kernel_size, stride, padding, dilation: an int or a pair, as in Conv2d.
         bias: whether each output unit has a bias.
-        engine: one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+        engine: as in `torch_unroll.unfold`.
 
     Shapes:
-        input (N, C, H, W) or (C, H, W); weight (P·Q, K, C·R·S); bias (K, P, Q); output (N, K, P, Q).
+        input (N, C, H, W) or (C, H, W); weight (P·Q, K, C·R·S); bias (K, P, Q); output (N, K, P, Q), or without N as the input.
+
+    Raises:
+        ValueError: the filter does not fit into the padded input.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from torch_unroll.nn.leaf import is_recorded, record
 class MaxPool2d(torch.nn.MaxPool2d):
     """`torch.nn.MaxPool2d` computed by `torch_unroll.max_pool2d`: same constructor and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+    Args beyond torch's: `engine`, as in `torch_unroll.max_pool2d`.
     """
 
     engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made

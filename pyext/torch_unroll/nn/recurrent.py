@@ -14,7 +14,7 @@ from torch_unroll.nn.leaf import is_recorded, record
 from torch_unroll.programs import is_transformed
 from torch_unroll.rnn import rnn, rnn_cell
 
-#: torch's modules store their nonlinearity under these names, in `mode`.
+#: The attribute `mode`, spelled as in torch.nn.RNN -> the nonlinearity that it selects.
 _MODES = {f"RNN_{nonlinearity.upper()}": nonlinearity for nonlinearity in NONLINEARITIES}
 
 
@@ -24,8 +24,7 @@ class RNN(RNNBase):
     It is derived from nn.RNN's base class, because torch.compile rejects every subclass of nn.RNN itself. As in nn.RNN, `mode`
     determines what is computed; `nonlinearity` only records the constructor's argument.
 
-    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.available_engines()`, where None
-    selects the first that accepts the call.
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, as in `torch_unroll.rnn`.
     """
 
     engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
@@ -72,8 +71,8 @@ class RNN(RNNBase):
         """Does nothing. In torch's module it moves the weights into one block of memory for cuDNN."""
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Checks the input as torch does, but against the weights that forward reads, since functional_call and parametrizations
-        replace them."""
+        """Checks the input as torch does, but against the parameters that forward reads, since functional_call and
+        parametrizations replace those."""
         dtype = getattr(self, self._flat_weights_names[0]).dtype
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
@@ -95,7 +94,7 @@ class RNN(RNNBase):
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(self, input: Any, hx: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Any, Tensor]:
-        """As in `torch.nn.RNN`; `lengths` (N), on input's device, is the number of steps of each padded sample that count."""
+        """As in `torch.nn.RNN`; `lengths` (N), on input's device, is the number of valid steps of each padded sample."""
         if is_recorded(self, input, hx, lengths):
             return record(self, input, hx, lengths)
         if isinstance(input, PackedSequence):
@@ -141,8 +140,7 @@ class RNN(RNNBase):
 class RNNCell(torch.nn.RNNCell):
     """`torch.nn.RNNCell` computed by `torch_unroll.rnn_cell`: same constructor, parameters, state_dict, repr and pickling.
 
-    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, one of `torch_unroll.available_engines()`, where None
-    selects the first that accepts the call.
+    Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, as in `torch_unroll.rnn_cell`.
     """
 
     engine: str | None = None

@@ -13,7 +13,7 @@ from torch_unroll.unfold import fold, unfold
 class Unfold(torch.nn.Unfold):
     """`torch.nn.Unfold` computed by `torch_unroll.unfold`: same constructor and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+    Args beyond torch's: `engine`, as in `torch_unroll.unfold`.
     """
 
     engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
@@ -39,7 +39,7 @@ class Unfold(torch.nn.Unfold):
 class Fold(torch.nn.Fold):
     """`torch.nn.Fold` computed by `torch_unroll.fold`: same constructor and repr.
 
-    Args beyond torch's: `engine`, one of `torch_unroll.available_engines()`; None selects the first that accepts the call.
+    Args beyond torch's: `engine`, as in `torch_unroll.fold`.
     """
 
     engine: str | None = None

@@ -1,5 +1,5 @@
 """Batching rules of `torch.func.vmap`: how the dimension that vmap adds to the inputs of an op is merged into one of the op's own
-dimensions."""
+dimensions or, if that is not possible, the op is called once for each entry."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The operators of two-dimensional convolution: fprop, dgrad (the gradient of the input) and wgrad (that of the weight).
 
 Convolution is bilinear, so the derivative of each of the three operators is again one of the three: they call each other, which
-yields gradients of every order. A call saves only those of its two factors that a wanted gradient needs, and saves the tensors
-themselves, not packed copies.
+yields gradients of every order. A call saves only those of its two factors that a wanted gradient needs (both in forward mode and
+inside torch.func), and saves the tensors themselves, not packed copies.
 
 Images are computed in the layout that torch's convolution gives them: channels_last if an image or the filter is channels_last.
 An operator that is called on its own (`channels_last` None) decides this by its own tensors; the operators that compute the
@@ -93,7 +93,7 @@ def _check_channels(channels, w_channels, outputs, groups):
 
 
 def _check_output(size, x_size, w_size, stride, padding, dilation):
-    """Checks that dy has the `size` that a convolution of these extents yields."""
+    """Checks that `size`, the (P, Q) of dy, is what a convolution of these extents yields."""
     require_numbers(w_size, "w", 2, 1)
     for i, extent in enumerate(size):
         expected = convolved(x_size[i], w_size[i], stride[i], padding[2 * i] + padding[2 * i + 1], dilation[i])

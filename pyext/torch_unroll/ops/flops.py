@@ -1,4 +1,5 @@
-"""The FLOPs of each operator for `torch.utils.flop_counter`: a product and its addition count as two, as in torch's formulas."""
+"""The FLOPs of convolution and recurrence for `torch.utils.flop_counter`: a multiplication and the addition of its product count
+as two, as in torch's formulas. Pooling, unfold and fold count as none."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _check_geometry(kernel_size: Sequence[int], stride: Sequence[int], padding: 
 
 
 def _check_planes(extents: Sequence[int], name: str) -> None:
-    """Checks that C, H and W are above 0; only the batch may be empty."""
+    """Checks that these extents of the image, all but N, are above 0."""
     require_each((extent > 0 for extent in extents), f"{name}: expected extents above 0, got {tuple(extents)}")
 
 

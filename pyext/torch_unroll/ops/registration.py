@@ -42,7 +42,7 @@ class Operator:
     """The description of an op. Arguments are those of the schema, by position; `setup_context`, `backward`, `jvp` and `vmap`
     have the contracts of `torch.autograd.Function`."""
 
-    #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operator of the same name.
+    #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operators of the same kind.
     autocast: bool = False
     #: Whether the results of `backward` pass through `with_history` when one of the first two inputs requires a gradient. Those
     #: two are the inputs that torch's backward reads.
@@ -239,8 +239,8 @@ def _may_skip_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def _register_rules_of_imported_modules() -> None:
-    """Registers the operators with torch's FLOP counter and with DTensor once either module is imported. Importing them here
-    would cost every program that uses neither."""
+    """Registers the operators with torch's FLOP counter and with DTensor, with each once its module has been imported. Importing
+    these modules here would cost every program that uses neither."""
     if "torch.utils.flop_counter" in sys.modules:
         import_module("torch_unroll.ops.flops").register()
     if "torch.distributed.tensor" in sys.modules:

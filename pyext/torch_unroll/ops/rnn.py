@@ -1,8 +1,8 @@
 """The operators of recurrence over a sequence: forward, backward (BPTT) and tangent.
 
 Backward is linear in dh, tangent is linear in (p, u0), and each is the transpose of the other. The derivative of each of the
-three operators is therefore composed of these operators and of matrix products, which yields derivatives of every order, in
-backward and forward mode.
+three operators is therefore composed of these operators, of matrix products and of pointwise functions, which yields derivatives
+of every order, in backward and forward mode.
 
 With (q, dh0) = backward(g) and u = tangent(p, u0), where t⁻ is the step walked before step t and t⁺ the step walked after it:
 
@@ -89,10 +89,11 @@ class RnnForward(Operator):
 def _gradients_of_pairing(
     ctx: Any, recurrence: Recurrence, h: Tensor, p: Tensor, u: Tensor, u0: Tensor, g: Tensor, q: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of Σ g_t u_t = Σ q_t p_t + dh0 u0 with respect to h and W, each None if `ctx` does not need it.
+    """The gradients of Σ g_t u_t = Σ q_t p_t + dh0 u0 with respect to h and W, each None if `ctx` does not need it; that of h is
+    also None if f'' is 0 everywhere.
 
-    The backward of both operators needs them: that of RnnBackward is passed the gradients p and u0 of its results q and dh0, that
-    of RnnTangent the gradient g of its result u.
+    The backward of RnnBackward, which is passed the gradients p and u0 of its results q and dh0, needs them, and so does that of
+    RnnTangent, which is passed the gradient g of its result u.
     """
     _, need_h, need_w = ctx.needs_input_grad[:3]
     grad_h = grad_w = None

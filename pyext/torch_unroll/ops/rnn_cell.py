@@ -1,4 +1,5 @@
-"""The operators of a single recurrent step: forward and backward, whose derivatives are composed of matrix products."""
+"""The operators of a single recurrent step: forward and backward, whose derivatives are composed of matrix products, pointwise
+functions and these operators."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ class Recurrence:
         return self._product(self.steps.following, v, start, w, transposed=True)
 
     def product_into_start(self, v: Tensor, start: Tensor, w: Tensor | None = None) -> Tensor:
-        """Wᵀ v_1, (D, N, H), for the step that is walked first: its contribution to the gradient of h0. Only the shape of `start`
-        is used. `w` replaces W."""
+        """Wᵀ v_t, (D, N, H), for the step t that is walked first: what v contributes to the gradient of h0. Only the shape of
+        `start` is used. `w` replaces W."""
         matrices = self.w if w is None else w
         H = start.shape[-1]
 

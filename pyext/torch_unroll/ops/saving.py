@@ -16,7 +16,7 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
 
 
 def save_needed(ctx: Any, *tensors: tuple[Tensor | None, bool]) -> None:
-    """Saves the tensors that backward needs, and None in place of the others; each tensor comes with whether it is needed.
+    """Saves the tensors that backward needs, and None in place of the others; each pair is a tensor and whether it is needed.
 
     Everything is saved if a tangent may be wanted, or inside a transform of torch.func, which does not say which inputs need a
     gradient.

@@ -60,7 +60,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class KernelObject:
-    """A kernel object, if it is built: which rows of the kernel table it lacks, and which of its kernels the GPU cannot load."""
+    """A kernel object, which is a library of compiled kernels: whether it is built, which rows of the kernel table it lacks, and
+    which of its kernels the GPU cannot load."""
 
     path: str
     built: bool
