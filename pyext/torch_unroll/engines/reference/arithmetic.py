@@ -1,4 +1,4 @@
-"""The matrix products of engine `torch`, summed in the same type as in the kernels."""
+"""The matrix products of engine `torch`, whose operands are widened to the type in which the kernels sum."""
 
 from __future__ import annotations
 
