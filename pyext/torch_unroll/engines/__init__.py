@@ -178,9 +178,9 @@ def claims(
     """Returns whether the engines serve a call at all: True if an engine is named; with "auto", False if the call goes to
     torch's own operator.
 
-    With "auto", the input has to be a CUDA tensor of one of `DTYPES`, and no tensor may be sparse, nested or quantized. `name` and
-    `names` are the argument names of the input and of `others`; if there are fewer names than `others`, the last one names a list
-    that holds the remaining tensors.
+    With "auto", the input has to be a CUDA tensor of one of `DTYPES`, and no tensor may be sparse, nested or quantized. `name`
+    and `names` are the argument names of the input and of `others`; if there are fewer names than `others`, the last one names a
+    list that holds the remaining tensors.
 
     Raises:
         RuntimeError: an engine is named, and a tensor is not strided (sparse, for example), or is nested or quantized.
