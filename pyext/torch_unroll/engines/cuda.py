@@ -1,7 +1,7 @@
 """Engine `cuda`: the kernels built ahead of time, called through the C interface of kernels/cuda/launch.cu.
 
-CUDA tensors are served by `lib/libtorch_unroll_cuda.so`. CPU tensors are served by the emulated object, which runs
-the same kernels on the host: `lib/libtorch_unroll_emulated.so`, or the file that TORCH_UNROLL_EMULATED names.
+CUDA tensors are served by `lib/libtorch_unroll_cuda.so`. CPU tensors are served by the emulated object, which runs the
+same kernels on the host: `lib/libtorch_unroll_emulated.so`, or the file that TORCH_UNROLL_EMULATED names.
 """
 
 from __future__ import annotations

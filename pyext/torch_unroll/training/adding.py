@@ -28,8 +28,7 @@ def draw(steps: int, batch: int) -> tuple[Tensor, Tensor]:
 
 def train(hidden_size: int = 64, batch: int = 32, most_steps: int = 6000) -> Iterator[tuple[int, float, RecurrentNet]]:
     """Trains on each length until its running squared error is at most `SOLVED`, for at most `most_steps` optimizer steps in
-    all. Yields
-    the length, that error and the network after each length."""
+    all. Yields the length, that error and the network after each length."""
     net = RecurrentNet(2, hidden_size, 1, nonlinearity="relu")
     identity_initialise(net.rnn)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)

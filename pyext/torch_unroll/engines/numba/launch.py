@@ -66,8 +66,8 @@ def as_stored(tensor: Tensor) -> Tensor:
 
 
 def _host_array(tensor: Tensor) -> Any:
-    """Returns the tensor's memory as an array of the simulator's own type. The simulator would require a NumPy
-    array to be contiguous, and would copy it."""
+    """Returns the tensor's memory as an array of the simulator's own type. The simulator would require a NumPy array to
+    be contiguous, and would copy it."""
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
     return FakeCUDAArray(as_stored(tensor).numpy())
