@@ -1,8 +1,8 @@
 """Compiles the CUDA kernels into the package if nvcc is present; pyproject.toml describes everything else.
 
 Without nvcc or a host compiler the package is installed without the compiled kernels: the engines that compile at run time still
-work if their packages are installed, and `python -m torch_unroll doctor` says what is missing. No GPU is needed, so a wheel can be
-built on any machine. `TORCH_CUDA_ARCH_LIST`, `MAX_JOBS` and `CUDA_HOME` apply; `TORCH_UNROLL_SKIP_CUDA=1` leaves the compiled
+work if their packages are installed, and `python -m torch_unroll doctor` says what is missing. No GPU is needed, so a wheel can
+be built on any machine. `TORCH_CUDA_ARCH_LIST`, `MAX_JOBS` and `CUDA_HOME` apply; `TORCH_UNROLL_SKIP_CUDA=1` leaves the compiled
 kernels out.
 """
 
