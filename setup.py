@@ -59,7 +59,7 @@ class PlatformWheel(bdist_wheel):
 
 
 def extensions() -> list[Extension]:
-    """A list of the kernel object as an extension; empty if the object cannot be built here or is left out."""
+    """A list that holds the kernel object as an extension; empty if the object cannot be built here or is left out."""
     if os.environ.get("TORCH_UNROLL_SKIP_CUDA", "0") not in ("", "0"):
         return []
     if lack := kernel_build.cuda_lack():
