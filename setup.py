@@ -1,8 +1,9 @@
 """Compiles the CUDA kernels into the package if nvcc is present; pyproject.toml describes everything else.
 
 Without nvcc or a host compiler the package is installed without the compiled kernels: the engines that compile at run time still
-work, and `python -m torch_unroll doctor` says what is missing. No GPU is needed, so a wheel can be built on any machine.
-`TORCH_CUDA_ARCH_LIST`, `MAX_JOBS` and `CUDA_HOME` apply; `TORCH_UNROLL_SKIP_CUDA=1` leaves the compiled kernels out.
+work if their packages are installed, and `python -m torch_unroll doctor` says what is missing. No GPU is needed, so a wheel can
+be built on any machine. `TORCH_CUDA_ARCH_LIST`, `MAX_JOBS` and `CUDA_HOME` apply; `TORCH_UNROLL_SKIP_CUDA=1` leaves the compiled
+kernels out.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class PlatformWheel(bdist_wheel):
 
 
 def extensions() -> list[Extension]:
-    """The kernel object as an extension; empty if it cannot be built here or is left out."""
+    """A list that holds the kernel object as an extension; empty if the object cannot be built here or is left out."""
     if os.environ.get("TORCH_UNROLL_SKIP_CUDA", "0") not in ("", "0"):
         return []
     if lack := kernel_build.cuda_lack():

@@ -2,7 +2,7 @@
 
 `torch.utils.benchmark` warms up, waits for the GPU and repeats the call until it has enough samples, which a loop around
 `time.time()` does not. `python -m benchmarks run --help` measures more carefully: cold caches, CUDA graphs, many shapes.
-Prints the median time of each and, on the CPU, a warning that the times say nothing about a GPU.
+Prints the median time of each layer and, on the CPU, a warning that the times say nothing about a GPU.
 Needs nothing: without a GPU, engine `torch` computes.
 """
 

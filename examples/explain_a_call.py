@@ -1,7 +1,7 @@
 """Asks which engine and which kernels serve a call, and why the others do not.
 
-`tu.explain` makes the call, and its backward if an input requires a gradient.
-Prints three explanations: a convolution with its backward, a recurrence, and a call that goes to torch's own operator.
+`tu.explain` makes the call, and runs its backward pass if an input requires a gradient.
+Prints three explanations: a convolution with its backward pass, a recurrence, and a call that goes to torch's own operator.
 Needs nothing: without a GPU, engine `cuda` runs on the emulator if `make` has built it, else engine `torch` serves.
 """
 

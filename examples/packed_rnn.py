@@ -28,7 +28,7 @@ class Classifier(torch.nn.Module):
         self.logits = torch.nn.Linear(2 * hidden_size, 2)
 
     def forward(self, sequences: PackedSequence) -> torch.Tensor:
-        _, h_n = self.rnn(sequences)  # (2, N, H): where each direction of each sequence ended
+        _, h_n = self.rnn(sequences)  # (2, N, H): the last state of each direction, for each sequence
         return self.logits(torch.cat((h_n[0], h_n[1]), dim=1))
 
 

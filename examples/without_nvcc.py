@@ -1,7 +1,7 @@
 """Finds out which engine serves a call if nvcc is missing, and what would make the others run.
 
-Installing with `pip install .` succeeds without nvcc, but leaves the compiled kernels out. Engine `cupy` then compiles the same
-sources when a kernel is first called, or engine `numba` the kernels written in Python.
+Installing with `pip install .` succeeds without nvcc, but leaves the compiled kernels out. Engine `cupy`, if
+installed, then compiles the same sources when a kernel is first called, and engine `numba` compiles kernels written in Python.
 Prints every engine with the reason why it does not run here, what a call that names it does, and the report of the doctor,
 which ends with its advice.
 Needs nothing.

@@ -59,7 +59,8 @@ def test_ablations_remove_the_parameters_that_the_lecture_states(without: tuple[
     assert abs(removed / 1e6 - millions) < 1
 
 
-# How each network is made, the number of keys of torchvision's published weights, and their first and last key with its shape.
+# How each network is made, the number of keys of torchvision's published weights, and the first and the last key, each with its
+# shape.
 TORCHVISION = {
     "alexnet": (models.alexnet, 16, "features.0.weight", (64, 3, 11, 11), "classifier.6.bias", (1000,)),
     "googlenet": (lambda: models.googlenet(aux_logits=True), 364, "conv1.conv.weight", (64, 3, 7, 7), "fc.bias", (1000,)),
@@ -143,7 +144,7 @@ def test_outputs_and_gradients_agree(name: str, target: Target) -> None:
 
 
 class TestTorchvisionsInterface:
-    """Programs for torchvision.models work: its keywords, outputs and state_dicts are accepted."""
+    """The networks accept torchvision's keywords and state_dicts and return outputs with its names."""
 
     @pytest.mark.parametrize(
         ("name", "keywords"),

@@ -130,7 +130,7 @@ def test_an_object_that_is_no_library_is_reported(tmp_path, monkeypatch) -> None
 
 
 class StandInObject:
-    """A kernel object built for sm_80, so without the rows that need a newer GPU, whose first kernel does not load."""
+    """A kernel object built for sm_80: it lacks the rows that need a newer GPU, and its first kernel does not load."""
 
     def __init__(self, path: Path) -> None:
         names = [row.expression for row in kernels() if row.architecture == "80"]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Packages that only some tests and tools need.
 OPTIONAL = ("expecttest", "sklearn", "optuna", "ruff", "mypy", "clang_format")
-#: The packages of a machine that was set up for torch and a GPU only. It also has what they require.
+#: The packages of a machine that was set up for torch and a GPU only. The packages that they require are present too.
 PRESENT = ("torch", "cupy-cuda13x", "numba-cuda", "triton", "pytest", "hypothesis", "tqdm", "matplotlib", "ninja")
 
 #: A sitecustomize module that hides the packages named in the variable BLOCKED from imports.

@@ -26,7 +26,7 @@ PYTHON_SUFFIX = ".py"
 CPP_SUFFIXES = frozenset({".cu", ".cuh", ".h", ".cpp"})
 CPP_FOLDERS = frozenset({"kernels", "tests", "benchmarks"})
 
-#: Folders whose modules use only the public names of other modules.
+#: Folders whose modules may use only the public names of the project's other modules.
 PUBLIC_NAMES_ONLY = frozenset({"tests", "benchmarks"})
 PROJECT_PACKAGES = frozenset({"torch_unroll", "kernels", "tests", "benchmarks"})
 
@@ -40,7 +40,7 @@ class Fault(NamedTuple):
 
 def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yields the line and the name of everything that a module binds: variables, parameters, attributes, functions, classes,
-    imports and the captures of `match`. The name of an exception has a rule of its own."""
+    aliases of imports and the captures of `match`. The name of an exception has a rule of its own."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
@@ -120,7 +120,7 @@ def long_file(text: str) -> Iterator[Fault]:
         yield Fault(1, f"the file has {lines} lines, more than {FILE_LINES}")
 
 
-#: A comment, or a string or character literal that is not part of a number such as 1'000.
+#: A comment, a string literal or a character literal; the quote in a number such as 1'000 begins no literal.
 _COMMENT_OR_LITERAL = re.compile(
     r"""//[^\n]*|/\*.*?\*/|R"(\w*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|(?<![0-9a-fA-F])'(?:\\.|[^'\\\n])*'""", re.DOTALL
 )

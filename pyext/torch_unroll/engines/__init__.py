@@ -1,8 +1,10 @@
 """The engines, and the choice of the one that serves a call.
 
-`engine=None` takes the first engine that accepts the call, in the order of `NAMES`. A named engine never falls back: a
-call that it refuses raises an error that gives the reason. One predicate, `refusal`, both selects engines and explains why others
-are not selected. An engine is imported when a call first considers it.
+`engine=None` means the default: "auto", unless `use_engine` or TORCH_UNROLL_ENGINE names an engine. "auto" selects the first
+engine that accepts the call, in the order of `NAMES`; calls for which the kernels are not made, such as those on CPU tensors, go
+to torch's own operator (see `claims`). A named engine never falls back: a call that it refuses raises an error that gives the
+reason. One function, `refusal`, both selects engines and explains why others are not selected. An engine is imported when a call
+first considers it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 #: Fastest first.
 NAMES = ("cuda", "cupy", "numba", "torch")
 
-#: What `engine=None` means. A plain global: a ContextVar breaks `fullgraph`, a thread-local goes stale under torch.compile.
+#: The engine that `engine=None` means unless `_traced` names one. It is a plain global, since a ContextVar breaks `fullgraph` and
+#: a thread-local goes stale under torch.compile.
 default = "auto"
 
 
@@ -41,8 +44,8 @@ def check(name: str) -> str:
 default = check(os.environ.get("TORCH_UNROLL_ENGINE", "auto") or "auto")
 
 #: The engine of the innermost `use_engine` block that torch.compile traced; None outside such blocks. It is kept apart from
-#: `default` because a compiled function writes the globals that it assigns back when it ends, and writing back `default` would
-#: undo what other threads' blocks have assigned meanwhile.
+#: `default` because a compiled function stores the globals that it has assigned only when it ends; for `default`, that would undo
+#: what other threads' blocks have assigned meanwhile.
 _traced: str | None = None
 
 
@@ -126,7 +129,7 @@ def load(name: str) -> Engine:
 
 @cache
 def refusal(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Returns why an engine does not take a call, and what would change that; None if it takes the call."""
+    """Returns why an engine does not accept a call and, if there is one, the remedy; None if it accepts the call."""
     try:
         return _predicate(name)(op, device, dtype)
     except ImportError as error:
@@ -134,7 +137,7 @@ def refusal(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str
 
 
 def _predicate(name: str) -> Callable[[str, torch.device, torch.dtype], str | None]:
-    """Returns an engine's function `refuses`, which says why the engine does not take a call."""
+    """Returns an engine's function `refuses`, which says why the engine does not accept a call."""
     if name == "cuda":
         from torch_unroll.engines import cuda
 
@@ -157,7 +160,8 @@ def select(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Engi
     """Returns the engine for a call: the named one, or for "auto" the first that accepts it.
 
     Raises:
-        RuntimeError: the named engine, or every engine, refuses the call.
+        RuntimeError: the named engine or, with "auto", every engine refuses the call.
+        ValueError: the engine is unknown.
     """
     reasons = []
     for candidate in NAMES if name == "auto" else (check(name),):
@@ -171,14 +175,15 @@ def select(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Engi
 def claims(
     engine: str, tensor: torch.Tensor, others: Sequence[torch.Tensor | None] = (), names: Sequence[str] = (), name: str = "input"
 ) -> bool:
-    """Returns whether the engines serve a call at all, judging by its input and its other tensors.
+    """Returns whether the engines serve a call at all: True if an engine is named; with "auto", False if the call goes to
+    torch's own operator.
 
-    With "auto", a call that no engine is made for (CPU, integers, complex, sparse, nested, quantized) goes to torch's own
-    operator. `names` are the argument names of `others`; if there are fewer names, the remaining tensors are a list under the
-    last name.
+    With "auto", the input has to be a CUDA tensor of one of `DTYPES`, and no tensor may be sparse, nested or quantized. `name`
+    and `names` are the argument names of the input and of `others`; if there are fewer names than `others`, the last one names a
+    list that holds the remaining tensors.
 
     Raises:
-        RuntimeError: an engine is named, and a tensor has no strides, is nested or is quantized.
+        RuntimeError: an engine is named, and a tensor is not strided (sparse, for example), or is nested or quantized.
     """
     if engine == "auto" and not (tensor.is_cuda and tensor.dtype in DTYPES):
         return False

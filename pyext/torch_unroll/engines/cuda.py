@@ -1,7 +1,7 @@
 """Engine `cuda`: the kernels built ahead of time, called through the C interface of kernels/cuda/launch.cu.
 
-CUDA tensors are served by `lib/libtorch_unroll_cuda.so`. CPU tensors are served by the emulated object that the tests build,
-which runs the same kernels on the host: `lib/libtorch_unroll_emulated.so`, or the file that TORCH_UNROLL_EMULATED names.
+CUDA tensors are served by `lib/libtorch_unroll_cuda.so`. CPU tensors are served by the emulated object, which runs the
+same kernels on the host: `lib/libtorch_unroll_emulated.so`, or the file that TORCH_UNROLL_EMULATED names.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class CudaLauncher:
 
 
 def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Returns None if engine `cuda` takes the call; else the reason, and the remedy."""
+    """Returns None if engine `cuda` accepts the call; else the reason and, if there is one, the remedy."""
     if device.type not in ("cuda", "cpu"):
         return f"runs on CUDA tensors (and on CPU tensors through the emulator), not on {device.type}"
     if dtype not in DTYPES:

@@ -80,8 +80,8 @@ class CupyLauncher:
                 self._function(row, index)
 
     def _prepare(self, plan: LaunchPlan, index: int, stream: int) -> tuple[Any, Any, Any]:
-        """Converts a plan into what a launch passes to the driver, and keeps the result. Each stream has its own, because a
-        config holds its stream and several threads may launch at once."""
+        """Converts a plan into what a launch passes to the driver, and keeps the result. Each stream has a result of its own,
+        because a config holds its stream and several threads may launch at once."""
         driver = load_driver()
         function = driver.CUfunction(self._function(plan.kernel, index).ptr)
         config = launch_config(driver, plan, stream)
@@ -89,7 +89,11 @@ class CupyLauncher:
         return prepared
 
     def _function(self, kernel: Kernel, index: int) -> Any:
-        """Returns a kernel on a device, loaded from the disk cache or else compiled."""
+        """Returns a kernel on a device, loaded from the disk cache or else compiled.
+
+        Raises:
+            RuntimeError: the kernel is not loaded yet, and a CUDA graph is being captured.
+        """
         function = self._functions.get((kernel, index))
         if function is None:
             if torch.cuda.is_current_stream_capturing():
@@ -182,7 +186,8 @@ def allow(driver: Any, function: int, properties: Device) -> None:
 
 
 def _make_current(index: int) -> None:
-    """Makes the device's context current in this thread. torch's guard skips that if it believes the device to be current."""
+    """Makes the device's context current in this thread. torch's guard skips this step if it believes the device to be
+    current."""
     import cupy
 
     cupy.cuda.runtime.setDevice(index)
@@ -222,7 +227,7 @@ def is_installed(module: str) -> bool:
 
 
 def _missing_requirement(device: torch.device) -> str | None:
-    """Returns what the machine lacks to run on a GPU, and the command that adds it; None if it lacks nothing."""
+    """Returns what the machine lacks to run on a GPU and, if there is one, the remedy; None if it lacks nothing."""
     release = (torch.version.cuda or "13").partition(".")[0]
     install = f"pip install 'cupy-cuda{release}x[ctk]' 'cuda-bindings=={release}.*'"
     for package, module in (("CuPy", "cupy"), ("cuda-bindings", "cuda.bindings")):
@@ -257,7 +262,7 @@ def _missing_requirement(device: torch.device) -> str | None:
 
 
 def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Returns None if engine `cupy` takes the call; else the reason, and the remedy."""
+    """Returns None if engine `cupy` accepts the call; else the reason and, if there is one, the remedy."""
     if device.type != "cuda":
         return f"runs on CUDA tensors, not on {device.type}"
     if dtype not in DTYPES:

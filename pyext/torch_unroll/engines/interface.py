@@ -122,7 +122,8 @@ class Engine(Protocol):
         """
 
     def max_pool2d_backward(self, dy: Tensor, offsets: Tensor, x_size: Pair, geometry: Pool2dGeometry) -> Tensor:
-        """Computes dx (N, C, H, W) from dy: each pixel is the sum of the windows that chose it; `x_size` is (H, W)."""
+        """Computes dx (N, C, H, W) from dy: each pixel is the sum of dy over the windows that chose it; `x_size` is
+        (H, W)."""
 
     def max_pool2d_gather(self, x: Tensor, offsets: Tensor, geometry: Pool2dGeometry) -> Tensor:
         """Reads from x (N, C, H, W) the cell that each window chose, (N, C, P, Q); 0 where it chose none."""
@@ -131,8 +132,9 @@ class Engine(Protocol):
         """Converts offsets into torch's int64 indices, row · W + column; `x_size` is (H, W)."""
 
     def max_over_time_forward(self, x: Tensor, lengths: Tensor | None, with_offsets: bool) -> tuple[Tensor, Tensor]:
-        """Computes y (N, C), the maximum over the first `lengths` (N) steps of x (T, N, C), or over all T if that is None, and
-        the step that each value comes from, as the offset of a T×1 window. Without `with_offsets` the offsets are empty."""
+        """Computes y (N, C), the maximum over the first `lengths` (N) steps of x (T, N, C), or over all T if `lengths` is
+        None, and the step that each value comes from, as the offset in a T×1 window. Without `with_offsets` the offsets are
+        empty."""
 
     def max_over_time_backward(self, dy: Tensor, offsets: Tensor, steps: int) -> Tensor:
         """Computes dx (T, N, C) from dy (N, C); `steps` is T."""
@@ -145,8 +147,8 @@ class Engine(Protocol):
         length."""
 
     def rnn_backward(self, dh: Tensor, h: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> tuple[Tensor, Tensor]:
-        """Computes dz, like h, and dh0, like h0, from dh, like h (BPTT); dz is 0 past a sample's length. The values of h0 are not
-        read."""
+        """Back-propagates through time: computes dz (like h) and dh0 (like h0) from dh (like h), h and w_hh. dz is 0 past a
+        sample's length. The values of h0 are not read."""
 
     def rnn_cell_forward(
         self,
@@ -164,4 +166,4 @@ class Engine(Protocol):
     def rnn_cell_backward(
         self, dh_next: Tensor, h_next: Tensor, w_ih: Tensor, w_hh: Tensor, nonlinearity: str, precision: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes dz (N, H), dx (N, I) and dh (N, H) from dh_next and h_next (N, H)."""
+        """Computes dz (N, H), dx (N, I) and dh (N, H) from dh_next and h_next (N, H) and the weights."""

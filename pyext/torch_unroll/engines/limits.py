@@ -1,8 +1,9 @@
-"""Sizes that are too large for the compiled kernels; one predicate for each op both selects and explains.
+"""Sizes that are too large for the compiled kernels. The function of an op returns the reason, by which a call is both routed and
+explained.
 
-With engine "auto", such a call goes to torch's own operator. It goes to engine `torch` if torch has no such operator, or if the
-size is first seen when an operator of this package runs (in a backward pass or a compiled graph). Engines `cuda` and `cupy`, if
-named, refuse and say which size is too large. Engines `numba` and `torch` count in 64 bits and have no limits.
+With engine "auto", a call that is too large goes to torch's own operator. It goes to engine `torch` if torch has no operator for
+it, or if the size is first seen when an operator of this package runs (in a backward pass or a compiled graph). Engines `cuda`
+and `cupy`, if named, refuse and say which size is too large. Engines `numba` and `torch` count in 64 bits and have no limits.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def serves(engine: str, reason: str | None) -> bool:
 
 
 def require(engine: str, reason: str | None) -> None:
-    """Raises SizeError if there is a reason against a call's sizes and the engine has limits; operators call it when they run."""
+    """Raises SizeError if `reason` is not None and the engine has limits; operators call this when they run."""
     if reason is not None and engine in _LIMITED:
         raise SizeError(reason)
 
@@ -67,7 +68,8 @@ def conv2d(
     x_size: Sizes, w_size: Sizes, y_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> str | None:
     """Returns why sizes are too large for a convolution x (N, C, H, W), w (K, C/groups, R, S) -> y (N, K, P, Q) and its
-    gradients, or None; `padding` is that above and to the left. None also while torch.compile traces or sizes are symbolic."""
+    gradients; `padding` is that above and to the left. Returns None if they are not, if a tensor is empty, while torch.compile
+    traces, or if sizes are symbolic."""
     if torch.compiler.is_compiling() or is_symbolic(*x_size, *w_size, *y_size, *stride, *padding, *dilation, groups):
         return None
     if 0 in (*x_size, *w_size, *y_size):

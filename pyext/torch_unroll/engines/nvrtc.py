@@ -1,4 +1,4 @@
-"""Compiles rows of the kernel table at run time: NVRTC takes the same sources, and needs no nvcc, no include path and no GPU.
+"""Compiles rows of the kernel table at run time: NVRTC compiles the same sources as nvcc, without an include path or a GPU.
 
 The source of a kernel and every file that it includes are handed over in memory, so that `Recipe.digest` covers exactly what is
 compiled.
@@ -15,8 +15,9 @@ from typing import Any
 from torch_unroll.kernels import SOURCES
 from torch_unroll.kernels.table import Kernel, checked_source
 
-#: No option changes the arithmetic, here or in kernels/build.py, so engines `cuda` and `cupy` give the same bits. In particular,
-#: CuPy's -ftz=true is left out: it flushes subnormal results to zero, which torch does not. -lineinfo is for profilers.
+#: No option changes the arithmetic, here or in kernels/build.py, so none makes the results of engines `cuda` and `cupy` differ.
+#: In particular, CuPy's -ftz=true is left out: it flushes subnormal results to zero, which torch does not. -lineinfo is for
+#: profilers.
 OPTIONS = ("-std=c++20", "-lineinfo")
 
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*["<]([^">\n]+)[">]', re.MULTILINE)

@@ -1,8 +1,8 @@
-"""Compiled kernels on disk, so that a kernel is compiled once on a machine and not once in every process.
+"""Compiled kernels on disk, so that a kernel is compiled once for each user of a machine and not once in every process.
 
 Each kernel has one file, named by `Recipe.digest`. It is written under another name and then renamed, so any number of processes
 may fill and read one folder at once. A kernel whose file does not match its checksum is compiled again. If the folder cannot be
-used (a read-only home, a full disk, a folder that others may write to), kernels are compiled in memory, and one warning says why.
+used (a read-only home, a full disk, a folder that others may write to), kernels are compiled in memory, and a warning says why.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def load(recipe: Recipe) -> Binary | None:
         _check_private(folder())
         data = _path(recipe).read_bytes()
     except (OSError, RuntimeError):
-        return None  # unless only the file is missing, `store` then meets the same error, and `fetch` warns of it
+        return None  # if the folder cannot be used, `store` raises the same error, and `fetch` warns of it
     magic, _, rest = data.partition(b"\n")
     checksum, _, payload = rest.partition(b"\n")
     if magic != _MAGIC or checksum != hashlib.sha256(payload).hexdigest().encode():
@@ -59,7 +59,7 @@ def load(recipe: Recipe) -> Binary | None:
 
 
 def store(recipe: Recipe, binary: Binary) -> None:
-    """Writes a compiled kernel to the disk, replacing any file that it has there.
+    """Writes a compiled kernel to the disk, replacing the kernel's old file if there is one.
 
     Raises:
         OSError, RuntimeError: the folder cannot be used.

@@ -1,8 +1,8 @@
 """The networks of a lecture on deep learning, built from the modules of a namespace: `torch_unroll.nn` by default, or `torch.nn`.
 
-alexnet, densenet121, googlenet, resnet18, resnet34 and resnet50 have torchvision's state_dict, name by name, and some of its
-keywords. Their argument `weights` is None or a state_dict; nothing is downloaded. torchvision has no counterpart of the other
-networks.
+alexnet (in its default form), densenet121, googlenet (with `aux_logits`), resnet18, resnet34 and resnet50 have torchvision's
+state_dict, name by name, and some of its keywords. Their argument `weights` is None or a state_dict; nothing is downloaded.
+torchvision has no counterpart of the other networks.
 """
 
 from torch_unroll.models.alexnet import AlexNet, alexnet

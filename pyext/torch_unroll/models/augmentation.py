@@ -45,7 +45,7 @@ class RgbIntensity:
 
     @classmethod
     def from_images(cls, images: Tensor, strength: float = 0.1) -> RgbIntensity:
-        """Computes the components of training images (N, 3, H, W)."""
+        """Computes the components of training images (N, 3, H, W); raises ValueError for images of another shape."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected (N, 3, H, W), got {tuple(images.shape)}")
         pixels = images.transpose(0, 1).flatten(1).double()

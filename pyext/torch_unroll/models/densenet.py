@@ -1,9 +1,9 @@
 """Densely connected networks (Huang, Liu, van der Maaten & Weinberger 2016): each layer sees the outputs of all layers before it.
 
-A dense block has two forms with equal results. The concatenating form builds the input of each layer from scratch, and its memory
-is quadratic in depth. In the buffered form every layer appends to one buffer, and backward recomputes the intermediate results of
-each layer; its memory is linear in depth. This is the idea of Pleiss et al. 2017, implemented as one autograd Function for the
-whole block, so that no tensor that autograd has saved is overwritten.
+A dense block has two forms, whose results differ by rounding at most. The concatenating form builds the input of each layer from
+scratch, and its memory is quadratic in depth. In the buffered form every layer appends to one buffer, and backward recomputes the
+intermediate results of each layer; its memory is linear in depth. This is the idea of Pleiss et al. 2017, implemented as one
+autograd Function for the whole block, so that no tensor that autograd has saved is overwritten.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def densenet121(
 ) -> DenseNet:
     """121 layers, growth 32, for 224×224 images; 7,978,856 parameters.
 
-    `weights` is a state_dict to load, such as torchvision's. torchvision's name for `buffered` is `memory_efficient`.
+    `weights` is a state_dict to load, such as torchvision's. torchvision's counterpart of `buffered` is `memory_efficient`.
     """
     return loaded(DenseNet(32, (6, 12, 24, 16), 64, num_classes, True, buffered, nn=nn), weights)
 

@@ -1,7 +1,7 @@
 """GoogLeNet (Szegedy et al. 2014), whose Inception modules apply filters of several sizes side by side; with batch normalisation.
 
-Names and shapes are torchvision's, so that its weights can be loaded; so are the keywords, the outputs, and the 3×3 filters of
-the "5×5" branch.
+The names, shapes and outputs are torchvision's, as are most keywords and the 3×3 filters of the "5×5" branch, so that its weights
+can be loaded.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "DenseNet-121": models.densenet121,
     "DenseNet-BC-100-12": models.densenet_bc_100_12,
 }
-#: The layers omitted from AlexNet -> the number of parameters that this removes, in millions, according to the lecture.
+#: The layers omitted from AlexNet -> the number of parameters that this removes, in millions, according to the lecture; empty if
+#: the lecture states none.
 ABLATIONS = {
     ("fc7",): "≈ 16",
     ("fc6", "fc7"): "≈ 50",
@@ -43,7 +44,7 @@ def connections(extent: int = 200, units: int = 400_000, field: int = 10) -> dic
     """The number of weights, without biases, between an extent×extent image and hidden units that each see the whole image or a
     field×field part of it.
 
-    The convolution has one filter for each map of extent×extent units, which all positions of the map share.
+    The convolution has one filter for each map of extent×extent units, and all units of the map share it.
     """
     maps = units // (extent * extent)
 

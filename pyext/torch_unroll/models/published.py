@@ -16,7 +16,7 @@ _OLD_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 def loaded(network: Network, weights: Mapping[str, Any] | None, dropped: str = "") -> Network:
     """Loads a state_dict, if it is not None, into the network and returns the network. Entries whose names begin with `dropped`
-    are ignored.
+    are ignored, unless it is empty.
 
     Raises:
         RuntimeError: the names or shapes are not those of the network.

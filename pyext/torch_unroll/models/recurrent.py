@@ -98,7 +98,8 @@ def truncated_bptt(
 ) -> Iterator[Tensor]:
     """Back-propagation through at most `segment` steps (Williams & Peng 1990); yields the loss of each segment in turn.
 
-    The state is carried from segment to segment, but not its gradient. Call `backward` on each loss before you take the next.
+    The state is carried from segment to segment, but not its gradient. Call `backward` on each loss before
+    requesting the next, so that only one segment's activations are kept.
     """
     for start in range(0, len(x), segment):
         y, h = net(x[start : start + segment], None if h is None else h.detach())

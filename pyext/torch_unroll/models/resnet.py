@@ -97,8 +97,8 @@ class ResNet(torch.nn.Module):
         block: `BasicBlock` or `Bottleneck`.
         depths: the number of blocks in each of the four stages.
         num_classes: the number of classes.
-        zero_init_residual: whether the scale of the last normalisation of each block starts at 0, so that the block starts as the
-            identity.
+        zero_init_residual: whether the scale of the last normalisation of each block starts at 0, so that at first the block
+            only passes on its shortcut.
         groups, width_per_group: the groups of the 3×3 convolutions in bottlenecks, and the filters of each group in the first
             stage; with depths (3, 4, 6, 3), 32 and 4 yield ResNeXt-50 32×4d, 1 and 128 Wide ResNet-50-2.
         nn: the namespace of the modules.
@@ -147,7 +147,8 @@ class ResNet(torch.nn.Module):
 
 
 class CifarBlock(torch.nn.Module):
-    """Two 3×3 convolutions. The shortcut, if there is one, subsamples the input and pads it with channels of zeros (option A)."""
+    """Two 3×3 convolutions. The shortcut, if there is one, subsamples the input and pads it with channels of zeros (the paper's
+    option A)."""
 
     def __init__(self, channels: int, filters: int, stride: int, residual: bool, *, nn: Any):
         super().__init__()
@@ -243,5 +244,5 @@ def resnet50(
 def cifar_resnet(
     depth: int, residual: bool = True, num_classes: int = 10, channels: int = 3, *, nn: Any = unrolled
 ) -> CifarResNet:
-    """The networks of the paper for CIFAR: residual-20 or residual-56 and, with `residual=False`, plain-20 or plain-56."""
+    """The networks of the paper for CIFAR, such as residual-20 or, with `residual=False`, plain-20."""
     return CifarResNet(depth, residual, num_classes, channels, nn=nn)

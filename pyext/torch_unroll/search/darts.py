@@ -2,7 +2,8 @@
 from it.
 
 An edge computes Σ softmax(α)_o · o(x). Steps that train the weights on one half of the data alternate with steps that train α on
-the other half. The discrete cell keeps the operation with the largest α on each edge, and the two strongest edges into each node.
+the other half. The discrete cell keeps the operation with the largest weight on each edge and, into each node, the two edges
+whose largest weights are highest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ OPERATIONS: dict[str, Callable[[int, Any], torch.nn.Module]] = {
     "conv_3x3": lambda channels, nn: _convolution(channels, 3, nn),
     "conv_5x5": lambda channels, nn: _convolution(channels, 5, nn),
 }
-Genotype = tuple[tuple[tuple[int, str], ...], ...]  # for each node, its edges as (source, operation)
+Genotype = tuple[tuple[tuple[int, str], ...], ...]  # for each node, its edges as (source, operation); source 0 is the input
 
 
 def _convolution(channels: int, extent: int, nn: Any) -> torch.nn.Module:
@@ -65,7 +66,7 @@ class Cell(torch.nn.Module):
         return torch.stack(states[1:]).mean(0)
 
     def genotype(self) -> Genotype:
-        """The discrete cell: the best operation of each edge, and the two best edges into each node."""
+        """The discrete cell: the strongest operation of each edge, and at most two edges, the strongest, into each node."""
         chosen, edge, alpha = [], 0, self.alpha.detach().softmax(1)
         names = list(OPERATIONS)
         for node in range(self.nodes):

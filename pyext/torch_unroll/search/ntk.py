@@ -30,8 +30,8 @@ def neural_tangent_kernel(network: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 def condition_number(network: torch.nn.Module, x: Tensor) -> float:
-    """The largest eigenvalue of Θ divided by the smallest; infinite if Θ is singular to working precision. Puts the network into
-    eval mode."""
+    """The largest eigenvalue of Θ divided by the smallest; infinite if the computed smallest one is not positive. Puts the
+    network into eval mode."""
     network.eval()
     values = torch.linalg.eigvalsh(neural_tangent_kernel(network, x).double())
     return float(values[-1] / values[0]) if values[0] > 0 else float("inf")

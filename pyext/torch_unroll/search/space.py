@@ -54,7 +54,7 @@ def build(candidate: Candidate, *, nn: Any = unrolled) -> torch.nn.Sequential:
 
 
 def accuracy(network: torch.nn.Module, images: Tensor, digits: Tensor) -> float:
-    """The share of the pictures (N, 8, 8) whose digit has the largest score."""
+    """The share of the pictures (N, 8, 8) whose digit has the largest score. Puts the network into eval mode."""
     network.eval()
     with torch.no_grad():
         return float((network(images.unsqueeze(1)).argmax(1) == digits).float().mean())

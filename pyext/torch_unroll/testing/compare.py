@@ -1,7 +1,7 @@
 """When two results count as equal.
 
 A result and torch's own result in the same dtype are both compared with a float64 result. The error may be up to twice torch's,
-plus a few roundings for the different order of the sums.
+plus 4 roundings (64 in float64) for the different order of the sums.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def _distance(result: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def assert_as_accurate(result: Tensor, torchs: Tensor, exact: Tensor, what: str = "result") -> None:
-    """Asserts that `result` is at most twice as far from `exact` (float64) as torch's own result in the same dtype, plus a few
-    roundings; integers have to be equal."""
+    """Asserts that `result` is at most twice as far from `exact` (float64) as torch's own result in the same dtype, plus 4
+    roundings (64 in float64); integers have to be equal."""
     assert result.shape == exact.shape, f"{what}: expected shape {tuple(exact.shape)}, got {tuple(result.shape)}"
     assert result.dtype == torchs.dtype, f"{what}: expected {torchs.dtype}, got {result.dtype}"
     if exact.numel() == 0:
@@ -41,5 +41,5 @@ def assert_as_accurate(result: Tensor, torchs: Tensor, exact: Tensor, what: str 
 
 
 def assert_exact(result: Tensor, expected: Tensor, what: str = "result") -> None:
-    """Asserts equality of all values, for data whose sums do not round, and for two runs of the same call."""
+    """Asserts equality of all values, with NaN equal to NaN: for data whose sums do not round, and for two runs of a call."""
     torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{what}: {text}")

@@ -44,7 +44,7 @@ def sample_results(
     parameters: Iterable[Tensor] = (),
     **options: Any,
 ) -> list[Tensor]:
-    """The outputs of a call, and the gradients of its inputs under a fixed weighting of the outputs.
+    """The outputs of a call, and the gradients of their weighted sum, with fixed weights, with respect to its inputs.
 
     Args:
         function: the function to call.

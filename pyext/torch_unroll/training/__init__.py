@@ -1,1 +1,1 @@
-"""Training programs on real data, whose accuracy the tests check and which `make bench` runs."""
+"""Training programs for handwritten digits (two of which `make bench` runs), the adding problem, and pictures in folders."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_unroll.models import RecurrentNet, identity_initialise
 
 LENGTHS = (10, 20, 40, 70, 100)
-SOLVED = 0.006  # the running mean of the squared error below which the next length begins
+SOLVED = 0.006  # the running mean of the squared error at which training goes on to the next length
 
 
 def draw(steps: int, batch: int) -> tuple[Tensor, Tensor]:
@@ -27,8 +27,8 @@ def draw(steps: int, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def train(hidden_size: int = 64, batch: int = 32, most_steps: int = 6000) -> Iterator[tuple[int, float, RecurrentNet]]:
-    """Trains on each length until its running squared error is at most `SOLVED`, for at most `most_steps` steps in all. Yields
-    the length, that error and the network after each length."""
+    """Trains on each length until its running squared error is at most `SOLVED`, for at most `most_steps` optimizer steps in
+    all. Yields the length, that error and the network after each length."""
     net = RecurrentNet(2, hidden_size, 1, nonlinearity="relu")
     identity_initialise(net.rnn)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)

@@ -29,7 +29,7 @@ def losses(name: str, digits: Digits, epochs: int, device: str | torch.device = 
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     images, labels = digits.images.unsqueeze(1).to(device), digits.digits.to(device)
     for _ in range(epochs):
-        # The last batch is dropped: it is incomplete, and all steps average over equally many digits.
+        # The last batch is incomplete and is dropped, so that every step averages over the same number of digits.
         for rows in torch.randperm(len(images)).to(device).split(_BATCH)[:-1]:
             loss = F.cross_entropy(network(images[rows]), labels[rows])
             optimizer.zero_grad()

@@ -87,7 +87,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of complete batches."""
+        """The number of complete batches; an epoch leaves out the pictures that remain."""
         return len(self.images) // self.settings.batch
 
     def _identity(self) -> dict[str, object]:
@@ -123,7 +123,7 @@ class Run:
             checkpoint.save(self.settings.checkpoint, {**self._identity(), **state})
 
     def rows(self, step: int) -> list[int]:
-        """The pictures in this process's share of a step's batch, which depend only on the seed and the step."""
+        """The pictures in this process's share of a step's batch. The batch depends only on the settings and the step."""
         settings = self.settings
         epoch, place = divmod(step, self.steps_per_epoch)
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))

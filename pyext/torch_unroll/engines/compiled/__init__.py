@@ -1,7 +1,7 @@
 """Host code of kernels/cuda, for the two engines that run it: `cuda` (built ahead of time) and `cupy` (built at run time).
 
 It allocates with torch, asks the op's `variants.py` for launch plans, fills parameter structs and hands them to a launcher. The
-functions of the engine, `engine.CompiledEngine`, are those of this package's modules, called with the launcher first.
+methods of `engine.CompiledEngine` call the functions of this package's modules and pass the launcher as the first argument.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Launcher(Hashable, Protocol):
         """Returns the device as plans see it, the same object in every call for that device."""
 
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
-        """Encodes a tensor's description for the copy engine, once for each spec; raises RuntimeError when the driver refuses."""
+        """Encodes a tensor's description for the copy engine and caches it; raises RuntimeError when the driver refuses."""
 
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
         """Loads at least those of `rows` that the device can run, so that a CUDA graph may capture even their first launch."""

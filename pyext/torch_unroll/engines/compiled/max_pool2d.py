@@ -31,7 +31,7 @@ def _problem(
     channels_last: bool,
     **options: Any,
 ) -> Pool2dProblem:
-    """Returns a problem. `options` are further fields of it; if `x_strides` is not among them, x is dense."""
+    """Returns a problem. `options` are its remaining fields; if `x_strides` is not among them, x is dense."""
     window, stride, padding, dilation = ((int(height), int(width)) for height, width in geometry)
     (N, C, H, W), (P, Q) = x_size, y_extents
     return Pool2dProblem(
@@ -55,7 +55,7 @@ def _problem(
 def _problem_of_offsets(
     direction: str, dtype: torch.dtype, offsets: Tensor, x_extents: Sequence[int], geometry: Pool2dGeometry, **options: Any
 ) -> Pool2dProblem:
-    """Returns the problem of a function that reads offsets; its memory format is theirs."""
+    """Returns the problem of a function that reads offsets; its memory format is that of the offsets."""
     N, C, P, Q = offsets.shape
     return _problem(direction, dtype, (N, C, *x_extents), (P, Q), geometry, is_channels_last(offsets), **options)
 
@@ -77,7 +77,8 @@ def _empty(problem: Pool2dProblem, rows: int, columns: int, dtype: torch.dtype, 
 
 
 def _launch(launcher: Launcher, problem: Pool2dProblem, device: torch.device, **tensors: Tensor | None) -> None:
-    """Launches what is selected for a problem; `tensors` are the pointers of the parameter struct, None for a null pointer."""
+    """Launches the plan that is selected for a problem. `tensors` maps the pointer fields of the parameter struct to the tensors
+    that they point to; None makes a null pointer."""
     selected = SELECTORS[f"max_pool2d_{problem.direction}"].select(problem, launcher.properties(device))
     note_selection(selected)
     plan = selected.plan

@@ -1,4 +1,4 @@
-"""Notes what calls launch while they run, for `explain` and for the tests that assert which variant ran."""
+"""Notes what engines `cuda` and `cupy` launch, for `explain` and for the tests that assert which variant ran."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch_unroll.kernels.table import LaunchPlan
 
 @dataclass(eq=False)
 class Recording:
-    """What the code of a `recording` block launched."""
+    """What engines `cuda` and `cupy` launched while a `recording` block was open."""
 
     launches: list[tuple[str, LaunchPlan]] = field(default_factory=list)  # (engine, plan), in order
     #: The most bytes that were allocated at once besides inputs and outputs.
@@ -36,7 +36,7 @@ _recordings: list[Recording] = []
 
 @contextmanager
 def recording() -> Iterator[Recording]:
-    """Notes every launch made within the block, by any thread."""
+    """Records what engines `cuda` and `cupy` launch, in any thread, until the block ends."""
     record = Recording()
     _recordings.append(record)
     try:

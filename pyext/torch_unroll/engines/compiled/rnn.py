@@ -99,7 +99,8 @@ def rnn_backward(
 
 
 class _Layer:
-    """What a pass needs besides z, h and their gradients. It keeps the tensors that the kernels read alive until the launch.
+    """What a pass needs besides z, h and their gradients. It holds the tensors that it makes for the kernels (the padded matrix,
+    the lengths and the offsets of packed steps), so that they live until the launch.
 
     Args:
         w: (D, H, H), the matrix that multiplies the state: W_hh forward, its transpose backward.

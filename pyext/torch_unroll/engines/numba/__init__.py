@@ -1,5 +1,5 @@
-"""Engine `numba`: the Python kernels in kernels/numba, compiled by Numba on first use. They use torch's tensors without copying
-them, and torch's stream.
+"""Engine `numba`: the Python kernels in kernels/numba, compiled by Numba on first use. They work on the memory of torch's tensors
+and run on torch's stream.
 
 It runs on CUDA tensors, and in Numba's simulator (NUMBA_ENABLE_CUDASIM=1, set before numba is imported) on CPU tensors, where the
 kernels are ordinary Python: for tests and for stepping through them with a debugger. fp32 products are IEEE, whatever precision a
@@ -24,7 +24,7 @@ def _is_simulated() -> bool:
 
 @cache
 def _missing_requirement() -> str | None:
-    """Returns what the machine lacks, and the command that adds it; None if it lacks nothing."""
+    """Returns what the machine lacks and, if there is one, the command that adds it; None if it lacks nothing."""
     release = (torch.version.cuda or "13").partition(".")[0]
     install = f"pip install 'numba-cuda[cu{release}]>=0.30'"
     if find_spec("numba_cuda") is None:
@@ -47,7 +47,7 @@ def _missing_requirement() -> str | None:
 
 
 def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Returns None if engine `numba` takes the call; else the reason, and the remedy."""
+    """Returns None if engine `numba` accepts the call; else the reason and, if there is one, the remedy."""
     if device.type == "cpu" and not _is_simulated():
         return "runs on CUDA tensors; on CPU tensors only in Numba's simulator: start with NUMBA_ENABLE_CUDASIM=1"
     if device.type not in ("cpu", "cuda"):

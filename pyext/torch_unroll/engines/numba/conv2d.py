@@ -110,7 +110,7 @@ def fold(columns: Tensor, output_size: Pair, geometry: Pool2dGeometry) -> Tensor
 
 
 def warmup(dtype: torch.dtype, device: torch.device) -> None:
-    """Calls every function once: the code of a kernel depends on nothing but the dtype."""
+    """Calls every function once, which compiles all kernels: their code depends on nothing but the dtype."""
     x, pixel = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device), (1, 1)
     geometry = Conv2dGeometry(stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1)
     conv2d_fprop(x, x, None, geometry, "ieee")

@@ -42,8 +42,8 @@ def launch_tiles(kernel: Any, count: int, device: torch.device, *arguments: Any)
 
 
 def _blocks(most: int, device: torch.device) -> int:
-    """Returns how many blocks to launch for `most` units of work: one for each, but at most eight for each multiprocessor; each
-    block then loops over several units."""
+    """Returns how many blocks to launch for `most` units of work: one for each, but at most eight for each multiprocessor
+    (two in all in the simulator). If there are more units than blocks, each block loops over several units."""
     return min(most, 2 if SIMULATED else 8 * multiprocessors(device))
 
 
@@ -54,7 +54,8 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def splits(tiles: int, device: torch.device) -> int:
-    """Returns how many splits to make of the depth of that many tiles, so that the blocks number about two per multiprocessor."""
+    """Returns into how many splits to divide the depth of each of `tiles` tiles, so that there are at most two blocks for each
+    multiprocessor; 1 if there are more tiles than that."""
     return max(1, 2 * (4 if SIMULATED else multiprocessors(device)) // tiles)
 
 
@@ -65,8 +66,8 @@ def as_stored(tensor: Tensor) -> Tensor:
 
 
 def _host_array(tensor: Tensor) -> Any:
-    """Returns the tensor's memory as an array of the simulator's own type. The simulator would copy a NumPy array, and requires
-    it to be contiguous."""
+    """Returns the tensor's memory as an array of the simulator's own type. The simulator would require a NumPy array to
+    be contiguous, and would copy it."""
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
     return FakeCUDAArray(as_stored(tensor).numpy())

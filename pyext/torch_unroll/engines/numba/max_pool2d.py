@@ -115,7 +115,7 @@ def max_over_time_gather(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def warmup(dtype: torch.dtype, device: torch.device) -> None:
-    """Calls every function once for each dtype of offsets: the code of a kernel depends on nothing but the dtypes."""
+    """Launches every kernel once for each dtype of offsets, which compiles it: its code depends on nothing but the dtypes."""
     for side in (1, 16, 182):  # windows whose offsets take 8, 16 and 32 bits
         x = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
         geometry = Pool2dGeometry(kernel_size=(side, side), stride=(1, 1), padding=(0, 0), dilation=(1, 1))

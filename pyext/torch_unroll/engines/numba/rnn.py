@@ -57,7 +57,8 @@ def _as_rows(sequence: Tensor) -> Tensor:
 
 
 def _rows(h: Tensor, samples: int, options: RnnOptions) -> _Rows:
-    """Returns where the steps are in the rows that `_as_rows` makes of h, which is dense, or of sequences with its strides."""
+    """Returns where the steps are in the rows that `_as_rows` makes of h, which is dense, or of a sequence with its
+    strides."""
     if options.batch_sizes is not None:
         first_rows, lengths = packed_rows(options.batch_sizes, h.device)
         return _Rows(first_rows, 1, lengths)
@@ -141,7 +142,7 @@ def rnn_cell_backward(
 
 
 def warmup(dtype: torch.dtype, device: torch.device) -> None:
-    """Calls every function once: the code of a kernel depends on nothing but the dtype."""
+    """Calls every function in every variant, which compiles all kernels: their code depends on nothing but the dtype."""
     x, options = torch.zeros(1, 1, 1, dtype=dtype, device=device), RnnOptions(None, None, "tanh", "ieee")
     for variant in ("single_block", "step"):
         with force(variant):

@@ -9,7 +9,7 @@ from torch_unroll.engines.reference import conv2d, max_pool2d, rnn
 
 
 class ReferenceEngine:
-    """The functions of `engines.interface.Engine`, and `rnn_tangent`, which serves the calls of every engine."""
+    """The functions of `engines.interface.Engine`, and `rnn_tangent`, which computes tangents for every engine."""
 
     name = "torch"
 
@@ -36,7 +36,7 @@ class ReferenceEngine:
 
 
 def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Returns None for the dtypes of the compiled kernels, which engine `torch` takes on any device; else the reason."""
+    """Returns None for the dtypes of the compiled kernels, which engine `torch` accepts on any device; else the reason."""
     return None if dtype in DTYPES else f"has no formulas for {dtype}"
 
 

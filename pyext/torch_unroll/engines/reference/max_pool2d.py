@@ -1,4 +1,5 @@
-"""Max pooling cell by cell: the pixels under cell (r, s) of all windows, a strided slice of the plane, are compared at once.
+"""Max pooling cell by cell: the pixels under cell (r, s) of all windows, which form a strided slice of the plane, are compared
+with the maxima so far in one operation.
 
 As in torch, a later cell wins if it is larger or NaN, so the first of equal values is chosen, or the last NaN. A window's choice
 is stored as the number r·S + s of its cell; `kernels.offsets.no_cell` marks a window that holds no cell of the plane.
