@@ -49,7 +49,7 @@ def require_tiles(problem: Conv2dProblem, tiles: int) -> None:
 
 
 def plan_gemm(variant: str, problem: Conv2dProblem, tile: Tile, kernel: Kernel, piece: int, splits: int) -> GemmPlan:
-    """Plans the product of a problem; it has fewer splits than asked for where the depth has fewer steps.
+    """Plans the product of a problem, with fewer splits than asked for if some would have no steps.
 
     Args:
         piece: elements that a thread moves at a time.

@@ -180,7 +180,7 @@ class Conv2dProblem(NamedTuple):
         return None
 
     def beyond_positions(self) -> str | None:
-        """Returns why simt and mma cannot form the positions of the plane that they gather from; None if they can.
+        """Returns why the variants other than im2col cannot form the positions that they gather from; None if they can.
 
         A position may not fit 32 bits, or its sum with kOutside (matrices.cuh) may lie in the plane.
         """

@@ -71,7 +71,7 @@ def _plan(problem: Conv2dProblem, tile_name: str, splits: int) -> GemmPlan:
 
 
 class Simt(Conv2dVariant):
-    """Takes every dtype, precision and layout."""
+    """Accepts every dtype, precision and layout."""
 
     name = "simt"
     #: By tile, the share of the CUDA cores' FLOP per clock: predicted to be 1 / 1.3 of the limit, and less where each value that
