@@ -37,7 +37,7 @@ class Configuration(NamedTuple):
     """How a problem is computed."""
 
     variant: str
-    tile: str = ""  # what a block computes, as the variant names it, e.g. "128x128"; empty where there is no choice
+    tile: str = ""  # what a block computes, as the variant names it, e.g. "128x128"; empty if there is no choice
     splits: int = 1  # how many blocks share the work of one tile
 
     def __str__(self) -> str:

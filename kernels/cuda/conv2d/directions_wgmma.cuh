@@ -1,5 +1,5 @@
 // The three directions of convolution for wgmma.cuh: which copies the copy engine makes for each tile, and where the sums go. The
-// host describes the images and the filter as tensor maps and computes every position (wgmma_maps.py).
+// host describes the images and the filter as tensor maps, and positions as axes (wgmma_maps.py).
 //
 // The depth of fprop and dgrad is a sequence of blocks. A block is one filter position and as many of its channels as a span
 // holds; a step is as many blocks as make 128 bytes. Channels beyond the last one arrive as zeros in both operands. If the last

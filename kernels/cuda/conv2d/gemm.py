@@ -32,7 +32,7 @@ class GemmPlan:
 
     @cached_property
     def one_split(self) -> CSplits:
-        """The field `splits` of the parameters of fprop and dgrad where the depth is not split."""
+        """The field `splits` of the parameters of fprop and dgrad if the depth is not split."""
         return CSplits(sums=None, count=1, step=self.split_depth)
 
 

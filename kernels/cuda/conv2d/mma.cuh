@@ -41,7 +41,7 @@ struct OperandTile {
 
   // The offset of a piece, in elements.
   __device__ static int at(int line, int piece) {
-    // Where lines are depths, fp32 is read word by word, at once 4 depths of 8 rows, which are two pieces.
+    // Where lines are depths, fp32 is read word by word, 4 depths of 8 rows (two pieces) at once.
     const int permuted = !kDepthLines ? piece ^ (line / 2 % 4) : sizeof(T) == 4 ? piece ^ (line % 4 * 2) : piece ^ line % 8;
     return (line * kLinePieces + permuted) * kPiece;
   }

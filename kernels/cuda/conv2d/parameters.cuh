@@ -128,7 +128,7 @@ struct Conv2dSumSplitsParameters {
   T* dw;                       // (K, C/groups, R, S), overwritten
   Conv2dShape shape;
   int32_t splits, channels_inner;
-  int32_t channels, outputs;  // of a group in `sums`, where either may be padded
+  int32_t channels, outputs;  // of a group in `sums`; either may be padded
 };
 
 template <class T, class Epilogue>

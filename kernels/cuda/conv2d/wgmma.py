@@ -118,7 +118,7 @@ class WgmmaPlan:
 
 
 def span(dtype: str, channels: int) -> int:
-    """Returns how many bytes of a pixel's channels one copy brings, where a group has `channels` channels to gather.
+    """Returns how many bytes of a pixel's channels one copy brings if a group has `channels` channels to gather.
 
     Of the spans that pad the channels least, this is the widest, which needs the fewest copies.
     """

@@ -1,6 +1,6 @@
 """Which pixels and filter positions the copy engine gathers in each direction, and the tensor maps that describe them.
 
-All positions are computed here, once for each problem, so that the kernel only adds: see directions_wgmma.cuh.
+The kernel computes every position as a linear function whose coefficients, an `Axis`, come from here: see directions_wgmma.cuh.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def add_filter_splits(call: Call, sums: Tensor, channels_inner: bool, channels: 
 
     Args:
         sums: (splits, groups · outputs, taps).
-        channels, outputs: the channels and output channels of a group in `sums`, where either may be padded.
+        channels, outputs: the channels and output channels of a group in `sums`; either may be padded.
         channels_inner: whether channels, not filter positions, are innermost in the order of the taps.
     """
     struct = Conv2dSumSplitsParameters(
