@@ -82,7 +82,7 @@ def library_path(toolchain: str, mode: str = "plain") -> Path:
 
 
 def directory_name(toolchain: str, mode: str = "plain") -> str:
-    """The name of the folder in build/ for intermediate files. Each set of GPU targets, or mode of the emulator, has its own."""
+    """The name of the folder in build/ for intermediate files: one for each set of GPU targets and each mode of the emulator."""
     return f"{toolchain}-{'_'.join(cuda_targets()) if toolchain == 'cuda' else mode}"
 
 
@@ -101,12 +101,12 @@ def build(
     Args:
         toolchain: "cuda" or "emulated".
         mode: for "emulated": "plain"; "race", which records every memory access; or "coverage", which counts lines for gcov.
-        directory: the folder for intermediate files.
+        directory: the folder for intermediate files; None stands for that of `directory_name` in build/.
         include: folders that are searched for the rows' sources before `kernels/cuda`.
         jobs: the number of parallel compilations; None stands for `MAX_JOBS` or the number of CPUs.
 
     Raises:
-        BuildError: a tool is missing or too old, or a source does not compile.
+        BuildError: a tool is missing or too old, `TORCH_CUDA_ARCH_LIST` is not usable, or a source does not compile.
     """
     directory = directory or BUILD / directory_name(toolchain, mode)
     (directory / "generated").mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def find_host_compiler() -> str:
 
 
 def _host_architecture() -> list[str]:
-    """Compiler flags for fused multiply-add in hardware; without it, fmaf computes the same results more slowly."""
+    """Flags that compile fmaf to an instruction on x86 CPUs that have one; without them, it is slower but rounds equally."""
     if platform.machine() == "x86_64":
         flags = set(re.findall(r"\b(?:fma|avx2|f16c|bmi2)\b", Path("/proc/cpuinfo").read_text()))
         return ["-march=x86-64-v3"] if len(flags) == 4 else []
@@ -237,7 +237,11 @@ def _host_architecture() -> list[str]:
 
 
 def find_nvcc() -> str:
-    """The path of nvcc: in `CUDA_HOME` or `CUDA_PATH`, else on PATH or in /usr/local/cuda. Raises BuildError if it is missing."""
+    """The path of nvcc: in `CUDA_HOME` or `CUDA_PATH`; if neither is set, on PATH or in /usr/local/cuda.
+
+    Raises:
+        BuildError: nvcc is not there.
+    """
     home = _path("CUDA_HOME", "CUDA_PATH")
     nvcc = shutil.which("nvcc", path=str(home / "bin")) if home else shutil.which("nvcc")
     nvcc = nvcc or (None if home else shutil.which("nvcc", path="/usr/local/cuda/bin"))
@@ -248,7 +252,7 @@ def find_nvcc() -> str:
 
 
 def nvcc_release(nvcc: str) -> tuple[int, int]:
-    """The major and minor version of nvcc. Raises BuildError if it is older than 12.0."""
+    """The major and minor version of nvcc. Raises BuildError if it is older than 12.0 or cannot be read."""
     match = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     if not match:
         raise BuildError(f"`{nvcc} --version` names no release: set CUDA_HOME to a CUDA toolkit 12.0 or newer")
@@ -296,7 +300,7 @@ def cuda_targets() -> list[str]:
     with PTX and sm_90a if it has no GPU that the kernels support. Architectures below 8.0 are left out with a note.
 
     Raises:
-        BuildError: nvcc is missing or too old, an entry is not understood or unknown to nvcc, or all are below 8.0.
+        BuildError: nvcc is missing or too old, an entry has the wrong form or is unknown to nvcc, or all are below 8.0.
     """
     nvcc = find_nvcc()
     release = nvcc_release(nvcc)
@@ -356,7 +360,7 @@ def _gencode(target: str, architecture: str) -> list[str]:
 
 
 def cuda_lack() -> str | None:
-    """Why the CUDA kernels cannot be built here, with the remedy; None if they can."""
+    """What is wrong with nvcc or the host compiler, with the remedy; None if both are found. Other tools are not checked."""
     try:
         find_nvcc()
         find_host_compiler()

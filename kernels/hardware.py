@@ -17,7 +17,8 @@ def _always_fits(plan: LaunchPlan) -> int:
 class Device:
     """A GPU as plans see it.
 
-    A launcher keeps one object for each device. It is compared by identity, because every call looks up its selection by it.
+    A launcher keeps one object for each device. Objects are compared by identity, because every call looks up its
+    selection with one as part of the key.
     """
 
     multiprocessors: int
@@ -36,7 +37,7 @@ class Rates(NamedTuple):
     half: int  # FLOP per clock of the tensor cores: fp16 and bf16 with sums in fp32
     tf32: int  # FLOP per clock of the tensor cores
     fp32: int  # FLOP per clock of the CUDA cores
-    fp64: int  # FLOP per clock
+    fp64: int  # FLOP per clock of the CUDA cores
     memory: float  # bytes per clock of device memory, divided by the number of multiprocessors
 
 

@@ -1,9 +1,10 @@
 """Checks that the structs that Python passes to C++ have the same memory layout on both sides.
 
-A `ctypes.Structure` with the same names mirrors each struct of the device code. nvcc, g++ and NVRTC compile the device code with
-a `statement` of the mirror, which does not compile if a field has another offset or size, or is missing on either side. A built
-object contains the `record` of the mirrors that it was compiled with; when it is loaded, the record is compared with the current
-mirrors, which may be newer. A field of a mirror whose name begins with an underscore is padding.
+Each struct of the device code has a mirror, a `ctypes.Structure` whose fields have the same names. nvcc, g++ and NVRTC compile
+the device code together with a check (`statement`) that fails to compile if a field has another offset or size in the mirror, or
+is missing on either side. A built object contains the `record` of the mirrors that it was compiled with; when it is loaded, the
+record is compared with the current mirrors, which may be newer. A field of a mirror is padding if its name begins with an
+underscore.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _inner(structure: Any, prefix: str, start: int) -> Iterator[Field]:
 
 
 def fields(structure: type[ctypes.Structure]) -> list[Field]:
-    """Every field of a mirror; the fields of an inner struct follow the struct."""
+    """The fields of a mirror without padding; the fields of an inner struct follow the struct."""
     return list(_inner(structure, "", 0))
 
 

@@ -1,11 +1,11 @@
-"""The offsets of max pooling: the cell r·S + s that each window chose, in the narrowest type that holds every cell and one number
-for a window without a cell."""
+"""The offsets of max pooling: the cell r·S + s that each window chose, or one other number if the window holds no cell of the
+plane."""
 
 from __future__ import annotations
 
 
 def offset_dtype(cells: int) -> str:
-    """Returns torch's name of the dtype of offsets for windows of that many cells."""
+    """Returns torch's name of the dtype of offsets for windows of `cells` cells."""
     if cells <= 255:
         return "uint8"
     if cells <= 32767:
@@ -14,5 +14,5 @@ def offset_dtype(cells: int) -> str:
 
 
 def no_cell(dtype: str) -> int:
-    """Returns the offset of a window that holds no cell of the plane."""
+    """Returns the offset, in an offset dtype, of a window that holds no cell of the plane."""
     return 255 if dtype == "uint8" else -1

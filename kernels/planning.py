@@ -1,11 +1,12 @@
 """Selects which variant of an op's kernels computes a call, and how its work is divided, in the same way for every op.
 
-A *variant* is one way to compute a function of the kernels, such as `conv2d_dgrad` by `wgmma`. It is an object of a class derived
-from `Variant`, in `kernels/cuda/<op>/<variant>.py` next to the kernel file. A *configuration* names a variant, its tile and its
+A *variant*, such as `wgmma`, is one way to compute a function, such as `conv2d_dgrad`. It is an object of a class derived from
+`Variant`, in `kernels/cuda/<op>/<variant>.py` next to the kernel file. A *configuration* names a variant, its tile and its
 splits. A `Selector` holds the variants of one function, in the order of preference, and selects:
 
 1. what is forced (`force`), for tests and measurements;
-2. else what was measured to be fastest on this GPU, from the op's `choices.json`, which `python -m benchmarks choices` writes;
+2. else what was measured to be fastest on this GPU, if the op's `choices.json`, which `python -m benchmarks choices` writes, has
+   an entry that can be used here;
 3. else what is predicted to be fastest. A variant is preferred to the ones after it unless one of those is predicted to be more
    than `margin` times as fast.
 
@@ -36,7 +37,7 @@ class Configuration(NamedTuple):
     """How a problem is computed."""
 
     variant: str
-    tile: str = ""  # what a block computes, as the variant names it, e.g. "128x128"; empty where there is no choice
+    tile: str = ""  # what a block computes, as the variant names it, e.g. "128x128"; empty if there is no choice
     splits: int = 1  # how many blocks share the work of one tile
 
     def __str__(self) -> str:
@@ -49,7 +50,7 @@ class Prediction(NamedTuple):
 
     seconds: float
     bound: str  # what takes most of the time, e.g. "products", "bytes" or "launches"
-    share: float = 0.0  # the part of the rate that `share_of` names, 0 to 1
+    share: float = 0.0  # how much of the rate that `share_of` names is reached, 0 to 1
     share_of: str = "the dense rate"
     workspace_bytes: int = 0
     measured: bool = False  # whether the seconds come from the table of measurements
@@ -65,17 +66,17 @@ class Variant(Generic[Problem]):
 
     #: The name that `Configuration.variant`, `explain` and the op's page use; also the stem of the variant's files.
     name: str
-    #: Whether a prediction selects it only where no other variant takes the problem. Forcing and measurements always may.
+    #: Whether it is selected by prediction only if no other variant accepts the problem. It can be forced or measured regardless.
     last_resort = False
-    #: Whether blocks wait for each other, so that they must be resident at the same time. `plan` then returns a `LaunchPlan`.
+    #: Whether blocks wait for each other and so must be resident at the same time. `plan` then returns a `LaunchPlan`.
     blocks_wait = False
 
     def refuses(self, problem: Problem, device: Device) -> str | None:
-        """Returns why the variant does not take the problem, or None if it does. `select` and `explain` both use it."""
+        """Returns why the variant does not accept the problem, or None if it does. Selections use it, and `explain` prints it."""
         raise NotImplementedError
 
     def tiles(self, problem: Problem, device: Device) -> Sequence[str]:
-        """Returns the names of its tiles for a problem that it takes, the preferred first."""
+        """Returns the names of its tiles for a problem that it accepts, the preferred first."""
         return ("",)
 
     def splits(self, problem: Problem, tile: str, device: Device) -> Sequence[int]:
@@ -87,7 +88,7 @@ class Variant(Generic[Problem]):
         return max(self.splits(problem, tile, device))
 
     def configurations(self, problem: Problem, device: Device) -> list[Configuration]:
-        """Returns the configurations worth considering for a problem that it takes."""
+        """Returns the configurations worth considering for a problem that it accepts."""
         return [
             Configuration(self.name, tile, splits)
             for tile in self.tiles(problem, device)
@@ -99,17 +100,17 @@ class Variant(Generic[Problem]):
         raise NotImplementedError
 
     def predict(self, problem: Problem, configuration: Configuration, device: Device) -> Prediction:
-        """Returns what a configuration is expected to take; only the ratios of the seconds matter for the selection."""
+        """Returns a configuration's expected time and memory; a selection depends only on the ratios of the times."""
         raise NotImplementedError
 
     def handicap(self, problem: Problem, configuration: Configuration) -> float:
-        """Returns what a configuration's predicted time is multiplied by when it is compared with others of the variant."""
+        """Returns the factor on a configuration's predicted time when the variant's configurations are compared."""
         return 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Selected(Generic[Problem]):
-    """What computes a problem, what it is expected to take, and why other variants do not compute it."""
+    """What computes a problem, its expected time and memory, and why other variants do not compute it."""
 
     function: str
     problem: Problem
@@ -117,8 +118,8 @@ class Selected(Generic[Problem]):
     variant: Variant[Problem]
     configuration: Configuration
     prediction: Prediction
-    #: (variant, reason): variants that refuse the problem, and preferred ones that are slower or not the one that is forced;
-    #: also (configuration, reason) if a measured configuration cannot be used here.
+    #: (variant, reason): variants that refuse the problem, do not fit on the device or are not the forced one, and variants
+    #: earlier in the order of preference that are slower; also (configuration, reason) if a measured one cannot be used here.
     passed_over: tuple[tuple[str, str], ...]
 
     @property
@@ -140,13 +141,15 @@ _selectors: dict[str, Selector[Any]] = {}
 
 @contextmanager
 def force(name: str, forced: str | Configuration | None) -> Iterator[None]:
-    """Makes one variant, or one configuration, compute every call within; a call that it does not take raises RuntimeError.
+    """Makes one variant, or one configuration, compute every call of this process while the context is active.
+
+    A call that the variant does not accept raises RuntimeError.
 
     Args:
         name: an op, such as "conv2d", or one function of it, such as "conv2d_dgrad". Functions of an op that do not have the
             variant select as usual.
         forced: the name of a variant, which leaves the choice among its configurations; or a configuration, whose splits are
-            reduced if there is no room for all; or None, which forces nothing.
+            reduced if there is no room for all of them; or None, which forces nothing.
 
     Raises:
         ValueError: there is no such op or function, or it has no such variant.
@@ -161,7 +164,7 @@ def force(name: str, forced: str | Configuration | None) -> Iterator[None]:
 
 def _require_known(name: str, forced: str | Configuration | None) -> None:
     for op in OPS:
-        selectors(op)  # each registers itself
+        selectors(op)  # a selector registers itself when it is made
     known = [selector for selector in _selectors.values() if name in (selector.op, selector.function)]
     if not known:
         names = dict.fromkeys(part for selector in _selectors.values() for part in (selector.op, selector.function))
@@ -218,8 +221,8 @@ class Selector(Generic[Problem]):
         """Returns what computes a problem.
 
         Raises:
-            SizeError: no variant takes the problem.
-            RuntimeError: the forced variant does not take it, or does not have the forced tile.
+            SizeError: no variant accepts the problem and fits on the device.
+            RuntimeError: the forced variant does not accept it, does not fit on the device, or does not have the forced tile.
         """
         return _select(self, problem, device, self._forced() if _forced else None)
 
@@ -230,12 +233,12 @@ class Selector(Generic[Problem]):
         return forced if (forced.variant if isinstance(forced, Configuration) else forced) in self.by_name else None
 
     def configurations(self, problem: Problem, device: Device) -> list[Configuration]:
-        """Returns the configurations that are worth measuring, of every variant that takes the problem."""
+        """Returns the configurations that are worth measuring, of every variant that accepts the problem."""
         willing = [variant for variant in self.variants if variant.refuses(problem, device) is None]
         return [configuration for variant in willing for configuration in variant.configurations(problem, device)]
 
     def predict(self, problem: Problem, configuration: Configuration, device: Device) -> Prediction:
-        """Returns what a configuration is expected to take."""
+        """Returns a configuration's expected time and memory; raises ValueError if there is no such variant."""
         return self.variant(configuration.variant).predict(problem, configuration, device)
 
     def variant(self, name: str) -> Variant[Problem]:
@@ -256,7 +259,7 @@ def _select(
 
 
 class _Selection(Generic[Problem]):
-    """The selection for one problem: which variants take it, and why the others do not.
+    """The selection for one problem: which variants accept it, and why the others do not.
 
     Args:
         forced: the name of the only variant that is allowed, or None.
@@ -281,7 +284,7 @@ class _Selection(Generic[Problem]):
         return kind(f"{self.selector.function}: no variant takes {self.problem}: {reasons}")
 
     def force(self, forced: Configuration) -> Selected[Problem]:
-        """Selects the forced configuration, with fewer splits if there is no room for all."""
+        """Selects the forced configuration, with fewer splits if there is no room for all of them."""
         (variant,) = self.willing
         tiles = variant.tiles(self.problem, self.device)
         if forced.tile not in tiles:
@@ -295,7 +298,7 @@ class _Selection(Generic[Problem]):
         return self.selected(variant, configuration, variant.predict(self.problem, configuration, self.device), "is asked for")
 
     def measured(self) -> Selected[Problem] | None:
-        """Selects the measured configuration; None if the table has no entry for the problem, or one that cannot be used."""
+        """Selects the measured configuration; None if there is none, it cannot be used, or another variant is forced."""
         entries = measured(self.selector.op).get(self.device.name, {})
         key = self.selector.key(self.problem) if entries else None
         if key is None or key not in entries:
@@ -351,7 +354,7 @@ class _Selection(Generic[Problem]):
         return min(predictions, key=lambda pair: pair[1].seconds * variant.handicap(self.problem, pair[0]))
 
     def does_not_fit(self, variant: Variant[Problem], configuration: Configuration) -> str | None:
-        """Returns why the blocks that wait for each other cannot be resident together, or None if they can.
+        """Returns why blocks that wait for each other cannot be resident together; None if they can, or if no blocks wait.
 
         The blocks of a cooperative launch wait for the whole grid, those of a cluster for their cluster.
         """
@@ -367,7 +370,7 @@ class _Selection(Generic[Problem]):
     def selected(
         self, variant: Variant[Problem], configuration: Configuration, prediction: Prediction, why: str
     ) -> Selected[Problem]:
-        """Returns the selection, with the reasons against variants that refuse or precede the selected one."""
+        """Returns the selection, with the reasons against variants that were refused or precede the selected one."""
         passed_over = list(self.notes)
         preferred = True
         for other in self.selector.variants:
@@ -389,7 +392,7 @@ class _Selection(Generic[Problem]):
 
 
 def forget() -> None:
-    """Forgets every selection, for a test that changes what selections depend on."""
+    """Forgets every selection and measurement, for a test that changes what selections depend on."""
     _select.cache_clear()
     measured.cache_clear()
 

@@ -1,7 +1,7 @@
 """The kernel table lists every kernel. setup.py, the emulator's build, NVRTC and the tests read it.
 
-A row is one instantiation of a kernel template. Every kernel takes exactly one parameter, a plain struct passed by value, so that
-one launcher serves them all. `cuda/<op>/variants.py` holds the rows of an op.
+A row is one instantiation of a kernel template. Every kernel takes exactly one parameter, a plain struct passed by value, so one
+launcher serves them all. `cuda/<op>/variants.py` holds the rows of an op.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Kernel:
 
     @property
     def expression(self) -> str:
-        """The C++ name expression, by which every engine identifies the kernel."""
+        """The C++ name expression, by which the `cuda` and `cupy` engines identify the kernel."""
         return f"{self.name}<{', '.join(self.arguments)}>"
 
 
@@ -73,9 +73,9 @@ class LaunchConfig:
 
 @dataclass(frozen=True, eq=False)
 class LaunchPlan:
-    """One kernel and its launch configuration, computed from shape, dtype and GPU alone, never from data.
+    """One kernel and its launch configuration, computed from a problem and the GPU alone, never from data.
 
-    Plans are cached by the functions that make them and compared by identity, so that a launcher can use them as keys.
+    The functions that make plans cache them. Plans are compared by identity, and launchers use them as keys.
     """
 
     kernel: Kernel

@@ -77,7 +77,7 @@ class TensorMapSpec(NamedTuple):
         )
 
     def refused(self) -> str | None:
-        """Why the driver's encoder would refuse this map, by its documented limits for rank 4; None if it accepts it."""
+        """Why the driver's encoder would refuse this map, according to its documented limits for rank 4; None if it would not."""
         row = (self.channels if self.im2col else self.box[0]) * ITEM_BYTES[self.dtype]
         if self.address % 16:
             return "the address of its first element is not a multiple of 16"

@@ -8,8 +8,8 @@
 
 The products copy tiles of both factors to shared memory. A block owns TILE x TILE elements of the result and advances through the
 sum in steps of TILE; a thread owns one element of the result, and copies one element of each factor per step. So each element
-that is read from memory is used TILE times. Every output is overwritten. Sums are computed in one fixed order, so that the same
-call gives the same bits.
+that is read from memory is used TILE times. Every output is overwritten. Sums are computed in one fixed order, so a repeated
+call returns the same bits.
 
 x (N, C, H, W), w (K, C/groups, R, S), y (N, K, P, Q); the gradients dx, dw, dy have the same shapes. Pairs are (height, width);
 padding is what is added above and to the left. Groups are independent products, and each tile belongs to one of them.

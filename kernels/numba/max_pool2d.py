@@ -26,7 +26,7 @@ def coordinates(i, C, height, width, channels_last):
 
 @cuda.jit
 def max_pool2d_forward_strided_kernel(x, lengths, kernel_size, stride, padding, dilation, none, channels_last, y, offsets):
-    """x -> y, and offsets unless they are empty. `lengths` (N, or empty) says how many rows of each image are pooled."""
+    """x -> y, and offsets unless that array is empty. `lengths` (N, or empty) says how many rows of each image are pooled."""
     N, C, H, W = x.shape
     P, Q = y.shape[2:]
     R, S = kernel_size

@@ -1,17 +1,17 @@
 """Recurrence: a product and a nonlinearity per step, forward and back through time, and one step on its own.
 
     h_t  = f(z_t + W_hh h_{t-1})            z_t = W_ih x_t + b_ih + b_hh, computed for all steps beforehand
-    dz_t = f'(z_t) (dh_t + W_hhᵀ dz_{t+1})  f' is computed from h alone;  dh_0 = W_hhᵀ dz_1
+    dz_t = f'·(dh_t + W_hhᵀ dz_{t+1})       f' at z_t + W_hh h_{t-1}, computed from h_t alone;  dh_0 = W_hhᵀ dz_1
 
 Variants
-    step          One launch per step, one tile per block: the whole GPU works at each step, and every step costs a launch.
+    step          One launch per step, one tile per block: the whole GPU can work at each step, and every step costs a launch.
     single_block  One launch: a block owns TILE samples of a direction for all T steps, and computes their tiles of H in turn.
                   Blocks never wait for each other; W_hh is read from L2 at each step.
 A block computes tiles of TILE samples x TILE units, a thread one element of each; tiles of W_hh and of the state are copied to
 shared memory.
 
 Sequences are (rows, D·H): sample n's row of step t is first_row[t] + n·row_step, for padded and packed data alike. w (D, H, H),
-h0 (D, N, H). A sample has lengths[n] steps; later rows are not written, everything else is. Direction 0 goes from
+h0 (D, N, H). Sample n has lengths[n] steps; the rows of later steps are not written, everything else is. Direction 0 goes from
 the first step to the last, direction 1 from the last to the first.
 """
 
@@ -53,7 +53,7 @@ def slope(nonlinearity, h):
 
 @cuda.jit(device=True)
 def tile_product(a, row, b, first_column, total):
-    """Returns total + Σ_k a[row, k] · b[first_column + threadIdx.x, k]; a thread without a row passes -1.
+    """Returns total + Σ_k a[row, k] · b[first_column + threadIdx.x, k]; a thread without a row passes row = -1.
 
     All threads of a block call it together.
     """

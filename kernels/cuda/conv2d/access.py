@@ -1,4 +1,4 @@
-"""How threads walk over a product's operands and result in memory, which follows from the problem's sizes, strides, alignment
+"""How threads walk over a product's operands and result in memory. The walks follow from the problem's sizes, strides, alignment
 and geometry."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Walks(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """The channels of one group of a tensor (N, channels, height, width)."""
+    """One group's channels of a tensor (N, channels, height, width)."""
 
     sizes: Four
     strides: Four
@@ -49,7 +49,7 @@ class _Image(NamedTuple):
     piece: int  # elements of a piece
 
     def _stays_aligned(self, except_along: Sequence[int]) -> bool:
-        """Whether stepping along the other dimensions keeps an aligned address aligned."""
+        """Whether the first element is aligned, and steps along all dimensions but `except_along` keep an address aligned."""
         return self.aligned and all(
             size == 1 or stride % self.piece == 0
             for dim, (size, stride) in enumerate(zip(self.sizes, self.strides, strict=True))
@@ -76,7 +76,7 @@ class _Image(NamedTuple):
     def walk(self, pixels_are_rows: bool, shifted: bool) -> Walk:
         """Returns the walk over this image as a matrix of pixels and channels.
 
-        Where `shifted`, pixels are reached with strides, offsets or padding, so that only channels can come in pieces.
+        If `shifted`, pixels are reached with strides, offsets or padding, so only channels can come in pieces.
         """
         along_pixels, along_channels = (Walk.ROWS, Walk.COLUMNS) if pixels_are_rows else (Walk.COLUMNS, Walk.ROWS)
         in_pieces = {Walk.ROWS: Walk.ROW_PIECES, Walk.COLUMNS: Walk.COLUMN_PIECES}
@@ -104,7 +104,7 @@ def _images(problem: Conv2dProblem, piece: int) -> tuple[_Image, _Image, _Image]
 
 
 def whole_pieces(strides: Four, sizes: Four, aligned: bool, groups: int, piece: int) -> bool:
-    """Whether every group's channels are contiguous whole pieces; `sizes` are those of the whole tensor."""
+    """Whether every group's channels are contiguous and come in whole pieces; `sizes` are those of the whole tensor."""
     N, channels, H, W = sizes
     return _Image(sizes=(N, channels // groups, H, W), strides=strides, aligned=aligned, piece=piece).comes_in_pieces(1)
 
@@ -120,7 +120,7 @@ def sum_walk(columns: int, dtype: str) -> Walk:
 
 
 def _fprop_walks(problem: Conv2dProblem, piece: int) -> Walks:
-    """Rows are output pixels; columns of the operands are taps, of the result output channels."""
+    """x is (output pixels, taps), w is (output channels, taps), and y is (output pixels, output channels)."""
     x, w, y = _images(problem, piece)
     _, channel, line, cell = problem.w_strides
     taps_contiguous = (cell, line, channel) == (1, problem.S, problem.R * problem.S)
@@ -133,7 +133,7 @@ def _fprop_walks(problem: Conv2dProblem, piece: int) -> Walks:
 
 
 def _dgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
-    """Rows are input pixels; columns of the operands are taps (of K), of the result input channels."""
+    """dy is (input pixels, taps of K), w is (input channels, taps of K), and dx is (input pixels, input channels)."""
     x, w, y = _images(problem, piece)
     a = y.walk(pixels_are_rows=True, shifted=not problem.is_pointwise)
     c = x.walk(pixels_are_rows=True, shifted=problem.stride != (1, 1))
@@ -141,7 +141,7 @@ def _dgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
 
 
 def _wgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
-    """Rows of the operands are output channels and taps, their columns output pixels; the result is (K, taps), dense."""
+    """dy is (output channels, output pixels), x is (taps, output pixels), and the sums are (output channels, taps), dense."""
     x, _, y = _images(problem, piece)
     channels_inner = x.has_channels_closer()
     a = y.walk(pixels_are_rows=False, shifted=False)
@@ -154,7 +154,7 @@ def _wgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
 def _filter_walk(w: _Image, rows: int, channels_inner: bool) -> Walk:
     """Returns the walk over the filter as a matrix.
 
-    Its rows are dimension `rows` (0: K, 1: C); its columns are the filter positions of each channel of the other dimension.
+    Its rows are dimension `rows` (0: K, 1: C); its columns are taps: filter positions with channels of the other dimension.
     """
     columns = 1 - rows
     taps_in_pieces = w.comes_in_pieces(columns) if channels_inner else w.taps_come_in_pieces()

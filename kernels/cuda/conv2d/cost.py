@@ -66,15 +66,15 @@ class Conv2dVariant(Variant[Conv2dProblem]):
     Derived classes say which tiles there are, which share of the dense rate each reaches, and what else a call launches.
     """
 
-    #: Whether blocks compute many tiles each, and start the next one's products while the last one's results are stored.
+    #: Whether a block computes many tiles, and already fetches the next one's operands while it stores one's results.
     persistent = False
 
     def tile_table(self, problem: Conv2dProblem) -> Mapping[str, Tile]:
-        """Returns the tiles for a problem by name, the largest first."""
+        """Returns the tiles for a problem by name, the preferred first."""
         raise NotImplementedError
 
     def rate(self, problem: Conv2dProblem, tile: Tile, device: Device) -> float:
-        """Returns the share of `peak` that a tile reaches while its products last."""
+        """Returns the share of `peak` that a tile reaches while a block multiplies."""
         raise NotImplementedError
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
@@ -88,7 +88,7 @@ class Conv2dVariant(Variant[Conv2dProblem]):
     # ---- methods of `Variant` --------------------------------------------------------------------------------------------
 
     def tiles(self, problem: Conv2dProblem, device: Device) -> Sequence[str]:
-        """Returns the names of the tiles, the largest first."""
+        """Returns the names of the tiles, the preferred first."""
         return tuple(self.tile_table(problem))
 
     def most_splits(self, problem: Conv2dProblem, tile: str, device: Device) -> int:
@@ -98,9 +98,10 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         return max(1, min(self._steps(computed, self.tile_table(problem)[tile]), room))
 
     def splits(self, problem: Conv2dProblem, tile: str, device: Device) -> Sequence[int]:
-        """Returns 1, and the numbers of splits with which the tiles fill whole waves of multiprocessors.
+        """Returns 1, and the largest numbers of splits with which the blocks fit in one, two or more waves of multiprocessors.
 
-        A split keeps at least 16 steps in wgrad, whose sums are written in any case, and 4 in the other directions.
+        A split, except the last one, keeps at least 16 steps in wgrad, whose sums are written in any case, and 4 in the other
+        directions.
         """
         computed, shape = self.product_problem(problem), self.tile_table(problem)[tile]
         steps, is_wgrad = self._steps(computed, shape), problem.direction == "wgrad"
@@ -130,9 +131,9 @@ class Conv2dVariant(Variant[Conv2dProblem]):
 
         It is the sum of
         - LAUNCH_SECONDS for each kernel;
-        - the product's time, or, where that is longer, the time in which operands and results go once through device memory
-          (the sums in place of the results, where sums are stored);
-        - the time of the passes before and after the product: packing, and the sum of the splits, which the product wrote.
+        - the product's time, or, if that is longer, the time in which operands and results go once through device memory
+          (if the product stores sums of splits, these in place of the results);
+        - the time of the passes before and after the product: packing or im2col, and adding the sums of the splits.
         """
         computed, passes, hardware = self.product_problem(problem), self.passes(problem), rates(device)
         direction, item = problem.direction, ITEM_BYTES[problem.dtype]
@@ -166,8 +167,8 @@ class Conv2dVariant(Variant[Conv2dProblem]):
     def _product_clocks(self, problem: Conv2dProblem, configuration: Configuration, blocks: int, device: Device) -> float:
         """Predicts the clocks of the multiprocessor that has the most blocks.
 
-        It computes every block as a full tile at the variant's rate, even where the tile reaches beyond the result, and spends
-        BLOCK_CLOCKS once for every set of blocks that are resident together; a persistent kernel has one such set.
+        Every block counts as a full tile at the variant's rate, even if the tile reaches beyond the result. BLOCK_CLOCKS are
+        added once for every set of blocks that are resident together; a persistent kernel has one such set.
         """
         tile, depth = self.tile_table(problem)[configuration.tile], self.product_problem(problem).product.depth
         most_blocks = ceil_divide(blocks, device.multiprocessors)

@@ -7,7 +7,8 @@
 #pragma once
 #include "conv2d/results.cuh"
 
-// Where tile `number` lies, in the order described above.
+// Where tile `number` lies, in the order described above. `part` numbers the residues and splits together; in wgmma, the splits
+// of a residue follow each other.
 struct BlockTile {
   int32_t row, column, group, part;
 

@@ -1,5 +1,5 @@
-// The three directions of convolution for wgmma.cuh: which copies the engine makes for each tile, and where the sums go. The host
-// describes the images and the filter as tensor maps and computes every position (wgmma_maps.py).
+// The three directions of convolution for wgmma.cuh: which copies the copy engine makes for each tile, and where the sums go. The
+// host describes the images and the filter as tensor maps, and positions as axes (wgmma_maps.py).
 //
 // The depth of fprop and dgrad is a sequence of blocks. A block is one filter position and as many of its channels as a span
 // holds; a step is as many blocks as make 128 bytes. Channels beyond the last one arrive as zeros in both operands. If the last
@@ -11,10 +11,10 @@
 #include "conv2d/sum_again.cuh"
 #include "conv2d/wgmma.cuh"
 
-// Defines division by a count of zero; the quotient is then unused.
+// A divisor for indices. If the count is zero, the quotient is not used, but the division must be defined.
 __device__ inline int32_t at_least_one(int32_t count) { return count > 0 ? count : 1; }
 
-// A split may have no steps if its residue has fewer than others.
+// A split may have no steps if its residue has fewer steps than others.
 __device__ inline int32_t end_of_split(int32_t begin, int32_t steps, int32_t all) {
   return begin + steps < all ? begin + steps : begin < all ? all : begin;
 }
@@ -71,7 +71,8 @@ struct Conv2dImageProduct {
   const Parameters& parameters;
   BlockTile tile;
   const Im2colImage& image;
-  int32_t channels, channel_blocks, rows, begin, end;  // channels of a block; blocks of a filter position; steps of the split
+  // Channels of a block of the depth; blocks of a filter position; rows of the product; where the split's steps begin and end.
+  int32_t channels, channel_blocks, rows, begin, end;
   Pixel pixel;
   DepthBlock block;
 
@@ -210,7 +211,8 @@ struct Conv2dImageProduct {
     }
   }
 
-  // Sums this split's part of one element over the elements of dy that exist. TF32's operands are not rounded.
+  // Sums this split's part of one element over the elements of dy that exist, up to the first NaN. TF32's operands are not
+  // rounded.
   __device__ float sum_of_existing(int32_t row, int32_t column) const {
     const OperandsInMemory<T>& operands = parameters.operands;
     const int64_t (&filter)[4] = operands.filter_stride;
@@ -241,7 +243,8 @@ struct Conv2dImageProduct {
   }
 };
 
-// wgrad: rows are output channels, columns are blocks of the channels of a filter position; the depth is the pixels, 64 a step.
+// wgrad: rows are output channels; columns are taps, with channels padded to whole spans, in the order of DepthBlock; the depth
+// is the output pixels, 64 in a step.
 template <class T, class Tile>
 struct Conv2dWgradProduct {
   using Type = T;

@@ -32,7 +32,7 @@ class GemmPlan:
 
     @cached_property
     def one_split(self) -> CSplits:
-        """The field `splits` of the parameters of fprop and dgrad where the depth is not split."""
+        """The field `splits` of the parameters of fprop and dgrad if the depth is not split."""
         return CSplits(sums=None, count=1, step=self.split_depth)
 
 
@@ -49,7 +49,7 @@ def require_tiles(problem: Conv2dProblem, tiles: int) -> None:
 
 
 def plan_gemm(variant: str, problem: Conv2dProblem, tile: Tile, kernel: Kernel, piece: int, splits: int) -> GemmPlan:
-    """Plans the product of a problem; it has fewer splits than asked for where the depth has fewer steps.
+    """Plans the product of a problem, with fewer splits than asked for if some would have no steps.
 
     Args:
         piece: elements that a thread moves at a time.

@@ -1,10 +1,11 @@
 // The column matrix in memory, and its adjoint: unfold, fold, and the variant im2col of convolution.
 //
-//   im2col_kernel   A thread owns one (n, c, p, q) and copies its R*S cells; neighbouring threads write neighbouring columns.
-//   col2im_kernel   A thread owns one pixel of x and sums the cells that cover it, in the order of the filter. A scatter
-//                   would need atomics, whose order, and so whose rounding, changes from run to run.
+//   im2col_kernel   A thread owns one (n, c, p, q) at a time and copies its R*S cells; neighbouring threads write neighbouring
+//                   columns.
+//   col2im_kernel   A thread owns one pixel of x at a time and sums the cells that cover it, in the order of the filter. A
+//                   scatter would need atomics, whose order, and so whose rounding, changes from run to run.
 //
-// Index is int32_t where every count and every position fits, because the divisions bound these kernels otherwise.
+// Index is int32_t if every count and every position fits, because 64-bit divisions would bound these kernels.
 #pragma once
 #include "conv2d/parameters.cuh"
 

@@ -29,7 +29,7 @@ KERNELS = tuple(
 def plan_gather(problem: Conv2dProblem, name: str, multiprocessors: int) -> LaunchPlan:
     """Plans the kernel `im2col`, in which a thread owns one (n, c, p, q), or `col2im`, in which it owns one (n, c, h, w).
 
-    The grid has at most 64 blocks per multiprocessor. If those are too few, a thread owns several elements.
+    The grid has at most 64 blocks per multiprocessor. If there are more elements than threads, a thread owns several.
 
     Raises:
         SizeError: an integer does not fit the kernels' parameters.
@@ -59,13 +59,13 @@ def _plan_gather(problem: Conv2dProblem, name: str, multiprocessors: int, limit:
 
 
 class Im2col(Simt):
-    """Takes any geometry. `plan` plans the product of the columns, a 1x1 convolution by simt."""
+    """Accepts any geometry. `plan` plans the product of the columns, a 1x1 convolution by simt."""
 
     name = "im2col"
     last_resort = True
 
     def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:
-        """Returns why sizes are too large; positions never are, because the gathers compute them in 64 bits if need be."""
+        """Returns which sizes are too large, or None. Positions never are: the gathers compute them in 64 bits if need be."""
         return problem.limits()
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:

@@ -81,7 +81,7 @@ __device__ inline Axis dgrad_axis(int32_t source, int32_t result, int32_t filter
           .every = every};
 }
 
-// The order of the taps: channels innermost where channels are contiguous in memory, else as the filter is stored, K C R S.
+// The order of the taps: channels innermost, or C R S as in a contiguous filter. The host chooses it (access.py).
 struct Taps {
   int32_t count;
   bool channels_inner;

@@ -5,7 +5,7 @@
 //
 // A block owns one tile of the result and one split of its depth. It forms tiles of the column matrix in shared memory by
 // cp.async, several stages ahead of the products. A warp owns kM / kWarpsM x kN / kWarpsN of the tile, in fragments of 16x8.
-// Results and the sums of splits are overwritten; wgrad's sums are overwritten or added to, as its parameters say.
+// Results and the sums of splits are overwritten; wgrad's sums are overwritten or, if `accumulate`, added to.
 //
 // The tile. In a step both operands have 64 bytes a line, which is two mma deep: 16 KiB for the 2^20 FLOP of 128x128x32 in 16
 // bits, 64 FLOP for each byte from L2. Three of the four stages, 48 KiB, are in flight while one is read. 64 sums and 24 words of
@@ -41,7 +41,7 @@ struct OperandTile {
 
   // The offset of a piece, in elements.
   __device__ static int at(int line, int piece) {
-    // Where lines are depths, fp32 is read word by word: 4 depths of 8 rows, which are two pieces, at once.
+    // Where lines are depths, fp32 is read word by word, 4 depths of 8 rows (two pieces) at once.
     const int permuted = !kDepthLines ? piece ^ (line / 2 % 4) : sizeof(T) == 4 ? piece ^ (line % 4 * 2) : piece ^ line % 8;
     return (line * kLinePieces + permuted) * kPiece;
   }

@@ -1,8 +1,8 @@
 // Packs an image or a filter for the kernels that fetch pieces of 16 bytes: channels become innermost, and those of each group
 // are padded with zeros to a multiple of the piece.
 //
-// A block owns 32 pixels by 32 channels of one image and one group. It reads along whichever of the two is contiguous in the
-// source, transposes the tile in shared memory and writes along channels. Lines of 33 elements spread the elements of a
+// A block owns 32 pixels by 32 channels of one image and one group. It reads along whichever of the two lies closer together in
+// the source, transposes the tile in shared memory and writes along channels. Lines of 33 elements spread the elements of a
 // column over the banks.
 #pragma once
 #include "conv2d/parameters.cuh"

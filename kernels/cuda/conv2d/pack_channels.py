@@ -1,4 +1,4 @@
-"""Plans the kernel of `pack_channels.cuh`; pieces and padded channels."""
+"""The sizes of pieces and of padded channels, and launch plans of the kernel in `pack_channels.cuh`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...arithmetic import ceil_divide, round_up
 from ...dtypes import CPP_TYPES, ITEM_BYTES
 from ...table import Kernel, LaunchConfig, LaunchPlan, instantiate
 
-#: The dtypes that tensor cores multiply.
+#: The dtypes of the variants mma and wgmma.
 DTYPES = ("float16", "bfloat16", "float32")
 _TILE, _THREADS = 32, 256  # kPackTile; kPackTile · kPackRows
 

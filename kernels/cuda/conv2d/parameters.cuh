@@ -14,7 +14,7 @@ struct Walks {
   int32_t channels_inner;  // the order of taps, see Taps in matrices.cuh
 };
 
-// How the depth of a product that yields an image is split over blocks, where the image has too few tiles for all
+// How the depth of a product that yields an image is split over blocks if the image has too few tiles for all
 // multiprocessors. Each split writes sums of its own, which split_k.cuh adds.
 template <class T>
 struct Splits {
@@ -63,11 +63,11 @@ struct Im2colAxis {
   int32_t pixels, start, up;
   int32_t taps, step;
   int32_t first, every;  // tap t is filter position first + t * every
-  int32_t residue;       // dgrad: pixel i of the result is line i * stride + residue
+  int32_t residue;       // dgrad: pixel i is at position i * stride + residue of dx
 };
 
 struct Im2colImage {
-  TensorMap map;  // not initialised where nothing is fetched
+  TensorMap map;  // zeros if nothing is fetched
   Im2colAxis vertical, horizontal;
   __device__ bool fetched() const { return vertical.pixels && horizontal.pixels && vertical.taps && horizontal.taps; }
 };
@@ -81,14 +81,14 @@ struct OperandsInMemory {
   int32_t P, Q;
 };
 
-constexpr int kMostResidues = 16;  // strides up to 4 x 4: their maps fit the 4 KiB of a kernel's parameters
+constexpr int kMostResidues = 16;  // for example of stride 4 x 4; their maps fit the 4 KiB of a kernel's parameters
 
 template <class T, class Epilogue, int kImages>
 struct Conv2dWgmmaParameters {
   Im2colImage images[kImages];  // x; or dy, once for each residue of the pixels of dx modulo the stride
   TensorMap filter;
   T* result;          // (N, groups * channels, height, width), overwritten if there is one split
-  float* sums;        // (splits, N, height, width, groups * channels), overwritten if there are more
+  float* sums;        // (splits, N, height, width, groups * channels), overwritten if there are several splits
   int64_t stride[4];  // of the result
   int32_t N, height, width, groups;
   int32_t channels, depth_channels;  // of a group: those of the result, and those that are summed over
@@ -128,7 +128,7 @@ struct Conv2dSumSplitsParameters {
   T* dw;                       // (K, C/groups, R, S), overwritten
   Conv2dShape shape;
   int32_t splits, channels_inner;
-  int32_t channels, outputs;  // of a group in `sums`, where either may be padded
+  int32_t channels, outputs;  // of a group in `sums`; either may be padded
 };
 
 template <class T, class Epilogue>
@@ -140,7 +140,7 @@ struct Conv2dSumImageSplitsParameters {
   Epilogue epilogue;
 };
 
-// P and Q of the shape belong to the columns; y_stride, K and groups are unused, here and in Col2imParameters.
+// P and Q of the shape belong to the columns; w_stride, y_stride, K and groups are unused, here and in Col2imParameters.
 template <class T>
 struct Im2colParameters {
   const T* x;  // (N, C, H, W)

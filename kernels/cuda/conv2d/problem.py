@@ -151,7 +151,7 @@ class Conv2dProblem(NamedTuple):
         return f"{self.dtype}/{self.precision}/{layout}/{extents},{pairs},groups={self.groups}"
 
     def limits(self) -> str | None:
-        """Returns why no variant takes the problem, in any direction and on any GPU; None if its sizes are not too large."""
+        """Returns why no variant accepts the problem, in any direction and on any GPU; None if its sizes are not too large."""
         return self.beyond_int32() or self._beyond_indices()
 
     def beyond_int32(self) -> str | None:
@@ -180,7 +180,7 @@ class Conv2dProblem(NamedTuple):
         return None
 
     def beyond_positions(self) -> str | None:
-        """Returns why simt and mma cannot form the positions of the plane that they gather from; None if they can.
+        """Returns why the variants other than im2col cannot form the positions that they gather from; None if they can.
 
         A position may not fit 32 bits, or its sum with kOutside (matrices.cuh) may lie in the plane.
         """
@@ -198,7 +198,7 @@ class Conv2dProblem(NamedTuple):
         return None
 
     def require_int32(self) -> None:
-        """Raises SizeError where an integer does not fit `Conv2dShape`."""
+        """Raises SizeError if an integer does not fit `Conv2dShape`."""
         if reason := self.beyond_int32():
             raise SizeError(reason)
 
@@ -238,8 +238,8 @@ def problem_of_sizes(
 ) -> Conv2dProblem:
     """Returns a convolution x (N, C, H, W), w (K, C/groups, R, S) -> y (N, K, P, Q); `fields` are its remaining fields.
 
-    A stride means nothing where y has one pixel along an axis, a dilation where the filter has one position. They count as 1
-    there, so that they are neither planned for nor a reason to refuse.
+    Along an axis, a stride has no effect if y has one pixel, and a dilation has none if the filter has one position. They then
+    count as 1, and so are neither planned for nor a reason to refuse.
     """
     (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x_size, w_size, y_size
     return Conv2dProblem(
@@ -260,7 +260,7 @@ def problem_of_sizes(
 
 
 def _layout(strides: Four, size: Four) -> str | None:
-    """Returns "nchw" or "channels_last", "either" where extents of 1 make both the same, None where it is neither."""
+    """Returns "nchw" or "channels_last"; "either" if extents of 1 make both the same, None if it is neither."""
     fits = []
     for name, order in (("nchw", (3, 2, 1, 0)), ("channels_last", (1, 3, 2, 0))):
         dense = 1

@@ -1,8 +1,8 @@
 // The variant simt: implicit im2col on CUDA cores, for every dtype, layout and geometry; sums in fp32, in fp64 for fp64.
 //
-// A block owns one tile of the result, and one split of the depth where that is split; split_k.cuh then adds the splits' sums. A
+// A block owns one tile of the result, and one split of the depth if that is split; split_k.cuh then adds the splits' sums. A
 // thread owns kThreadM x kThreadN of the tile, in quads of four neighbours, so that fragments are read 16 bytes at a time.
-// Results and the sums of splits are overwritten; wgrad's sums are overwritten or added to, as its parameters say.
+// Results and the sums of splits are overwritten; wgrad's sums are overwritten or, if `accumulate`, added to.
 //
 // For R = S = 1, stride 1 and no padding this is the plain matrix product: no position is outside the plane.
 //
@@ -160,7 +160,7 @@ __device__ inline void simt_gemm(const typename Direction::Parameters& parameter
   const Walks& walks = parameters.walks;
   if (!begin_tile<Tile::kThreads>(memory, parameters)) return;
 
-  // Consecutive threads own neighbouring quads along the index that is contiguous in the result.
+  // Consecutive threads own neighbouring quads along the index that the result's walk advances.
   const bool down = walks.c == Walk::rows || walks.c == Walk::row_pieces;
   const int thread = int(threadIdx.x);
   const int row = 4 * (down ? thread % Tile::kThreadRows : thread / Tile::kThreadColumns);
@@ -222,7 +222,7 @@ __device__ inline void simt_gemm(const typename Direction::Parameters& parameter
     }
   };
   if constexpr (Direction::kImage) {
-    if (parameters.splits.count > 1) {  // the channels of their sums are contiguous
+    if (parameters.splits.count > 1) {  // the sums of a split have contiguous channels
       const auto result = direction.split_result(parameters);
       if (walks.c == Walk::column_pieces)
         store_sums<Walk::column_pieces, Tile>(result, sums, m, n);

@@ -47,7 +47,8 @@ class SimtTile(Tile):
 
 
 _LARGE, _SMALL, _DOUBLE = SimtTile(128, 128, 8, 8, 8), SimtTile(64, 64, 16, 4, 4), SimtTile(64, 64, 8, 4, 4)
-#: By dtype. 16-bit types have one tile only, because their first choice is tensor cores.
+#: By dtype. 16-bit types have one tile only, because their first choice is tensor cores; float64, because its sums take twice the
+#: registers.
 TILES = {
     "float16": named(_SMALL),
     "bfloat16": named(_SMALL),
@@ -71,11 +72,11 @@ def _plan(problem: Conv2dProblem, tile_name: str, splits: int) -> GemmPlan:
 
 
 class Simt(Conv2dVariant):
-    """Takes every dtype, precision and layout."""
+    """Accepts every dtype, precision and layout."""
 
     name = "simt"
-    #: By tile, the share of the CUDA cores' FLOP per clock: predicted to be 1 / 1.3 of the limit, and less where each value that
-    #: is read serves fewer products.
+    #: By tile, the predicted share of the CUDA cores' FLOP per clock: about 1 / 1.3 for 128x128, and less for 64x64, which
+    #: uses each value that is read in fewer products.
     shares = {"128x128": 0.75, "64x64": 0.6}  # noqa: RUF012
 
     def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:

@@ -34,8 +34,8 @@ __device__ inline void store_lines(const Result& result, const Staged* staged, i
   }
 }
 
-// Stores a tile by kThreads threads, of which `thread` is one. The lines of `staged` are columns of the tile if `walk` is along
-// rows, else its rows.
+// Stores a tile with kThreads threads; `thread` is the index of the calling one. The lines of `staged` are columns of the tile if
+// `walk` is along rows, else its rows.
 template <int kM, int kN, int kThreads, bool kNarrowed, class Result, class Staged>
 __device__ inline void store_tile(const Result& result, const Staged* staged, int pitch, Walk walk, int32_t first_row,
                                   int32_t first_column, int thread) {

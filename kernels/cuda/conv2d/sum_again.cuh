@@ -13,7 +13,7 @@ __device__ inline bool is_nan(T value) {
   return wide != wide;
 }
 
-// Corrects the block's tile, after it is stored. `rows` and `columns` are its coordinates, in shared memory.
+// Corrects the block's tile after it is stored. `rows` and `columns` are the coordinates of the tile's rows and columns.
 template <int kM, int kN, int kThreads, class Direction, class Result>
 __device__ inline void sum_nan_again(const Direction& direction, const Result& result, const Coordinate* rows,
                                      const Coordinate* columns) {

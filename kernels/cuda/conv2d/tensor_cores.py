@@ -1,4 +1,4 @@
-"""What the variants on tensor cores have in common: which problems they take, and what is packed for them."""
+"""What the variants on tensor cores have in common: which problems they accept, and what is packed for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .problem import Conv2dProblem
 
 
 class TensorCoreVariant(Conv2dVariant):
-    """Takes fp16, bf16 and TF32; packs tensors whose channels do not come in whole pieces of 16 bytes."""
+    """Accepts fp16, bf16 and TF32, except narrow groups; packs tensors whose channels do not come in whole pieces of 16 bytes."""
 
     def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:
         if problem.dtype == "float64":
@@ -57,7 +57,7 @@ class TensorCoreVariant(Conv2dVariant):
         return Passes(moved_bytes=moved_bytes, launches=launches, workspace_bytes=workspace_bytes)
 
     def packed_filter_bytes(self, problem: Conv2dProblem) -> int:
-        """Returns the bytes of the filter's packed copy; 0 where it is read as it is."""
+        """Returns the bytes of the filter's packed copy; 0 if the filter is not packed."""
         C, K = problem.group_channels
         size: Four = (problem.K, C, problem.R, problem.S)
         outputs_whole = problem.direction == "fprop" or padded(K, problem.dtype) == K

@@ -40,7 +40,7 @@ class Tile:
         raise NotImplementedError
 
     def shared_bytes(self, dtype: str) -> int:
-        """Returns the bytes of shared memory that a block takes."""
+        """Returns the bytes of shared memory that a block needs."""
         raise NotImplementedError
 
 

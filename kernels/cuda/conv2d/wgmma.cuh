@@ -3,15 +3,15 @@
 // directions_wgmma.cuh has the three directions.
 //
 // Two warpgroups multiply, and one thread of a ninth warp starts the copies, each of 32 to 128 bytes of channels at one filter
-// position. The engine itself handles padding, strides, dilation and the ends of lines and images. They meet at two mbarriers for
-// each stage: `full` completes when the stage's bytes have arrived, `empty` when every multiplying warp has waited for its
-// products of that stage. Blocks are persistent: the tiles of a block are gridDim.x apart, and while one is stored the next one's
-// stages fill.
+// position. The engine itself handles padding, strides, dilation and the ends of lines and images. That thread and the warpgroups
+// meet at two mbarriers for each stage: `full` completes when the stage's bytes have arrived, `empty` when every multiplying warp
+// has waited for its products of that stage. Blocks are persistent: the tiles of a block are gridDim.x apart, and while one is
+// stored the next one's stages fill.
 //
-// The tile. A step is 128 bytes of depth, which is four wgmma. 128x256 keeps 128 sums in a thread and uses all of the shared
-// memory. Tiles of 128x128 and less leave room for two blocks, of which one multiplies while the other stores.
+// The tile. A step is 128 bytes of depth, which is four wgmma. 128x256 keeps 128 sums in a thread and uses nearly all of the
+// shared memory. 128x128 and 128x64 leave room for two blocks, of which one multiplies while the other stores.
 //
-// Results are overwritten; wgrad's sums are overwritten or added to.
+// Results and the sums of splits are overwritten; wgrad's sums are overwritten or, if `accumulate`, added to.
 #pragma once
 #include "conv2d/store_tile.cuh"
 #include "platform/memory.h"

@@ -118,16 +118,16 @@ class WgmmaPlan:
 
 
 def span(dtype: str, channels: int) -> int:
-    """Returns how many bytes of a pixel's channels one copy brings, where a group has `channels` channels to gather.
+    """Returns how many bytes of a pixel's channels one copy brings if a group has `channels` channels to gather.
 
-    Of all spans that take the fewest steps for a filter, this is the widest, which takes the fewest copies.
+    Of the spans that pad the channels least, this is the widest, which needs the fewest copies.
     """
     item = ITEM_BYTES[dtype]
     return min((128, 64, 32), key=lambda width: (round_up(channels * item, width), -width))
 
 
 def whole_blocks(dtype: str, channels: int) -> int:
-    """Returns the channels of a group, padded to whole spans, which copies bring. Wgrad's sums are padded in the same way."""
+    """Returns how many channels of a group copies bring: padded to whole spans. Wgrad's sums are padded in the same way."""
     return round_up(channels, span(dtype, channels) // ITEM_BYTES[dtype])
 
 
@@ -184,7 +184,7 @@ def _plan(problem: Conv2dProblem, tile_name: str, splits: int, multiprocessors: 
 
 
 class Wgmma(TensorCoreVariant):
-    """Takes what `TensorCoreVariant` takes, on compute capability 9.0, if the copy engine and wgmma can handle it."""
+    """Accepts what `TensorCoreVariant` accepts, on compute capability 9.0, if the copy engine and wgmma can handle it."""
 
     name = "wgmma"
     persistent = True
@@ -206,7 +206,7 @@ class Wgmma(TensorCoreVariant):
     def plan(self, problem: Conv2dProblem, configuration: Configuration, device: Device) -> WgmmaPlan:
         """Plans the product of a problem whose channels come in whole pieces.
 
-        It has fewer splits than asked for where the depth has fewer steps.
+        It has fewer splits than asked for if some would have no steps.
         """
         return _plan(problem, configuration.tile, configuration.splits, device.multiprocessors)
 

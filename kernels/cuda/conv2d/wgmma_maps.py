@@ -1,6 +1,6 @@
 """Which pixels and filter positions the copy engine gathers in each direction, and the tensor maps that describe them.
 
-All positions are computed here, once for each problem, so that the kernel only adds: see directions_wgmma.cuh.
+The kernel computes every position as a linear function whose coefficients, an `Axis`, come from here: see directions_wgmma.cuh.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Axis(NamedTuple):
     step: int
     first: int
     every: int
-    residue: int = 0  # dgrad: pixel i of the result is line i * stride + residue
+    residue: int = 0  # dgrad: pixel i is at position i * stride + residue of dx
 
     def upper(self, extent: int) -> int:
         """Returns the position of a line's last pixel relative to the last position of the image, as `TensorMapSpec.upper`."""
@@ -118,12 +118,12 @@ def unshifted(height: int, width: int) -> Image:
 
 
 # ---- tensor maps -------------------------------------------------------------------------------------------------------------
-# Sizes and strides are torch's: (N, C, H, W) or (K, C, R, S). The channels of a box are one span (`span` of wgmma.py) wide, which
-# is also the width of the swizzle.
+# Sizes and strides are torch's: (N, C, H, W) or (K, C, R, S). The channels of a box are 32, 64 or 128 bytes wide, and so is the
+# swizzle.
 
 
 def _innermost_first(sizes: Sequence[int], strides: Sequence[int], item: int) -> tuple[Four, Three]:
-    """Returns extents and strides in bytes as maps have them; a dimension of one element gets the stride of a dense one."""
+    """Returns extents and strides in bytes as maps list them; a dimension of one element gets the stride of a dense tensor."""
     extents = (sizes[1], sizes[3], sizes[2], sizes[0])
     byte_strides: list[int] = []
     dense = round_up(sizes[1] * item, 16)

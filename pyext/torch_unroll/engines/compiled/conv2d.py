@@ -1,6 +1,6 @@
 """The engine functions of convolution, unfold and fold: they select a variant and run its host code.
 
-Every function takes the launcher first. A call that has nothing to compute launches nothing.
+Every function takes the launcher first. A call with an empty tensor launches no kernel of the library; torch fills its result.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def fold(launcher: Launcher, columns: Tensor, output_size: Pair, geometry: Pool2
 
 
 def _unfolding(launcher: Launcher, x: Tensor, columns: Tensor, geometry: Pool2dGeometry) -> Call:
-    """Returns a convolution whose column matrix these columns are; only the size of its filter is used."""
+    """Returns a convolution of x whose column matrix is `columns`; of its filter, only the size is used."""
     kernel_size, stride, (vertical, horizontal), dilation = geometry
     shape_of_w = torch.empty((1, x.shape[1], *kernel_size), device="meta")
     convolution = Conv2dGeometry(stride, (vertical, vertical, horizontal, horizontal), dilation, groups=1)

@@ -69,7 +69,7 @@ class Call:
         return self.launcher.properties(self.x.device)
 
     def chunks(self, bytes_per_image: int = 0) -> list[Call]:
-        """Cuts the call into calls with as many images as one launch can count and half of the workspace can hold.
+        """Cuts the call into calls with as many images as one launch can count and half of the workspace can hold; at least one.
 
         Args:
             bytes_per_image: what one image needs of the workspace.

@@ -1,4 +1,4 @@
-"""Launches one product at a time, by the kernels of simt or mma."""
+"""Launches one product by the kernels of simt or mma and, for an image with several splits, the sum of the splits."""
 
 from __future__ import annotations
 

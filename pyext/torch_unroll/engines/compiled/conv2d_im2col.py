@@ -21,7 +21,10 @@ def im2col(call: Call, columns: Tensor) -> None:
 
 
 def col2im(call: Call, columns: Tensor) -> None:
-    """Overwrites x with the sums of the columns (N, C·R·S, P, Q), contiguous, over the windows that cover each pixel."""
+    """Overwrites each pixel of x with the sum of its elements in `columns`, those to which `im2col` would copy the pixel.
+
+    `columns` is (N, C·R·S, P, Q), contiguous.
+    """
     struct = Col2imParameters(columns=columns.data_ptr(), x=call.x.data_ptr(), shape=call.problem.shape())
     call.launcher.launch(plan_gather(call.problem, "col2im", call.device.multiprocessors), struct, call.x.device)
 
@@ -60,7 +63,7 @@ def wgrad(call: Call, configuration: Configuration) -> None:
 
 
 def _flattened(w: Tensor) -> Tensor:
-    """Returns the filter of the columns' 1×1 convolution, whose channels are the rows of the columns, in the order C R S."""
+    """Returns the filter for the 1×1 convolution of the columns: its taps, in the order C R S, have become channels."""
     return w.contiguous().flatten(1)[:, :, None, None]
 
 

@@ -43,7 +43,7 @@ def pack_channels(
 
     Args:
         images, padded_images: each run of `images` along dimension 0 is padded to `padded_images`, for the outputs of each group
-            of a filter; by default, nothing is.
+            of a filter; by default, dimension 0 is not padded.
 
     Returns:
         The tensor itself, if it is packed already.

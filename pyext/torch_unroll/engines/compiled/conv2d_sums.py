@@ -50,12 +50,12 @@ def add_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Ten
 
 
 def add_filter_splits(call: Call, sums: Tensor, channels_inner: bool, channels: int, outputs: int) -> None:
-    """Overwrites dw, which the call has as w, with the sum of all splits.
+    """Overwrites dw, the call's `w`, with the sum of all splits.
 
     Args:
         sums: (splits, groups · outputs, taps).
-        channels, outputs: the channels and output channels of a group in `sums`, where either may be padded.
-        channels_inner: whether channels are innermost in the order of the taps, instead of filter positions.
+        channels, outputs: the channels and output channels of a group in `sums`; either may be padded.
+        channels_inner: whether channels, not filter positions, are innermost in the order of the taps.
     """
     struct = Conv2dSumSplitsParameters(
         sums=sums.data_ptr(),

@@ -1,7 +1,7 @@
 """Host code of the variant wgmma: packs what the copy engine cannot fetch, makes tensor maps and launches the product.
 
-A parameter struct with its maps depends only on a plan and on where tensors are in memory, so structs are cached: the allocator
-mostly gives the steps of a training loop the same addresses, so they find their structs in the cache.
+A parameter struct with its maps depends only on a plan and on where tensors are in memory. Structs are cached, because the
+allocator mostly returns the same addresses in every step of a training loop.
 """
 
 from __future__ import annotations
@@ -210,12 +210,12 @@ def _image(
 
 
 def _fetchable(launcher: Launcher, tensor: Tensor, groups: int) -> Tensor:
-    """Returns a tensor (N, groups · channels, H, W) as the copy engine takes it: channels innermost, in whole pieces."""
+    """Returns a tensor (N, groups · channels, H, W) as the copy engine needs it: channels innermost, in whole pieces."""
     return _dense(pack_channels(launcher, tensor, groups))
 
 
 def _dense(packed: Tensor) -> Tensor:
-    """Returns the tensor itself, or a copy where maps cannot describe its strides, such as those of an expanded batch."""
+    """Returns the tensor itself, or a copy if maps cannot describe its strides, such as those of an expanded batch."""
     if _is_describable(packed.dtype, packed.shape, packed.stride()):
         return packed
     return allocate_workspace(packed.shape, packed, memory_format=torch.channels_last).copy_(packed)
