@@ -50,7 +50,7 @@ def predict(cost: Cost, device: Device) -> Prediction:
     """
     rate = rates(device)
     clocks = device.multiprocessors * rate.clock_hz  # of all multiprocessors, per second
-    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # that must be under way to saturate the bandwidth
+    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # under way at once to saturate the bandwidth
     full_rate = cost.bytes / (clocks * rate.memory)
     memory = full_rate / min(1.0, cost.loads / loads)
     execution = cost.instructions / (clocks * ISSUE * min(1.0, cost.threads / (device.multiprocessors * BUSY)))

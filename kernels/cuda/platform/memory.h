@@ -56,8 +56,8 @@ __device__ inline void store_relaxed(uint4* to, uint4 value) {
                : "memory");
 }
 
-// A thread whose acquire reads the value of a release sees everything that the releasing thread wrote before it. For the writes of
-// a whole block, __syncthreads comes before the release and after the acquire.
+// A thread whose acquire reads the value of a release sees everything that the releasing thread wrote before it. For the writes
+// of a whole block, __syncthreads comes before the release and after the acquire.
 __device__ inline uint32_t load_acquire(const uint32_t* from) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
