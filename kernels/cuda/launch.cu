@@ -60,7 +60,7 @@ const char* torch_unroll_error_text(int status) { return cudaGetErrorString(stat
 int torch_unroll_preload(int kernel) {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, table()[kernel].function);
-  cudaGetLastError();  // clears the error, which the next launch would report
+  cudaGetLastError();  // clears the error, which the next launch would otherwise report
   return error;
 }
 
@@ -70,7 +70,7 @@ int torch_unroll_launch(int kernel, const LaunchConfig* config, const void* para
   Attributes attributes(*config, stream);
   void* arguments[] = {const_cast<void*>(parameters)};
   const cudaError_t error = cudaLaunchKernelExC(&attributes.config, entry.function, arguments);
-  cudaGetLastError();  // clears the error, which the next launch would report
+  cudaGetLastError();  // clears the error, which the next launch would otherwise report
   return error;
 }
 

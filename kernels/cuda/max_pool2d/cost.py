@@ -37,7 +37,7 @@ class Cost(NamedTuple):
 
     bytes: float  # through device memory
     instructions: float  # summed over all threads
-    loads: float  # of 16 bytes, under way at once; a thread with narrower loads counts as one, as it has several under way
+    loads: float  # of 16 bytes, under way at once; narrower loads of a thread count as one, as it has several under way
     threads: float  # at once, if the device holds them
     in_turn: bool = False  # whether a multiprocessor has too few warps to execute some while others load
 
@@ -45,11 +45,12 @@ class Cost(NamedTuple):
 def predict(cost: Cost, device: Device) -> Prediction:
     """Predicts the time of a launch and the share of the memory bandwidth that it uses.
 
-    Memory accesses and execution overlap, so the slower of the two is the time, unless `cost.in_turn`: then both are added.
+    Memory accesses and execution overlap, so the time is that of the launch plus the slower of the two, or plus both if
+    `cost.in_turn`.
     """
     rate = rates(device)
     clocks = device.multiprocessors * rate.clock_hz  # of all multiprocessors, per second
-    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # that saturate the bandwidth while under way
+    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # under way at once to saturate the bandwidth
     full_rate = cost.bytes / (clocks * rate.memory)
     memory = full_rate / min(1.0, cost.loads / loads)
     execution = cost.instructions / (clocks * ISSUE * min(1.0, cost.threads / (device.multiprocessors * BUSY)))
@@ -65,7 +66,7 @@ def predict(cost: Cost, device: Device) -> Prediction:
 
 
 def touched_x_bytes(problem: Pool2dProblem) -> int:
-    """Bytes of the rows and columns of x that windows cover."""
+    """An upper bound on the bytes of x that windows cover."""
     R, S = problem.window
     return problem.N * problem.C * min(problem.H, problem.P * R) * min(problem.W, problem.Q * S) * problem.item_bytes
 
@@ -80,7 +81,7 @@ def sector_waste(problem: Pool2dProblem) -> int:
 
 
 def choice_bytes(problem: Pool2dProblem) -> int:
-    """Bytes of y, or dy, and of the offsets."""
+    """Bytes of y, or dy, and of the offsets if there are any."""
     return problem.outputs * (problem.item_bytes + problem.offset_bytes * problem.with_offsets)
 
 

@@ -1,11 +1,11 @@
-// max_pool2d, gather and indices: what an offset is needed for besides the backward pass. gather computes the derivative of the
-// backward pass, which is also the forward-mode derivative; indices computes torch's indices.
+// max_pool2d, gather and indices: the uses of offsets besides the backward pass. gather computes the derivative of the backward
+// pass, which is also the forward-mode derivative of the forward pass; indices computes torch's indices.
 //
 // A thread computes Width neighbouring outputs in the order of memory, with loads and stores of up to 16 bytes. It finds the
 // position of the first by division and advances it for the others.
 //
-// Contract: every tensor is dense, in one memory format; what is loaded or stored in pieces starts at a multiple of 16 bytes.
-// Every element of the outputs is written once; no output overlaps an input.
+// Contract: every tensor is dense, all in the same memory format; what is loaded or stored in pieces starts at a multiple of 16
+// bytes. Every element of the outputs is written once; no output overlaps an input.
 #pragma once
 #include "max_pool2d/dense.cuh"
 #include "max_pool2d/parameters.cuh"

@@ -1,4 +1,4 @@
-"""Gather and indices (gather.cuh): what offsets are needed for besides the backward pass. Each has one variant."""
+"""Gather and indices (gather.cuh): the uses of offsets besides the backward pass. Each has one variant."""
 
 from __future__ import annotations
 

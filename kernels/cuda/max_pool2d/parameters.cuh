@@ -12,7 +12,7 @@ struct MaxPool2dDense {
 
 template <class T, class Offset>
 struct MaxPool2dForwardParameters {
-  const T* x;              // [N, C, H, W], any strides; variant staged needs it dense, in the memory format of y
+  const T* x;              // [N, C, H, W]; the contract of each variant says which strides it accepts
   T* y;                    // [N, C, P, Q], dense
   Offset* offsets;         // laid out like y; null if they are not wanted
   const int64_t* lengths;  // [N]: how many rows of an image are pooled, clamped to [0, H]; null: all. staged ignores it

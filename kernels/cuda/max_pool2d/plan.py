@@ -51,7 +51,7 @@ class PoolingVariant(Variant[Pool2dProblem]):
         return problem.x_strides
 
     def block_extents(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> tuple[int, int]:
-        """Returns the planes and rows that a block computes; (0, 0) if the kernel does not read them."""
+        """Returns how many planes a block computes, and how many rows of each; (0, 0) if the kernel does not read them."""
         return (0, 0)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
@@ -67,7 +67,7 @@ class PoolingVariant(Variant[Pool2dProblem]):
 
 @lru_cache(maxsize=4096)
 def cached_plan(variant: PoolingVariant, problem: Pool2dProblem, configuration: Configuration, device: Device) -> PoolingPlan:
-    """Returns the plan of a configuration, the same object at every call, because launchers use it as a key."""
+    """Returns the plan of a configuration. It is cached, because launchers use its `launch` as a key."""
     template, arguments = variant.template(problem), variant.template_arguments(problem)
     (kernel,) = (row for row in variant.kernels if (row.name, row.arguments) == (template, arguments))
     config = variant.launch_config(problem, configuration, device)

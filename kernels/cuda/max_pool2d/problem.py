@@ -11,7 +11,7 @@ from ...shapes import Four, Pair
 
 STRIP = 4  # FixedWindow::strip of windows.cuh
 PIECE_BYTES = 16  # the widest access
-TOO_MANY_CELLS = "a window has more than 32767 cells"  # the reason of variants without kernels for four-byte offsets
+TOO_MANY_CELLS = "a window has more than 32767 cells"  # why variants without kernels for four-byte offsets refuse
 #: C++ type of offsets -> bytes.
 OFFSET_BYTES = {"uint8_t": 1, "int16_t": 2, "int32_t": 4}
 #: (R, S, stride) -> the window that is compiled in; its dilation is 1.
@@ -45,7 +45,7 @@ class Pool2dProblem(NamedTuple):
     dilation: Pair
     channels_last: bool
     x_strides: Four  # in elements
-    aligned: bool = True  # whether every tensor starts at a multiple of 16 bytes
+    aligned: bool = True  # whether every tensor starts at a multiple of 16 bytes; gather and indices leave it True
     with_offsets: bool = True  # whether offsets are written or read
     with_lengths: bool = False  # whether each image has its own number of rows
 

@@ -1,8 +1,8 @@
 // max_pool2d, variant split: the threads of a block share each window, forward only.
 //
-// Each of the threads with the same x index chooses among one slice of the window's rows; then the block compares what the slices
-// chose, in order, through shared memory. So up to 32 threads read a window at once, and each load reads V channels. This is for
-// few outputs with tall windows: global pooling, and the maximum over time.
+// Each of the threads with the same x index chooses a cell from one slice of the window's rows; then the block compares the cells
+// chosen from the slices, in order, through shared memory. So up to 32 threads read a window at once, and each load reads V
+// channels. This is for few outputs with tall windows: global pooling, and the maximum over time.
 //
 // Contract: x has any strides; V above 1 requires channels_last with 16-byte pieces, as in variant channels. Every element of y
 // and offsets is written once; no output overlaps an input.

@@ -15,7 +15,9 @@ from .problem import OFFSET_BYTES, PIECE_BYTES, Pool2dProblem
 
 LEAST_WINDOW_ROWS = 8
 MOST_SLICES = 32
-ROWS_OF_A_SLICE = 4  # with fewer, comparing the slices would take a noticeable part of the time
+#: Rounding the number of slices up to a power of two may reduce this to 3. With fewer rows, comparing the slices would take a
+#: noticeable part of the time.
+ROWS_OF_A_SLICE = 4
 
 
 def _rows() -> list[Kernel]:
@@ -44,7 +46,7 @@ class Split(PoolingVariant):
         return None
 
     def splits(self, problem: Pool2dProblem, tile: str, device: Device) -> Sequence[int]:
-        """Returns the powers of two from 2 to the first that is at least a quarter of the window's rows, or to MOST_SLICES."""
+        """Returns the powers of two from 2 to the first that is at least R // 4, for windows of R rows, or to MOST_SLICES."""
         most = min(power_of_two(problem.window[0] // ROWS_OF_A_SLICE), MOST_SLICES)
         return [1 << i for i in range(1, most.bit_length())]
 

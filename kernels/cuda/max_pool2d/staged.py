@@ -15,8 +15,8 @@ from .cost import COPY, DIVIDE_32, Cost, backward_instructions, choice_bytes, fo
 from .plan import THREADS, PoolingVariant, compiled_rows, distinct
 from .problem import PIECE_BYTES, TOO_MANY_CELLS, Pool2dProblem
 
-#: Tile -> the bytes of x, or of dx, that a block stages at most, unless a band as high as its halo needs more. With 16 KiB, as
-#: much of y and one-byte offsets, a multiprocessor's 227 KiB hold five blocks, so that some compute while others load.
+#: Tile -> the bytes of x, or of dx, that a block stages at most, unless a band as high as its halo needs more. With 16 KiB
+#: of x, as much of y, and one-byte offsets, a multiprocessor's 227 KiB hold five blocks, so that some compute while others load.
 _STAGE_BYTES = {f"{kib} KiB": kib << 10 for kib in (16, 4, 8, 32, 64)}
 _PREFERRED = next(iter(_STAGE_BYTES))
 _LEAST_STAGE_BYTES = 2 << 10
@@ -57,7 +57,7 @@ class Staged(PoolingVariant):
         return distinct({tile: work for tile, work in works.items() if work is not None})
 
     def handicap(self, problem: Pool2dProblem, configuration: Configuration) -> float:
-        """Lets only a measurement select a tile other than the preferred one."""
+        """Lets only a measurement or `force` select a tile other than the preferred one."""
         return 1.0 if configuration.tile == _PREFERRED else math.inf
 
     def template_arguments(self, problem: Pool2dProblem) -> tuple[str, ...]:
@@ -126,7 +126,8 @@ def block_work(problem: Pool2dProblem, tile: str, device: Device) -> BlockWork |
 
 
 def _stage_bytes(problem: Pool2dProblem, most: int, device: Device) -> int:
-    """Returns the bytes of x for each block: less than `most` if multiprocessors would get fewer than two blocks each."""
+    """Returns the bytes of x for each block: fewer than `most`, down to 2 KiB, if multiprocessors would otherwise get fewer than
+    two blocks each."""
     total = problem.pixels * problem.item_bytes
     return min(most, max(total // (2 * device.multiprocessors), _LEAST_STAGE_BYTES))
 

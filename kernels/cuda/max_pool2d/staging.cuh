@@ -7,7 +7,7 @@
 #include "platform/types.h"
 #include "platform/vector.h"
 
-// What one block computes: several whole planes, or a band of one plane's rows. A band that does not end its plane is a whole
+// What one block computes: one or more whole planes, or a band of one plane's rows. A band that does not end its plane is a whole
 // number of strips, so that no thread computes rows of the next band.
 struct BlockWork {
   int64_t plane;       // the first
@@ -57,8 +57,8 @@ __device__ inline void move_stretch(T* to, const T* from, int32_t count, Move mo
   for (int32_t i = head + body + threadIdx.x; i < count; i += blockDim.x) to[i] = from[i];
 }
 
-// Starts a copy into shared memory that needs no registers, so that all of a block's loads are under way at once. Its result is
-// readable after finish_fetches.
+// Starts a copy into shared memory. Its 16-byte pieces do not pass through registers, so all of their loads are under way at
+// once. The result is readable after finish_fetches.
 template <class T>
 __device__ inline void fetch_stretch(T* shared, const T* global, int32_t count) {
   move_stretch(shared, global, count, [](T* to, const T* from) { copy_async<16>(to, from); });

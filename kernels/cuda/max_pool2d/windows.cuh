@@ -4,8 +4,9 @@
 // byte holds the offsets of windows of up to 255 cells, two bytes of up to 32767, four bytes of larger ones. The type's value of
 // -1 (255 in a byte) says that no cell of the window lies in the plane.
 //
-// The functions that walk windows are passed two functions: load(...) reads V neighbouring elements, store(...) writes them.
-// Either V is 1, or the V elements lie side by side in memory and belong to V windows that differ in the channel only.
+// The walk_ functions are passed two functions: load(...) reads V neighbouring elements, or V gradients with their offsets, and
+// store(...) writes V results. Either V is 1, or the V elements lie side by side in memory and belong to V windows that differ in
+// the channel only.
 #pragma once
 #include "platform/types.h"
 #include "platform/vector.h"
@@ -82,7 +83,7 @@ __device__ inline Vector<Offset, V> offsets_of(const ChosenCells<A, V>& chosen) 
 }
 
 // Chooses among the cells of one window row: columns w_first ... w_first + S - 1 of row h of an H x W plane. The offset is the
-// column in the window. Cells outside the plane are taken as -inf, and one is chosen only if the whole row lies outside.
+// column in the window. Cells outside the plane count as -inf; such a cell is chosen only if all S of them lie outside.
 template <class Window, class T, int V, class Load>
 __device__ inline ChosenCells<Accumulator<T>, V> choose_in_row(int32_t H, int32_t W, int32_t h, int32_t w_first, Load load) {
   using A = Accumulator<T>;
@@ -108,9 +109,9 @@ __device__ inline ChosenCells<Accumulator<T>, V> choose_in_row(int32_t H, int32_
   return best;
 }
 
-// Chooses the cells of `strip` windows below each other, from output row p_first on: load(h, w), store(p, chosen). Each row is
-// reduced to its winner first, so that a row shared by two windows is read and reduced once. Comparing the winners in the order
-// of r chooses the same cell as comparing all cells in row-major order. Every window must have a cell in the plane.
+// Chooses the cells of `strip` windows below each other, from output row p_first on: load(h, w), store(p, chosen). Each input row
+// is reduced to its winner first, so that a row shared by two windows is read and reduced once. Comparing the winners in the
+// order of r chooses the same cell as comparing all cells in row-major order. Every window must have a cell in the plane.
 template <class T, int V, int R, int S, int Stride, class Load, class Store>
 __device__ inline void walk_windows(FixedWindow<R, S, Stride>, const MaxPool2dShape& shape, int32_t H, int32_t p_first, int32_t q,
                                     Load load, Store store) {
@@ -140,8 +141,8 @@ __device__ inline void walk_windows(FixedWindow<R, S, Stride>, const MaxPool2dSh
   }
 }
 
-// Chooses among rows r_begin ... r_end - 1 of one window of any geometry, in a plane of H rows. Positions of cells are int64,
-// because a large dilation carries them beyond 32 bits.
+// Chooses a cell from rows r_begin ... r_end - 1 of one window of any geometry, in a plane of H rows; the offset is -1 if no cell
+// of these rows lies in the plane. Positions of cells are int64, because a large dilation carries them beyond 32 bits.
 template <class T, int V, class Load>
 __device__ inline ChosenCells<Accumulator<T>, V> choose_in_rows(const MaxPool2dShape& shape, int32_t H, int32_t p, int32_t q,
                                                                 int64_t r_begin, int64_t r_end, Load load) {
@@ -232,8 +233,8 @@ struct PixelSums {
 
 // Sums the gradients of `strip` pixel blocks below each other, from block row a_first on, in block column b: load(p, q) reads a
 // window's gradients and offsets, store(h, w, sums) writes a pixel. Block (a, b) starts where window (a, b) does, so only
-// windows a - reach ... a of columns b - reach_left ... b can have chosen its pixels. The thread reads each window once. The
-// gradients of a pixel are added in ascending order of p, then of q.
+// windows (p, q) with a - reach <= p <= a and b - reach_left <= q <= b can have chosen its pixels. The thread reads each window
+// once. The gradients of a pixel are added in ascending order of p, then of q.
 template <class T, class Offset, int V, int R, int S, int Stride, class Load, class Store>
 __device__ inline void walk_pixels(FixedWindow<R, S, Stride>, const MaxPool2dShape& shape, int32_t a_first, int32_t b, Load load,
                                    Store store) {

@@ -9,7 +9,8 @@
 
 __device__ inline uint32_t mbarrier_address(const uint64_t* barrier) { return uint32_t(__cvta_generic_to_shared(barrier)); }
 
-// One thread calls this once, then mbarrier_init_fence. A barrier of the block or cluster follows before other threads use it.
+// One thread calls this once for each mbarrier, then mbarrier_init_fence. The block or cluster then synchronises, before other
+// threads use the mbarrier.
 __device__ inline void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(mbarrier_address(barrier)), "r"(arrivals) : "memory");
 }

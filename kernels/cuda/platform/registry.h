@@ -21,7 +21,7 @@ KernelEntry kernel_entry(const char* name, const char* layout) {
   return KernelOf<Function>::entry(name, layout);
 }
 
-// Adds an entry to the table when the shared object is loaded.
+// A global object of this type adds an entry to the table when the shared object is loaded.
 struct KernelRegistration {
   explicit KernelRegistration(KernelEntry entry);
 };

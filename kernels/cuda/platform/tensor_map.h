@@ -3,7 +3,7 @@
 // A TensorMap describes the tensor and the box. The host encodes it (kernels/tensor_map.py, platform/encode.h). A kernel receives
 // it in its parameters and must pass a reference into them, as the engine cannot read a copy in local memory.
 //
-// A tiled box is a block of consecutive coordinates. In an im2col box, for images in N H W C, a row holds the channels of one
+// A tiled box is a range of coordinates in each dimension. In an im2col box, for images in N H W C, a row holds channels of one
 // pixel. The rows are the pixels under one filter position, which the offsets select, in the order of the outputs; they continue
 // across the ends of lines and images. Coordinates are passed innermost first. Positions outside of the tensor become zeros.
 //
@@ -11,7 +11,7 @@
 // p ^ (i / (128 / swizzle) mod swizzle / 16), where i counts rows from a multiple of 1024 bytes. wgmma's descriptors describe
 // this layout (platform/wgmma.h). The destination lies at a multiple of 1024 bytes, or a multiple of 8 rows after one.
 //
-// The mbarrier's phase receives the bytes of the whole box, zeros included. After a wait for it the data is visible.
+// The mbarrier's phase receives the bytes of the whole box, zeros included. After a wait for the phase, the data is visible.
 #pragma once
 #include "platform/mbarrier.h"
 
@@ -33,7 +33,7 @@ __device__ inline void copy_tiled(void* shared, const TensorMap& map, int32_t x0
       : "memory");
 }
 
-// The first pixel is (n, h, w) plus the offset; (h, w) itself lies within the map's corners.
+// The first pixel is (n, h, w) plus the offset; (h, w) itself lies in the range that `lower` and `upper` of the map bound.
 __device__ inline void copy_im2col(void* shared, const TensorMap& map, int32_t c, int32_t w, int32_t h, int32_t n,
                                    int32_t offset_w, int32_t offset_h, uint64_t* barrier) {
   asm volatile(
@@ -44,5 +44,5 @@ __device__ inline void copy_im2col(void* shared, const TensorMap& map, int32_t c
 }
 
 // Orders this thread's ordinary writes to shared memory before the asynchronous copies and products that follow a barrier. Every
-// thread that has written memory which they access executes it before that barrier.
+// thread that has written memory which those copies and products access executes the fence before that barrier.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -1,10 +1,10 @@
 // Matrix products of a warpgroup, D += A B (wgmma, sm_90a). Four consecutive warps, the first with an index that is a multiple of
 // four, multiply 64 rows by kN columns over 32 bytes of depth, with both operands in shared memory. Products are asynchronous:
-// from a product until the wait for its group, nothing else may access D or write the operands.
+// from a product until the wait for its group, only other products may access D, and nothing may write the operands.
 //
 //   wgmma_written(d);  wgmma_fence();  wgmma<T, ...>(d, a, b); ...  wgmma_commit();  wgmma_wait<0>(d);
 //
-// Lane l of warp w of the warpgroup holds d[i]: row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2.
+// In lane l of warp w of the warpgroup, d[i] is row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2.
 //
 // Operands have the layout in which the copy engine writes them, with rows of one swizzle span (32, 64 or 128 bytes):
 //   Major::depth  A row of the span holds consecutive depths of one row of A (one column of B). Eight rows form an atom, and
@@ -38,7 +38,7 @@ __device__ inline void wgmma_written(float (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-// Required before the first product, and before a product whose D ordinary code has accessed; wgmma_written comes before it.
+// Required before the first product, and before a product whose D ordinary code has accessed; wgmma_written precedes the fence.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Closes the group of this warpgroup's products since the last commit.
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -55,7 +55,7 @@ __device__ inline void wgmma_wait(float (&d)[kCount]) {
   wgmma_written(d);
 }
 
-// T is half or bfloat16, with a depth of 16, or float with a depth of 8, of which the hardware reads the 19 bits of TF32.
+// T is half or bfloat16, with a depth of 16, or float, with a depth of 8; of a float, the hardware reads the 19 bits of TF32.
 template <class T, int kN, Major kMajorA, Major kMajorB>
 struct Wgmma;
 
@@ -78,7 +78,7 @@ struct Wgmma;
   "%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,"  \
   "%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
-// kCount is the number of D's registers in a lane, half of kN. kA, kB, kMA and kMB number the operands that follow.
+// kCount is the number of D's registers in a lane, half of kN. kA, kB, kMA and kMB number the asm operands after D.
 #define WGMMA_16_BIT(type, name, kN, kCount, kA, kB, kMA, kMB)                                                   \
   template <Major kMajorA, Major kMajorB>                                                                        \
   struct Wgmma<type, kN, kMajorA, kMajorB> {                                                                     \

@@ -1,4 +1,4 @@
-"""What the kernels that read W at every launch have in common: the tiles of block_product.cuh."""
+"""What `step` and `single_step` have in common: the tiles of block_product.cuh."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def shared_bytes(dtype: str, tile: str) -> int:
 
 
 def batch_limit(N: int) -> str | None:
-    """Returns why no grid has enough blocks along y for a batch, or None if the grid of the wide tile has."""
+    """Returns why no grid has enough blocks along y for a batch, or None if a grid of the wide tile does."""
     most = _GRID_LIMIT * columns(WIDE)
     return f"expected at most {most} samples, got N = {N}" if most < N else None

@@ -1,13 +1,14 @@
-// Persistent, one cluster per group of samples: a whole pass over a layer in one launch, if 16 blocks hold W (sm_90).
+// Persistent, one cluster per direction and group of samples: a whole pass over a layer in one launch, if the W of a direction
+// and the states fit into at most 16 blocks (sm_90 and later).
 //
 // W is cut into slices, one block each. The blocks of a cluster, at most 16, exchange the state through distributed shared
 // memory: st.async writes a block's part of the state into every block and reports its bytes to an mbarrier there. There is no
-// cluster barrier per step, and no block waits for anything that goes through L2.
+// cluster barrier per step, and no block waits for another through L2.
 //
-// Two buffers of the state, chosen by the parity of the step, are enough. A block writes the state for step s + 1 only when it
-// has the whole state for step s; by then every peer has finished reading the state for step s - 1, which is overwritten. A block
-// waits for every state that is sent to it, and none is sent after the last product, so no store to a block is under way when
-// it ends.
+// Two buffers of the state of each column tile, chosen by the parity of the step, are enough. A block writes the state for step
+// s + 1 only when it has the whole state for step s; by then every peer has finished reading the state for step s - 1, which is
+// overwritten. A block waits for every state that is sent to it, and none is sent after the last product, so no store to a block
+// is under way when it ends.
 //
 // persistent.cuh says what a block owns and how it multiplies. Rows of the output need no alignment here.
 #pragma once

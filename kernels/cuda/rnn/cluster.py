@@ -23,7 +23,8 @@ _RESIDENT_SHARE = 7 / 8
 
 
 class Cluster(SliceVariant):
-    """Accepts problems whose W and states fit into the blocks of one cluster."""
+    """Accepts problems whose W and states, for one direction, fit into the blocks of one cluster. Needs compute capability 9.0 or
+    later."""
 
     name = "cluster"
     row_tiles = ROW_TILES
@@ -49,7 +50,7 @@ def _cut(problem: Recurrence, row_tiles: int, device: Device) -> Cut | None:
     slices = next((size for size in SIZES if size * TILE_ROWS * row_tiles >= problem.H), None)
     if slices is None:
         return None
-    # Groups that are not resident wait for others to end, so a group has as many column tiles as keep all groups resident.
+    # Groups that are not resident wait for others to end, so a group gets enough column tiles to keep all groups resident.
     resident = max(1, int(device.multiprocessors * _RESIDENT_SHARE / (slices * problem.D)))
     tiles = ceil_divide(problem.batch_tiles, min(problem.batch_tiles, resident))
     mbarriers = round_up(2 * tiles * 8, 128)

@@ -28,7 +28,7 @@ struct ElmanCell {
     }
   }
 
-  // dz of one unit from dh and h: f' is computed from h.
+  // dz of one unit from h and dh, the whole gradient of h; f' is computed from h.
   template <class A>
   __device__ A backward(A dh, A h) const {
     switch (nonlinearity) {

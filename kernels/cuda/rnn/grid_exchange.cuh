@@ -6,13 +6,13 @@
 // blocks.
 //
 // The host fills the output with a sentinel, all bits set, which is a NaN. Every element of the output is written once, in stores
-// of 16 bytes that are single scalar accesses, and a result that has the bits of the sentinel is replaced by another NaN. A
-// reader loads 16 bytes until no element is the sentinel. A value is thus its own flag: no two accesses have to be ordered, and
-// nothing that an earlier launch left can end a wait. Blocks wait for each other, so all of them must be resident; the launch is
-// cooperative, and fails if they are not.
+// of 16 bytes that are never torn, and a result that has the bits of the sentinel is replaced by another NaN. A reader loads 16
+// bytes until no element is the sentinel. A value is thus its own flag: no two accesses have to be ordered, and nothing that an
+// earlier launch left can end a wait. Blocks wait for each other, so all of them must be resident; the launch is cooperative, and
+// fails if they are not.
 //
 // persistent.cuh says what a block owns and how it multiplies. The state goes from L2 into a lane's registers and from there into
-// the product, without shared memory or a barrier in between.
+// the product, without shared memory or a barrier in between. Rows of the state start and end at multiples of 16 bytes.
 #pragma once
 #include "platform/memory.h"
 #include "rnn/persistent.cuh"
@@ -42,7 +42,7 @@ class GridExchange {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint32_t word = fragment.word[i];
-        // In 16 bits: subtracting 1 from a half of ~word that is 0 borrows from its top bit.
+        // Two 16-bit elements: subtracting 1 sets the top bit of a half of ~word that is 0.
         has_sentinel |= sizeof(T) == 4 ? word == ~0u : ((~word - 0x00010001u) & word & 0x80008000u) != 0;
       }
     }

@@ -109,7 +109,7 @@ concept StateExchange =
       { current.load(k) } -> persistent::Same<uint4>;
       // Whether some element had not been written yet when the fragment was loaded; the caller then loads it again.
       { current.incomplete(fragment) } -> persistent::Same<bool>;
-      // Returns an element of the state of a sample that is not active at the step.
+      // Returns an element of the state of a sample that is not active at the step; 0 if the exchange does not hold it.
       { current.held_state(column, unit) } -> persistent::Same<Storage<Math>>;
       // Makes an element of the state after the step known to the other blocks. If `stored`, it also writes the output: out[unit]
       // becomes the value, or 0 if the sample is not `active`. Whole warps call it together.
@@ -190,7 +190,7 @@ class SliceResults {
         inputs[i] = typename Pass::template Row<T>(p, t, n, slice.direction * H + unit).at(0);
     }
   }
-  // Turns the sums of step s of a tile into its results and hands them to the exchange.
+  // Turns the sums of step s of a tile into this thread's results and hands them to the exchange.
   template <class Sums, class Exchange>
   __device__ void finish(const RnnParameters<T>& p, const Slice& slice, const TimeOrder& order, int s, int tile, const Sums& sums,
                          const Exchange& exchange) const {

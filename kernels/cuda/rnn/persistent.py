@@ -1,4 +1,4 @@
-"""What `cluster` and `grid_exchange` have in common: how W and the batch are cut into blocks (persistent.cuh)."""
+"""What `cluster` and `grid_exchange` have in common: how W and the batch are cut among blocks (persistent.cuh)."""
 
 from __future__ import annotations
 

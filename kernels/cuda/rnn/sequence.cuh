@@ -18,12 +18,13 @@ __device__ inline int length_of(const RnnParameters<T>& p, int n) {
 }
 
 // The order in which a pass visits time. The forward pass of direction 0 and the backward pass of direction 1 ascend, the other
-// two descend. A sample is active while t is below its length; in descending order its state keeps the initial value until then.
+// two descend. A sample is active while t is below its length; in descending order its state keeps the initial value until it
+// becomes active.
 struct TimeOrder {
   int steps;
   bool descending;
   __device__ int time(int s) const { return descending ? steps - 1 - s : s; }
-  // The time of the step that the pass computes before t, for a sample that is active at t; -1 if t is the sample's first step.
+  // The time of the step that the pass computes before t, for a sample that is active at t; -1 if it computes t first.
   __device__ int previous(int t, int length) const { return descending ? (t + 1 < length ? t + 1 : -1) : t - 1; }
   // The time of the step that the pass computes last, for a sample with at least one step.
   __device__ int last(int length) const { return descending ? 0 : length - 1; }
@@ -35,12 +36,12 @@ template <class Cell>
 struct ForwardPass {
   static constexpr bool backward = false;
 
-  // What a unit reads at a step besides the product. It does not depend on the step before, so kernels fetch it early.
+  // What a unit reads at a step besides the product. It does not depend on the step before, so kernels can fetch it early.
   template <class T>
   struct Inputs {
     T z;
   };
-  // The inputs of sample n at step t. Unit 0 of `at` is column `column` of the D*H.
+  // The inputs of sample n at step t. at(0) belongs to column `column` of the D*H, and at(unit) to the column `unit` further on.
   template <class T>
   struct Row {
     const T* z;

@@ -48,7 +48,7 @@ class LaneResults {
           if (first_unit + unit < H) inputs[unit / kTileRows][unit % kTileRows / 4 + i] = row.at(unit);
       }
   }
-  // Turns the product of step s into its results, for the output and for the buffer that the next step reads.
+  // Turns the product of step s into this lane's results, for the output and for the buffer that the next step reads.
   __device__ void finish(const RnnParameters<T>& p, const TimeOrder& order, int s, const WarpTile<Math, kRowTiles>& product,
                          const StateBuffers<T>& state) const {
     const int H = p.shape.H, buffer = s & 1, t = order.time(s);

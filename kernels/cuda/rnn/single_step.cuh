@@ -1,7 +1,8 @@
 // One step on its own (nn.RNNCell), forward or backward in one launch.
 //
-// A block owns 16 units and 8 kColumnTiles samples, and its 8 warps split K. Both weights are read once per 8 kColumnTiles
-// samples, so the bytes of the weights bound the time for up to 8 samples. Each element of an output is written once.
+// A block owns 16 units, or for dx 16 input features, of 8 kColumnTiles samples, and its 8 warps split K. Both weights are read
+// once per 8 kColumnTiles samples, so the bytes of the weights bound the time for up to 8 samples. Each element of an output is
+// written once.
 //
 // Forward: h_next = f(x W_ih^T + b_ih + h W_hh^T + b_hh). Backward: dz = dh_next f'(h_next), then dx = dz W_ih and dh = dz W_hh.
 // Every block computes the dz that it multiplies, rounded to the dtype in which it is stored, which spares a barrier of the grid;

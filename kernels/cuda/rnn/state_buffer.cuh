@@ -4,7 +4,7 @@
 #include "rnn/tile.cuh"
 
 // Buffers of 8 samples by H. The 16-byte pieces of a row are permuted so that the loads of a quarter-warp (two rows of 64 bytes)
-// and the stores of a warp (rows 0 2 4 6 or 1 3 5 7, 16 bytes each) hit every bank once.
+// and, in 16 bits, the stores of a warp (rows 0 2 4 6 or 1 3 5 7, 16 bytes each) have no bank conflicts.
 template <class T>
 struct StateBuffers {
   unsigned char* bytes;

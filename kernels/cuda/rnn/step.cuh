@@ -1,4 +1,5 @@
-// One step of a layer per launch: the product with W and the pointwise part together, for any H, any N and any strides.
+// One step of a layer per launch: the product with W and the pointwise part together, for any H and strides, and any N that fits
+// into a grid.
 //
 // A block owns 16 units and 8 kColumnTiles samples of one direction. Its 8 warps split K, so that a block reads its rows of W
 // once per step, from L2 or DRAM. Each element of an output is written once. Launch T of a backward pass, after its last step,

@@ -32,7 +32,7 @@ class Step(Variant[Recurrence]):
 
     def handicap(self, problem: Recurrence, configuration: Configuration) -> float:
         # The prediction counts only the launch and a block's reads and would split a batch too finely. So if the wide tile is
-        # preferred, only a measurement selects the narrow one.
+        # preferred, only a measurement or `force` selects the narrow one.
         preferred, *_ = block_product.tiles(problem.N)
         return 1.0 if configuration.tile == preferred else math.inf
 

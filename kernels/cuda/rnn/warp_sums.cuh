@@ -1,8 +1,9 @@
-// Adds the sums of the warps of a block that split K, through shared memory, in the order of the warps.
+// For the warps of a block that split K: adds their sums, through shared memory and in the order of the warps.
 #pragma once
 #include "rnn/tile.cuh"
 
-// kWarps tiles of kRows x kColumns, stored column by column. The padding of 4 rows sends the 4 x 8 stores of a warp to 32 banks.
+// kWarps tiles of kRows x kColumns, stored column by column. The padding of 4 rows sends a warp's 4 x 8 stores of 32-bit sums to
+// 32 banks.
 template <class A, int kWarps, int kRows, int kColumns>
 struct WarpSums {
   static constexpr int pitch = kRows + 4, size = kWarps * kColumns * pitch;
@@ -17,7 +18,7 @@ struct WarpSums {
 #pragma unroll
       for (int i = 0; i < 4; ++i) start[(i & 1) * pitch + r * kTileRows + (i >> 1) * 8] = tile.sum[r][i];
   }
-  // The sum of all warps, after a barrier.
+  // The sum of all warps. A barrier must come between it and their calls of `put`.
   __device__ A total(int row, int column) const {
     A total = sums[column * pitch + row];
 #pragma unroll

@@ -1,5 +1,5 @@
 // CUDA's mathematical functions that the C library does not define under the same name. Functions that are approximate on a GPU
-// are exact here.
+// are as accurate as the C library here.
 #pragma once
 #include <math.h>
 

@@ -18,7 +18,7 @@ struct KernelOf<Function> {
     if constexpr (std::is_trivially_copyable_v<Parameters>) {
       Function(*static_cast<const Parameters*>(parameters));
     } else {
-      // Parameters with a TensorMap: the ABI passes them by address, so this call passes the launch's own instead of a copy.
+      // Parameters with a TensorMap: the ABI passes them by address, so this call passes the launch's own parameters, not a copy.
       auto function = reinterpret_cast<void (*)(const void*)>(Function);
       asm("" : "+r"(function));
       function(parameters);

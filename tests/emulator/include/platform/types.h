@@ -1,4 +1,4 @@
-// Replaces kernels/cuda/platform/types.h: the same names, with conversions in integer arithmetic.
+// Replaces kernels/cuda/platform/types.h: the same names, with conversions in C++ instead of PTX.
 #pragma once
 #include "emulator/vector_types.h"
 
