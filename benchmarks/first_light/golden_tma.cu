@@ -107,8 +107,8 @@ Outcome copy(const What& what, Encode encode) {
 
 // ---- im2col
 // A random copy as a convolution makes it, with various paddings, strides and dilations, and with the offsets and sizes of boxes
-// that kernels use. One in four starts in an image beyond the last one, which no kernel of this project does, and in at least one
-// in four the box reaches beyond the last channel.
+// that kernels use. About one in four starts in an image beyond the last one, which no kernel of this project does, and at
+// least as many reach beyond the last channel.
 Im2col draw_im2col(Sequence& random) {
   for (;;) {
     Im2col what{};
