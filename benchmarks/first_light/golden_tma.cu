@@ -21,7 +21,7 @@ Function driver_function(const char* name) {
 // ---- boxes of a tensor of four dimensions
 constexpr CUtensorMapSwizzle SWIZZLES[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
                                            CU_TENSOR_MAP_SWIZZLE_128B};
-constexpr int MOST_ROWS = 256, MOST_BASE = 7 * 128;  // the most rows of a box, of up to 128 bytes each, and its largest base
+constexpr int MOST_ROWS = 256, MOST_BASE = 7 * 128;  // the most rows of a box, of up to 128 bytes each, and the largest Box::base
 
 struct Box {
   int C, W, H, N;

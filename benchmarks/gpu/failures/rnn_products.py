@@ -142,7 +142,7 @@ class _Pass:
 
 
 def first_wrong(case: RnnCase, name: str, wrong: Tensor) -> tuple[Tensor, Tensor]:
-    """The wrong elements of a result that no wrong earlier step explains, and all elements after a wrong step, which it may have spoiled."""
+    """The wrong elements of a result that no wrong earlier step explains, and all elements of the steps after a wrong one."""
     return (wrong, torch.zeros_like(wrong)) if name == "dh0" else _Pass(case, name).first_wrong(wrong)
 
 
