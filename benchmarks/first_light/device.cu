@@ -1,4 +1,5 @@
-// The properties that the device reports, how many clusters it can run at once, and its clock under load.
+// The properties that the device reports, how many clusters it can run at once if each block uses all the shared memory that it
+// may have, and its clock under load.
 #include "common.cuh"
 #include "hopper.cuh"
 

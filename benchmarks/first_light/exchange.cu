@@ -109,9 +109,9 @@ __global__ void ping_pong_l2(uint64_t* boxes, uint32_t* flags, int partner, bool
   watch.stop(result, fine);
 }
 
-// Every block of a cluster writes its slice into every block's copy of the state, by st.async of 16 bytes at a time. Two copies,
-// for even and odd steps, suffice: a block writes step t + 1 only after it has received every slice of step t, and a peer sends
-// its slice of step t only after it has finished reading step t - 1.
+// Every block of a cluster writes its slice of the state into the shared memory of every block, by st.async of 16 bytes at a
+// time. A block holds two states, of an even and of an odd step. That suffices: step t + 1 overwrites step t - 1, but a block
+// sends it only after it has received every slice of step t, and each block had read step t - 1 before it sent its slice.
 __global__ void all_gather_cluster(int slice_bytes, Result* result) {
   extern __shared__ __align__(128) unsigned char state[];
   __shared__ uint64_t arrived[2];
@@ -138,7 +138,7 @@ __global__ void all_gather_cluster(int slice_bytes, Result* result) {
 }
 
 // The all-gather of a cluster by multicast: a block writes its slice to global memory, and one bulk copy moves it from L2 to
-// every block.
+// the shared memory of every block.
 __global__ void all_gather_multicast(unsigned char* exchange, int slice_bytes, Result* result) {
   extern __shared__ __align__(128) unsigned char state[];
   __shared__ uint64_t arrived[2];
@@ -185,8 +185,8 @@ __global__ void all_gather_l2(uint4* exchange, int words, Result* result) {
 
 std::string detail(const char* name, int value) { return "\"" + std::string(name) + "\": " + std::to_string(value) + ", "; }
 
-// Runs a kernel, whose last parameter is its Result, twice, each time after `prepare`; only the second run counts. The time of a
-// step is divided by `parts`, the number of equal parts of a step.
+// Runs a kernel, whose last parameter is its Result, twice, each time after `prepare`. The times are those of the second run;
+// gave_up is set if either run gave up. The time of a step is divided by `parts`, the number of equal parts of a step.
 template <class Kernel, class... Arguments>
 void measure(const char* name, const std::string& details, int parts, const Launch& how, const std::function<void()>& prepare,
              Kernel kernel, Arguments... arguments) {

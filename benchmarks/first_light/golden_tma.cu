@@ -21,7 +21,7 @@ Function driver_function(const char* name) {
 // ---- boxes of a tensor of four dimensions
 constexpr CUtensorMapSwizzle SWIZZLES[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
                                            CU_TENSOR_MAP_SWIZZLE_128B};
-constexpr int MOST_ROWS = 256, MOST_BASE = 7 * 128;  // the most rows of a box, of up to 128 bytes each, and its largest base
+constexpr int MOST_ROWS = 256, MOST_BASE = 7 * 128;  // the most rows of a box, of up to 128 bytes each, and the largest Box::base
 
 struct Box {
   int C, W, H, N;
@@ -107,8 +107,8 @@ Outcome copy(const What& what, Encode encode) {
 
 // ---- im2col
 // A random copy as a convolution makes it, with various paddings, strides and dilations, and with the offsets and sizes of boxes
-// that kernels use. One in four starts in an image beyond the last one, which no kernel of this project does, and in at least one
-// in four the box reaches beyond the last channel.
+// that kernels use. About one in four starts in an image beyond the last one, which no kernel of this project does, and at
+// least as many reach beyond the last channel.
 Im2col draw_im2col(Sequence& random) {
   for (;;) {
     Im2col what{};

@@ -1,5 +1,5 @@
 // Golden data for the emulator: the fragments of mma.sync, ldmatrix and stmatrix, and the rounding to TF32. Inputs and outputs
-// are the registers of each lane. The operands of mma.sync are small integers, so the sums are exact in any order.
+// are the registers of each lane. In measurement `mma`, the operands are small integers, so the sums are exact in any order.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -53,7 +53,7 @@ void mma() {
     }
 }
 
-// ---- ldmatrix and stmatrix on 64 rows of 16 bytes, whose 16-bit elements are their own indices
+// ---- ldmatrix and stmatrix on 64 rows of 16 bytes, whose 16-bit elements are their own indices or, before stmatrix, 0xFFFF
 template <int Matrices, bool Transposed>
 __global__ void load(const int* row_of_lane, uint32_t* registers) {
   __shared__ alignas(16) uint16_t memory[64 * 8];

@@ -1,6 +1,7 @@
-// Golden data for the emulator: the element of shared memory that a wgmma descriptor selects for (mn, k). The operand under test
-// lies in a region whose elements are their own indices. The other operand is the identity, so that D is the operand as the
-// hardware read it. bf16 and TF32 do not represent all indices, so the low and the high byte are multiplied separately.
+// Golden data for the emulator: the element of shared memory that a wgmma descriptor selects for (mn, k), where mn is a row of A
+// or a column of B. The operand under test lies in a region whose elements are their own indices. The other operand is the
+// identity, so D is the operand as the hardware read it. bf16 does not represent all indices exactly, so one product reads the
+// low bytes of the indices, and another one the high bytes.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -99,7 +100,7 @@ void descriptors() {
     for (const auto& [leading, stride] : {std::pair{1024u, 128u}, {128u, 256u}, {2048u, 256u}})
       run({false, operand, true, NO_SWIZZLE, 0, leading, stride});
     for (const auto& [swizzle, span] : {std::pair{SWIZZLE_32, 32u}, {SWIZZLE_64, 64u}, {SWIZZLE_128, 128u}})
-      for (uint32_t start : {0u, 16 * span})  // the next k tile
+      for (uint32_t start : {0u, 16 * span})  // the first k tile, and the next one
         for (uint32_t apart : {1u, 2u})
           for (uint32_t leading : {2048u, 8192u}) run({false, operand, true, swizzle, start, leading, 8 * span * apart});
   }

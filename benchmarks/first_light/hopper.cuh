@@ -1,5 +1,6 @@
-// The PTX instructions of Hopper that the programs of first light use: mbarriers, clusters, bulk copies, wgmma. A wait for an
-// mbarrier gives up after PATIENCE, so an error here leads to a wrong dump or a reported timeout rather than a hang.
+// The PTX instructions of Hopper that the programs of first light use: clocks, mbarriers, clusters, bulk copies, wgmma. A wait
+// for an mbarrier gives up after PATIENCE, so bytes that never arrive lead to a wrong dump or a reported timeout rather than a
+// hang.
 #pragma once
 #include "platform/memory.h"
 #include "platform/mma.h"
@@ -62,7 +63,7 @@ __device__ inline uint32_t remote(uint32_t address, uint32_t rank) {
 __device__ inline void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// Stores 16 bytes to another block's shared memory; that block's mbarrier counts the bytes.
+// Stores 16 bytes to the shared memory of a block of the cluster, whose mbarrier counts them. Both addresses are from `remote`.
 __device__ inline void store_async(uint32_t to, float4 value, uint32_t barrier) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to), "f"(value.x),
                "f"(value.y), "f"(value.z), "f"(value.w), "r"(barrier)
@@ -102,7 +103,8 @@ __device__ inline void copy_tiled(uint32_t to, const TensorMap* map, uint32_t ba
       : "memory");
 }
 
-// ---- wgmma: D (64 x N, fp32) = A (64 x 16) B (16 x N), added to D if `accumulate` is set
+// ---- wgmma: D (64 x N, fp32) = A (64 x 16) B (16 x N), added to D if `accumulate` is set. A and B are bf16; a descriptor's
+// operand is K-major or, with Transposed... = 1, MN-major.
 enum Swizzle : int { NO_SWIZZLE = 0, SWIZZLE_128 = 1, SWIZZLE_64 = 2, SWIZZLE_32 = 3 };  // the encoding in descriptors
 __host__ __device__ inline uint64_t matrix_descriptor(uint32_t start, uint32_t leading, uint32_t stride, Swizzle swizzle) {
   auto field = [](uint32_t bytes) { return uint64_t((bytes & 0x3FFFF) >> 4); };
@@ -136,7 +138,7 @@ __device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligne
 #define OUT64(i) OUT32(i), OUT32(i + 32)
 #define OUT128(i) OUT64(i), OUT64(i + 64)
 
-// R is N / 2, the number of registers of D; I0, I1, ... are the numbers R, R + 1, ... of the next operands.
+// R is N / 2, the number of a thread's registers of D; I0, I1, ... are the numbers R, R + 1, ... of the next operands.
 #define WGMMA_BF16(N, R, I0, I1, I2, I3, I4, I5)                                                                         \
   template <int TransposedA, int TransposedB>                                                                            \
   __device__ inline void wgmma(float (&d)[R], uint64_t a, uint64_t b, int accumulate) {                                  \

@@ -1,7 +1,7 @@
 // The product of a recurrent step, W (in registers or in shared memory) times h with few columns, by mma.sync with n = 8 and by
 // wgmma with n = 8 ... 256. In each step, each warp (for wgmma each warpgroup) multiplies its rows of W, of length K = 256, by h
-// in shared memory, and waits for D, because the next step depends on it. The result is the cycles of a step on one
-// multiprocessor.
+// in shared memory, and waits for D, as a recurrence must, whose next step depends on it. The result is the cycles of a step on
+// one multiprocessor.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -24,8 +24,8 @@ __device__ void load_w(uint32_t (&w)[TILES][4], const void* shared, uint32_t wor
     w[i / 4][i % 4] = static_cast<const volatile uint32_t*>(shared)[(threadIdx.x + uint32_t(i)) % words];
 }
 
-// Each warp holds 16 rows of W in 64 registers and reads h [8 columns][K] by ldmatrix. The K tiles use `Chains` accumulators in
-// turn.
+// Each warp holds 16 rows of W in 64 registers and reads h [8 columns][K] by ldmatrix. The products of successive
+// K tiles use `Chains` accumulators in turn.
 template <int Chains>
 __global__ void __launch_bounds__(512) mma_step(Result* result) {
   extern __shared__ __align__(1024) unsigned char shared[];

@@ -67,7 +67,7 @@ MEASUREMENTS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """The records of a measurement, and why it failed; None if it did not."""
+    """The records of a measurement and, if it failed, the reason, else None."""
 
     measurement: Measurement
     records: list[Record] = field(default_factory=list)
@@ -80,7 +80,10 @@ def compile_command(nvcc: str, source: Path, output: Path) -> list[str]:
 
 
 def sources_digest() -> str:
-    """A digest of the programs' sources and of the target; file dates would not do, because they change when a tree is copied."""
+    """A digest of the sources of all programs, with the platform headers of the kernels, and of the target.
+
+    File dates would not do, because they change when a tree is copied.
+    """
     sources = [*HERE.glob("*.cu"), *HERE.glob("*.cuh"), *(ROOT / "kernels" / "cuda" / "platform").glob("*.h")]
     digest = hashlib.sha256(" ".join(TARGET).encode())
     for path in sorted(sources, key=lambda path: path.name):
@@ -94,7 +97,7 @@ def digest_file(binaries: Path, program: str) -> Path:
 
 
 def stale(binaries: Path, chosen: Iterable[str]) -> list[str]:
-    """The programs that are missing, or were built from other sources."""
+    """The programs that are missing, or for which no digest or that of other sources is recorded."""
     digest = sources_digest()
     return [
         program
@@ -106,7 +109,7 @@ def stale(binaries: Path, chosen: Iterable[str]) -> list[str]:
 
 
 def build(nvcc: str, binaries: Path, chosen: Iterable[str]) -> dict[str, str]:
-    """Compiles programs and records the digest of their sources; returns the compiler's output for programs that failed."""
+    """Compiles programs. Records the digest of the sources for those that compile; returns the compiler's output for others."""
     binaries.mkdir(parents=True, exist_ok=True)
     digest = sources_digest()
     jobs: dict[str, subprocess.Popen[str]] = {}
@@ -125,7 +128,7 @@ def build(nvcc: str, binaries: Path, chosen: Iterable[str]) -> dict[str, str]:
 
 
 def run(measurement: Measurement, binaries: Path) -> Outcome:
-    """Runs one measurement. A program that hangs is killed with its children; the records it printed until then are kept."""
+    """Runs one measurement. A program that exceeds its limit is killed with its children; the records it had printed are kept."""
     command = measurement.command(binaries)
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -136,7 +139,7 @@ def run(measurement: Measurement, binaries: Path) -> Outcome:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output = ""
-        with suppress(subprocess.TimeoutExpired):  # a child in another session may still hold the pipe
+        with suppress(subprocess.TimeoutExpired):  # if a child in another session holds the pipe, the records are lost
             output, _ = process.communicate(timeout=10)
         return Outcome(measurement, parse(output), f"no end within {measurement.seconds} s")
     failure = f"exit status {process.returncode}: {errors.strip()[-500:]}" if process.returncode else None
@@ -183,7 +186,7 @@ def write_golden(directory: Path, golden: dict[str, list[Record]]) -> list[Path]
 
 
 def table(records: Sequence[Record]) -> str:
-    """Measurements as text, in one table per name."""
+    """Measurements as text: a table for each name, or a line for each field if the name has one record only."""
     lines = []
     for name in dict.fromkeys(record["name"] for record in records):
         rows = [{key: value for key, value in record.items() if key != "name"} for record in records if record["name"] == name]

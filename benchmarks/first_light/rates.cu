@@ -1,5 +1,5 @@
-// The ceilings: the bandwidth of memory and of L2, and the rate of each kind of arithmetic with operands in shared memory or
-// registers.
+// The ceilings: the bandwidth of memory and of L2, and the rates of wgmma in bf16 and TF32 with operands in shared memory and of
+// fp32 multiply-adds in registers.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -19,7 +19,7 @@ void copies() {
   emit("fill", "\"by\": \"cudaMemset\", \"gigabytes_per_second\": %.1f", double(bytes) / fill.median / 1e6);
 }
 
-// Every block repeatedly reads a whole small buffer past L1, which measures how fast L2 delivers the same data to all blocks.
+// Every block repeatedly reads the same buffer, bypassing L1, which measures how fast L2 delivers the same data to all blocks.
 __global__ void read_all(const uint4* from, int count, int rounds, uint32_t* sink) {
   uint32_t sum = 0;
   for (int round = 0; round < rounds; ++round)
@@ -45,8 +45,9 @@ void l2_broadcast() {
   }
 }
 
-// ---- arithmetic. A block of two warpgroups repeats D += A B with the same tiles in shared memory: A is 128 x 64 and B is 64 x
-// 256 elements of 16 bits (for TF32, half as many in K), K-major in rows of 128 bytes, with a swizzle of 128 bytes.
+// ---- arithmetic. In wgmma_rate, a block of two warpgroups repeats D += A B with the same tiles in shared memory: A is 128 x 64
+// and B is 64 x 256 elements of bf16 (for TF32, K is 32 instead of 64), K-major in rows of 128 bytes, with a swizzle of 128
+// bytes.
 constexpr int A_BYTES = 128 * 128, B_BYTES = 256 * 128;
 
 __device__ void fill_with_noise(uint32_t* words, int count, bool bf16) {

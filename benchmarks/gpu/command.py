@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu`: one command that checks and measures everything on a GPU within minutes."""
+"""`python -m benchmarks gpu`: one command that checks every kernel, and measures the GPU and the ops, within minutes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit status.
 
     Raises:
-        ValueError, OSError: the command cannot begin; the message is one sentence.
+        ValueError, OSError: the command cannot begin, or the disk is full; the message says why.
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
@@ -126,7 +126,7 @@ def see(device: str, folder: Path) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace, command: str = "", **planted: Any) -> int:
-    """Runs the phases, or with `--then` the second run, within the time, and returns the exit status.
+    """Runs the phases, or with `--then` the second run, within `--minutes`, and returns the exit status.
 
     `command` is the command line that continues the run. `planted` replaces fields of the plan in tests.
     """

@@ -20,10 +20,10 @@ GOLDEN = REPOSITORY / "tests" / "emulator" / "golden"
 
 
 def keep(folder: Path, into: Path = RESULTS, golden: Path = GOLDEN) -> str:
-    """Copies a run into the repository and returns a line for each file that was written.
+    """Copies a run into the repository and returns what was written, in a line for each file.
 
     Raises:
-        ValueError: the folder holds no run, or a run on the emulator.
+        ValueError: the folder holds no run, a run on the emulator, or a run of another version.
     """
     if not (folder / "run.json").exists():
         raise ValueError(f"{folder}: expected the folder of a run, with run.json in it")
@@ -58,7 +58,7 @@ def document(store: Store, records: list[Record]) -> results.Document:
 
 
 def choices_document(store: Store, records: list[Record]) -> dict[str, Any]:
-    """The timings of tiles in the form that `benchmarks choices` writes."""
+    """The timings of tiles in the form of `benchmarks choices`, as far as `table.write` reads it."""
     problems = {record["job"]: record["tiles"] for record in records if record.get("tiles")}
     return {"environment": store.run["environment"], "problems": problems}
 
@@ -69,7 +69,7 @@ def _keep_hardware(store: Store, target: Path, golden: Path) -> list[str]:
         return []
     outcomes = [Outcome(Measurement(*record["job"].split(" ", 1)), record["records"]) for record in records]
     measured, _ = programs.split(outcomes)
-    # The records of a failed measurement are incomplete and must not replace golden data.
+    # The records of a failed measurement may be incomplete, and must not replace golden data.
     whole = [outcome for outcome, record in zip(outcomes, records, strict=True) if not record["detail"]]
     _, recorded = programs.split(whole)
     failures = {record["job"]: record["detail"] for record in records if record["detail"]}

@@ -13,7 +13,8 @@ from benchmarks.tuning.problem import engine_name
 
 
 def main(what: str, name: str, *rest: str) -> None:
-    """Runs `case JSON ENGINE DEVICE`, or `timing KEY DEVICE`; exits with status 1 if the case fails."""
+    """Runs the case of `case JSON ENGINE DEVICE`, and exits with status 1 if it fails; or makes the call of `timing KEY DEVICE`
+    three times."""
     if what == "case":
         if not run_case(json.loads(name), *rest):
             sys.exit(1)

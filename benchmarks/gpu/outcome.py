@@ -10,19 +10,19 @@ from typing import Any
 
 from benchmarks.isolation import Outcome
 
-#: From worst to best. A job is "left" if there was no time for it, and "missing" if its engine cannot run here.
+#: From worst to best. A job is "left" if the time was over before it ended, and "missing" if its engine or tool cannot run here.
 SEVERITY = ("hung", "crashed", "lost", "failed", "wrong", "unsteady", "error", "left", "missing", "right")
 #: The outcomes that are failures.
 BAD = SEVERITY[:7]
 _LONGEST_OUTPUT = 4000
-#: The beginning of faulthandler's message when it ends a process.
+#: The beginning of faulthandler's message when a time limit has passed.
 _TIMEOUT = "Timeout ("
 
 Record = dict[str, Any]
 
 
 def read(key: str, output: Path, process: Outcome) -> Record:
-    """The record of a job: how it ended, the cases that failed, and the kernels that it launched."""
+    """The record of a job: how it ended, what it reported, the cases that failed, and the kernels that its cases launched."""
     record: Record = {"job": key, "outcome": "right", "detail": "", "seconds": round(process.seconds, 2), "cases": []}
     counts, refusals, rows = Counter[str](), Counter[str](), set[str]()
     begun: Record | None = None
@@ -76,7 +76,7 @@ def worst(cases: Sequence[Record]) -> Record:
 
 
 def events(output: Path) -> Iterator[Record]:
-    """The events in the output of a job, without a last line that was cut off."""
+    """The events in the output of a job, except lines that were cut off."""
     if not output.exists():
         return
     for line in output.read_text(errors="backslashreplace").splitlines():

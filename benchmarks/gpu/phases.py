@@ -21,16 +21,16 @@ from benchmarks.gpu.store import Record, Store
 from benchmarks.gpu.work import ExactJob, run_exact
 from benchmarks.isolation import Job, run_all
 
-#: The end of each phase as a share of the whole time; a phase that ends early leaves its time to the next one. The emulator
-#: spends most of the time on exactness.
+#: The end of each phase as a share of the whole time; a phase that ends early leaves its time to the next one. On the
+#: emulator, exactness may take most of the time.
 ENDS = {"exact cuda": 0.34, "exact cupy": 0.46, "exact numba": 0.49, "hardware": 0.64, "timings": 0.98}
 ENDS_EMULATED = dict.fromkeys(ENDS, 0.85) | {"timings": 0.98}
 #: Limits of one job, in seconds. The one for exact jobs is a last resort, because their cases have their own limits.
 EXACT_SECONDS, TIMING_SECONDS = 300.0, 45.0
 #: How many times a job whose process died is continued after the case in which it died.
 CONTINUATIONS = 2
-#: Cases of a job in addition to those that launch every kernel, on the emulator and with cupy, which compiles kernels first.
-#: NUMBA_CASES is the number of all cases of a job with numba, which compiles them too.
+#: How many cases of a job run in addition to those that together launch all of its kernels: on the emulator, and with cupy, which
+#: compiles kernels first. With numba, which compiles them too, a job has NUMBA_CASES cases in all.
 MORE_EMULATED, MORE_COMPILED, NUMBA_CASES = 4, 2, 1
 
 
@@ -62,8 +62,8 @@ class Plan:
 def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
     """The exact jobs of an engine, the most important first.
 
-    Cupy and numba compile kernels first, which takes time: with cupy, jobs named after a dtype wider than 16 bits come last, and
-    with numba, only about twelve of all jobs are run.
+    Cupy and numba compile kernels first, which takes time: with cupy, jobs whose names end with tf32, float32 or float64
+    come last, and with numba, only about twelve of all jobs are run.
     """
     names = list(by_job(plan.small, plan.seed))
     if engine == "cupy":
@@ -76,13 +76,14 @@ def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
 
 
 def anything(plan: Plan) -> bool:
-    """Whether the run selects any job."""
+    """Whether the run selects any job of engine cuda or cupy, any measurement of the hardware, or any timing."""
     names = ["ceilings", *timings.keys(plan.small), *(f"hardware: {measurement.title}" for measurement in programs.MEASUREMENTS)]
     return bool(exact_jobs(plan, "cuda") or exact_jobs(plan, "cupy")) or any(map(plan.only, names))
 
 
 def run_exactness(plan: Plan, engine: str) -> None:
-    """Runs the unfinished exact jobs of an engine; one that dies is continued after the case in which it died."""
+    """Runs the unfinished exact jobs of an engine; one that dies is continued after the case in which it died,
+    at most CONTINUATIONS times."""
     done = plan.store.done("checks.jsonl")
     died_in = {record["resumes"]: record["died_in"] for record in plan.store.lines["checks.jsonl"] if "resumes" in record}
     waiting = [replace(job, after=died_in.get(job.key, -1) + 1) for job in exact_jobs(plan, engine) if job.key not in done]
@@ -93,7 +94,10 @@ def run_exactness(plan: Plan, engine: str) -> None:
 
 
 def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator[ExactJob]:
-    """Runs each job once, and yields those that have to continue."""
+    """Runs each job once and saves its record. Yields the jobs that died in a case and have to continue after it.
+
+    In the `last` round, no job continues.
+    """
     by_output: dict[Path, ExactJob] = {}
     with outputs(plan) as folder:
         for number, job in enumerate(jobs):
@@ -118,7 +122,7 @@ def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator
 
 
 def run_timings(plan: Plan) -> None:
-    """Measures the ceilings, and then times one case after the other until the time is over."""
+    """Measures the ceilings, and then times one unfinished case after the other until the time is over."""
     done = plan.store.done("timings.jsonl")
     with outputs(plan) as folder:
         work: dict[Path, str] = {}
@@ -141,9 +145,9 @@ def run_timings(plan: Plan) -> None:
 
 
 def run_hardware(plan: Plan) -> Record:
-    """Runs the measurements of first_light, which are rates of the hardware and golden data for the emulator.
+    """Runs the unfinished programs of first_light, which measure the hardware and record golden data for the emulator.
 
-    Returns a note if measurements were left out.
+    Returns a record with a note if measurements were left out, otherwise an empty one.
     """
     if plan.device == "cpu":
         return {"note": "left out: the emulator has no hardware to measure"}
@@ -170,13 +174,13 @@ def run_hardware(plan: Plan) -> Record:
 
 @contextmanager
 def outputs(plan: Plan) -> Iterator[Path]:
-    """A folder for the output of jobs. It is in the folder of the results, whose disk `Store.add` checks for free space."""
+    """A temporary folder for the output of jobs, within that of the results, whose disk `Store.add` checks for free space."""
     with TemporaryDirectory(prefix=".jobs-", dir=plan.store.folder) as folder:
         yield Path(folder)
 
 
 def progress(outcomes: Iterator[Any], total: int, phase: str) -> Iterator[Any]:
-    """Shows a progress bar for the outcomes."""
+    """Yields the outcomes, and shows a progress bar."""
     bar = tqdm(total=total, desc=phase, unit="job", file=sys.stderr, dynamic_ncols=True, disable=total == 0)
     with bar:
         for item in outcomes:

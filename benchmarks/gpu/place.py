@@ -22,8 +22,8 @@ _LEAST_FREE_BYTES = 12 << 30
 def look(device_name: str) -> None:
     """Reports what is lacking, the environment, why engines cannot run, and the GPU's clocks, free memory and other processes.
 
-    If torch cannot use the GPU, only that is reported. The function runs in a separate process, because the one that starts the
-    jobs must not touch CUDA.
+    If torch cannot use the GPU, or the kernels need a newer one, only that is reported. The function runs in a separate process,
+    because the one that starts the jobs must not touch CUDA.
     """
     device = torch.device(device_name)
     others = _processes() if device.type == "cuda" else []  # asked before this process uses the GPU itself
@@ -86,7 +86,7 @@ def require_place(seen: dict[str, Any], shared: bool) -> None:
 
 
 def require_folder(folder: Path) -> None:
-    """Creates the folder; raises OSError if it is not writable."""
+    """Creates the folder if necessary; raises OSError if that fails, or if a file of 1 MiB cannot be written to it."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".writable"
     probe.write_bytes(b"\0" * (1 << 20))

@@ -14,20 +14,25 @@ from typing import Any
 from benchmarks.results import ForeignError, differences, load, save
 
 SCHEMA, VERSION = "torch-unroll-gpu", 1
-#: A run continues only if these fields agree, so that results of different GPUs or kernels are never mixed.
+#: A run continues only if these fields agree, so that results of different models of GPU or of different kernels
+#: are never mixed.
 IDENTITY = ("device", "device_type", "driver", "engine_digest", "torch", "seed")
 #: The files of finished jobs by phase; `second.jsonl` belongs to `--then`.
 LINES = ("checks.jsonl", "hardware.jsonl", "timings.jsonl", "second.jsonl")
-#: With less free space, the output of jobs would be cut off.
+#: With less free space, the output of jobs could be cut off.
 LEAST_FREE_BYTES = 4 << 20
-#: The size below which a file is kept, so that it can be committed or mailed.
+#: The size below which a file should stay, so that it can be committed or mailed: near it, evidence is left out.
 MOST_BYTES = 16 << 20
 
 Record = dict[str, Any]
 
 
 class Store:
-    """`run.json`, and the files of `LINES` with a line for each finished job."""
+    """`run.json`, and the files of `LINES` with a line for each finished job.
+
+    Raises:
+        ForeignError: the folder holds a run whose IDENTITY differs, or that was written by another version.
+    """
 
     def __init__(self, folder: Path, environment: Mapping[str, Any]):
         self.folder = folder
@@ -79,7 +84,7 @@ class Store:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Locks a folder against other runs, and deletes the output of jobs of a run that was killed.
+    """Locks a folder against other runs, and deletes the output that the jobs of a killed run left in it.
 
     Raises:
         ValueError: another run is at work in the folder.
@@ -107,7 +112,7 @@ def load_run(folder: Path) -> Record:
 
 
 def _read(path: Path) -> list[Record]:
-    """Reads the complete lines of a file, and removes a line that was cut off, so that its job is run again."""
+    """Reads a file up to the first line that was cut off. Removes the rest from the file, so that its jobs are run again."""
     if not path.exists():
         return []
     records: list[Record] = []

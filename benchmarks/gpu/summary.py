@@ -35,7 +35,8 @@ def runs(architecture: str, capability: Sequence[int]) -> bool:
 
 
 def verdict(store: Store, complete: bool) -> bool:
-    """Whether the run is `complete` (no job is left), no job failed, and every kernel was launched."""
+    """Whether the run is `complete` (no exact job of engine cuda is left), no job failed, and every kernel that the GPU can run
+    was launched."""
     records = [record for name in store.lines for record in store.lines[name]]
     bad = any(record["outcome"] in outcome.BAD for record in records)
     missing = complete and never_launched(store.lines["checks.jsonl"], store.run["environment"].get("capability"))
@@ -86,7 +87,7 @@ def _exactness(checks: Sequence[Record]) -> list[str]:
 
 
 def _timings(store: Store) -> list[str]:
-    """A line for each case: our time, torch's, their ratio, and the time of the best tile with its prediction."""
+    """A line for each case: our time, torch's, their ratio, and the best tile with its time and prediction, or a copy's time."""
     records = {record["job"]: record for record in store.lines["timings.jsonl"] if "row" in record}
     if store.run["environment"]["device_type"] != "cuda":
         return [f"{len(records)} cases were timed; times on the emulator say nothing about a GPU"] if records else []
@@ -101,7 +102,8 @@ def _timings(store: Store) -> list[str]:
 
 
 def _copied(store: Store, row: Record) -> str:
-    """For pooling, which does little but move bytes, the time that copying as many bytes takes; empty for other ops."""
+    """For pooling, which does little but move bytes, the time that copying as many bytes takes; empty for
+    other ops, or if the bandwidth was not measured."""
     bandwidth = store.done("timings.jsonl").get("ceilings", {}).get("ceilings", {}).get("copy_gb_s")
     if not bandwidth or row["op"] != "max_pool2d":
         return ""

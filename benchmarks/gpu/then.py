@@ -1,4 +1,4 @@
-"""The second, shorter run: failed cases under memcheck or, if nothing failed, profiles, tests and a search for choices."""
+"""The second, shorter run: failed cases under memcheck or, if no case failed, profiles, tests and a search for choices."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def run_second(plan: Plan) -> int:
 
 
 def tools(plan: Plan) -> list[Tool]:
-    """The tools of the second run: memcheck for cases that failed in the first or, if none did, profiles, tests and a search.
+    """The tools of the second run: memcheck for one failed case of each of the first MOST_CASES jobs that have any.
+
+    If no case failed in the first run, they are profiles, tests and a search for choices.
 
     Raises:
         ValueError: there are no results of a first run.
@@ -104,7 +106,7 @@ def _ncu() -> Sequence[str]:
 
 
 def run_tool(command: Sequence[str]) -> None:
-    """Runs a command as a job, and reports how it ended; its output is the output of the job, and it is killed with the job."""
+    """Runs a command as a job, and reports if it is missing or fails. Its output is the job's; it is killed with the job."""
     program = shutil.which(command[0]) or shutil.which(command[0], path="/usr/local/cuda/bin")
     if program is None:
         tell("missing", detail=f"{command[0]} was not found: it comes with the CUDA toolkit")

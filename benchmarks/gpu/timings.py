@@ -58,7 +58,8 @@ def first(small: bool) -> list[str]:
 
 
 def keys(small: bool) -> list[str]:
-    """The keys of all cases in order: first the most telling ones and then, on a GPU, those of the suites."""
+    """The keys of all cases in order: first the most telling ones and then, on a GPU, the channels-last ones of the
+    suites in bf16 and TF32."""
     if small:
         return first(small)
     suites = select(SUITES, ("bf16", "tf32"), ("channels_last",), ("conv2d", "max_pool2d", "rnn", "rnn_cell"))
@@ -66,7 +67,7 @@ def keys(small: bool) -> list[str]:
 
 
 def run_timing(key: str, device_name: str, seed: int) -> None:
-    """Measures a case and reports its row, and the time and the prediction of each tile that could compute it."""
+    """Measures a case and reports its row. If that is right and its function can be tuned, reports the times of tiles as well."""
     device, case = torch.device(device_name), parse(key)
     on_gpu = device.type == "cuda"
     engine = engine_name(device)
@@ -86,7 +87,10 @@ def run_timing(key: str, device_name: str, seed: int) -> None:
 
 
 def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
-    """Times each tile of each variant with the number of splits that is predicted to be fastest, and reports the predictions."""
+    """Times each tile of each variant with the number of splits that is predicted to be fastest.
+
+    Returns the row of the search, with the prediction of each tile. Tiles with wrong results are not timed.
+    """
     stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
     with fair(case.dtype), stream:
         prepared = Prepared(case, device, engine_name(device), seed)

@@ -17,7 +17,7 @@ from benchmarks.gpu.failures.evidence import evidence
 from benchmarks.runner import device_is_lost
 from torch_unroll.engines import load, refusal
 
-#: How many wrong cases of a job keep their evidence.
+#: A process keeps evidence only of wrong and unsteady cases that are among its first MOST_EVIDENCE bad ones.
 MOST_EVIDENCE = 3
 #: Limits of one case, in seconds. The first case of a process also loads all kernels, and with some engines a case compiles its
 #: kernels.
@@ -26,7 +26,7 @@ CASE_SECONDS, COMPILED_CASE_SECONDS = 30.0, 120.0
 
 @dataclass(frozen=True)
 class ExactJob:
-    """The cases of one job on one engine: all or, if `more` is given, those that launch every kernel and `more` others."""
+    """The cases of one job on one engine: all or, if `more` is given, those that `covering` selects."""
 
     name: str
     engine: str
@@ -47,7 +47,7 @@ def tell(event: str, **fields: Any) -> None:
 
 
 def run_exact(job: ExactJob) -> None:
-    """Runs the cases of a job; `outcome.read` parses its output."""
+    """Runs the cases of a job, or reports that its engine cannot run here. `outcome.read` parses the output."""
     device = torch.device(job.device)
     if reason := refusal(job.engine, "conv2d", device, torch.float32):
         tell("missing", detail=reason)
@@ -63,8 +63,8 @@ def run_exact(job: ExactJob) -> None:
 def run_cases(
     cases: list[Case], engine: Any, device: torch.device, after: int = 0, seconds: float = COMPILED_CASE_SECONDS
 ) -> bool:
-    """Judges the cases from number `after` on, and returns whether none was bad. A case that takes longer than `seconds` ends
-    the process, and is the last one in its output."""
+    """Judges the cases from number `after` on, and returns whether each was right or refused. A case that takes longer than
+    `seconds` or loses the device ends the process, and is the last case in its output."""
     rows: set[str] = set()
     bad = 0
     for number, case in enumerate(cases[after:], after):

@@ -1,7 +1,8 @@
-"""A case is a call of a kernel whose result is known exactly, and its verdict says whether the result is right.
+"""A case is a call of an engine whose results are known exactly, and its verdict says whether they are right.
 
-Inputs are small integers, and the weights of a recurrence are signed permutations. So every sum is exact in fp32 in any order and
-the result is rounded at most once: results are compared for equality, and a wrong element shows which products are missing.
+Inputs are small integers, and the weights of a recurrence over several steps are signed permutations. So every sum is exact in
+fp32 in any order and the result is rounded at most once: results are compared for equality, and a wrong element shows which
+products are missing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BY_INTEREST = tuple(ARITHMETIC)
 
 
 class RefusedError(Exception):
-    """Raised if a variant refuses a case; the message is its reason."""
+    """Raised if a variant refuses a case; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Case(ABC):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a case: right, refused, wrong, or unsteady if two runs differ; and the results that are wrong or differ."""
+    """The outcome of a case (right, refused, wrong, or unsteady if two runs differ), the kernels that it launched (`rows`), and
+    the results that are wrong or differ."""
 
     outcome: str
     detail: str = ""

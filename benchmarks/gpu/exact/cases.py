@@ -31,7 +31,8 @@ KINDS: Mapping[str, type[Case]] = {
         max_pool2d.UnfoldCase,
     )
 }
-#: The search for cases that launch further kernels ends after this many cases in a row that launch no new one.
+#: The search for cases that launch further kernels ends after this many cases in a row that launch no further
+#: kernel.
 _PATIENCE = 120
 
 
@@ -62,9 +63,10 @@ class Planner:
 
 
 def covering(cases: Sequence[Case], engine: Engine, device: torch.device, seed: int, more: int) -> list[Case]:
-    """Cases, in an order drawn by the seed, that launch every kernel that the whole list launches, and `more` others.
+    """Cases that together launch every kernel that a search finds in the whole list, and up to `more` others.
 
-    For an engine that does not launch the kernels of the kernel table, it returns `more` cases.
+    The search goes through the list in an order drawn by the seed. It may end before the last case: see _PATIENCE. For an engine
+    that does not launch the kernels of the kernel table, the first `more` cases of that order are returned.
     """
     drawn = list(cases)
     Random(f"{seed} {cases[0].job}").shuffle(drawn)

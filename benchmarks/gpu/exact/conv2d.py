@@ -64,7 +64,7 @@ GEOMETRIES = {
     "deep": Geometry(N=1, C=512, H=7, W=7, K=128, R=3, S=3),
     "one row of the filter": Geometry(N=4, C=64, H=9, W=12, K=80, R=1, S=5, padding=(0, 0, 2, 2)),
 }
-#: Smaller geometries for the emulator, with the same purposes.
+#: Smaller geometries for the emulator, also named after what they test.
 SMALL_GEOMETRIES = {
     "1x1": Geometry(N=2, C=16, H=5, W=4, K=24, R=1, S=1, padding=NO_PADDING),
     "3x3": Geometry(N=1, C=16, H=6, W=5, K=16, R=3, S=3),

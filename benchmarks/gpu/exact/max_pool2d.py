@@ -1,4 +1,4 @@
-"""Exact cases of max pooling with ties (by every variant, gather and indices), and of unfold and fold."""
+"""Exact cases of max pooling with ties, by every variant of forward, backward, gather and indices; and of unfold and fold."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Window(NamedTuple):
     ceil_mode: bool = False
 
 
+#: The windows that are tested on the emulator, too.
 _ANY = {
     "2x2": Window((2, 16, 9, 8), (2, 2), (2, 2)),
     "3x3/2": Window((1, 24, 9, 7), (3, 3), (2, 2), padding=(1, 1)),
@@ -60,7 +61,7 @@ WINDOWS = _ANY | {
 
 @cache
 def exact_results(window: Window, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, y, dy and dx by torch in float64; of equal values torch chooses the first, as our kernels do."""
+    """x, y, dy and dx in float64; torch computes y and dx, and of equal maxima it chooses the first, as our kernels do."""
     draw = generator(seed, "max_pool2d", *window)
     x = integers(window.size, draw, most=3).requires_grad_()
     y = F.max_pool2d(x, *window[1:])

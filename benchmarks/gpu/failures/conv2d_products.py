@@ -113,7 +113,7 @@ def _fprop(walk: _Walk, operands: bool) -> Iterator[Part]:
 
 
 def _dgrad(walk: _Walk, operands: bool) -> Iterator[Part]:
-    """Yields a part for each group and each residue of the pixels modulo the stride, which is a separate convolution."""
+    """Yields a part for each group and each residue of the pixels modulo the stride; each part is a separate convolution."""
     sizes, groups = walk.sizes, walk.sizes.groups
     (top, _, left, _), dy = sizes.padding, walk.inputs.dy.float()
     places = _places(tuple(walk.inputs.x.shape))
@@ -150,8 +150,8 @@ def _dgrad(walk: _Walk, operands: bool) -> Iterator[Part]:
 def _axis(
     residue: int, extent: int, stride: int, taps: int, dilation: int, pad: int, outputs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels of a residue, the filter positions that contribute to them, and for each pixel and position the output whose
-    gradient contributes, -1 if there is none."""
+    """Along one axis: the pixels of a residue, the filter positions that contribute to them, and for each pixel and position the
+    output whose gradient contributes, -1 if there is none."""
     pixels, positions = torch.arange(residue, extent, stride), torch.arange(taps)
     positions = positions[(residue + pad - positions * dilation) % stride == 0]
     output = (pixels[:, None] + pad - positions * dilation) // stride
@@ -201,7 +201,7 @@ def _alternatives(case: Conv2dCase) -> Iterator[tuple[str, str, Callable[[], Ten
 
 
 def _shifted(image: Tensor, shift: tuple[int, int]) -> Tensor:
-    """An image whose pixel (h, w) is the pixel (h, w) + shift of the original, with zeros from outside."""
+    """An image whose pixel (h, w) is the pixel (h, w) + shift of the original, with zeros from outside; shifts are -1, 0 or 1."""
     return F.pad(image, (1, 1, 1, 1))[:, :, 1 + shift[0] : 1 + shift[0] + image.shape[2], 1 + shift[1] :][..., : image.shape[3]]
 
 

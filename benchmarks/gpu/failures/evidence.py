@@ -55,7 +55,7 @@ def evidence(case: Case, name: str, result: Tensor, expected: Tensor) -> dict[st
         for place in (result != expected).nonzero()[:8].tolist()
     ]
     spoiled = torch.zeros_like(wrong)
-    if isinstance(case, RnnCase):  # steps after a wrong state are wrong because of it
+    if isinstance(case, RnnCase):  # a wrong state makes later steps wrong
         wrong, spoiled = first_wrong(case, name, wrong)
         record["first wrong step"] = int(wrong.sum())
     product = product_of(case, name, operands=False)
@@ -73,7 +73,8 @@ def _mask_of(part: Part, elements: Tensor) -> Tensor:
 
 
 def _values(result: Tensor, exact: Tensor) -> dict[str, Any]:
-    """Counts NaN (the content of poisoned memory that was never written), zeros, and the most frequent differences."""
+    """Counts, among wrong elements, NaN (the content of poisoned memory that was never written), zeros, and the most frequent
+    differences."""
     wide, wanted = result.double(), exact.double()
     counts: dict[str, Any] = {"NaN": int(wide.isnan().sum()), "0": int((wide == 0).sum())}
     differences, times = (wide - wanted)[wide.isfinite() & wanted.isfinite()].unique(return_counts=True)

@@ -35,9 +35,11 @@ class _Lines:
 
 
 def lines(failure: Failure) -> Iterator[Hypothesis]:
-    """Looks for the source of each wrong line, that is, the line whose values it has: by one rule for all, and line by line.
+    """Looks for the source of each wrong line (row or column), which is the line whose values it has: by one rule for all lines,
+    and for each line by itself.
 
-    A rule adds a distance to the number of a line, or flips bits of it. The addend is that of the other line or the line's own.
+    A rule adds a distance to the number of a line, or flips bits of the number. The addend is that of the other line or the
+    line's own.
     """
     tiling = failure.product.tiling
     for across, kind, line, are in ((0, "wrong row", "row", tiling.rows_are), (1, "wrong column", "column", tiling.columns_are)):
@@ -71,7 +73,7 @@ def lines(failure: Failure) -> Iterator[Hypothesis]:
 
 
 def _differs(addend: Tensor, across: int) -> bool:
-    """Whether the addends of the lines differ."""
+    """Whether the addend differs from line to line."""
     return bool((addend != addend.select(across, 0).unsqueeze(across)).any())
 
 
@@ -104,7 +106,8 @@ def _turned(failure: Failure, tile: WrongTile, across: int, own_addend: bool) ->
 
 
 def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
-    """The wrong lines of the tile, and a mask (wrong lines, lines of the part) of the lines that they equal."""
+    """The wrong lines of the tile, or the first of them if there are many, and a mask (wrong lines, lines of the part) of the
+    lines that they equal."""
     numbers = tile.wrong.any(1).nonzero().flatten()
     numbers = numbers[: max(1, _MOST_MATCHES // len(tile.values))]
     counted = tile.judged[numbers] & tile.wrong.any(0)
@@ -129,7 +132,7 @@ def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
 
 
 def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, int]]:
-    """The rules by which wrong lines would have the values of the lines that they equal."""
+    """The rules by which wrong lines would get the values of the lines that they equal. A line that equals many suggests none."""
     numbers, alike = matches
     clear = alike.sum(1) <= _MOST_ALIKE
     for line, other in alike[clear].nonzero().tolist():

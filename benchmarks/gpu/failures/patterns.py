@@ -26,7 +26,7 @@ _FURTHEST = 16
 
 
 def findings(failure: Failure) -> list[Finding]:
-    """The findings that are unlikely to be accidental, the likeliest first; empty if no pattern is known."""
+    """The findings that are unlikely to be accidental, the likeliest first; empty if there are none."""
     if not failure.wrong:
         return []
     claimed: dict[tuple[str, str], Finding] = {}
@@ -78,7 +78,7 @@ def _with_addend_moved(failure: Failure, axis: int, by: int, tile: WrongTile) ->
 
 
 def _transposed(failure: Failure) -> Iterator[Hypothesis]:
-    """Hypothesizes that the operands are exchanged, so a block of the product is transposed, or that one is used twice."""
+    """Hypothesizes that the operands are exchanged, which transposes blocks of the product, or that one is used as both."""
     if failure.tiles[0].left is None:
         return
     rows, columns = failure.product.tiling[:2]

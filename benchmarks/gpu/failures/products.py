@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Tiling(NamedTuple):
-    """The tiles of a result, in elements."""
+    """The size of the tiles of a result, in elements, and what their rows and columns are."""
 
     rows: int
     columns: int

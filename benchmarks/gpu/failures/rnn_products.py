@@ -37,7 +37,7 @@ def rnn_product(case: RnnCase, name: str, operands: bool) -> Product:
 
 
 class _Pass:
-    """A pass over a layer, with the products of all steps as one."""
+    """A pass over a layer, with the products of all steps as one product."""
 
     def __init__(self, case: RnnCase, name: str):
         self.case, self.name = case, name
@@ -76,7 +76,8 @@ class _Pass:
         return padded(tensor, 1, _COLUMNS, value).flatten(0, 1)
 
     def state(self, d: int, back: int = 1) -> Tensor:
-        """The state `back` steps before each step, which the step multiplies by the weight: (T, N, H), or (1, N, H) for dh0."""
+        """The state `back` steps before each step: (T, N, H), or (1, N, H) for dh0. With `back` 1, the step multiplies it by the
+        weight."""
         T, N, H = self.case.T, self.case.N, self.case.H
         carried = (self.h if self.name == "h" else self.dz)[:, :, d * H : (d + 1) * H]
         down = (d == 1) != (self.name != "h")
@@ -141,7 +142,7 @@ class _Pass:
 
 
 def first_wrong(case: RnnCase, name: str, wrong: Tensor) -> tuple[Tensor, Tensor]:
-    """The wrong elements of a result that no wrong earlier step explains, and the elements that such a step may have spoiled."""
+    """The wrong elements of a result that no wrong earlier step explains, and all elements of the steps after a wrong one."""
     return (wrong, torch.zeros_like(wrong)) if name == "dh0" else _Pass(case, name).first_wrong(wrong)
 
 

@@ -1,5 +1,5 @@
-"""Hypotheses that operands of some steps come from other steps, which differ between warps: if a stage is refilled too early,
-what a warp reads from it depends on timing."""
+"""Hypotheses that operands of some steps come from other steps, in each warp from different ones: if a stage is refilled too
+early, what a warp reads from it depends on timing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def by_warp(failure: Failure) -> Iterator[Hypothesis]:
 
 
 def _fitted(tile: WrongTile, rows: slice, unit: int, side: str, distances: Collection[int]) -> tuple[Tensor, list[int]]:
-    """The sums of some rows if each unit's operands come from the units that fit best, and the distances to these units."""
+    """The sums of some rows if each unit's operands come from the units that fit best, and the distances to these units; the
+    right sums and no distances if nothing fits or nothing is wrong."""
     assert tile.left is not None
     assert tile.right is not None
     left, right = tile.left[rows].unflatten(1, (-1, unit)).transpose(0, 1), tile.right.unflatten(1, (-1, unit)).transpose(0, 1)

@@ -22,13 +22,13 @@ from torch_unroll.kernels.arithmetic import ceil_divide
 
 #: The most wrong elements, units and products in a system of equations; its solution is then compared with all elements.
 _SAMPLE, _MOST_UNITS, _MOST_PRODUCTS = 1500, 512, 16_000_000
-#: The distances of the steps from which wrong data may come.
+#: The distances, in steps, from which wrong operands may come.
 _SHIFTS = (1, -1, 2, -2, 3, -3, 4, -4)
 
 
 @dataclass
 class _Sample:
-    """Wrong elements with the factors of their products, their wrong sums, and the exact sums."""
+    """Wrong elements of a tile with the factors of their products, their wrong sums, and the exact sums."""
 
     part: Part
     left: Tensor  # (elements, depth)
@@ -112,7 +112,8 @@ def _by_unit(products: Tensor, units: Tensor) -> Tensor:
 
 
 def _solutions(matrix: Tensor, wanted: Tensor) -> Iterator[Tensor]:
-    """Integer combinations of columns that may equal `wanted`: the best column times -1 and times 1, rounded least squares."""
+    """Integer combinations of columns that may equal `wanted`: the column that agrees with it most often, times -1 and times 1;
+    and the rounded solution of least squares, if it has more than one coefficient and none is large."""
     for sign in (-1.0, 1.0):
         agrees = (matrix * sign == wanted[:, None]).sum(0)
         solution = torch.zeros(matrix.shape[1], dtype=torch.float64)
@@ -189,7 +190,10 @@ def _content(failure: Failure, steps: Tensor) -> str:
 
 
 def _shifted(failure: Failure, samples: list[_Sample], missing: Tensor, side: str, shift: int) -> Hypothesis | None:
-    """Hypothesizes that, in some steps, one operand is that of the step `shift` steps before; None if that does not fit."""
+    """Hypothesizes that, in some steps, operand `side` is that of the step `shift` steps before (if negative, after).
+
+    Returns None if that does not fit, or if there are too few wrong elements to tell.
+    """
     depth = failure.product.depth
     assert depth is not None
     by = shift * depth.step

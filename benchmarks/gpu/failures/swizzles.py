@@ -17,6 +17,7 @@ from torch_unroll.kernels.arithmetic import ceil_divide
 from torch_unroll.kernels.cuda.conv2d import wgmma
 
 _NAN = float("nan")
+#: The bytes of a piece, the lines after which a swizzle repeats, and the most wrong elements in a system of equations.
 _PIECE_BYTES, _PERIOD, _SAMPLE = 16, 8, 1500
 _SIDES = {(True, False): "the left operand", (False, True): "the right operand", (True, True): "both operands"}
 
@@ -131,7 +132,7 @@ def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
 
 
 def _eighths(tile: WrongTile, row: Tensor, column: Tensor, side: str, flip: int) -> Tensor:
-    """(elements, 8): sums over every eighth depth, with bits of the row or column number flipped."""
+    """(elements, 8): sums over every eighth depth, with the bits `flip` of the row or column number flipped."""
     assert tile.left is not None
     assert tile.right is not None
     left, right = (row ^ flip, column) if side == "left" else (row, column ^ flip)
@@ -182,7 +183,7 @@ def _spans(mode: int, layout: int) -> str:
 
 
 def _read_so(failure: Failure, tile: WrongTile, depth: Depth, sources: list[Tensor]) -> Tensor:
-    """The tile if the operands are read from these places of the stage; NaN for places beyond it."""
+    """The tile if the operands are read from the places `sources` of the stage (see `_source`); NaN for places beyond it."""
     assert tile.left is not None
     assert tile.right is not None
     stage = torch.cat([tile.left, tile.right]).unflatten(1, (-1, depth.step))
@@ -223,7 +224,7 @@ def _source(depth: Depth, tile: wgmma.WgmmaTile, operand: int, read: _Read) -> T
 
 
 def _written(depth: Depth, extents: tuple[int, int]) -> Tensor:
-    """The element that the copy engine writes to each place of a stage, numbered as by `_source`."""
+    """The element that the copy engine writes to each place of a stage, numbered as in the result of `_source`."""
     places = torch.empty(sum(extents) * depth.step, dtype=torch.long)
     for operand, extent in enumerate(extents):
         span, begin = depth.span[operand], operand * extents[0]

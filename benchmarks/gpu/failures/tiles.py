@@ -38,7 +38,7 @@ class WrongTile:
     addend: Tensor
     result: Tensor
     exact: Tensor
-    judged: Tensor  # whether the element counts: it exists, and no wrong earlier step has spoiled it
+    judged: Tensor  # whether it counts: it exists, no wrong earlier step has spoiled it, and it is not 0 where it must be 0
 
     @cached_property
     def sums(self) -> Tensor:
@@ -58,7 +58,7 @@ class WrongTile:
 
     @cached_property
     def box(self) -> Tensor:
-        """The rows and columns that hold wrong elements."""
+        """The elements whose row and whose column hold wrong elements."""
         return self.wrong.any(1)[:, None] & self.wrong.any(0)
 
 
@@ -123,7 +123,7 @@ class Failure:
         )
 
     def finished(self, tile: WrongTile, sums: Tensor) -> Tensor:
-        """The elements of a tile that result from its sums, which include the addend."""
+        """The elements of a tile that result from `sums`, which include the addend."""
         return self.product.finished(sums.double(), tile.place, self.dtype)
 
     def predict(self, kind: str, words: str, bits: float, sums: Callable[[WrongTile], Tensor]) -> Hypothesis:
