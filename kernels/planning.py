@@ -5,8 +5,7 @@ A *variant*, such as `wgmma`, is one way to compute a function, such as `conv2d_
 splits. A `Selector` holds the variants of one function, in the order of preference, and selects:
 
 1. what is forced (`force`), for tests and measurements;
-2. else what was measured to be fastest on this GPU, if the op's `choices.json`, which `python -m benchmarks choices` writes, has
-   an entry that can be used here;
+2. else what was measured to be fastest on this GPU, if the op's `choices.json` has an entry that can be used here;
 3. else what is predicted to be fastest. A variant is preferred to the ones after it unless one of those is predicted to be more
    than `margin` times as fast.
 
@@ -254,8 +253,7 @@ def _select(
 ) -> Selected[Problem]:
     if isinstance(forced, Configuration):
         return _Selection(selector, problem, device, forced.variant).force(forced)
-    selection = _Selection(selector, problem, device, forced)
-    return selection.measured() or selection.predicted()
+    return (selection := _Selection(selector, problem, device, forced)).measured() or selection.predicted()
 
 
 class _Selection(Generic[Problem]):

@@ -24,6 +24,7 @@ from torch_unroll.engines import limits, select
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d.problem import DIRECTIONS, Conv2dProblem
+from torch_unroll.kernels.cuda.conv2d.variants import SELECTORS as CONV2D_SELECTORS
 from torch_unroll.kernels.cuda.rnn.problem import Recurrence
 from torch_unroll.kernels.cuda.rnn.variants import SELECTORS
 from torch_unroll.kernels.hardware import Device
@@ -172,7 +173,7 @@ def test_the_predicate_of_convolution_is_what_the_kernels_say() -> None:
         problem = Conv2dProblem("float16", 1, C, H, W, K, R, S, P, Q, strides, tuple(padding), dilations, 1, *dense)
         for direction in DIRECTIONS:
             try:
-                SELECTORS[f"conv2d_{direction}"].select(problem._replace(direction=direction), H200)
+                CONV2D_SELECTORS[f"conv2d_{direction}"].select(problem._replace(direction=direction), H200)
                 served = True
             except SizeError:
                 served = False
