@@ -326,7 +326,7 @@ class _Selection(Generic[Problem]):
         return self.does_not_fit(variant, configuration)
 
     def predicted(self) -> Selected[Problem]:
-        """Selects what is predicted to be fastest, of the variants whose blocks fit on the device."""
+        """Selects by predicted times and the margin, among the variants whose blocks fit on the device."""
         margin = self.selector.margin
         left = [variant for variant in self.willing if not variant.last_resort] or self.willing
         fastest = {variant.name: self.fastest(variant) for variant in left}

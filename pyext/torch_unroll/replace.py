@@ -40,8 +40,8 @@ _NOTES = {
     torch.nn.RNN: "isinstance finds a torch.nn.RNNBase, not a torch.nn.RNN",
     torch.nn.RNNCell: "quantize_dynamic converts it only if it is passed torch_unroll.nn.RNNCell",
 }
-#: Why a module whose forward a tool has wrapped is left: the wrapper calls the forward of the original class, so changing
-#: the class would have no effect.
+#: The reason for not swapping a module that has a `forward` of its own, usually a tool's wrapper: the wrapper calls the forward
+#: of the original class, so changing the class would have no effect.
 _OWN_FORWARD = "this {} has its own forward"
 
 

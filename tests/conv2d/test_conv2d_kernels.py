@@ -65,7 +65,7 @@ def _multiplies(forced: str | Configuration, dtype: torch.dtype, precision: str)
     return multiplies[precision] and (precision == "ieee" or not multiplies["ieee"])
 
 
-#: Every (variant or configuration, dtype, precision) that can be computed.
+#: Every (variant or configuration, dtype, precision) that can be computed, without "tf32" where the variant also takes "ieee".
 MATHS = [
     pytest.param(forced, dtype, precision, id=f"{name}-{dtype_name(dtype)}-{precision}")
     for name, forced in (

@@ -1,4 +1,5 @@
-"""What the variant wgmma tells the copy engine: positions and tensor maps; and what it leaves to other variants."""
+"""The variant wgmma: the tensor maps that it gives to the copy engine (TMA), the problems that it leaves to others, its tiles, and
+gradients of every order."""
 
 from __future__ import annotations
 

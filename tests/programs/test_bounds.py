@@ -167,7 +167,7 @@ def test_a_part_that_a_cell_omits_is_detected(arithmetic: str, left_out: str) ->
     h_next = forward(drawn)
     assert_cell(h_next, x, h, w_ih, w_hh, biases, "tanh", precision)
     less = drawn | {left_out: drawn[left_out].clone()}
-    less[left_out][..., 8:16] = 0  # one step along the depth, or the bias of some units
+    less[left_out][..., 8:16] = 0  # leaves out 8 of the products of each sum, or the bias of 8 units
     with too_far_off("h_next"):
         assert_cell(forward(less), x, h, w_ih, w_hh, biases, "tanh", precision)
 

@@ -132,7 +132,10 @@ def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
 
 
 def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, int]]:
-    """The rules by which wrong lines would get the values of the lines that they equal. A line that equals many suggests none."""
+    """For each wrong line and each line whose values it has, the rules that lead from its number to the other's.
+
+    Lines that match more than `_MOST_ALIKE` others are left out.
+    """
     numbers, alike = matches
     clear = alike.sum(1) <= _MOST_ALIKE
     for line, other in alike[clear].nonzero().tolist():

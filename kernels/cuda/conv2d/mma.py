@@ -1,4 +1,5 @@
-"""The variant mma: implicit im2col on tensor cores by mma.sync, `mma.cuh`; what it cannot copy in pieces is packed first."""
+"""The variant mma (`mma.cuh`): implicit im2col on tensor cores by mma.sync. Tensors whose channels do not lie in whole pieces of
+16 bytes are packed first."""
 
 from __future__ import annotations
 

@@ -51,8 +51,10 @@ def a_last_extent_too_long(model: nn.Module, subject: Subject) -> Results:
 
 
 def _further(model: nn.Module, subject: Subject, by: int) -> Results:
-    """Calls the model with one extent of one of the inputs after the first changed: of each such input, that of the batch or, if
-    none depends on the batch, each extent in turn."""
+    """Calls the model once for each changed extent of an input other than the first, and returns all results.
+
+    Of an input with a batch dimension only that extent is changed; of any other, every extent in turn.
+    """
     x, *others = subject.inputs()
     results: Results = []
     for place, dim in enumerate(subject.dims[1:]):

@@ -272,7 +272,7 @@ struct Wait {
   Where where;
 };
 
-// Orders the reads of the products that were waited for before every lane's later accesses.
+// Makes all later accesses of the warp's lanes happen after the operand reads of the products that it has waited for.
 void acquire_in_lanes(Block& block, unsigned warp, const Moment& moment) {
   const SharedClock clock = join({moment});
   for (unsigned lane = 0; lane < 32; ++lane) acquire(block.threads[32 * warp + lane], clock);
