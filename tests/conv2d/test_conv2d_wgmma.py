@@ -1,5 +1,5 @@
-"""The variant wgmma: the tensor maps that it gives to the copy engine (TMA), the problems that it leaves to others, its tiles, and
-gradients of every order."""
+"""The variant wgmma: the tensor maps that it gives to the copy engine (TMA), the problems that it leaves to others, its tiles,
+and gradients of every order."""
 
 from __future__ import annotations
 

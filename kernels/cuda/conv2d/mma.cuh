@@ -106,7 +106,7 @@ struct MmaMemory {
     alignas(128) T a[A::kBytes / sizeof(T)];
     alignas(128) T b[B::kBytes / sizeof(T)];
   };
-  // Padded so that a warp's fragments, pairs along a row or words down a column, lie in different banks.
+  // The pitches of `sums`, padded so that the lanes of a warp store to different banks.
   static constexpr int kRowPitch = Tile::kN + 8, kColumnPitch = Tile::kM + 4;
   static constexpr int kSums = Tile::kM * kRowPitch > Tile::kN* kColumnPitch ? Tile::kM * kRowPitch : Tile::kN * kColumnPitch;
   alignas(kDirectionBytes) Direction direction;
