@@ -86,6 +86,7 @@ def test_kernels_of_other_cards_are_not_asked_for(architecture: str, capability:
     assert summary.runs(architecture, capability) is runs
 
 
+@pytest.mark.usefixtures("switches_may_be_set")
 @pytest.mark.parametrize(
     ("status", "expected"),
     [("ok", "right"), ("checked", "right"), ("wrong", "wrong"), ("error", "error"), ("out of memory", "error")],

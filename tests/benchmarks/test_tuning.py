@@ -320,6 +320,7 @@ def test_an_op_without_variants_is_refused(capsys: pytest.CaptureFixture[str]) -
 
 
 @needs_emulator
+@pytest.mark.usefixtures("switches_may_be_set")
 @pytest.mark.parametrize(
     ("case", "function"),
     [
