@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 import torch_unroll as tu
-from torch_unroll.engines import cuda
-from torch_unroll.engines.compiled import max_pool2d
+from torch_unroll.engines import cuda, load
+from torch_unroll.engines.compiled import conv2d, max_pool2d
+from torch_unroll.engines.interface import Conv2dGeometry
 from torch_unroll.kernels import planning
 from torch_unroll.kernels.cuda.conv2d.variants import VARIANTS as CONV2D_VARIANTS
 from torch_unroll.kernels.cuda.rnn.variants import SELECTORS as RNN_SELECTORS
+from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
 
 #: The largest difference relative to a result's norm: enough for sums in another order, too little for a missing barrier.
@@ -39,7 +41,17 @@ class Narrow:
         cuda.LAUNCHER.launch(replace(plan, config=config), parameters, device)
 
 
-NARROW = Narrow()
+class SmallDevice:
+    """A launcher on a device of one multiprocessor, so that blocks that stay for several tiles get several."""
+
+    launch, preload, tensor_map = cuda.LAUNCHER.launch, cuda.LAUNCHER.preload, cuda.LAUNCHER.tensor_map
+
+    def properties(self, device: torch.device) -> Device:
+        return ONE_MULTIPROCESSOR
+
+
+NARROW, SMALL_DEVICE = Narrow(), SmallDevice()
+ONE_MULTIPROCESSOR = replace(cuda.LAUNCHER.properties(torch.device("cpu")), multiprocessors=1)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -81,6 +93,17 @@ def conv2d_cases() -> None:
         each_variant("conv2d", [variant.name for variant in CONV2D_VARIANTS], partial(compare, call, (x, w)))
     x, w = leaf(1, 3, 6, 7, dtype=torch.float64), leaf(4, 3, 2, 2, dtype=torch.float64)
     compare(lambda engine: tu.conv2d(x, w, engine=engine), (x, w))
+    each_variant("conv2d_dgrad", [variant.name for variant in CONV2D_VARIANTS], compare_infinite_filter)
+
+
+def compare_infinite_filter() -> None:
+    """Compares dx for a filter with an infinite corner: sums over padding come out as NaN and are computed again."""
+    dy, w = (torch.randint(0, 2, size).mul(2).sub(1).to(torch.bfloat16) for size in ((2, 16, 12, 12), (16, 16, 3, 3)))
+    w[0, :, 0, 0] = float("inf")
+    arguments = (dy, w, (12, 12), Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")
+    ours, theirs = conv2d.conv2d_dgrad(SMALL_DEVICE, *arguments), load("torch").conv2d_dgrad(*arguments)
+    if not torch.equal(ours.nan_to_num(7.5), theirs.nan_to_num(7.5)):
+        raise AssertionError(f"the results differ in {int((ours != theirs).sum())} elements")
 
 
 def max_pool2d_cases() -> None:

@@ -191,3 +191,24 @@ def test_a_device_that_holds_no_waiting_blocks_takes_one_launch_per_step() -> No
     assert {plan.variant for plan in launcher.plans} == {"step"}
     with planning.force("rnn", "grid_exchange"), pytest.raises(RuntimeError, match="do not fit"):
         case.run("tanh", "ieee", launcher)
+
+
+@pytest.mark.parametrize("N", [8, 9, 8 * 65535, 8 * 65535 + 1, 32 * 65535])
+@pytest.mark.parametrize("function", ["rnn_forward", "rnn_cell_forward", "rnn_cell_backward"])
+def test_every_tile_has_a_grid_that_can_be_launched(function: str, N: int) -> None:
+    cell = CellStep(backward="backward" in function, N=N, I=24, H=8192, dtype="float32", precision="ieee")
+    problem = recurrence(8192, N, "float32") if function == "rnn_forward" else cell
+    selector = SELECTORS[function]
+    configurations = selector.configurations(problem, H200)
+    assert configurations
+    for configuration in configurations:
+        plan = selector.variant(configuration.variant).plan(problem, configuration, H200)
+        assert plan.config.grid[1] <= 65535
+        assert plan.config.grid[2] <= 65535
+    narrow = Configuration(configurations[0].variant, "16x8")
+    with planning.force(function, narrow):
+        if N <= 8 * 65535:
+            assert selector.select(problem, H200).configuration == narrow
+        else:
+            with pytest.raises(RuntimeError, match=r"has (no tile|tiles 16x32 .*, not) '16x8'"):
+                selector.select(problem, H200)

@@ -14,8 +14,9 @@ _GRID_LIMIT = 65535  # blocks along y
 
 
 def tiles(N: int) -> tuple[str, ...]:
-    """Returns the tiles for a batch of N samples, the preferred first."""
-    return (WIDE, NARROW) if N > TILE_COLUMNS else (NARROW,)
+    """Returns the tiles for a batch of N samples, the preferred first: those whose grid is not too long."""
+    preferred = (WIDE, NARROW) if N > TILE_COLUMNS else (NARROW,)
+    return tuple(tile for tile in preferred if sample_blocks(N, tile) <= _GRID_LIMIT)
 
 
 def columns(tile: str) -> int:
