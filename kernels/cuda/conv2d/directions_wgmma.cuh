@@ -155,11 +155,10 @@ struct Conv2dImageProduct {
 
   // Describes where a warpgroup's part of the tile goes: to the result, or to the sums of its split.
   __device__ void describe(WgmmaMemory<Tile>& memory, int group_row, int group_column) const {
-    const int32_t row = tile.row + group_row, column = tile.column + group_column;
     if (parameters.splits == 1)
-      destination_of<Whole>(memory) = {.result = whole(), .row = row, .column = column};
+      destination_of<Whole>(memory) = {.result = whole(), .row = tile.row + group_row, .column = tile.column + group_column};
     else
-      destination_of<Sums>(memory) = {.result = split_sums(), .row = row, .column = column};
+      destination_of<Sums>(memory) = {.result = split_sums(), .row = tile.row + group_row, .column = tile.column + group_column};
   }
 
   // Records in shared memory whether one of a warp's sums is NaN: no register is free for that while the sums are stored.
