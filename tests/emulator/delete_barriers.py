@@ -1,9 +1,10 @@
-"""Checks that every barrier is needed and that the tests would notice its loss.
+"""Checks that the kernels need their barriers and that the tests notice when one is missing.
 
     python tests/emulator/delete_barriers.py [op ...]
 
-Deletes each barrier of the kernels in turn, builds the op's kernels in race mode and runs the op's quick cases, which must
-fail. A barrier whose loss they do not notice must be listed in REDUNDANT.
+Deletes each barrier, wait or fence that the pattern BARRIER matches, one at a time, builds the op's kernels in race mode and runs
+quick_cases.py, which must fail. If it passes, the barrier must be listed in REDUNDANT. Of `__syncthreads_or(vote)`, only the
+thread's own vote remains.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ from torch_unroll.kernels.build import BUILD, build  # noqa: E402
 from torch_unroll.kernels.table import OPS, kernels  # noqa: E402
 
 BARRIER = re.compile(
-    r"\b(__syncthreads|__syncwarp|cluster_sync|cluster_wait|barrier_sync|mbarrier_wait|(?:copy_async|wgmma)_wait<\d+>|wgmma_fence)"
-    r"\([^()]*\);"
+    r"\b(?:__syncthreads|__syncwarp|cluster_sync|cluster_wait|barrier_sync|mbarrier_wait|mbarrier_init_fence|wgmma_fence"
+    r"|(?:copy_async|wgmma)_wait<[^<>()]*>|(?P<vote>__syncthreads_or))"
+    r"(?P<arguments>\((?:[^()]|\([^()]*\))*\))"
 )
 
-#: Barriers whose loss the emulator cannot notice: file, source line without comment, and why the barrier is there.
+#: Barriers whose loss the emulator cannot notice: (file, source line without its comment) -> why the barrier is there.
 REDUNDANT: dict[tuple[str, str], str] = {
     ("rnn/persistent.cuh", "__syncwarp();"): "reconverges lanes that have polled separately, as a GPU's mma.sync requires; "
     "the emulator's mma.sync waits for all lanes",
+    ("conv2d/wgmma.cuh", "mbarrier_init_fence();"): "makes mbarriers visible to the asynchronous copies, which read them "
+    "coherently on the emulator",
+    ("rnn/cluster.cuh", "mbarrier_init_fence();"): "makes mbarriers visible to the other blocks' asynchronous stores, which read "
+    "them coherently on the emulator",
 }
 
 _MINUTES_PER_RUN = 5
@@ -46,11 +52,12 @@ class Site:
     line: int
     start: int  # offsets in the text of the file
     end: int
+    rest: str  # what takes its place
     text: str  # the line without its comment
 
 
 def sites(op: str) -> Iterator[Site]:
-    """Yields the barriers in the sources of an op."""
+    """Yields the barriers in the sources of an op that BARRIER matches."""
     for path in sorted((SOURCES / op).glob("*.cuh")):
         text = path.read_text()
         for match in BARRIER.finditer(text):
@@ -58,7 +65,14 @@ def sites(op: str) -> Iterator[Site]:
             if "//" in text[line_start : match.start()]:
                 continue
             line = text[line_start : text.index("\n", match.end())].split("//")[0].strip()
-            yield Site(f"{op}/{path.name}", text.count("\n", 0, match.start()) + 1, match.start(), match.end(), line)
+            yield Site(
+                file=f"{op}/{path.name}",
+                line=text.count("\n", 0, match.start()) + 1,
+                start=match.start(),
+                end=match.end(),
+                rest=match["arguments"] if match["vote"] else "",
+                text=line,
+            )
 
 
 class Mutants:
@@ -70,7 +84,7 @@ class Mutants:
         self.copy = self.directory / "sources"
         shutil.rmtree(self.copy / op, ignore_errors=True)
         shutil.copytree(SOURCES / op, self.copy / op, ignore=shutil.ignore_patterns("__pycache__"))
-        # A recurrence multiplies its input by a 1x1 convolution.
+        # The quick cases of rnn need kernels of conv2d: a recurrence multiplies its input by W_ih as a 1x1 convolution.
         self.rows = list(kernels(op) + (kernels("conv2d") if op == "rnn" else ()))
 
     def run(self) -> subprocess.CompletedProcess[str]:
@@ -96,7 +110,7 @@ class Mutants:
         """Runs the quick cases without one barrier."""
         path = self.copy / site.file
         text = path.read_text()
-        path.write_text(text[: site.start] + ";" + text[site.end :])
+        path.write_text(text[: site.start] + site.rest + text[site.end :])
         try:
             return self.run()
         finally:
@@ -124,7 +138,10 @@ def reason(result: subprocess.CompletedProcess[str]) -> str | None:
 
 
 def check(op: str) -> list[str]:
-    """Prints a line for each barrier; returns those that contradict REDUNDANT, or why the quick cases fail with all barriers."""
+    """Prints a line for each barrier and returns the lines that contradict REDUNDANT.
+
+    If the quick cases fail with every barrier in place, returns only a line that says why.
+    """
     mutants = Mutants(op)
     intact = mutants.run()
     if failure := reason(intact):
