@@ -52,7 +52,7 @@ def bench(out: Path, device: torch.device) -> int:
 
 
 def check(device: torch.device) -> list[results.Row]:
-    """Checks the ops and shapes in SMALL on every engine against float64, in every direction, layout and dtype of CHECKED_DTYPES.
+    """Checks the ops and shapes in SMALL on every engine against float64, in every direction and layout, for CHECKED_DTYPES.
 
     For an engine that runs natively, the row also holds its time, from a single sample.
     """
@@ -92,7 +92,7 @@ def checks_table(rows: list[results.Row]) -> str:
 
 
 def measure_times(out: Path, device: torch.device) -> results.Document:
-    """Times the most telling cases of every suite except whole training steps, with few samples."""
+    """Times the most telling cases of every suite except `training`, with few samples."""
     on_gpu = device.type == "cuda"
     suites = [name for name in SUITES if name != "training"]
     cases = quick(select(suites, ["bf16"] if on_gpu else ["fp32"], ["channels_last"] if on_gpu else ["nchw"]), shrink=not on_gpu)
@@ -108,7 +108,7 @@ def measure_times(out: Path, device: torch.device) -> results.Document:
 
 
 def train(device: torch.device) -> dict[str, dict[str, Any]]:
-    """Trains two networks on the digits, on the first engine that supports the GPU, or on engine torch without a GPU."""
+    """Trains two networks on the digits, on the first engine that supports the GPU or, without a GPU, on engine torch."""
     data = load()
     engine = "auto" if device.type == "cuda" else "torch"
     trained = {}

@@ -1,4 +1,4 @@
-"""A case is one operation, direction, dtype and layout on one shape. Its key names these five, and `ops.parse` parses it:
+"""A case is one operation, direction, dtype and layout on one shape. Its key, which `ops.parse` parses, names these five:
 
 conv2d/dgrad/bf16/channels_last/N=32,C=64,H=56,W=56,K=64,R=3,S=3,padding=1
 """
@@ -55,7 +55,10 @@ class Case:
         return self.operation.bytes(self.shape, self.direction, self.torch_dtype.itemsize)
 
     def shrunk(self) -> Case:
-        """A small case with the same window, stride, padding and dilation; without groups, its channels are the same modulo 8."""
+        """A small case with the same window, stride, padding and dilation.
+
+        Numbers of channels keep their remainder modulo 8, except in grouped convolutions.
+        """
         return replace(self, shape=self.operation.shrink(self.shape))
 
 
@@ -70,11 +73,11 @@ class Operation(ABC):
     name: ClassVar[str]
     Shape: ClassVar[type[Shape]]
     directions: ClassVar[tuple[str, ...]] = ("fprop", "train")
-    #: The directions whose expression is the whole call, without autograd.
+    #: The directions that run without autograd: `expression` is the whole call.
     direct: ClassVar[tuple[str, ...]] = ("fprop",)
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
     baselines: ClassVar[tuple[str, ...]] = BASELINES
-    #: Part of the name torch.backends.cudnn.<precision>.fp32_precision: the switch between IEEE and TF32 for this op.
+    #: torch.backends.cudnn.<precision>.fp32_precision switches this op between IEEE arithmetic and TF32.
     precision: ClassVar[str] = "conv"
     #: The imports that the expressions of engines and of baselines need.
     ours_import: ClassVar[str]
@@ -138,12 +141,12 @@ class Operation(ABC):
     ) -> str | None:
         """What is wrong with the results of a call; None if nothing is.
 
-        `exact` holds the results in float64, and `torchs` those of torch in the case's own dtype.
+        `exact` holds torch's results in float64, and `torchs` its results in the case's own dtype.
         """
         return complaint(results, exact, torchs)
 
     def function(self, shape: Any, direction: str, provider: str) -> Callable[..., Any]:
-        """The expression as a function of all tensors, including `dy`, which are passed by keyword."""
+        """The expression as a function that takes all tensors, including `dy`, as keyword arguments."""
         names = [*self.sizes(shape), "dy"]
         scope: dict[str, Any] = {"torch": torch}
         exec(self.ours_import if is_engine(provider) else self.torch_import, scope)

@@ -16,8 +16,8 @@ from benchmarks.timing import Limits, interleave, loop_sampler, summarize
 def measure_ceilings(device: torch.device, limits: Limits, quick: bool = False) -> dict[str, Any]:
     """Measures copy bandwidth in GB/s (bytes read plus bytes written) and large matrix products in TFLOP/s by dtype.
 
-    On a GPU it also measures the microseconds of a graph of one empty kernel, and of each kernel in a graph of 1000. On a CPU,
-    the products are in fp32 only, and smaller if `quick`.
+    On a GPU it also measures the microseconds of a graph of one empty kernel, and those per kernel of a graph of 1000 such
+    kernels. On a CPU, the products are in fp32 only, and smaller if `quick`.
     """
     if device.type != "cuda":
         return _bandwidth_and_products(device, 1 << 24, 512 if quick else 1024, {"fp32": torch.float32}, limits)
@@ -65,7 +65,7 @@ def _seconds(call: Call, device: torch.device, limits: Limits) -> float:
 
 
 def roofline_share(flops: int, bytes_: int, dtype: str, seconds: float, ceilings: dict[str, Any]) -> float | None:
-    """The least time that the ceilings allow, divided by `seconds`: 1 is the roofline.
+    """The least time that the ceilings allow, divided by `seconds`; it is 1 for a call that runs at the roofline.
 
     None if a ceiling is unknown, or if `bytes_` or `seconds` is 0.
     """

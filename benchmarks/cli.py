@@ -186,7 +186,7 @@ def selection(arguments: argparse.Namespace, device: torch.device) -> list[Selec
 def _device(name: str | None) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here; `python -m torch_unroll doctor` says why")
-    # Asking for the current device would create a CUDA context, which a process that starts others to measure must not have.
+    # Asking for the current device would create a CUDA context, which a process must not have if it starts others to measure.
     return torch.device("cuda", 0) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -302,7 +302,7 @@ _COMMANDS = {
     "repro": _repro,
     "bench": _bench,
 }
-#: These parse their own arguments.
+#: The commands that parse their own arguments.
 _DELEGATED = {"microbench": microbench, "gpu": gpu}
 
 

@@ -62,9 +62,9 @@ def changes(old: Document, new: Document) -> Iterator[Change]:
 
 
 def broken(old: Document, new: Document) -> list[str]:
-    """A line for each provider of a case that was right in the old result, and is wrong, failed or refused in the new one.
+    """A line for each case and provider with a right result in the old file and a wrong, failed or refused one in the new.
 
-    A provider without an entry in the new result is not reported.
+    A provider without an entry in the new file is not reported.
     """
     before = {(row["case"], name): entry["status"] for row in old["rows"] for name, entry in row["providers"].items()}
     return [

@@ -84,7 +84,10 @@ class Timed:
 
 
 def measure(calls: Mapping[str, Callable[[], tuple[torch.Tensor, ...]]], flush: Callable[[], None], limits: Limits) -> Timed:
-    """Times the calls in turn, first cold and then warm. The current stream must not be the default one, for graph capture."""
+    """Times the calls in turn, first cold and then warm.
+
+    The current stream must not be the default one, on which CUDA cannot capture graphs.
+    """
     estimates = {name: estimate(call) for name, call in calls.items()}
     once: dict[str, Callable[[], object]] = dict(calls)
     many, repeats = once, {name: max(1, round(_WARM_SECONDS / seconds)) for name, seconds in estimates.items()}

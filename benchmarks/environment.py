@@ -88,6 +88,6 @@ def clocks(device: torch.device) -> dict[str, Any] | None:
     """The current clocks, power and temperature of a GPU; None for a CPU, or if nvidia-smi fails."""
     if device.type != "cuda":
         return None
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA and nvidia-smi number the GPUs differently
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"  # CUDA and nvidia-smi may number the GPUs differently
     line = _output("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits", "-i", uuid)
     return parse_clocks(line.splitlines()[0]) if line else None

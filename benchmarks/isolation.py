@@ -187,7 +187,7 @@ def _child(job: Job, until: float, report: connection.Connection) -> None:
     os.close(file)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, errors="backslashreplace", closefd=False) for n in (1, 2))
     faulthandler.enable()
-    faulthandler.dump_traceback_later(max(0.9 * (until - time.monotonic()), 0.01))  # shows where it hangs, before it is killed
+    faulthandler.dump_traceback_later(max(0.9 * (until - time.monotonic()), 0.01))  # shows where the function hangs
     try:
         job.function(*job.arguments)
     except Exception as error:

@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """The input of a network, which is a batch of N square images with `image` pixels per side, and the number of its classes.
+    """The input of a network, a batch of N square images with `image` pixels per side, and the number of its output classes.
 
     `smallest` is the side of the images in a shrunk case.
     """

@@ -20,7 +20,7 @@ DIRECTIONS = ("fprop", "dgrad", "wgrad", "train")
 Pair = tuple[int, int]
 
 
-MOST_LISTED = 16  # the most known names that a message lists
+MOST_LISTED = 16  # the largest number of known names that a message lists in full
 
 
 class UnknownNameError(ValueError):

@@ -55,7 +55,7 @@ def train_call(function: Callable[..., Any], tensors: Tensors) -> Call:
 
 
 def backward_call(function: Callable[..., Any], tensors: Tensors) -> Call:
-    """A call that computes only the gradient of every input; the forward pass is run once, here, and its graph is kept."""
+    """A call that computes only the gradient of every input. The forward pass runs once, before the call is returned."""
     leaves, inputs = _differentiable(tensors)
     y = function(**leaves)
 

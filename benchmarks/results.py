@@ -78,7 +78,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[
 class Journal:
     """The finished cases of a run, in the file `<out>.partial`.
 
-    The first line is the document without rows. Then follow one line for the beginning of each case, and its row when it ends.
+    The first line is the document without rows. Each case adds one line when it begins, and its row when it ends.
     A case that has begun, and was neither ended nor stopped, has killed its process.
     """
 

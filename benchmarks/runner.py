@@ -150,8 +150,8 @@ def _message(row: results.Row) -> str:
 def overheads(cases: list[Selected], setting: Setting) -> list[dict[str, Any]]:
     """The host time of one call on a small case, or why the call failed.
 
-    There is an entry for every op of the cases except `network`, for its forward pass and its training if the cases contain
-    them, and for every provider that can run it.
+    There is an entry for each op except `network`, each of the directions fprop and train in which it occurs among the cases,
+    and each provider that can run it.
     """
     smallest: dict[tuple[str, str], Case] = {}
     for selected in cases:

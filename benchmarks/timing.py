@@ -97,7 +97,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
 
 
 def loop_sampler(call: Callable[[], object], seconds: float = 1e-3) -> Sampler:
-    """A sampler by the host's clock; each sample is the mean of as many calls in a row as take about `seconds`."""
+    """A sampler by the host's clock; each sample is the mean over consecutive calls that together take about `seconds`."""
     call()
     began = time.perf_counter()
     call()

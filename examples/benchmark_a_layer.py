@@ -1,7 +1,7 @@
 """Times one layer on torch_unroll and on torch, forward and backward.
 
-`torch.utils.benchmark` warms up, waits for the GPU and repeats the call until it has enough samples, which a loop around
-`time.time()` does not. `python -m benchmarks run --help` measures more carefully: cold caches, CUDA graphs, many shapes.
+`torch.utils.benchmark` warms up, waits for the GPU and repeats the call until it has enough samples. A plain loop around
+`time.time()` neither warms up nor waits. `python -m benchmarks run` measures more carefully, with cold caches and CUDA graphs.
 Prints the median time of each layer and, on the CPU, a warning that the times say nothing about a GPU.
 Needs nothing: without a GPU, engine `torch` computes.
 """
@@ -13,7 +13,7 @@ import torch_unroll as tu
 
 
 def median_microseconds(layer: torch.nn.Module, x: torch.Tensor, seconds: float) -> float:
-    """Returns the median time of a forward and a backward pass."""
+    """Returns the median time of a forward pass followed by a backward pass."""
     timer = Timer("layer(x).sum().backward()", globals={"layer": layer, "x": x}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=seconds).median * 1e6
 

@@ -1,9 +1,9 @@
 """Writes a kernel of one's own, a direct convolution, and checks it against `tu.conv2d`.
 
 The kernel is written in Python with Numba. On a GPU it is compiled; without one it runs in Numba's simulator, thread by thread,
-where a debugger can step through it and `print` works. A thread owns one output and adds its products in the order c, r, s.
-Once it is right, CONTRIBUTING.md says how to make it a variant that the library selects, in CUDA C++ or in Python.
-Prints the largest error of both results against float64.
+where a debugger can step through it and `print` works. Each thread computes one output and sums in the order c, r, s.
+CONTRIBUTING.md says how to turn a correct kernel into a variant that the library selects, in CUDA C++ or in Python.
+Prints the largest error of the kernel's result and of that of `tu.conv2d` against float64.
 Needs numba-cuda: `pip install 'torch-unroll[numba]'`.
 """
 

@@ -1,7 +1,7 @@
 """Classifies sequences of different lengths, given as a PackedSequence.
 
 The task is to tell whether a sequence of ±1 has more +1 or more -1. A bidirectional RNN reads the packed sequences, so that no
-step is computed for padding, and the state at the end of each sequence decides.
+step is computed for padding. A linear layer classifies each sequence by the last state of each direction.
 Prints the loss before and after the training, and the accuracy on new sequences.
 Needs nothing: on the CPU the call goes to torch's own operator, on a GPU to the kernels.
 """

@@ -1,9 +1,9 @@
 """Trains on one long sequence by truncated back-propagation through time (Williams and Peng 1990).
 
-The sequence is cut into windows. The state is carried from window to window, so that the network sees all of the past, and it
-is detached between them, so gradients, and the memory for them, reach back only to the start of the window. The task is to repeat
-the input of two steps ago.
-Prints the loss for each pass over the sequence, and how far back the last window's gradient reaches.
+The sequence is cut into windows. The state is carried from window to window, so the network sees all of the past. Between two
+windows the state is detached, so gradients, and the memory for them, reach back only to the start of the window. The task is to
+repeat the input of two steps ago.
+Prints the mean loss of the first and of the last pass over the sequence, and how many steps the last output's gradient reaches.
 Needs nothing: on the CPU the call goes to torch's own operator, on a GPU to the kernels.
 """
 

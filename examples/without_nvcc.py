@@ -1,9 +1,9 @@
 """Finds out which engine serves a call if nvcc is missing, and what would make the others run.
 
-Installing with `pip install .` succeeds without nvcc, but leaves the compiled kernels out. Engine `cupy`, if
-installed, then compiles the same sources when a kernel is first called, and engine `numba` compiles kernels written in Python.
-Prints every engine with the reason why it does not run here, what a call that names it does, and the report of the doctor,
-which ends with its advice.
+Installing with `pip install .` succeeds without nvcc, but leaves the compiled kernels out. If CuPy is installed, engine `cupy`
+then compiles the same sources when a kernel is first called. Engine `numba` compiles kernels written in Python.
+Prints every engine, with the reason if it does not run here; then, for each engine, what a call that names it does; and finally
+the report of `python -m torch_unroll doctor`, which ends with advice.
 Needs nothing.
 """
 

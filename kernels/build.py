@@ -1,7 +1,7 @@
-"""Builds the kernel table into a shared object with the C interface of `cuda/launch.cu`.
+"""Compiles the kernels of the kernel table into a shared object with the C interface of `cuda/launch.cu`.
 
-nvcc compiles it for GPUs. For machines without a GPU, g++ compiles the same sources against the emulator's headers in
-`tests/emulator/include`. Needs neither torch nor setuptools.
+nvcc compiles the kernels for GPUs. For machines without a GPU, g++ compiles the same sources against the emulator's headers in
+`tests/emulator/include`. The build needs neither torch nor setuptools.
 
     python kernels/build.py cuda|emulated [--mode plain|race|coverage] [--op conv2d] [--output PATH] [--optional] [-j N]
 
@@ -45,25 +45,25 @@ MODES = ("plain", "race", "coverage")
 _DEFAULT_ARCHITECTURES = "8.0+PTX 9.0a"
 _CUDA_FLAGS = (
     "-std=c++20 -O3 -lineinfo --compiler-options=-fPIC,-fvisibility=hidden --cudart=static "
-    "-Xfatbin=-compress-all "  # a sixth of the size; not --compress-mode, whose format old CUDA 12 drivers cannot read
+    "-Xfatbin=-compress-all "  # shrinks the object to a sixth; old CUDA 12 drivers cannot read what --compress-mode writes
     "-Xptxas=-v "  # for the logs that _ninja_file keeps
     "--expt-relaxed-constexpr -Werror=cross-execution-space-call"
 ).split()
-# Without contraction every host rounds products and sums as they are written. Kernels call fmaf where they want one rounding.
+# -ffp-contract=off: every host rounds each product and each sum separately. Kernels call fmaf where they want one rounding.
 _HOST_FLAGS = (
     "-std=c++20 -O2 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing -fno-exceptions "
     "-Wall -Wno-unknown-pragmas"
 ).split()
 _MODE_FLAGS = {
     "plain": [],
-    # The compiler inserts a call to __tsan_read* or __tsan_write* before each access; runtime/tsan.cpp defines them, not libtsan.
+    # The compiler calls __tsan_read* or __tsan_write* before accesses; runtime/tsan.cpp defines these functions, not libtsan.
     "race": ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"],
     "coverage": ["--coverage", "-O1", "-fprofile-abs-path"],
 }
 
 
 class BuildError(RuntimeError):
-    """The kernels cannot be built; the message says in one sentence what is missing or wrong, and the remedy."""
+    """The kernels cannot be built; the message says what is missing or wrong and usually names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Step:
 
 
 def library_path(toolchain: str, mode: str = "plain") -> Path:
-    """The path of the library with the kernels of all ops: package data in mode "plain", in build/ in the modes for tests."""
+    """The path of the library with the kernels of all ops: in the package for mode "plain", in build/ for the test modes."""
     name = f"libtorch_unroll_{toolchain}" + ("" if mode == "plain" else f"_{mode}")
     return (LIBRARIES if mode == "plain" else BUILD) / f"{name}.so"
 
@@ -100,8 +100,8 @@ def build(
 
     Args:
         toolchain: "cuda" or "emulated".
-        mode: for "emulated": "plain"; "race", which records every memory access; or "coverage", which counts lines for gcov.
-        directory: the folder for intermediate files; None stands for that of `directory_name` in build/.
+        mode: for "emulated": "plain"; "race", which checks memory accesses for races; or "coverage", which counts lines for gcov.
+        directory: the folder for intermediate files; None stands for the folder in build/ that `directory_name` names.
         include: folders that are searched for the rows' sources before `kernels/cuda`.
         jobs: the number of parallel compilations; None stands for `MAX_JOBS` or the number of CPUs.
 
@@ -229,7 +229,7 @@ def find_host_compiler() -> str:
 
 
 def _host_architecture() -> list[str]:
-    """Flags that compile fmaf to an instruction on x86 CPUs that have one; without them, it is slower but rounds equally."""
+    """Flags that compile fmaf to one instruction on x86 CPUs that have it; without them, fmaf is slower but rounds equally."""
     if platform.machine() == "x86_64":
         flags = set(re.findall(r"\b(?:fma|avx2|f16c|bmi2)\b", Path("/proc/cpuinfo").read_text()))
         return ["-march=x86-64-v3"] if len(flags) == 4 else []
@@ -346,7 +346,7 @@ def present_architectures() -> str:
 
 
 def _gencode(target: str, architecture: str) -> list[str]:
-    """The flags that compile kernels of an architecture for one target; empty if they do not run there."""
+    """The flags that compile kernels of a `Kernel.architecture` for one target; empty if these kernels do not run on it."""
     number, _, ptx = target.partition("+")
     if architecture.endswith("a") and number != architecture:
         return []

@@ -17,8 +17,8 @@ def _always_fits(plan: LaunchPlan) -> int:
 class Device:
     """A GPU as plans see it.
 
-    A launcher keeps one object for each device. Objects are compared by identity, because every call looks up its
-    selection with one as part of the key.
+    A launcher keeps one object for each device. Objects are hashed and compared by identity, which is fast: every call
+    looks up its selection in a cache whose key includes the device.
     """
 
     multiprocessors: int
@@ -42,7 +42,7 @@ class Rates(NamedTuple):
 
 
 #: Compute capability -> dense rates and bandwidth from the data sheet, divided by the number of multiprocessors and the boost
-#: clock. All predictions are based on them.
+#: clock. Predictions are based on them.
 RATES = {
     (8, 0): Rates(1.41e9, 2048, 1024, 128, 64, 13.4),  # A100 80 GB: 312 TFLOP/s, 2.04 TB/s, 108 multiprocessors
     (8, 6): Rates(1.74e9, 1024, 512, 256, 4, 4.8),  # A40: 150 TFLOP/s, 0.7 TB/s, 84

@@ -24,7 +24,7 @@ class Field(NamedTuple):
     name: str
     offset: int  # in bytes from the start of the outermost struct
     size: int  # in bytes
-    members: tuple[str, ...] | None = None  # the names of the fields of a field that is itself a struct
+    members: tuple[str, ...] | None = None  # if the field is itself a struct, the names of its fields
 
 
 def _members(structure: Any) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def _inner(structure: Any, prefix: str, start: int) -> Iterator[Field]:
 
 
 def fields(structure: type[ctypes.Structure]) -> list[Field]:
-    """The fields of a mirror without padding; the fields of an inner struct follow the struct."""
+    """The fields of a mirror, except padding; the fields of an inner struct follow the entry of that struct."""
     return list(_inner(structure, "", 0))
 
 
@@ -83,7 +83,7 @@ def statement(function: str, name: str, structure: type[ctypes.Structure]) -> st
 
 
 def difference(recorded: str, name: str, structure: type[ctypes.Structure]) -> str | None:
-    """A sentence about the first field in which an object's record differs from a mirror; None if they agree."""
+    """A sentence about the first field in which an object's record differs from the mirror's; None if they agree."""
     if recorded == record(name, structure):
         return None
     theirs, ours = _parse(recorded), _parse(record(name, structure))

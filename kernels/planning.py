@@ -1,15 +1,15 @@
-"""Selects which variant of an op's kernels computes a call, and how its work is divided, in the same way for every op.
+"""Selects, for every op alike, which variant of its kernels computes a call and how the work is divided among blocks.
 
 A *variant*, such as `wgmma`, is one way to compute a function, such as `conv2d_dgrad`. It is an object of a class derived from
-`Variant`, in `kernels/cuda/<op>/<variant>.py` next to the kernel file. A *configuration* names a variant, its tile and its
-splits. A `Selector` holds the variants of one function, in the order of preference, and selects:
+`Variant`, in `kernels/cuda/<op>/<variant>.py` next to the kernel file. A *configuration* names a variant, its tile and the
+number of splits. A `Selector` holds the variants of one function, in the order of preference, and selects:
 
 1. what is forced (`force`), for tests and measurements;
 2. else what was measured to be fastest on this GPU, if the op's `choices.json` has an entry that can be used here;
 3. else what is predicted to be fastest. A variant is preferred to the ones after it unless one of those is predicted to be more
    than `margin` times as fast.
 
-A selection is a pure function of the problem and the device: it never depends on data, and nothing is timed during a call.
+A selection depends on the problem, the device and what is forced, but not on data, and nothing is timed during a call.
 `explain`, the tests and the benchmarks all read the same result, `Selected`.
 """
 
@@ -65,7 +65,7 @@ class Variant(Generic[Problem]):
 
     #: The name that `Configuration.variant`, `explain` and the op's page use; also the stem of the variant's files.
     name: str
-    #: Whether it is selected by prediction only if no other variant accepts the problem. It can be forced or measured regardless.
+    #: Whether prediction selects the variant only if no other accepts the problem. It can be forced or measured regardless.
     last_resort = False
     #: Whether blocks wait for each other and so must be resident at the same time. `plan` then returns a `LaunchPlan`.
     blocks_wait = False
@@ -75,7 +75,7 @@ class Variant(Generic[Problem]):
         raise NotImplementedError
 
     def tiles(self, problem: Problem, device: Device) -> Sequence[str]:
-        """Returns the names of its tiles for a problem that it accepts, the preferred first."""
+        """Returns the names of the variant's tiles for a problem that it accepts, the preferred first."""
         return ("",)
 
     def splits(self, problem: Problem, tile: str, device: Device) -> Sequence[int]:
@@ -109,7 +109,7 @@ class Variant(Generic[Problem]):
 
 @dataclass(frozen=True, eq=False)
 class Selected(Generic[Problem]):
-    """What computes a problem, its expected time and memory, and why other variants do not compute it."""
+    """The variant and configuration selected for a problem, the expected time and memory, and why others were passed over."""
 
     function: str
     problem: Problem
@@ -140,7 +140,7 @@ _selectors: dict[str, Selector[Any]] = {}
 
 @contextmanager
 def force(name: str, forced: str | Configuration | None) -> Iterator[None]:
-    """Makes one variant, or one configuration, compute every call of this process while the context is active.
+    """Makes one variant or configuration compute every call of an op or function in this process while the context is active.
 
     A call that the variant does not accept raises RuntimeError.
 
@@ -217,11 +217,11 @@ class Selector(Generic[Problem]):
         return None if text is None else f"{self.function}/{text}"
 
     def select(self, problem: Problem, device: Device) -> Selected[Problem]:
-        """Returns what computes a problem.
+        """Returns the selection for a problem.
 
         Raises:
             SizeError: no variant accepts the problem and fits on the device.
-            RuntimeError: the forced variant does not accept it, does not fit on the device, or does not have the forced tile.
+            RuntimeError: the forced variant does not accept the problem, does not fit on the device, or lacks the forced tile.
         """
         return _select(self, problem, device, self._forced() if _forced else None)
 

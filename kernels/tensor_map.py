@@ -49,14 +49,14 @@ class TensorMapSpec(NamedTuple):
     swizzle: int  # 32, 64 or 128: the bytes that a row of the box occupies in shared memory
     box: Four = (0, 0, 0, 0)  # of a tiled map
     element_stride: Four = (1, 1, 1, 1)
-    lower: tuple[int, int] = (0, 0)  # of an im2col map, W and H: lines of pixels begin at `lower`
-    upper: tuple[int, int] = (0, 0)  # and end at extent - 1 + `upper`
+    lower: tuple[int, int] = (0, 0)  # (W, H) of an im2col map: the first pixel position
+    upper: tuple[int, int] = (0, 0)  # (W, H) of an im2col map: the last pixel position, relative to extent - 1
     channels: int = 0  # of the box of an im2col map
     pixels: int = 0  # of the box of an im2col map; 0 if the map is tiled
 
     @property
     def im2col(self) -> bool:
-        """Whether this is an im2col map: each row of the box holds channels of one pixel at a filter position."""
+        """Whether this is an im2col map, in whose box each row holds channels of the pixel under one filter position."""
         return self.pixels > 0
 
     def struct(self) -> CTensorMapSpec:

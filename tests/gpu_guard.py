@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-#: The time limit of a test in seconds, unless the mark `gpu(seconds=...)` sets another. The first test may wait for a compiler.
+#: The time limit of a test in seconds, unless the mark `gpu(seconds=...)` sets another. It is long because the first test may
+#: wait for a compiler.
 SECONDS = 300
 
 #: The test in which this process lost the device.

@@ -1,4 +1,4 @@
-"""GPUs as plans see them, under names that no driver reports, so that the tables of measurements know nothing of them."""
+"""GPUs as plans see them, under names that no driver reports, so that no table of measurements has entries for them."""
 
 from __future__ import annotations
 

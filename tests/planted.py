@@ -24,7 +24,7 @@ class Fault:
     mode: str = field(default="race", kw_only=True)
 
     def kernels(self, op: str, rows: Iterable[Kernel]) -> cuda.KernelObject:
-        """Compiles rows of an op from sources with the fault."""
+        """Compiles rows of an op's kernel table from sources with the fault."""
         directory = BUILD / f"faults-{op}"
         folder = directory / self.name.replace(" ", "-").replace(",", "")
         shutil.rmtree(folder, ignore_errors=True)

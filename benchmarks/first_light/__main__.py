@@ -1,4 +1,4 @@
-"""Measures the GPU, and records golden data for the emulator. It needs nvcc and a Hopper GPU."""
+"""Measures the GPU, and records golden data for the emulator. It needs a Hopper GPU and, unless the programs are built, nvcc."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-// How fast blocks exchange data: barriers, one-way hand-offs, and the all-gather of a recurrent state, each through the shared
-// memory of a cluster or through L2. In an all-gather every block writes its part and waits for all parts, as a persistent
-// recurrent kernel does at each step. The results are cycles and nanoseconds per barrier, one-way hand-off or all-gather.
+// How fast blocks exchange data: barriers, one-way hand-offs, and the all-gather of a recurrent state, each within a cluster and
+// across the grid through L2. In an all-gather every block writes its part and waits for all parts, as a persistent recurrent
+// kernel does at each step. The results are cycles and nanoseconds per barrier, one-way hand-off or all-gather.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -24,7 +24,7 @@ struct Stopwatch {
   }
 };
 
-// Waits until a counter in global memory reaches a value; returns false after PATIENCE.
+// Waits until a counter in global memory reaches a value; returns false if that takes longer than PATIENCE.
 __device__ bool wait_for(const uint32_t* counter, uint32_t value) {
   const long long started = cycles();
   while (int(load_acquire(counter) - value) < 0)
@@ -110,8 +110,9 @@ __global__ void ping_pong_l2(uint64_t* boxes, uint32_t* flags, int partner, bool
 }
 
 // Every block of a cluster writes its slice of the state into the shared memory of every block, by st.async of 16 bytes at a
-// time. A block holds two states, of an even and of an odd step. That suffices: step t + 1 overwrites step t - 1, but a block
-// sends it only after it has received every slice of step t, and each block had read step t - 1 before it sent its slice.
+// time. A block holds two states, of an even and of an odd step, so step t + 1 overwrites step t - 1. That is safe, because a
+// block sends its slice of step t + 1 only after it has received every slice of step t, and every block is done with step t - 1
+// before it sends its slice of step t.
 __global__ void all_gather_cluster(int slice_bytes, Result* result) {
   extern __shared__ __align__(128) unsigned char state[];
   __shared__ uint64_t arrived[2];
@@ -165,8 +166,8 @@ __global__ void all_gather_multicast(unsigned char* exchange, int slice_bytes, R
   cluster_barrier();
 }
 
-// Every block of the grid writes its slice of the state to global memory and reads the whole state. Words of 16 bytes contain the
-// step as a flag, and even and odd steps have separate copies of the state.
+// Every block of the grid writes its slice of the state to global memory and reads the whole state. Each word of 16 bytes
+// contains the step as a flag, and even and odd steps have separate copies of the state.
 __global__ void all_gather_l2(uint4* exchange, int words, Result* result) {
   const int slice = words / int(gridDim.x);
   bool fine = true;

@@ -1,6 +1,6 @@
 // Golden data for the emulator: what the copy engine writes and where, and how it converts fp32 to TF32. In the tensor from which
 // boxes are copied, the element of linear index i is i + 1, so a dump shows the source of each element, and 0 is the engine's
-// fill. Shared memory is filled with 0xFFFF beforehand, which shows what was not written.
+// fill. The destination of a box is filled with 0xFFFF beforehand, so that the dump also shows what was not written.
 #include <cuda.h>
 #include <cudaTypedefs.h>
 
@@ -106,9 +106,8 @@ Outcome copy(const What& what, Encode encode) {
 }
 
 // ---- im2col
-// A random copy as a convolution makes it, with various paddings, strides and dilations, and with the offsets and sizes of boxes
-// that kernels use. About one in four starts in an image beyond the last one, which no kernel of this project does, and at
-// least as many reach beyond the last channel.
+// A random copy like those of a convolution, with various paddings, strides, dilations, and offsets and sizes of the box. About
+// one copy in four starts in an image beyond the last one, and at least as many reach beyond the last channel.
 Im2col draw_im2col(Sequence& random) {
   for (;;) {
     Im2col what{};
@@ -162,8 +161,9 @@ void im2col() {
 }
 
 // ---- tiled boxes
-// A random copy. About half of the copies load a filter as a kernel does, at one position (w, h) and for up to 256 n; the others
-// have any form. Along any dimension a box may begin before the tensor, reach beyond its end, or lie outside of it.
+// A random copy. About half of the copies load a filter as a kernel does, at one position (w, h) and for 64, 128 or 256 n; the
+// others have boxes of any form. Along any dimension a box may begin before the tensor, reach beyond its end, or lie outside of
+// it.
 Tiled draw_tiled(Sequence& random) {
   for (;;) {
     Tiled what{};

@@ -1,5 +1,5 @@
-// Golden data for the emulator: the fragments of mma.sync, ldmatrix and stmatrix, and the rounding to TF32. Inputs and outputs
-// are the registers of each lane. In measurement `mma`, the operands are small integers, so the sums are exact in any order.
+// Golden data for the emulator: the fragments of mma.sync, ldmatrix and stmatrix as each lane's registers hold them, and the
+// rounding to TF32. In measurement `mma`, the operands are small integers, so the sums are exact in any order.
 #include "common.cuh"
 #include "hopper.cuh"
 

@@ -103,8 +103,8 @@ __device__ inline void copy_tiled(uint32_t to, const TensorMap* map, uint32_t ba
       : "memory");
 }
 
-// ---- wgmma: D (64 x N, fp32) = A (64 x 16) B (16 x N), added to D if `accumulate` is set. A and B are bf16; a descriptor's
-// operand is K-major or, with Transposed... = 1, MN-major.
+// ---- wgmma: D (64 x N, fp32) = A (64 x 16) B (16 x N), added to D if `accumulate` is set. A and B are bf16. In shared
+// memory, an operand is K-major, or MN-major if its parameter TransposedA or TransposedB is 1.
 enum Swizzle : int { NO_SWIZZLE = 0, SWIZZLE_128 = 1, SWIZZLE_64 = 2, SWIZZLE_32 = 3 };  // the encoding in descriptors
 __host__ __device__ inline uint64_t matrix_descriptor(uint32_t start, uint32_t leading, uint32_t stride, Swizzle swizzle) {
   auto field = [](uint32_t bytes) { return uint64_t((bytes & 0x3FFFF) >> 4); };
@@ -138,7 +138,8 @@ __device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligne
 #define OUT64(i) OUT32(i), OUT32(i + 32)
 #define OUT128(i) OUT64(i), OUT64(i + 64)
 
-// R is N / 2, the number of a thread's registers of D; I0, I1, ... are the numbers R, R + 1, ... of the next operands.
+// R is N / 2, the number of a thread's registers of D. They are operands 0 ... R - 1 of the asm statement, and I0, I1, ... are
+// the numbers R, R + 1, ... of the operands after them.
 #define WGMMA_BF16(N, R, I0, I1, I2, I3, I4, I5)                                                                         \
   template <int TransposedA, int TransposedB>                                                                            \
   __device__ inline void wgmma(float (&d)[R], uint64_t a, uint64_t b, int accumulate) {                                  \
@@ -160,7 +161,7 @@ WGMMA_BF16(64, 32, 32, 33, 34, 35, 36, 37)
 WGMMA_BF16(128, 64, 64, 65, 66, 67, 68, 69)
 WGMMA_BF16(256, 128, 128, 129, 130, 131, 132, 133)
 
-// A (64 x 8) B (8 x N), both K-major, which is the only form for TF32.
+// D (64 x N) = A (64 x 8) B (8 x N) in TF32, for which both A and B must be K-major.
 #define WGMMA_TF32(N, R, I0, I1, I2)                                                                \
   __device__ inline void wgmma_tf32(float (&d)[R], uint64_t a, uint64_t b, int accumulate) {        \
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #I2 ", 0; wgmma.mma_async.sync.aligned.m64n" #N \

@@ -1,7 +1,7 @@
-// The product of a recurrent step, W (in registers or in shared memory) times h with few columns, by mma.sync with n = 8 and by
-// wgmma with n = 8 ... 256. In each step, each warp (for wgmma each warpgroup) multiplies its rows of W, of length K = 256, by h
-// in shared memory, and waits for D, as a recurrence must, whose next step depends on it. The result is the cycles of a step on
-// one multiprocessor.
+// The cycles that the product of a recurrent step, W times h, takes on one multiprocessor, by mma.sync with n = 8 and by wgmma
+// with n = 8 ... 256. In each step, each warp (for wgmma each warpgroup) multiplies its rows of W, of length K = 256, by h, and
+// waits for D, because the next step of a recurrence depends on D. h is in shared memory. W is in registers, and for wgmma also
+// in shared memory, which is measured separately.
 #include "common.cuh"
 #include "hopper.cuh"
 

@@ -29,7 +29,7 @@ class Measurement:
 
     program: str
     name: str
-    seconds: int = 27  # the limit; all measurements together take at most ten minutes even if each of them hangs
+    seconds: int = 27  # the limit, so that all measurements together take about ten minutes even if each of them hangs
 
     @property
     def title(self) -> str:
@@ -82,7 +82,7 @@ def compile_command(nvcc: str, source: Path, output: Path) -> list[str]:
 def sources_digest() -> str:
     """A digest of the sources of all programs, with the platform headers of the kernels, and of the target.
 
-    File dates would not do, because they change when a tree is copied.
+    File dates are not compared, because they change when a tree is copied.
     """
     sources = [*HERE.glob("*.cu"), *HERE.glob("*.cuh"), *(ROOT / "kernels" / "cuda" / "platform").glob("*.h")]
     digest = hashlib.sha256(" ".join(TARGET).encode())
@@ -97,7 +97,7 @@ def digest_file(binaries: Path, program: str) -> Path:
 
 
 def stale(binaries: Path, chosen: Iterable[str]) -> list[str]:
-    """The programs that are missing, or for which no digest or that of other sources is recorded."""
+    """The programs that are missing, or whose recorded digest is missing or differs from that of the sources."""
     digest = sources_digest()
     return [
         program

@@ -9,7 +9,7 @@ __global__ void copy(float4* to, const float4* from, size_t count) {
 }
 
 void copies() {
-  const size_t bytes = size_t(4) << 30;  // many times the L2
+  const size_t bytes = size_t(4) << 30;  // many times the size of L2
   DeviceArray<float4> from(bytes / 16), to(bytes / 16);
   const Spread kernel = spread(10, [&] { copy<<<multiprocessors() * 16, 512>>>(to.data, from.data, bytes / 16); });
   const Spread driver = spread(10, [&] { CHECK(cudaMemcpyAsync(to.data, from.data, bytes, cudaMemcpyDeviceToDevice)); });

@@ -1,1 +1,1 @@
-"""`make gpu`: within minutes on a GPU, checks every kernel exactly, measures the hardware's ceilings, and times cases."""
+"""`make gpu` checks every kernel exactly, measures the hardware's ceilings, and times cases, within minutes on a GPU."""

@@ -58,7 +58,7 @@ def document(store: Store, records: list[Record]) -> results.Document:
 
 
 def choices_document(store: Store, records: list[Record]) -> dict[str, Any]:
-    """The timings of tiles in the form of `benchmarks choices`, as far as `table.write` reads it."""
+    """The timings of tiles in the form that `benchmarks choices` writes, with the fields that `table.write` reads."""
     problems = {record["job"]: record["tiles"] for record in records if record.get("tiles")}
     return {"environment": store.run["environment"], "problems": problems}
 

@@ -13,8 +13,11 @@ from benchmarks.tuning.problem import engine_name
 
 
 def main(what: str, name: str, *rest: str) -> None:
-    """Runs the case of `case JSON ENGINE DEVICE`, and exits with status 1 if it fails; or makes the call of `timing KEY DEVICE`
-    three times."""
+    """Does what the arguments of the command line name.
+
+    `case JSON ENGINE DEVICE` runs an exact case, and exits with status 1 if the case fails. `timing KEY DEVICE` makes the call of
+    a timing three times.
+    """
     if what == "case":
         if not run_case(json.loads(name), *rest):
             sys.exit(1)

@@ -22,15 +22,16 @@ from benchmarks.gpu.work import ExactJob, run_exact
 from benchmarks.isolation import Job, run_all
 
 #: The end of each phase as a share of the whole time; a phase that ends early leaves its time to the next one. On the
-#: emulator, exactness may take most of the time.
+#: emulator, the exact phases may take most of the time.
 ENDS = {"exact cuda": 0.34, "exact cupy": 0.46, "exact numba": 0.49, "hardware": 0.64, "timings": 0.98}
 ENDS_EMULATED = dict.fromkeys(ENDS, 0.85) | {"timings": 0.98}
 #: Limits of one job, in seconds. The one for exact jobs is a last resort, because their cases have their own limits.
 EXACT_SECONDS, TIMING_SECONDS = 300.0, 45.0
 #: How many times a job whose process died is continued after the case in which it died.
 CONTINUATIONS = 2
-#: How many cases of a job run in addition to those that together launch all of its kernels: on the emulator, and with cupy, which
-#: compiles kernels first. With numba, which compiles them too, a job has NUMBA_CASES cases in all.
+#: How many cases of a job run in addition to those that `covering` keeps because they launch further kernels. MORE_EMULATED is
+#: for the emulator, and MORE_COMPILED for cupy, which compiles kernels first. Numba compiles them too, and a job has NUMBA_CASES
+#: cases in all.
 MORE_EMULATED, MORE_COMPILED, NUMBA_CASES = 4, 2, 1
 
 
@@ -62,7 +63,7 @@ class Plan:
 def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
     """The exact jobs of an engine, the most important first.
 
-    Cupy and numba compile kernels first, which takes time: with cupy, jobs whose names end with tf32, float32 or float64
+    Cupy and numba compile kernels first, which takes time. So with cupy, jobs whose names end with tf32, float32 or float64
     come last, and with numba, only about twelve of all jobs are run.
     """
     names = list(by_job(plan.small, plan.seed))
@@ -145,7 +146,7 @@ def run_timings(plan: Plan) -> None:
 
 
 def run_hardware(plan: Plan) -> Record:
-    """Runs the unfinished programs of first_light, which measure the hardware and record golden data for the emulator.
+    """Runs the unfinished measurements of first_light, some of which record golden data for the emulator.
 
     Returns a record with a note if measurements were left out, otherwise an empty one.
     """
@@ -174,7 +175,7 @@ def run_hardware(plan: Plan) -> Record:
 
 @contextmanager
 def outputs(plan: Plan) -> Iterator[Path]:
-    """A temporary folder for the output of jobs, within that of the results, whose disk `Store.add` checks for free space."""
+    """A temporary folder for the output of jobs. It is in the folder of results, whose free space `Store.add` checks."""
     with TemporaryDirectory(prefix=".jobs-", dir=plan.store.folder) as folder:
         yield Path(folder)
 

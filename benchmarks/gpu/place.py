@@ -20,7 +20,7 @@ _LEAST_FREE_BYTES = 12 << 30
 
 
 def look(device_name: str) -> None:
-    """Reports what is lacking, the environment, why engines cannot run, and the GPU's clocks, free memory and other processes.
+    """Reports what a run lacks, the environment, why engines cannot run, the GPU's clocks and free memory, and who else uses it.
 
     If torch cannot use the GPU, or the kernels need a newer one, only that is reported. The function runs in a separate process,
     because the one that starts the jobs must not touch CUDA.

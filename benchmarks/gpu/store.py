@@ -21,7 +21,8 @@ IDENTITY = ("device", "device_type", "driver", "engine_digest", "torch", "seed")
 LINES = ("checks.jsonl", "hardware.jsonl", "timings.jsonl", "second.jsonl")
 #: With less free space, the output of jobs could be cut off.
 LEAST_FREE_BYTES = 4 << 20
-#: The size below which a file should stay, so that it can be committed or mailed: near it, evidence is left out.
+#: The size below which a file should stay, so that it can be committed or mailed. Within 1 MiB of it, jobs are saved without
+#: their evidence.
 MOST_BYTES = 16 << 20
 
 Record = dict[str, Any]

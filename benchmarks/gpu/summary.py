@@ -10,7 +10,7 @@ from benchmarks.gpu import outcome
 from benchmarks.gpu.store import Record, Store
 from torch_unroll.kernels.table import kernels
 
-#: Few enough for a screen, and for the output that a job queue returns.
+#: The most lines of a summary: few enough for a screen, and for the output that a job queue returns.
 MOST_LINES = 60
 _MOST_BAD = 14
 
@@ -87,7 +87,10 @@ def _exactness(checks: Sequence[Record]) -> list[str]:
 
 
 def _timings(store: Store) -> list[str]:
-    """A line for each case: our time, torch's, their ratio, and the best tile with its time and prediction, or a copy's time."""
+    """A line for each case: our time, torch's, their ratio, and the best tile with its measured and its predicted time.
+
+    If no tile of a pooling was timed, the time of copying as many bytes is shown instead.
+    """
     records = {record["job"]: record for record in store.lines["timings.jsonl"] if "row" in record}
     if store.run["environment"]["device_type"] != "cuda":
         return [f"{len(records)} cases were timed; times on the emulator say nothing about a GPU"] if records else []

@@ -1,4 +1,4 @@
-"""The second, shorter run: failed cases under memcheck or, if no case failed, profiles, tests and a search for choices."""
+"""The second, shorter run: memcheck of failed cases or, if none failed, profiles, tests and a search for fast configurations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.gpu.phases import Plan, outputs, progress
 from benchmarks.gpu.work import tell
 from benchmarks.isolation import Job, run_all
 
-#: How many failed jobs are run again, with one case each.
+#: At most this many failed jobs are run again, with one case each.
 MOST_CASES = 8
 #: Characters of a tool's output that are kept.
 _MOST_OUTPUT = 6000
@@ -66,9 +66,10 @@ def run_second(plan: Plan) -> int:
 
 
 def tools(plan: Plan) -> list[Tool]:
-    """The tools of the second run: memcheck for one failed case of each of the first MOST_CASES jobs that have any.
+    """The tools of the second run, each of which runs as a job.
 
-    If no case failed in the first run, they are profiles, tests and a search for choices.
+    If cases failed in the first run, memcheck runs on one failed case of each of up to MOST_CASES jobs. Otherwise, the tools are
+    profiles, the tests, and a search for the fastest configurations.
 
     Raises:
         ValueError: there are no results of a first run.
@@ -106,7 +107,10 @@ def _ncu() -> Sequence[str]:
 
 
 def run_tool(command: Sequence[str]) -> None:
-    """Runs a command as a job, and reports if it is missing or fails. Its output is the job's; it is killed with the job."""
+    """Runs a command within a job, and reports if its program is missing or fails.
+
+    The command writes to the output of the job, and is killed if the job is.
+    """
     program = shutil.which(command[0]) or shutil.which(command[0], path="/usr/local/cuda/bin")
     if program is None:
         tell("missing", detail=f"{command[0]} was not found: it comes with the CUDA toolkit")

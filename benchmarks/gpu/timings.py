@@ -1,4 +1,4 @@
-"""The timings of a run: the most telling cases first, and each case's tiles with their predicted times."""
+"""The timings of a run: of cases, the most telling ones first, and of the tiles of each case whose function can be tuned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.tuning.search import search
 from benchmarks.tuning.strategies import Timer
 from torch_unroll.kernels.planning import Configuration
 
-#: About a second for each case: in a short run, more cases are more informative than more samples of each.
+#: A case is sampled for about a second, because in a short run more cases are more informative than more samples of each.
 LIMITS = Limits(least=10, most=60, seconds=0.8, uncertainty=0.01)
 #: How often each tile is sampled.
 SAMPLES = 15
@@ -49,7 +49,7 @@ _FIRST = (
 
 
 def first(small: bool) -> list[str]:
-    """The keys of the most telling cases; with `small`, of one small case of each op for the emulator."""
+    """The keys of the most telling cases; if `small`, the key of one small case of each op, for the emulator."""
     names = [f"{op}/{direction}/{rest}" for op, directions, rest in _FIRST for direction in directions]
     if not small:
         return names
@@ -58,8 +58,10 @@ def first(small: bool) -> list[str]:
 
 
 def keys(small: bool) -> list[str]:
-    """The keys of all cases in order: first the most telling ones and then, on a GPU, the channels-last ones of the
-    suites in bf16 and TF32."""
+    """The keys of all cases in order: first the most telling ones and then, unless `small`, those of the suites in bf16 and TF32.
+
+    Convolutions and poolings of the suites are timed in channels-last layout.
+    """
     if small:
         return first(small)
     suites = select(SUITES, ("bf16", "tf32"), ("channels_last",), ("conv2d", "max_pool2d", "rnn", "rnn_cell"))
@@ -67,7 +69,10 @@ def keys(small: bool) -> list[str]:
 
 
 def run_timing(key: str, device_name: str, seed: int) -> None:
-    """Measures a case and reports its row. If that is right and its function can be tuned, reports the times of tiles as well."""
+    """Measures a case and reports its row.
+
+    Unless the measurement failed, the tiles of the case are timed too if its function can be tuned.
+    """
     device, case = torch.device(device_name), parse(key)
     on_gpu = device.type == "cuda"
     engine = engine_name(device)
@@ -109,6 +114,6 @@ def _time_all(configurations: Any, timer: Timer) -> tuple[Configuration, dict[Co
 
 
 def run_ceilings(device_name: str) -> None:
-    """Reports the ceilings of the device: its highest measured rates, which the shares in reports are relative to."""
+    """Measures and reports the ceilings of the device, such as its highest rates, to which the shares in reports are relative."""
     device = torch.device(device_name)
     tell("result", ceilings=measure_ceilings(device, QUICK, quick=True))

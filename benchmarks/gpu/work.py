@@ -17,7 +17,7 @@ from benchmarks.gpu.failures.evidence import evidence
 from benchmarks.runner import device_is_lost
 from torch_unroll.engines import load, refusal
 
-#: A process keeps evidence only of wrong and unsteady cases that are among its first MOST_EVIDENCE bad ones.
+#: A process keeps evidence of a wrong or unsteady case only if fewer than MOST_EVIDENCE of its cases have failed before.
 MOST_EVIDENCE = 3
 #: Limits of one case, in seconds. The first case of a process also loads all kernels, and with some engines a case compiles its
 #: kernels.

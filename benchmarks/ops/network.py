@@ -35,7 +35,7 @@ class NetworkShape(Shape):
 
 
 class Network(Operation):
-    """An engine runs the same model after `torch_unroll.replace`. The learning rate is 0, so that all steps are the same."""
+    """An engine runs the baselines' model after `torch_unroll.replace`. The learning rate is 0, so all steps are the same."""
 
     name = "network"
     Shape = NetworkShape
@@ -89,8 +89,9 @@ class Network(Operation):
         exact: Sequence[Tensor],
         torchs: Sequence[Tensor],
     ) -> str | None:
-        """Limits the error of the logits in the case's own dtype to 8 times torch's plus 64 roundings; an engine also has to
-        agree in float64.
+        """Limits the error of the logits in the case's own dtype to 8 times torch's plus 64 times the dtype's eps.
+
+        An engine also has to agree with torch in float64, to within 1e-6.
 
         A network amplifies rounding errors until a ReLU's input changes sign or another pixel becomes a maximum, so the
         gradients of two correct runs in a narrow dtype differ at random.

@@ -11,7 +11,7 @@ from benchmarks.ceilings import roofline_share
 from benchmarks.providers import BASELINES, is_engine
 from benchmarks.results import Document, Row
 
-#: Cold times are preferred, since a layer of a network finds its inputs cold. On a CPU there are only warm ones.
+#: Times with a cold L2 cache are preferred, since a layer of a network rarely finds its inputs there. On a CPU all are warm.
 CACHES = ("cold", "warm")
 
 

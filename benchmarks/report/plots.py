@@ -71,7 +71,7 @@ def roofline(document: Document) -> Figure | None:
 
 
 def ratios(document: Document) -> Figure | None:
-    """The sorted ratios of all cases to eager torch, a line for each op, direction, dtype, layout and engine."""
+    """The time of eager torch divided by ours for each case, sorted; a line for each op, direction, dtype, layout and engine."""
     groups: dict[str, list[float]] = {}
     for entry in ours(document):
         if "eager" in entry.ratios:

@@ -51,8 +51,10 @@ def text(documents: list[results.Document]) -> str:
 
 
 def caveats(documents: list[results.Document], kernels: str | None = None) -> list[str]:
-    """A sentence each if a run is incomplete, if there are several GPUs, and if the kernels have changed since; `kernels` is the
-    digest of the current ones."""
+    """Sentences that warn of an incomplete run, of figures from several GPUs, and of kernels that have changed since the runs.
+
+    `kernels` is the digest of the current kernels; by default, it is computed from the sources.
+    """
     kernels = kernels or digest()
     sentences = []
     if not all(document["complete"] for document in documents):

@@ -49,7 +49,7 @@ def conditions(document: Document) -> str:
 
 
 def summary_rows(document: Document) -> list[list[str]]:
-    """A row for each op, direction, dtype, layout and engine: cases, statuses, ratios to the baselines, wins, roofline share."""
+    """A row for each op, direction, dtype, layout and engine, with the columns of SUMMARY; a win is a case faster than eager."""
     groups: dict[tuple[str, ...], list[Figures]] = {}
     for entry in ours(document):
         row = entry.row

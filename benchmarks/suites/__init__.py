@@ -22,7 +22,7 @@ from benchmarks.ops.network import NetworkShape
 from benchmarks.ops.rnn import CellShape, RnnShape
 from benchmarks.suites.derive import Entry, layers
 
-#: The most cases that a quick run measures of a suite.
+#: The largest number of cases of one suite that a quick run measures.
 QUICK_CASES = 6
 
 _IMAGES = WindowShape.parse("N=2,C=16,H=12,W=12,K=24,R=3,S=3,stride=2,padding=1,bias=1")
@@ -183,9 +183,9 @@ def select(
 ) -> list[Selected]:
     """The cases of some suites. Each case is listed once, however many layers share it.
 
-    Without `ops`, every op is selected. Without `directions`, each entry is selected in its own directions; with them, in each of
-    them that its op supports, even if it is not one of the entry's own. An op that supports none of `layouts` is selected in the
-    first layout that it supports.
+    Without `ops`, every op is selected. Without `directions`, each entry is selected in its own directions; otherwise it is
+    selected in all of `directions` that its op supports. An op that supports none of `layouts` is selected in the first layout
+    that it supports.
     """
     ops, directions, dtypes, layouts = list(ops), list(directions), list(dtypes), list(layouts)
     by_key: dict[str, Selected] = {}

@@ -84,7 +84,7 @@ class Prepared:
         }
         self.configurations = sorted(configurations, key=self.predicted.__getitem__)
         nameless = replace(selected.device, name="")  # a device that no table knows
-        #: What is selected without measurements.
+        #: The configuration that the cost model selects, without measurements.
         self.by_model = self._selector.select(selected.problem, nameless).configuration
         torch.backends.cudnn.benchmark = False  # the references are not timed, so cuDNN need not search
         self._exact, self._torchs = (reference() for reference in references)

@@ -40,7 +40,7 @@ def search(prepared: Prepared, strategy: Strategy, tell: Callable[[str], None]) 
     """Returns a problem's row: the best configuration, the one that the cost model selects, the microseconds of each candidate
     that was timed, and what is wrong with each wrong one.
 
-    `tell` is called with what the search is about to do, in case that never returns.
+    `tell` is called with a description of each step before the step begins, in case the process dies in it.
     """
     wrong: dict[str, str] = {}
     right: list[Configuration] = []

@@ -11,10 +11,10 @@ from torch_unroll.kernels.planning import Configuration
 
 #: Returns the seconds of each configuration, the median of the given number of samples. The configurations take turns.
 Timer = Callable[[Sequence[Configuration], int], dict[Configuration, float]]
-#: Returns the best configuration, and the seconds of all that were timed. They come in ascending order of predicted time.
+#: Takes configurations in ascending order of predicted time; returns the best one, and the seconds of all that were timed.
 Strategy = Callable[[Sequence[Configuration], Timer], tuple[Configuration, dict[Configuration, float]]]
 
-#: Samples per configuration: FEW in the first round of halving, and MANY before a configuration can be the best.
+#: Samples per configuration: FEW in the first round of halving, MANY in its last round and in the other strategies.
 FEW, MANY = 4, 32
 #: The share of the configurations that the random strategy times.
 SHARE = 0.25
@@ -27,13 +27,13 @@ def grid(configurations: Sequence[Configuration], timer: Timer) -> tuple[Configu
 
 
 def random(configurations: Sequence[Configuration], timer: Timer, seed: str) -> tuple[Configuration, dict[Configuration, float]]:
-    """Times the one predicted to be fastest, and a random SHARE of the others, which the seed determines."""
+    """Times the configuration predicted to be fastest, and a random SHARE of the others; the seed determines which."""
     first, *others = configurations
     return grid([first, *Random(seed).sample(others, round(SHARE * len(others)))], timer)
 
 
 def halving(configurations: Sequence[Configuration], timer: Timer) -> tuple[Configuration, dict[Configuration, float]]:
-    """Successive halving: times all with FEW samples, the faster half with twice as many, and so on until those left have MANY.
+    """Successive halving: times all with FEW samples, the faster half with twice as many, and so on up to MANY samples.
 
     Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", 2016.
     """

@@ -49,7 +49,7 @@ cudaError_t allow(const KernelEntry& entry, const LaunchConfig& config) {
 
 KernelRegistration::KernelRegistration(KernelEntry entry) { table().push_back(entry); }
 
-#pragma GCC visibility push(default)  // everything else, including the static CUDA runtime, stays hidden
+#pragma GCC visibility push(default)  // exports the C interface; the other symbols of this file stay hidden
 extern "C" {
 int torch_unroll_kernel_count() { return int(table().size()); }
 const char* torch_unroll_kernel_name(int kernel) { return table()[kernel].name; }

@@ -1,4 +1,4 @@
-// The geometry of each op, which kernels receive in their parameter structs. Mirrored in kernels/shapes.py.
+// The geometry of each op, a part of the parameter structs of its kernels. kernels/shapes.py mirrors the structs of this file.
 //
 // The whole project uses these letters:
 //   convolution, pooling   N batch, C input channels, H W input, K output channels, R S filter, P Q output
@@ -9,7 +9,7 @@
 
 struct Conv2dShape {
   int32_t N, C, H, W, K, R, S, P, Q;                                         // C and K count the channels of all groups
-  int32_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;  // padding above and on the left
+  int32_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;  // pad_h above, pad_w on the left
   int64_t x_stride[4];                                                       // N C H W
   int64_t w_stride[4];                                                       // K C/groups R S
   int64_t y_stride[4];                                                       // N K P Q

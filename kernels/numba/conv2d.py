@@ -155,10 +155,10 @@ def conv2d_dgrad_kernel(dy, w, stride, padding, dilation, groups, dx):
 
 @cuda.jit(device=True)
 def sum_existing(dy, w, stride, padding, dilation, first, filters, n, c, h, x, total):
-    """Returns total + one element of dx, at row h and column x, summed over the pixels of dy that exist, up to the first NaN.
+    """Returns total + the element of dx at row h and column x; the sum leaves out outputs beyond dy and stops once it is NaN.
 
-    A tile holds zeros for pixels that do not exist, and zero times an infinite weight is NaN. So an element whose tiled sum is
-    NaN is computed again without them.
+    Where (p, q) lies outside of dy, a tile holds a zero, and zero times an infinite weight is NaN. So an element whose tiled sum
+    is NaN is computed again without these zeros.
     """
     _, _, P, Q = dy.shape
     _, _, R, S = w.shape
@@ -177,7 +177,7 @@ def sum_existing(dy, w, stride, padding, dilation, first, filters, n, c, h, x, t
 def conv2d_wgrad_kernel(dy, x, kernel_size, stride, padding, dilation, groups, pixels_per_split, sums):
     """dy, x -> sums (splits, K, C/groups·R·S), in the accumulator type: each split sums its part of the pixels (n, p, q).
 
-    The rows of a tile are k, its columns (c, r, s). A filter has few tiles and a long sum, so the sum is split among blocks.
+    The rows of a tile are k, its columns (c, r, s). dw has few tiles, each with a long sum, so the sum is split among blocks.
     """
     N, C, H, W = x.shape
     K, P, Q = dy.shape[1:]

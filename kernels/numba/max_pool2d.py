@@ -95,8 +95,8 @@ def max_pool2d_gather_kernel(x, offsets, kernel_size, stride, padding, dilation,
 
 @cuda.jit
 def max_pool2d_indices_kernel(offsets, x_width, kernel_size, stride, padding, dilation, none, channels_last, indices):
-    """offsets -> indices (N, C, P, Q), torch's row · W + column. For a window without a cell in the plane, torch reports
-    its first cell that lies neither above nor to the left of the plane."""
+    """offsets -> indices (N, C, P, Q), torch's row · W + column. A window without a cell in the plane gets, as in torch, the
+    index of its first cell that lies neither above nor to the left of the plane."""
     N, C, P, Q = indices.shape
     S = kernel_size[1]
     for i in range(cuda.grid(1), N * C * P * Q, cuda.gridsize(1)):

@@ -1,18 +1,18 @@
-"""Recurrence: a product and a nonlinearity per step, forward and back through time, and one step on its own.
+"""Elman recurrence: the forward and backward passes over all steps of a sequence, and a cell that computes one step on its own.
 
     h_t  = f(z_t + W_hh h_{t-1})            z_t = W_ih x_t + b_ih + b_hh, computed for all steps beforehand
     dz_t = f'·(dh_t + W_hhᵀ dz_{t+1})       f' at z_t + W_hh h_{t-1}, computed from h_t alone;  dh_0 = W_hhᵀ dz_1
 
 Variants
     step          One launch per step, one tile per block: the whole GPU can work at each step, and every step costs a launch.
-    single_block  One launch: a block owns TILE samples of a direction for all T steps, and computes their tiles of H in turn.
+    single_block  One launch: a block owns TILE samples of a direction for all T steps, and computes their tiles of units in turn.
                   Blocks never wait for each other; W_hh is read from L2 at each step.
 A block computes tiles of TILE samples x TILE units, a thread one element of each; tiles of W_hh and of the state are copied to
 shared memory.
 
 Sequences are (rows, D·H): sample n's row of step t is first_row[t] + n·row_step, for padded and packed data alike. w (D, H, H),
-h0 (D, N, H). Sample n has lengths[n] steps; the rows of later steps are not written, everything else is. Direction 0 goes from
-the first step to the last, direction 1 from the last to the first.
+h0 (D, N, H). Sample n has lengths[n] steps; the rows of later steps are not written, all other results are. Forward, direction 0
+goes from the first step to the last and direction 1 from the last to the first; the backward pass goes the opposite way.
 """
 
 from __future__ import annotations

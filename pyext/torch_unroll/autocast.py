@@ -1,5 +1,5 @@
-"""How torch.autocast lowers the inputs of an op: it converts them to its own dtype, as it does for torch's operators of the same
-kind."""
+"""How torch.autocast lowers the inputs of this package's ops: as for torch's corresponding operators, it converts them to the
+dtype that autocast is set to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def lower(inputs: tuple[Any, ...], device_type: str) -> tuple[Any, ...]:
 
 
 def lowered_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that a tensor has inside an op whose inputs autocast lowers; its own if autocast does not change it."""
+    """The dtype that a tensor has inside an op whose inputs autocast lowers: the tensor's own if autocast does not
+    change it."""
     if torch._C._is_any_autocast_enabled():
         device_type = tensor.device.type
         if device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type) and _is_lowered(tensor, device_type):
@@ -34,7 +35,8 @@ def lowered_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def lowered(tensor: Tensor) -> Tensor:
-    """The tensor converted to its `lowered_dtype`. This is for tensors that are used outside the op: under autocast, `cat` and
-    `stack`, which are also the backward of splitting, reject a 16-bit dtype that is not autocast's own."""
+    """The tensor converted to its `lowered_dtype`. Tensors that torch's own operators process outside the op need this: under
+    autocast, `cat` and `stack`, which autograd also calls for the backward of `split` and `unbind`, reject a 16-bit dtype
+    other than autocast's."""
     dtype = lowered_dtype(tensor)
     return tensor if tensor.dtype == dtype else tensor.to(dtype)  # a trace would record an unnecessary conversion

@@ -31,7 +31,7 @@ def serving_engine(engine: str | None, **tensors: Tensor | None) -> str | None:
 
 
 def with_batch(input: Tensor, rank: int = 4) -> Tensor:
-    """The input with a batch dimension, which is added if it is missing; `rank` is the number of dimensions with it."""
+    """The input with a batch dimension, which is added if it is missing; `rank` is the number of dimensions including it."""
     return input if input.dim() == rank else input.unsqueeze(0)
 
 

@@ -60,9 +60,9 @@ def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
     """Wraps a check so that it runs once for each kind of call, as long as the cache remembers the kind. The first `arity` inputs
     are tensors or None; the others are hashable, or lists of hashable values.
 
-    Most of the cost of a look-up by shape goes into creating and hashing a Python object. So the kinds that were seen last with
-    the same `numbers` (the inputs after the tensors) are tried first: a kind that does not match usually fails at its first
-    tensor.
+    Most of the cost of a look-up by shape goes into creating and hashing the Python object of the shape. The kinds that were
+    seen last with the same `numbers` (the inputs after the tensors) are therefore tried first, which is cheap: a kind that does
+    not match usually fails at its first tensor.
     """
     latest: dict[Any, list[_IsKind]] = {}
     kinds: dict[Any, list[_IsKind]] = {}
@@ -99,8 +99,8 @@ def remembering(check: Callable[..., None], arity: int) -> Callable[..., None]:
 
 
 def is_symbolic(*extents: int) -> bool:
-    """Whether any extent is symbolic. Comparing symbolic extents would specialize the graph to the result, needlessly: the
-    operator checks the extents of every later call."""
+    """Whether any extent is symbolic. Comparing symbolic extents would specialize the graph to the result, and is unnecessary,
+    since the operator checks the extents of every later call."""
     for extent in extents:  # noqa: SIM110 (a generator costs twice as much)
         if type(extent) is not int and isinstance(extent, torch.SymInt):
             return True
@@ -108,13 +108,13 @@ def is_symbolic(*extents: int) -> bool:
 
 
 def is_strided(tensor: Tensor) -> bool:
-    """Whether memory, shape and strides describe a tensor completely: it is not sparse, nested or quantized."""
+    """Whether memory, shape and strides describe a tensor completely, as they do if it is not sparse, nested or quantized."""
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
 
 
 def is_traced(*extents: int) -> bool:
-    """`is_symbolic` for code that Dynamo may trace. There, sizes look like plain integers, and formatting one into a message
-    would specialize the graph to it."""
+    """`is_symbolic` for code that Dynamo may trace. While Dynamo traces, sizes look like plain integers, and formatting a size
+    into a message would specialize the graph to that size."""
     return torch.compiler.is_dynamo_compiling() or is_symbolic(*extents)
 
 
@@ -160,7 +160,7 @@ def require_shape(tensor: Tensor | None, name: str, *expected: int) -> None:
             raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(size)}")
     elif tensor.dim() == len(expected):
         for extent, expected_extent in zip(size, expected, strict=True):
-            torch._check(extent == expected_extent)  # the graph checks it when it runs, if it is not known before
+            torch._check(extent == expected_extent)  # if the result is not known yet, the graph checks it when it runs
     else:
         raise RuntimeError(f"{name}: expected {len(expected)} dimensions, got {tensor.dim()}")
 

@@ -57,7 +57,8 @@ def _require_channels(x: Any, channels: int, bias: Any, outputs: int) -> None:
 
 
 def _four_sided(padding: Pair | str, w: Any, stride: Pair, dilation: Pair) -> Padding:
-    """torch's `padding` argument as (top, bottom, left, right); "same" puts an odd cell below and to the right."""
+    """torch's `padding` argument as (top, bottom, left, right). If "same" requires an odd number of rows or columns, the extra
+    one is added below or on the right."""
     if padding == "valid":
         return (0, 0, 0, 0)
     if isinstance(padding, str):
@@ -117,7 +118,8 @@ def _conv_transpose2d_sizes(
     message = f"input: expected one large enough for an output, got shape {tuple(x)}, which gives {(H, W)}"
     require_each((extent >= 0 for extent in (H, W)), message)
     require_each((either(extent > 0, len(x) == 4 and x[0] == 0) for extent in (H, W)), message)
-    # Each row of output_padding replaces a row of padding below, so that the convolution of the output has exactly P rows again.
+    # Each row of output_padding takes the place of a row of bottom padding, so that the convolution of the output yields exactly
+    # as many rows as the input has.
     sides = (padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1])
     x_size, y_size = (1, w[1] * groups, H, W), (1, *x[-3:])
     return (H, W), sides, limits.conv2d(x_size, w, y_size, stride, padding, dilation, groups)

@@ -57,10 +57,10 @@ class Explanation:
     engine: str  # its name, or "torch's own operator"
     passed_over: dict[str, str]  # engine -> why it did not serve the call
     launches: list[LaunchPlan] = field(default_factory=list)
-    #: The most bytes that the call had allocated at once, besides inputs and outputs.
+    #: The most bytes of workspace that the call and its backward had allocated at once.
     workspace_bytes: int = 0
-    #: Kernel function, such as "conv2d_dgrad" -> the variant, tile and splits that computed it, its time as measured on
-    #: this GPU or predicted, what bounds it, and why other variants did not compute it.
+    #: Kernel function, such as "conv2d_dgrad" -> the variant, tile and splits that computed it, its time (measured on a GPU of
+    #: this kind, or predicted), what bounds it, and why other variants did not compute it.
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Gradients that can be differentiated again wherever torch's can, even if they were computed from nothing that requires a
+"""Gradients that can be differentiated again wherever torch's can, even if no tensor that they were computed from requires a
 gradient.
 
 torch's backward operators take inputs of the forward even where their results do not depend on them, so these results require
@@ -20,17 +20,19 @@ _LEGACY_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 def in_batched_gradients() -> bool:
-    """Whether this runs inside the vmap of `torch.autograd.grad(..., is_grads_batched=True)`; its tensors show no sign of it."""
+    """Whether this runs inside the vmap of `torch.autograd.grad(..., is_grads_batched=True)`, which the tensors
+    inside do not reveal."""
     return torch._C._dispatch_tls_is_dispatch_key_included(_LEGACY_VMAP)
 
 
-#: The default anchor, for gradients whose own gradient with respect to the inputs of the forward is None rather than zero.
+#: The default anchor of `with_history`. With it, a gradient's own gradient with respect to the inputs of the forward is None
+#: instead of zero.
 _NOWHERE = torch.empty(0, device="cpu", requires_grad=True)
 
 
 class _WithHistory(Function):
-    """gradient, anchor (an empty tensor) -> the gradient. Its own gradient with respect to the anchor is zero, or None if the
-    anchor is `_NOWHERE`."""
+    """gradient, anchor (an empty tensor) -> the gradient, unchanged. The result's own gradient with respect to the anchor is
+    zero, or None if the anchor is `_NOWHERE`."""
 
     @staticmethod
     def forward(gradient: Tensor, anchor: Tensor) -> Tensor:
@@ -54,8 +56,8 @@ class _WithHistory(Function):
 
 
 def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor | None:
-    """The gradient, made to require a gradient under `create_graph` even if nothing that it was computed from does. Its own
-    gradient with respect to the tensors that the anchor was computed from is zero; without an anchor it is None."""
+    """The gradient, made to require a gradient under `create_graph` even if no tensor that it was computed from does. Its own
+    gradient with respect to the tensors that the anchor was computed from is zero; without an anchor, it is None."""
     if gradient is None or gradient.requires_grad or not torch.is_grad_enabled():
         return gradient
     if in_batched_gradients():
@@ -64,7 +66,7 @@ def with_history(gradient: Tensor | None, anchor: Tensor = _NOWHERE) -> Tensor |
 
 
 class _GradientWithHistory(Function):
-    """The identity; the gradient passes through `with_history`."""
+    """The identity, whose gradient passes through `with_history`."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -81,8 +83,8 @@ class _GradientWithHistory(Function):
 
 def gradient_with_history(tensor: Tensor, *others: Tensor) -> Tensor:
     """The tensor, with a gradient that passes through `with_history` if one of the other tensors of the call requires a gradient,
-    except under torch.compile and torch.func. For terms that torch's operator computes itself, but that are computed outside our
-    op, such as a bias."""
+    except under torch.compile and torch.func. This is for a term, such as a bias, that is part of torch's operator but that this
+    package adds outside its own."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return tensor
     if tensor.requires_grad and torch.is_grad_enabled() and any(other.requires_grad for other in others):

@@ -25,7 +25,7 @@ _TORCHS: Any = F.max_pool2d
 
 
 def _wants_gradient(x: Tensor) -> bool:
-    """Whether a derivative of this call may be wanted: then the offsets of the chosen cells have to be stored."""
+    """Whether a derivative of this call may be wanted, in which case the offsets of the chosen cells have to be stored."""
     if torch._C._are_functorch_transforms_active() or is_recorded():
         return True
     return (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0
@@ -129,9 +129,10 @@ def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | Non
 
     Args:
         x: (T, N, C) with T > 0; fp16, bf16, fp32 or fp64, with any strides.
-        lengths: (N), of any integer dtype, on x's device: the number of valid steps of each sequence, clamped to [0, T]. The
-            host never reads it. None stands for all steps.
-        engine: as in `conv2d`, but calls that would go to torch's own operator go to engine `torch`, since torch has none.
+        lengths: (N), of any integer dtype, on x's device: the number of valid steps of each sequence, clamped to [0, T].
+            A call does not copy it from the GPU to the host. None stands for all steps.
+        engine: as in `conv2d`, but engine `torch` serves calls that would go to torch's own operator, since torch has no such
+            operator.
 
     Returns:
         (N, C).

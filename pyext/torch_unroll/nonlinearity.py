@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def apply(nonlinearity: str, z: Tensor) -> Tensor:
-    """f(z)."""
+    """Returns f(z), where f is the nonlinearity of this name."""
     if nonlinearity == "identity":
         return z
     function = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}[nonlinearity]
@@ -18,7 +18,7 @@ def apply(nonlinearity: str, z: Tensor) -> Tensor:
 
 
 def slope(nonlinearity: str, h: Tensor, gradient: Tensor) -> Tensor:
-    """f'(z) · gradient, from h = f(z)."""
+    """Returns f'(z) · gradient, computed from h = f(z)."""
     if nonlinearity == "tanh":
         return gradient * (1 - h * h)
     if nonlinearity == "relu":

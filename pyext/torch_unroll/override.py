@@ -60,7 +60,7 @@ _TABLE: dict[Any, Callable[..., Any]] = {
 
 
 class override(Redirect):  # noqa: N801 (a context manager, named like torch.no_grad)
-    """Replaces torch's functions, those listed below, with torch_unroll's, within `with tu.override():` or a
+    """Replaces the functions of torch that are listed below with torch_unroll's, within a block `with tu.override():` or a
     function that `@tu.override()` decorates.
 
     It affects calls of `F.conv2d`, `F.conv_transpose2d`, `F.unfold`, `F.fold`, `F.max_pool2d`, `F.max_pool2d_with_indices`,

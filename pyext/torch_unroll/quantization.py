@@ -43,14 +43,15 @@ def _accepting_ours(target: type[Any]) -> type[Any]:
 
 
 def _fusing_ours(fuse: Fuser) -> Fuser:
-    """`fuse` for modules of which the first is torch_unroll's; the convolution in the result is torch_unroll's too."""
+    """A version of `fuse` that accepts a module of torch_unroll as the first one; the convolution in the result has
+    torch_unroll's class too."""
 
     @functools.wraps(fuse)
     def fused(is_qat: bool, first: torch.nn.Module, *others: torch.nn.Module) -> torch.nn.Module:
         with _with_torchs_class(first):
             result = fuse(is_qat, first, *others)
         for module in result.modules():
-            if type(module) is TORCHS.get(type(first)):  # the copy that folding a normalisation made
+            if type(module) is TORCHS.get(type(first)):  # a copy of `first`, with a normalisation folded in
                 module.__class__ = type(first)
         return result
 

@@ -27,7 +27,8 @@ _WITHOUT_KERNELS = (
 )
 _FAMILIES = re.compile("Conv|MaxPool|RNN|LSTM|GRU|Fold|Unfold")
 
-#: torch's functions that torch_unroll has too, as graphs of torch.fx call them -> name. `_ATEN`: those in graphs of torch.export.
+#: torch's functions that torch_unroll has too, as graphs of torch.fx call them -> name. `_ATEN` matches the names of the
+#: operators that graphs of torch.export call instead.
 _FUNCTIONS = {
     **{function: function.__name__ for function in (F.conv2d, F.conv_transpose2d, F.unfold, F.fold, torch.max_pool2d)},
     **{function: function.__name__ for function in (torch.rnn_tanh, torch.rnn_relu, torch.rnn_tanh_cell, torch.rnn_relu_cell)},
@@ -89,7 +90,8 @@ def _reason(module: torch.nn.Module) -> str | None:
     if isinstance(module, GraphModule):
         calls = ", ".join(f"{call} ({count})" for call, count in Counter(_calls_of_graph(module)).items())
         return f"its graph calls these functions directly, without a module: {calls}" if calls else None
-    if re.match(r"torch\.ao\.nn\.(?!intrinsic\.modules\.)", kind.__module__):  # intrinsic: fused floating-point modules
+    # torch.ao.nn.intrinsic.modules is excepted, since its fused modules compute in floating point.
+    if re.match(r"torch\.ao\.nn\.(?!intrinsic\.modules\.)", kind.__module__):
         return (
             f"{kind.__name__} is quantised, or prepared for quantisation-aware training"
             if _FAMILIES.search(kind.__name__)
@@ -182,12 +184,12 @@ def _torchs_class(module: torch.nn.Module) -> type[torch.nn.Module] | None:
 
 
 def restore(model: torch.nn.Module) -> Report:
-    """Undoes `replace`: turns every module of torch_unroll in a model into torch's module of that name, in place. It does not
-    matter whether `replace` made the module, it was constructed from `torch_unroll.nn`, or the model is a copy or was unpickled.
+    """Undoes `replace`: turns every module of torch_unroll in a model into torch's module of that name, in place. This includes
+    modules that were constructed from `torch_unroll.nn`, and works on copies and unpickled models too.
 
-    Identity, parameters, state_dict, hooks and ties are preserved. These are left and reported: modules
-    with a nonlinearity that torch lacks, a LocallyConnected2d, subclasses, and modules whose forward a tool has wrapped. The
-    `engine` that a module names is dropped, and a note of the report says so.
+    Identity, parameters, state_dict, hooks and ties are preserved. Modules with a nonlinearity that torch lacks, every
+    LocallyConnected2d, subclasses, and modules whose forward a tool has wrapped are left and reported. The `engine` that a module
+    names is dropped, and a note of the report says so.
 
     Args:
         model: any module; it is itself restored if it is one of torch_unroll's.

@@ -47,7 +47,7 @@ class _Stack:
     engine: str
 
     def layer(self, x: Tensor, h0: Tensor, weights: list[tuple[Tensor, ...]], steps: Steps) -> tuple[Tensor, Tensor]:
-        """Runs one layer: x, in the layout of the input, and h0 (D, N, H) -> h, laid out like x, and h_n (D, N, H)."""
+        """Runs one layer on x, in the layout of the input, from h0 (D, N, H). Returns h, laid out like x, and h_n (D, N, H)."""
         w_ih, w_hh, *biases = zip(*weights, strict=True)
         w_ih, w_hh = tuple(map(lowered, w_ih)), tuple(map(lowered, w_hh))
         bias = _joined([lowered(b_ih + b_hh) for b_ih, b_hh in zip(*biases, strict=True)]) if biases else None
@@ -99,10 +99,10 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _fits_engine(engine: str, x: Tensor, axis: int, packed: bool) -> bool:
-    """Whether the extents of a sequence are within the limits of the engine's kernels; if not, torch serves the call.
+    """Whether the extents of a sequence are within the limits of the engine's kernels; if they are not, torch serves the call.
 
     Raises:
-        SizeError: they are not, and engine `cuda` or `cupy` was named.
+        SizeError: the extents exceed the limits, and engine `cuda` or `cupy` was named.
     """
     if not limits.is_large(x):
         return True
@@ -147,12 +147,12 @@ def rnn(
         batch_first: whether input and output are (N, T, ·); states never are.
         batch_sizes: that of a PackedSequence: (T), int64, on the CPU.
         lengths: (N), of any integer dtype, on input's device: the number of valid steps of each padded sample, clamped to
-            [0, T]. The host never reads it. Later outputs are 0, and h_n is the state after the last valid step that a direction
-            computes (h0 if there is none).
+            [0, T]. A call does not copy it from the GPU to the host. Outputs past the length of a sample are 0, and h_n is the
+            state after the last valid step that a direction computes (h0 if there is none).
         recompute_segments: cuts the sequence into at most this many segments and saves, besides the input, only the states
             between them for backward, which computes the rest again (Chen et al. 2016, arXiv 1604.06174). About √T segments need
-            the least memory. It saves memory only if the caller does not keep the output, and is not available for bidirectional
-            or packed input.
+            the least memory. This saves memory only if the caller does not keep the output. It is not available for
+            bidirectional or packed input.
         engine: as in `conv2d`, but engine `torch` takes the place of torch's own operator if that lacks an option of the call,
             and for floating-point calls under torch.compile and torch.func.
 
@@ -228,8 +228,8 @@ def _check_and_run(
 
 
 def _with_batch(input: Tensor, h0: Tensor | None, axis: int, beyond_torch: bool) -> tuple[Tensor, Tensor | None, bool]:
-    """input and h0 with a batch, and whether the output keeps it: not if neither of them came with one. `axis` is that of N in
-    the returned input."""
+    """Returns input and h0 with a batch, and whether the output keeps the batch: it does if input or h0 came with one. `axis` is
+    that of N in the returned input."""
     if input.dim() != 2:
         return input, h0, True
     if h0 is not None and h0.dim() == 3 and axis == 1 and not beyond_torch:

@@ -102,11 +102,11 @@ def _first_size(batch_sizes: Tensor) -> int:
 
 
 def read_rows(x: Tensor, batch_sizes: Tensor) -> Tensor:
-    """The first sum(batch_sizes) rows of packed data with a single direction: like torch, this ignores further rows.
+    """The first sum(batch_sizes) rows of x, packed data for a single direction. Like torch, this ignores further rows.
 
     If the call is transformed, the sum is not known yet: x is returned unchanged, and the operator rejects further rows when it
-    runs. The operator also rejects them for two directions, because a reverse direction that, like torch's, began at the last row
-    would mix up the steps.
+    runs. For two directions, the operator always rejects them: torch's reverse direction starts at the last row even if it is a
+    further one, which mixes up the steps.
     """
     if type(batch_sizes) is not Tensor or is_transformed():
         return x
@@ -136,7 +136,7 @@ def checked_start(
     if batch_sizes is not None:
         N = (
             start.shape[1] if start.dim() == 3 else _first_size(batch_sizes)
-        )  # the operator compares it with batch_sizes when it runs
+        )  # the operator compares N with batch_sizes when it runs
     else:
         N = x.shape[axis]
     if lengths is not None:

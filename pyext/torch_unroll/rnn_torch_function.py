@@ -28,8 +28,8 @@ def torchs_arguments(x: Any, start: Any, weights: Sequence[Any], options: dict[s
 
 
 def ask_rnn(rnn: Callable[..., Any], input: Any, h0: Any, weights: Sequence[Any], options: dict[str, Any]) -> Any:
-    """Offers a call of `torch_unroll.rnn`, as a call of torch's function if that can express it. torch's function needs a batch
-    and an initial state; a missing state is created here, as torch.nn.RNN does."""
+    """Offers a call of `torch_unroll.rnn` to modes and to arguments that override it, as a call of torch's function if that can
+    express it. torch's function needs a batch and an initial state; a missing state is created here, as torch.nn.RNN does."""
     theirs, batch_sizes = TORCHS.get(options["nonlinearity"]), options["batch_sizes"]
     tensors = (input, h0, batch_sizes, options["lengths"], *weights)
     beyond_torch = options["lengths"] is not None or options["recompute_segments"] is not None
@@ -46,7 +46,7 @@ def ask_rnn(rnn: Callable[..., Any], input: Any, h0: Any, weights: Sequence[Any]
 
 
 def ask_rnn_cell(rnn_cell: Callable[..., Any], arguments: tuple[Any, ...], nonlinearity: str, engine: str | None) -> Any:
-    """Offers a call of `torch_unroll.rnn_cell`; `arguments` are all its tensors."""
+    """Offers a call of `torch_unroll.rnn_cell` in the same way as `ask_rnn`; `arguments` are all tensors of the call."""
     options, theirs = {"nonlinearity": nonlinearity, "engine": engine}, TORCHS_CELL.get(nonlinearity)
     if theirs is None or any(isinstance(tensor, fx.Proxy) for tensor in arguments):
         return ask(rnn_cell, arguments, arguments, options)

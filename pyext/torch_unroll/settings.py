@@ -39,7 +39,8 @@ class Setting(Generic[Value]):
 
     def __init__(self, read: Callable[[], Value], write: Callable[[Value], object]):
         self._read, self._write = read, write
-        self._lock = threading.RLock()  # re-entrant: the garbage collector may close a generator here, which leaves its block
+        # Re-entrant, since garbage collection may close a generator while the lock is held, which ends the generator's block.
+        self._lock = threading.RLock()
         self._entries: list[_Entry[Value]] = []
         self._base = self._written = read()
 

@@ -63,7 +63,7 @@ def _unless_unknown(comparison: Any, otherwise: bool) -> bool:
     """The result of a comparison of sizes; `otherwise` if a compiler cannot decide it, because the sizes depend on data, as those
     of x[mask] do."""
     if not torch.compiler.is_compiling() and not isinstance(comparison, torch.SymBool):
-        return bool(comparison)  # in a trace it is a tensor; under torch.compile it may be a symbol whose type is bool
+        return bool(comparison)  # `comparison` is a tensor in a trace; under torch.compile, even a bool may be symbolic
     from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
 
     return guard_or_true(comparison) if otherwise else guard_or_false(comparison)
@@ -72,8 +72,8 @@ def _unless_unknown(comparison: Any, otherwise: bool) -> bool:
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether torch regards a 4-D tensor as channels_last, which its strides decide; ambiguous strides count as contiguous.
 
-    The same rule as c10's `is_channels_last_strides_2d`. Where a compiler cannot decide a comparison, extents are assumed to be
-    above 0, and strides not to be in the order of channels_last.
+    The rule is that of c10's `is_channels_last_strides_2d`. Where a compiler cannot decide a comparison, extents are assumed to
+    be above 0, and strides not to be in the order of channels_last.
     """
     (N, C, H, W), (n, c, h, w) = tensor.shape, tensor.stride()
     if not tensor._has_symbolic_sizes_strides:
@@ -167,8 +167,8 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_each(conditions: Iterable[bool], message: str) -> None:
-    """`require` for several conditions. Joining them with `and` would force a compiler to decide those on symbolic sizes one by
-    one."""
+    """Requires each of several conditions. Joining the conditions with `and` would force a compiler to decide those on symbolic
+    sizes while it traces."""
     for condition in conditions:
         require(condition, message)
 

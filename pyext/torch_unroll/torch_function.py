@@ -38,7 +38,8 @@ def ask(
     twin: Callable[..., Any] | None = None,
     **named: Any,
 ) -> Any:
-    """Offers a call to the active mode and to the arguments that override it; returns the first result but NotImplemented.
+    """Offers a call to the active mode and to the arguments that override it; returns the first result that is not
+    NotImplemented.
 
     Args:
         ours: this package's function.

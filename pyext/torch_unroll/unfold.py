@@ -40,7 +40,7 @@ def _geometry(kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> tup
 
 
 def _may_be_large(input: Tensor, *numbers: Pair) -> bool:
-    """Whether a call may be too large for the compiled kernels: only then are its sizes compared with their limits."""
+    """Whether a call may be too large for the compiled kernels, in which case its sizes are compared with their limits."""
     return limits.is_large(input) or (not torch.compiler.is_compiling() and max(map(max, numbers)) >= 2**31)
 
 
@@ -55,7 +55,7 @@ def unfold(
         engine: as in `conv2d`.
 
     Returns:
-        (N, C·R·S, P·Q), or without N as the input: one column for each position of the window.
+        (N, C·R·S, P·Q), without N if the input has none: one column for each position of the window.
 
     Raises:
         IndexError: the input has fewer than 3 dimensions, as in torch.
@@ -105,7 +105,7 @@ def fold(
         engine: as in `conv2d`.
 
     Returns:
-        (N, C, H, W), or without N as the input.
+        (N, C, H, W), without N if the input has none.
 
     Raises:
         RuntimeError: sizes do not fit together, as in torch; or a named engine refuses the call.

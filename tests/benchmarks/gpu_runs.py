@@ -43,12 +43,12 @@ class Broken:
 
 
 def first_of(op: str) -> Case:
-    """The first case that engine cuda computes and gets right, of the first job whose name begins with `op`."""
+    """The first case that engine cuda gets right, among those of the first job whose name begins with `op`."""
     jobs = by_job(small=True, seed=0)
     cases = next(cases for name, cases in jobs.items() if name.startswith(op))
     return next(case for case in cases if judge(case, load("cuda"), CPU).outcome == "right")
 
 
 def record_of(job: str, outcome: str = "right", **more: Any) -> dict[str, Any]:
-    """The record of a job, with the fields `more`."""
+    """The record of a job, with `more` as additional or changed fields."""
     return {"job": job, "outcome": outcome, "detail": "", "seconds": 1.0, "cases": [], **more}

@@ -1,4 +1,4 @@
-"""The modules of benchmarks import each other in one direction, and only heavy packages are imported within functions."""
+"""The imports among the modules of benchmarks have no cycle, and only heavy packages are imported within functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Packages that take long to import or may be missing, so that a module imports them only where it needs them.
+#: Packages that take long to import or may be missing. A module may import them within the functions that need them.
 HEAVY = {"cupy", "matplotlib", "numba", "sklearn", "torch", "tqdm"}
 
 

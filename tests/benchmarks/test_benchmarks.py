@@ -244,8 +244,8 @@ def test_verdicts(old, new, expected: str) -> None:
 
 def test_share_of_the_roofline() -> None:
     ceilings = {"copy_gb_s": 1000, "product_tflop_s": {"bf16": 100}}
-    assert roofline_share(10**12, 10**6, "bf16", 0.02, ceilings) == pytest.approx(0.5)  # 10 ms by FLOPs
-    assert roofline_share(10, 10**9, "bf16", 0.004, ceilings) == pytest.approx(0.25)  # 1 ms by bytes
+    assert roofline_share(10**12, 10**6, "bf16", 0.02, ceilings) == pytest.approx(0.5)  # the FLOPs need 10 ms at least
+    assert roofline_share(10, 10**9, "bf16", 0.004, ceilings) == pytest.approx(0.25)  # the bytes need 1 ms at least
     assert roofline_share(10, 10**9, "fp16", 0.004, ceilings) is None
 
 
@@ -258,5 +258,5 @@ def test_clocks_are_parsed() -> None:
         "throttled": False,
     }
     assert parse_clocks("1200, [N/A], 700, 80, 0x0000000000000004")["throttled"] is True
-    assert parse_clocks("1200, [N/A], 700, 80, 0x0000000000000001")["throttled"] is False  # idle
+    assert parse_clocks("1200, [N/A], 700, 80, 0x0000000000000001")["throttled"] is False  # the GPU is idle
     assert parse_clocks("1200, [N/A], 700, 80, [N/A]")["memory_mhz"] is None

@@ -117,7 +117,7 @@ def test_what_fails_says_so(monkeypatch: pytest.MonkeyPatch, error: Exception, s
 
 
 def test_one_bad_case_does_not_end_the_run(tmp_path: Path) -> None:
-    impossible = case(H=2, W=2)  # smaller than its window
+    impossible = case(H=2, W=2)  # the plane is smaller than the filter
     run = Run([Selected(impossible, ["a"], []), Selected(case(), ["a"], [])], SETTING, tmp_path / "r.json", "", quick=True)
     bad, good = run.go()["rows"]
     assert (bad["status"], good["status"]) == ("error", "ok")
@@ -195,7 +195,7 @@ def test_a_budget_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: pyte
         return fake_row(measured_case)
 
     document = a_run(tmp_path, measure, count=9, minutes=1).go()
-    assert len(document["rows"]) == 2  # a third would end after 75 seconds, and there are 60
+    assert len(document["rows"]) == 2  # a third case would end after 75 seconds, and the budget is 60
     assert len(document["left_out"]) == 7
 
 
@@ -334,7 +334,7 @@ def test_results_of_different_machines_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_readme_is_what_the_results_say() -> None:
-    """If this fails after new results were added: python -m benchmarks report --readme."""
+    """If this fails because results were added, run `python -m benchmarks report --readme`."""
     source = README.read_text()
     assert readme.apply(source, readme.text(readme.measured())) == source
 

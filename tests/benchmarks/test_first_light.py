@@ -1,4 +1,4 @@
-"""First light: a program that hangs or faults does not affect the results of others, and all programs compile."""
+"""Tests benchmarks/first_light: a program that hangs or faults does not affect other results, and all programs compile."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_golden_files_are_the_same_bytes_for_the_same_cases(tmp_path: Path) -> N
 
 
 def emitted() -> dict[str, set[str]]:
-    """The names of the fields with which the programs emit each kind of golden data."""
+    """Kind of golden data -> the names of the fields that the programs print for it."""
     kinds: dict[str, set[str]] = {}
     for path in programs.HERE.glob("golden_*.cu"):
         for kind, format_ in re.findall(r'emit\(\s*"golden_(\w+)",\s*((?:"(?:[^"\\]|\\.)*"\s*)+)', path.read_text()):
@@ -133,7 +133,7 @@ printf '#!/bin/sh\\n' > "$last" && chmod +x "$last"
 
 
 def first_light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> list[str]:
-    """Builds the programs, and returns those that were compiled."""
+    """Builds the programs, and returns the names of those that were compiled."""
     listed = tmp_path / "compiled"
     listed.unlink(missing_ok=True)
     monkeypatch.setattr(sys, "argv", ["first_light", "--binaries", str(tmp_path / "binaries"), "--build-only", *options])

@@ -1,4 +1,4 @@
-"""The evidence of a wrong result suffices to explain it without a GPU: its content, the faults that are found, the text."""
+"""The evidence of a wrong result suffices to explain it without a GPU: its content, the faults it reveals, the printed text."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ def record(case: Case, wrong: list[tuple[str, Tensor, Tensor]]) -> dict[str, obj
 
 
 def whole(case: Case, name: str, change: Callable[[Part, int], Tensor]) -> Tensor:
-    """The result `name` of a case if `change(part, step)` computes the sums of each part of the product, including the addend
-    and not yet rounded."""
+    """The result `name` of a case if `change(part, step)` computes the unrounded sums of each part of the product.
+
+    `step` is the depth of a step. Without a fault, `change` adds the part's addend to the sums.
+    """
     product, expected = product_of(case, name, operands=True), case.expected()[name]
     result = expected.flatten().clone()
     for part in product.parts:
@@ -118,7 +120,7 @@ def applies(kind: str, case: Case, name: str) -> bool:
         return part.addend is not None
     if kind == "swizzle":
         return isinstance(case, Conv2dCase) and depth is not None and bool(depth.line) and depth.major[0] == "depth"
-    if kind == "stale stage":  # in a recurrence, a stale state is one of an earlier time step
+    if kind == "stale stage":  # a recurrence would read the state of an earlier time step instead
         return isinstance(case, Conv2dCase)
     return True
 

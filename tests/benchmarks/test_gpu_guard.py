@@ -1,6 +1,6 @@
 """After a test that loses the GPU, no other test fails: the rest is skipped, or run by another worker. The GPU here is made up.
 
-Also tested: the memory that tests share, which tests are marked `gpu`, and their time limits.
+Also tested: the GPU memory that tests share, which tests are marked `gpu`, and their time limits.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def test_c(n):
 
 @pytest.fixture
 def guarded(tmp_path: Path):
-    """Returns a function that runs pytest on tests of a made-up GPU, with some plugins."""
+    """Returns a function that runs pytest, with the given plugins, on tests of a made-up GPU."""
 
     def run(tests: str, *options: str, plugins: tuple[str, ...] = ()) -> str:
         (tmp_path / "conftest.py").write_text(CONFTEST)

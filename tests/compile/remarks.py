@@ -27,7 +27,7 @@ class Compiled:
 
     @property
     def template(self) -> str:
-        """The name of the kernel template in the mangled symbol, where its length precedes it."""
+        """The name of the kernel template, which the mangled symbol holds after the length of the name."""
         length, rest = re.match(r"_Z(?:N[^K]*?)?(\d+)(\w+)", self.symbol).groups()
         return rest[: int(length)]
 

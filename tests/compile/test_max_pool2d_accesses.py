@@ -27,7 +27,7 @@ def _rows(*parts: str) -> list[Kernel]:
 
 @pytest.fixture(scope="module")
 def ptx(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Name expression -> PTX, for every kernel that moves 16 bytes at a time."""
+    """Name expression -> PTX, for the kernels of the variants channels and staged, which move 16 bytes at a time."""
     if lack := build.cuda_lack():
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI requires nvcc: {lack}")
@@ -69,7 +69,7 @@ def test_channels_move_16_bytes_and_each_cell_of_a_strip_once(ptx: dict[str, str
     R, S, stride = map(int, re.findall(r"\d", row.arguments[2]))
     offset_bytes = 16 // ITEM[row.arguments[0]]
     if "forward" in row.name:
-        expected_loads = Counter({16: ((STRIP - 1) * stride + R) * S, 8: 1})  # the 8 bytes are a length
+        expected_loads = Counter({16: ((STRIP - 1) * stride + R) * S, 8: 1})  # the 8 bytes are an element of `lengths`
         expected_stores = Counter({16: STRIP, offset_bytes: STRIP})
     else:
         windows = (STRIP + (R - 1) // stride) * ((S - 1) // stride + 1)

@@ -1,4 +1,4 @@
-"""nvcc compiles every row of the kernel table, for every target that it runs on, without spills, local memory or warnings."""
+"""nvcc compiles every row of the kernel table, for each of TARGETS that it runs on, without spills, local memory or warnings."""
 
 from __future__ import annotations
 

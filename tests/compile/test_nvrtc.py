@@ -1,7 +1,7 @@
 """NVRTC, without an include path or host headers, compiles every row of the kernel table, as engine `cupy` needs.
 
-Each row is compiled to machine code for every target that it runs on, as for a call on a GPU. test_nvcc.py checks the remarks of
-ptxas.
+Each row is compiled to machine code for each of TARGETS that it runs on, as for a call on a GPU. test_nvcc.py checks the remarks
+of ptxas.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Random convolutions of small integers, whose sums the kernels form without rounding: a result must be the exact sum, rounded
-once to its dtype.
+"""Random convolutions of small integers, whose sums are exact in the kernels: a result must be the exact sum, rounded once.
 
 `TORCH_UNROLL_FUZZ=N` sets the number of problems of the long run, including those of the quick tests; `TORCH_UNROLL_FUZZ_SEED`
 sets the seed of the first problem.

@@ -63,7 +63,7 @@ class Axis:
         return self.stride, self.padding, self.dilation
 
     def meetings(self) -> Tensor:
-        """Returns a tensor (outputs, taps, extent) of 0 and 1: 1 where an output's tap lies on a pixel, by unbounded integers."""
+        """Returns a tensor (outputs, taps, extent) of 0 and 1: 1 where an output's tap lies on a pixel. No number overflows."""
         cells = product(range(self.outputs), range(self.taps))
         places = [p * self.stride - self.padding + r * self.dilation for p, r in cells]
         met = [[float(place == pixel) for pixel in range(self.extent)] for place in places]
@@ -71,7 +71,10 @@ class Axis:
 
     @property
     def fits(self) -> bool:
-        """Whether the numbers are below 2^31. The stride of a single output and the dilation of a single tap do not count."""
+        """Whether stride, padding and dilation are below 2^31.
+
+        The stride of a single output and the dilation of a single tap do not count.
+        """
         stride = self.stride if self.outputs > 1 else 1
         return max(stride, self.padding, self.dilation if self.taps > 1 else 1) < 2**31
 
@@ -215,7 +218,7 @@ def test_any_geometry_is_exact_or_refused(op: str, engine: str) -> None:
     run()
 
 
-# ---- variants at the edges of their positions ---------------------------------------------------------------------------------
+# ---- variants at the limits of their 32-bit positions -------------------------------------------------------------------------
 
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
@@ -260,7 +263,7 @@ def test_variants_count_as_far_as_they_say(name: str, variant: str, dtype: torch
 
 
 def square(direction: str, axis: Axis, dtype: torch.dtype = torch.float16) -> Conv2dProblem:
-    """Returns a convolution of eight channels with the same axis in both dimensions."""
+    """Returns a convolution of eight channels and one filter, with the same axis in both dimensions."""
     x, w = (torch.empty(1, 8, extent, extent, dtype=dtype) for extent in (axis.extent, axis.taps))
     y = torch.empty(1, 1, axis.outputs, axis.outputs, dtype=dtype)
     geometry = Conv2dGeometry((axis.stride,) * 2, (axis.padding,) * 4, (axis.dilation,) * 2, 1)

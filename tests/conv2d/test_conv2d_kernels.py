@@ -208,7 +208,7 @@ def test_results_are_as_accurate_as_their_arithmetic(
     multiplied, operand = [x, w, dy], 0.0
     if precision == "tf32" and "wgmma" in variant:
         operand = COPIED_TF32
-    elif precision == "tf32":  # exact products of rounded operands
+    elif precision == "tf32":  # mma rounds the operands first, and their products are exact
         multiplied = [tf32(tensor) for tensor in multiplied]
     bounds = case.bounds(*multiplied[:2], bias, multiplied[2], operand)
     for direction, result in results.items():
@@ -323,7 +323,7 @@ def test_workspace_stays_within_its_limit(variant: str) -> None:
     x, w, bias, dy = (
         torch.randint(-2, 3, t.shape).to(torch.float16) for t in case.inputs(torch.float16, torch.contiguous_format)
     )
-    limit = 2 * 8 * 9 * 36 * 2  # a chunk may use half of it: the columns of one image, or x and dy of fewer than seven images
+    limit = 2 * 8 * 9 * 36 * 2  # a chunk of images may use half: the columns of one image, or x and dy of fewer than seven
     exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
     with tu.conv2d_workspace(limit):
         for direction, result in case.ours(x, w, bias, dy, "ieee", variant).items():

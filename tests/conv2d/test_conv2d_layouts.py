@@ -1,6 +1,6 @@
-"""Gradients of images have the memory format of the call's output, and those of filters the filter's strides, at every order.
+"""Layouts of gradients of any order: those of images have the output's memory format, and those of filters the filter's strides.
 
-Gradients of filters that have gaps in memory are contiguous.
+If a filter has gaps in memory, its gradient is contiguous.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def factors(name: str, shape: str, x_layout: str, w_layout: str) -> list[Tensor]
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_of_images_are_laid_out_as_torchs(target: Target, name: str, shape: str) -> None:
-    """They do not depend on the layout of dy."""
+    """The layouts of the gradients do not depend on the layout of dy."""
     groups = SHAPES[shape][2]
     for x_layout, w_layout in product(LAYOUTS, ("contiguous", "channels_last")):
         x, w = factors(name, shape, x_layout, w_layout)
@@ -96,7 +96,7 @@ def test_gradients_of_images_are_laid_out_as_torchs(target: Target, name: str, s
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: str, shape: str) -> None:
-    """The gradients that arrive for dx and dw may be laid out as dx and dw, as those of a penalty are, or be contiguous."""
+    """Holds whether the gradients for dx and dw have the layouts of dx and dw, as those of a penalty have, or are contiguous."""
     groups = SHAPES[shape][2]
     for x_layout, w_layout in product(("contiguous", "channels_last", "slice of channels"), ("contiguous", "channels_last")):
         leaves = factors(name, shape, x_layout, w_layout)

@@ -85,7 +85,7 @@ def small(*size: int) -> Tensor:
 
 
 def spoil(dy: Tensor, w: Tensor, kind: str) -> None:
-    """Writes the infinities, NaN and zeros of a kind into dy and w; at the borders of dx, corners of w fall outside dy."""
+    """Writes the infinities, NaN and zeros of a kind into dy and corners of w, which fall outside dy at the borders of dx."""
     if kind == "zeros in dy":
         dy[:, 1, 1:, :2] = 0
     if kind == "inf in dy":

@@ -74,7 +74,7 @@ def elements(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_each_tensor_reaches_the_engine_once(target: Target, name: str, elements: list[list[int]]) -> None:
-    """x, w and dy are not repeated, whichever are batched, along the first dimension or the last. (A bias may be.)"""
+    """x, w and dy are not repeated, whichever are batched, along the first or the last dimension. A bias may be repeated."""
     case = CASES[name]
     for batched in product((False, True), repeat=len(case.sizes)):
         if not any(batched):

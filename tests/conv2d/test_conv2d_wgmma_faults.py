@@ -1,4 +1,4 @@
-"""Faults planted in the kernels of the variant wgmma, one at a time: if one is not noticed, a passing test proves nothing."""
+"""Faults planted in the kernels of the variant wgmma, one at a time. A test that passes in spite of a fault proves nothing."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class FaultyWatcher(Watcher):
 
 
 def noticed(fault: Fault) -> str | None:
-    """Returns what the first schedule that reveals the fault shows: the emulator's report or wrong results; None if none does."""
+    """Tries SEEDS schedules; returns the emulator's report or "wrong results" for the first that reveals the fault, or None."""
     launcher = FaultyWatcher(fault)
     generator = torch.Generator().manual_seed(0)
 

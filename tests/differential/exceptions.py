@@ -13,7 +13,7 @@ from tests.differential.harness import Case
 
 @dataclass(frozen=True)
 class Pattern:
-    """A set of cases, described by a shell pattern for each of their four names, with alternatives separated by bars."""
+    """The cases whose four names match these shell patterns. Bars separate alternative patterns."""
 
     subject: str
     way: str

@@ -1,4 +1,4 @@
-"""A case of the harness: one subject under one transformation, by one way into torch_unroll and on one engine, against torch."""
+"""A case compares torch_unroll with torch for one subject, one way into torch_unroll, one transformation and one engine."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.differential.subjects import BY_NAME, Subject
 from tests.differential.transformations import TRANSFORMATIONS, Results, Transformation
 from torch_unroll.shapes import dtype_name
 
-#: The largest difference that is allowed between results with different summation orders, relative to the largest element or,
-#: if that is smaller, to 0.01.
+#: Dtype -> the largest difference that is allowed, because sums may be computed in another order. It is relative to the largest
+#: element of torch's result, or to 0.01 if all elements are smaller.
 TOLERANCE = {torch.float16: 2.0**-8, torch.bfloat16: 2.0**-5, torch.float32: 2.0**-16, torch.float64: 2.0**-36}
 
 Outcome = Results | Exception
@@ -87,8 +87,10 @@ def outcome(run: Callable[[nn.Module, Subject], Results], model: nn.Module, subj
 
 @cache
 def torchs(subject: str, transformation: str, plainly: bool = False) -> Outcome:
-    """The outcome with torch, which is computed once for all ways and engines; `plainly` runs the equivalent of a transformation
-    that torch's model does not support."""
+    """The outcome with torch, which is computed once for all ways and engines.
+
+    `plainly` runs the transformation's equivalent for models of torch that do not support it, if there is one.
+    """
     entry = TRANSFORMATIONS[transformation]
     run = entry.plainly if plainly and entry.plainly else entry.run
     return outcome(run, _torchs_model(BY_NAME[subject]), BY_NAME[subject])
@@ -138,7 +140,10 @@ def _tensors_differ(result: Tensor | None, expected: Tensor | None, precision: t
 
 
 def results_differ(result: Results, expected: Results, precision: torch.dtype | None = None) -> str | None:
-    """A description of how two lists of results differ, or None. `precision` is the lowest precision that they passed through."""
+    """A description of how two lists of results differ, or None if they are equal within the tolerance.
+
+    `precision` is the lowest precision that the results passed through, by default that of their dtype.
+    """
     if len(result) != len(expected):
         return f"expected {len(expected)} results, got {len(result)}"
     for place, (tensor, wanted) in enumerate(zip(result, expected, strict=True)):
@@ -160,15 +165,15 @@ def _differ(result: Outcome, expected: Outcome, entry: Transformation) -> str | 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a case: the message if it failed, or None, and the name of the exception that torch_unroll raised, or
-    None."""
+    """The result of a case: the message about the difference if it failed, and the name of torch_unroll's exception if it raised
+    one."""
 
     difference: str | None
     raised: str | None
 
 
 def judge(case: Case) -> Verdict:
-    """Runs a case in this process."""
+    """Runs a case in this process, and compares its outcome with torch's."""
     entry, result = TRANSFORMATIONS[case.transformation], ours(case)
     expected = torchs(case.subject, case.transformation)
     if isinstance(expected, Exception) and entry.plainly and not isinstance(result, Exception):

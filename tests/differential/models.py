@@ -1,6 +1,6 @@
-"""Small modules around functions: each calls torch's function, or torch_unroll's with the same meaning, with its own parameters.
+"""Small modules that call one function, either torch's or the equivalent one of torch_unroll, and small networks.
 
-If torch lacks the function, its side is an equivalent that is written with torch's other functions.
+If torch lacks the function, the module for torch computes the same with torch's other functions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Call(nn.Module):
         self.unrolled = namespace is tu.nn
 
     def parameter(self, name: str, *shape: int) -> None:
-        """A random parameter, drawn from torch's generator."""
+        """Adds a random parameter, drawn from torch's generator."""
         self.register_parameter(name, nn.Parameter(0.5 * torch.randn(shape)))
 
 
@@ -176,7 +176,7 @@ def locally_connected(namespace: Any) -> nn.Module:
 
 
 class Packed(nn.Module):
-    """An RNN whose input and output are the tensors of a PackedSequence."""
+    """An RNN that gets the tensors of a PackedSequence, and returns the data of its packed output and h_n."""
 
     def __init__(self, namespace: Any):
         super().__init__()
@@ -200,7 +200,7 @@ class Network(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A recurrence and the maximum of its output over time."""
+    """A recurrence, a linear layer, and the maximum of that layer's output over time."""
 
     def __init__(self, namespace: Any):
         super().__init__()

@@ -21,8 +21,8 @@ CASES = tuple(
 #: One subject of each family of ops, for expensive transformations.
 _FIRST = ("Conv2d-plain", "MaxPool2d-plain", "RNN-plain")
 
-#: The subjects to which the quick suite applies every transformation that is not dear: one of nearly every op, and those whose
-#: calls differ from all others.
+#: The subjects to which the quick suite applies every transformation that is not `dear`, on engine `torch`: nearly every op has
+#: one, and some ops have several, with other options (groups, an initial state, packed sequences, lengths).
 _THOROUGH = (
     *_FIRST,
     "Conv2d-grouped",
@@ -36,11 +36,12 @@ _THOROUGH = (
     "network",
 )
 
-#: Transformations whose outcome may depend on the way: they call the model in another context, or copy it.
+#: Transformations whose outcome may depend on the way into torch_unroll. All but `plain` call the model in another context, or
+#: copy it.
 _BY_WAY = ("plain", "checkpointed", "checkpointed_reentrantly", "deepcopied", "pickled", "functional_gradient")
 
-#: Transformations whose outcome may depend on the engine and on the subject's options: kernels get other dtypes, extents
-#: or layouts.
+#: Transformations whose outcome may depend on the engine and on the subject's options, mostly because kernels get other dtypes,
+#: extents or layouts.
 _TELLING = (
     "plain",
     "autocast_bfloat16",

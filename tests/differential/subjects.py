@@ -29,7 +29,7 @@ def shaped(*shapes: tuple[int | str, ...]) -> Callable[[int], tuple[Tensor, ...]
 
 
 def _with_lengths(draw: Callable[[int], tuple[Tensor, ...]]) -> Callable[[int], tuple[Tensor, ...]]:
-    """Like `draw`, with one more tensor: the length of each sample, one or three steps."""
+    """A function that returns the tensors of `draw` and one more, the length of each sample: one or three steps."""
     return lambda batch: (*draw(batch), torch.arange(batch) * 2 % 4 + 1)
 
 

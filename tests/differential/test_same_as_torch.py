@@ -1,5 +1,5 @@
-"""Every subject, by every way into torch_unroll, under every transformation and on every engine, behaves like torch's,
-except for the differences that exceptions.py lists."""
+"""Every subject has torch's results or raises torch's exception, by every way into torch_unroll, under every transformation and
+on every engine, except for the differences that exceptions.py lists or the transformation allows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.differential.transformations import TRANSFORMATIONS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Does not generate the slow cases if the run deselects them, since generating eighteen thousand takes ten seconds."""
+    """Does not generate the slow cases if the run deselects them, since generating all cases takes ten seconds."""
     if "case" in metafunc.fixturenames:
         marks = metafunc.config.option.markexpr
         cases = [case for case in CASES if not is_slow(case)] if "not slow" in marks or marks == "compile" else CASES
@@ -41,7 +41,7 @@ def test_every_pattern_speaks_of_a_case() -> None:
     assert not idle, f"these patterns match no case, remove them: {idle}"
 
 
-#: The public names of torch_unroll without an equivalent computation in torch.
+#: The public names of torch_unroll that need no subject, each with the reason.
 NOT_COMPUTING = {
     "available_engines": "a list",
     "conv2d_workspace": "a setting",
@@ -82,6 +82,6 @@ def test_subjects_draw_the_same_numbers_every_time() -> None:
 
 @pytest.mark.parametrize("name", [name for name, entry in TRANSFORMATIONS.items() if entry.wraps])
 def test_torch_supports_the_transformations_that_wrap_exceptions(name: str) -> None:
-    """If any two exceptions count as equal, a transformation that always raised would compare nothing."""
+    """All exceptions of these transformations count as equal, so one that always raised would compare nothing."""
     result = torchs("Conv2d-plain", name)
     assert isinstance(result, list), repr(result)

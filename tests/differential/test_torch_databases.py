@@ -1,7 +1,8 @@
-"""torch's own sample and error inputs (op_db, module_db) for the functions and modules below: inside `override`, after
-`replace`, and with `torch_unroll.nn` in place of torch.nn. Values, gradients and exception types equal those of torch.
+"""Calls the functions and modules below with torch's own sample inputs and error inputs (op_db, module_db): inside `override`,
+after `replace`, and with `torch_unroll.nn` in place of torch.nn.
 
-The databases have no entries for fold, nn.Fold and nn.Unfold; the samples of unfold are used for them.
+Values and gradients are as accurate as torch's, and exceptions have the types of torch's. The databases have no entries for fold,
+nn.Fold and nn.Unfold; the samples of unfold are used for them.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 WAYS = [
     (name, way) for name in MODULES for way in ("override", "replace", "direct") if way == "override" or name in tu.nn.__all__
 ]
-#: For functions and modules with many samples: the quick suite uses every n-th sample. The values of an option repeat after a
-#: number of samples with which n has no factor in common, so each of them is used.
+#: Function or module with many samples -> n: the quick suite uses every n-th sample. The values of each option repeat after a
+#: number of samples that has no factor in common with n, so every value is used.
 STEPS = {"max_pool2d": 11, "unfold": 5, "fold": 5, "RNN": 7, "Unfold": 11, "Fold": 11}
 
 
 def _places() -> list[Any]:
-    """Engines and dtypes: the formulas of `torch` in float64, and kernels in float32 and, in the long suite, in float64."""
+    """Pairs of target and dtype: engine `torch` in float64; other engines in float32 and, in the long suite, also in float64."""
     places = []
     for target in targets("conv2d"):
         for dtype in (torch.float64, torch.float32):
@@ -74,7 +75,7 @@ def _places() -> list[Any]:
 
 
 def _parts(cases: Iterable[tuple[str, ...]]) -> list[Any]:
-    """Each case with the step between the samples that are used; the long suite also runs it with all samples."""
+    """Each case with the step between the samples that are used; the long suite also runs each case with all samples."""
     parts = []
     for case in cases:
         name, step = "-".join(case), STEPS.get(case[0], 1)

@@ -23,14 +23,14 @@ class LaunchError(RuntimeError):
 
 
 class Statistics(NamedTuple):
-    """Counts since the object was loaded."""
+    """How many threads have run, and how often one was switched to another, since the library was loaded."""
 
     threads: int
     switches: int
 
 
 class Emulator:
-    """One emulated object: its kernels by name expression, and the functions that `runtime/launch.cpp` has for tests."""
+    """A loaded library of emulated kernels, by name expression, with the functions for tests in `runtime/launch.cpp`."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -45,7 +45,7 @@ class Emulator:
         """Runs a kernel until it ends.
 
         Raises:
-            ValueError: the parameters have another size than the kernel's.
+            ValueError: the size of the parameters differs from that of the kernel's parameters.
             LaunchError: the launch exceeds a limit, or the emulator finds a mistake, such as a deadlock, a race or an access
                 outside of its memory.
         """
@@ -69,7 +69,7 @@ class Emulator:
     def arithmetic(self, *, addition: bool | None = None, copied: bool | None = None) -> Iterator[None]:
         """Sets, for a `with` block, whether tensor cores truncate sums and whether copies truncate fp32 to TF32.
 
-        `runtime/arithmetic.h` describes the modes; None keeps the current one.
+        `addition` is the mode of the sums and `copied` that of the copies (`runtime/arithmetic.h`); None keeps the current mode.
         """
         choose = self.library.torch_unroll_emulator_arithmetic
         before = choose(*(-1 if mode is None else int(mode) for mode in (addition, copied)))
@@ -88,7 +88,7 @@ class Emulator:
         """Encodes a map for a kernel's copies.
 
         Raises:
-            LaunchError: the driver's encoder would refuse it, or it has no swizzle.
+            LaunchError: the driver's encoder would refuse the map, or the map has no swizzle.
         """
         encoded = TensorMap()
         status = self.library.torch_unroll_encode_tensor_map(ctypes.byref(spec.struct()), ctypes.byref(encoded))
@@ -109,7 +109,7 @@ class Emulator:
 
 @cache
 def emulate(rows: tuple[Kernel, ...], name: str, mode: str = "plain") -> Emulator:
-    """Builds kernels of `tests/emulator/kernels` into an object of their own and loads it."""
+    """Builds kernels of `tests/emulator/kernels` into a library of their own and loads it."""
     directory = BUILD / f"emulator-tests-{name}-{mode}"
     return Emulator(build("emulated", rows, directory / f"{name}.so", mode=mode, directory=directory, include=[KERNELS]))
 
@@ -136,7 +136,7 @@ _Structure = TypeVar("_Structure", bound=ctypes.Structure)
 
 
 def fill(structure: type[_Structure], *values: Any) -> _Structure:
-    """Parameters of a kernel. An array stands for its address, and the parameters keep it alive."""
+    """The parameters of a kernel. An array is passed as its address; the returned structure keeps the array alive."""
     filled = structure(*(value.ctypes.data if isinstance(value, np.ndarray) else value for value in values))
     filled.kept = values
     return filled

@@ -1,5 +1,4 @@
-"""Golden data of a warp's instructions on registers: functions that replay records on the emulator, and functions that make
-records from the tables of the PTX manual."""
+"""Replays golden records (golden/README.md) of a warp's instructions, and makes such records from the PTX manual's tables."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ _ROWS = instances(
 
 
 class _Parameters(ctypes.Structure):
-    """Mirror of `RegisterParameters`."""
+    """Mirrors `RegisterParameters` in kernels/registers.cuh."""
 
     _fields_ = [*((name, ctypes.c_void_p) for name in ("a", "b", "rows", "d", "memory")), ("count", ctypes.c_int32)]
 
@@ -93,7 +92,7 @@ REPLAY: dict[str, Callable[[Emulator, Record], None]] = {
 
 
 def _bits(values: np.ndarray, cpp: str) -> np.ndarray:
-    """Small integers as 16-bit or 32-bit words."""
+    """The bits of small integers converted to the type `cpp`: half, bfloat16 or float."""
     if cpp == "half":
         return values.astype(np.float16).view(np.uint16)
     words = values.astype(np.float32).view(np.uint32)
@@ -103,7 +102,7 @@ def _bits(values: np.ndarray, cpp: str) -> np.ndarray:
 def mma_record(seed: int) -> Record:
     random = np.random.default_rng(seed)
     instruction, cpp = list(_TYPES.items())[seed % 3]
-    K, width = (8, 1) if cpp == "float" else (16, 2)  # width: the elements in a register
+    K, width = (8, 1) if cpp == "float" else (16, 2)  # width: the number of elements in a register
     A, B, C = random.integers(-8, 8, (16, K)), random.integers(-8, 8, (K, 8)), random.integers(0, 64, (16, 8))
     a, b = _bits(A, cpp), _bits(B, cpp)
     lanes: dict[str, list[int]] = {"a": [], "b": [], "c": [], "d": []}
@@ -123,12 +122,15 @@ def mma_record(seed: int) -> Record:
 
 
 def _register(elements: np.ndarray) -> int:
-    """A register with the first element in its lowest bits."""
+    """Packs the bits of one or two elements into a register, the first element lowest."""
     return sum(int(element) << 16 * i for i, element in enumerate(elements))
 
 
 def _places(rows: list[int], count: int, transposed: bool) -> np.ndarray:
-    """The index in memory of the element in each lane, register and half."""
+    """The index in shared memory of the element in each lane, register and half of a register.
+
+    `rows` are the rows of 8 elements whose addresses the lanes pass to ldmatrix or stmatrix.
+    """
     places = np.zeros((32, count, 2), int)
     for lane, j, half in np.ndindex(places.shape):
         g, t = divmod(lane, 4)

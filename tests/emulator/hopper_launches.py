@@ -1,4 +1,4 @@
-"""Launches of the kernels in kernels/hopper.cuh: their rows, parameters and inputs."""
+"""Functions that launch the kernels of kernels/hopper.cuh, and the instances, parameters and inputs of these kernels."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def copy_box(
     expected: int | None = None,
     encoded: TensorMap | None = None,
 ) -> np.ndarray:
-    """The contents of a block's shared memory after the copy, up to the end of the box."""
+    """Launches a kernel that copies one box; returns the contents of shared memory up to the end of the box."""
     size = at + rows * spec.swizzle
     to = np.zeros(round_up(size, 128), np.uint8)
     row_bytes = (spec.channels if spec.im2col else spec.box[0]) * ITEM_BYTES[spec.dtype]
@@ -120,10 +120,12 @@ def copy_box_anywhere(
     size: int,
     at: int,
 ) -> np.ndarray:
-    """The `size` bytes that a copy writes `at` bytes after a multiple of 1024, without the restrictions on copies in kernels.
+    """Copies a box without a kernel, to a destination `at` bytes after a multiple of 1024, and returns `size` bytes from there.
+
+    The destination may be one that the emulator refuses in kernels. Bytes that the copy does not write are 0xFF.
 
     Raises:
-        LaunchError: the driver's encoder would refuse the map, or the copy may not start there.
+        LaunchError: the driver's encoder would refuse the map, or a copy may not have this start or offset.
     """
     memory = np.full(at + size + 1024, 0xFF, np.uint8)
     status = emulator.library.torch_unroll_emulator_copy_box(
@@ -147,7 +149,7 @@ def arrived(rows: np.ndarray) -> np.ndarray:
 
 
 def random_matrix(dtype: str, rows: int, depth: int, seed: int) -> torch.Tensor:
-    """Small integers: their sums are exact, so no tolerance can hide a permuted operand."""
+    """Small integers: their sums are exact, so tests need no tolerance, which could hide a permuted operand."""
     return torch.randint(-8, 9, (rows, depth), generator=torch.Generator().manual_seed(seed)).to(getattr(torch, NAMES[dtype]))
 
 
@@ -158,7 +160,7 @@ def words(matrix: torch.Tensor) -> np.ndarray:
 def operand(source: model.Operand, start: int = 0) -> tuple[Operand, np.ndarray]:
     """An operand for a kernel, `start` bytes into its part of shared memory, and the contents of that part.
 
-    NaN fills the part before the operand and after it, up to a multiple of 1024 bytes.
+    The bytes before the operand and after it, up to a multiple of 1024, represent NaN.
     """
     lead, tail = np.full(start, 0xFF, np.uint8), np.full(-(start + len(source.bytes)) % 1024, 0xFF, np.uint8)
     image = np.concatenate([lead, source.bytes, tail])

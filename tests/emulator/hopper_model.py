@@ -1,7 +1,7 @@
-"""An independent model of the copy engine and wgmma, from the descriptions in kernels/cuda/platform.
+"""A model, independent of the emulator, of the copy engine and of wgmma's operands, as kernels/cuda/platform describes them.
 
-It uses closed forms where the emulator goes step by step. Arrays have the shape (N, H, W, C); coordinates, strides and corners
-are listed innermost first, as in maps.
+The model computes coordinates by closed forms, where the emulator goes step by step. Tensors have the shape (N, H, W, C).
+Sequences of coordinates, strides and corners are innermost first, as in tensor maps.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ def im2col(
     channels: int,
     pixels: int,
 ) -> np.ndarray:
-    """The rows of an im2col copy. The coordinates of its m-th pixel follow from m by divisions, as those of a
-    convolution's m-th output do."""
+    """The rows of an im2col copy.
+
+    Its pixels have consecutive numbers m = (n P + p) Q + q, like the outputs (n, p, q) of a convolution.
+    """
     _, H, W, _ = tensor.shape
     Q, P = ((extent - 1 + up - low) // u + 1 for extent, low, up, u in zip((W, H), lower, upper, stride, strict=True))
     first = (start[3] * P + (start[2] - lower[1]) // stride[1]) * Q + (start[1] - lower[0]) // stride[0]
@@ -51,7 +53,10 @@ def tiled(tensor: np.ndarray, start: Sequence[int], box: Sequence[int], stride: 
 
 
 def in_shared_memory(rows: np.ndarray, swizzle: int, *, base: int = 0, fill: int = 0xFF) -> np.ndarray:
-    """The bytes that a copy writes `base` bytes after a multiple of 1024. Without swizzle its rows are contiguous."""
+    """The bytes of shared memory after a copy of these rows to a destination `base` bytes after a multiple of 1024.
+
+    `fill` is the value of bytes that the copy does not write. Without swizzle (0), the rows are contiguous.
+    """
     rows = np.ascontiguousarray(rows).view(np.uint8)
     pitch = swizzle or rows.shape[1]
     shared = np.full((len(rows), pitch), fill, np.uint8)
@@ -64,14 +69,16 @@ def in_shared_memory(rows: np.ndarray, swizzle: int, *, base: int = 0, fill: int
 
 
 def tf32(values: np.ndarray, *, truncate: bool = False) -> np.ndarray:
-    """fp32 with a mantissa of 10 bits, rounded to nearest even or truncated. Rounding turns every NaN into the
-    one that the copy engine writes."""
+    """Converts values to TF32, whose mantissa has 10 bits, by rounding to nearest even or by truncation.
+
+    As in the emulator, rounding turns every NaN into 0x7FFFE000.
+    """
     if truncate:
         words = values.astype(np.float32).view(np.uint32)
         return (words - words % 0x2000).view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         mantissa, exponent = np.frexp(values.astype(np.float64))
-        places = np.minimum(11, exponent + 136)  # subnormal numbers have fewer
+        places = np.minimum(11, exponent + 136)  # bits of the rounded mantissa; subnormal numbers have fewer
         rounded = np.ldexp(np.rint(np.ldexp(mantissa, places)), exponent - places).astype(np.float32)
     rounded = np.where(np.isfinite(values), rounded, values.astype(np.float32)).astype(np.float32)
     rounded.view(np.uint32)[np.isnan(values)] = 0x7FFFE000
@@ -105,7 +112,11 @@ def row_major(matrix: np.ndarray, span: int) -> Operand:
 
 
 def element_read(major: str, swizzle: int, start: int, leading: int, stride: int, size: int) -> np.ndarray:
-    """For each of 64 rows and each depth of one product, the index in a region of the element that a descriptor selects."""
+    """The element that a descriptor selects for each of 64 rows and each depth of one product, as an index into a region.
+
+    `swizzle`, `start`, `leading` and `stride` are the descriptor's fields in bytes; `start` is relative to the region. `size` is
+    the number of bytes of an element.
+    """
     depth = 32 // size
     mn, k = np.meshgrid(np.arange(64), np.arange(depth), indexing="ij")
     if major == "K":

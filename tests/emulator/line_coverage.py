@@ -45,10 +45,10 @@ def run_tests(library: Path, arguments: list[str]) -> int:
 
 
 def line_counts() -> dict[str, dict[int, int]]:
-    """For each file, relative to kernels/cuda, how often each line ran in any instantiation."""
+    """File, relative to kernels/cuda -> line -> how often it ran, summed over the instantiations of templates."""
     counts: defaultdict[str, dict[int, int]] = defaultdict(dict)
     for notes in sorted(DIRECTORY.glob("*.gcno")):
-        if not notes.with_suffix(".gcda").exists():  # its code was not loaded
+        if not notes.with_suffix(".gcda").exists():  # no process wrote counts of this code
             continue
         command = ["gcov", "--json-format", "--stdout", notes.name]
         report = subprocess.run(command, cwd=DIRECTORY, capture_output=True, text=True, check=True).stdout

@@ -1,7 +1,7 @@
-"""A few small calls of each op that together launch every kernel with a barrier, compared with engine `torch`.
+"""A few small calls of each op, chosen to run the kernels that have barriers, and compared with engine `torch`.
 
-For tools that run many builds of the kernels. `python quick_cases.py conv2d` runs the calls of one op on the object that
-TORCH_UNROLL_EMULATED names, and prints the launched kernels. A failed launch or a wrong result raises an exception.
+They are meant for tools that test many builds of the kernels. `python quick_cases.py conv2d` runs the calls of one op on the
+library that TORCH_UNROLL_EMULATED names, and prints the launched kernels. A failed launch or a wrong result raises an exception.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from torch_unroll.kernels.cuda.rnn.variants import SELECTORS as RNN_SELECTORS
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
 
-#: The largest difference relative to a result's norm: enough for sums in another order, too little for a missing barrier.
+#: The largest norm of a difference, relative to the norm of the result. It allows for sums in another order, but not for the
+#: errors that a missing barrier causes.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 2e-3, torch.float64: 1e-10}
 
 
@@ -42,7 +43,7 @@ class Narrow:
 
 
 class SmallDevice:
-    """A launcher on a device of one multiprocessor, so that blocks that stay for several tiles get several."""
+    """A launcher that reports one multiprocessor, so that each block of a persistent kernel computes several tiles."""
 
     launch, preload, tensor_map = cuda.LAUNCHER.launch, cuda.LAUNCHER.preload, cuda.LAUNCHER.tensor_map
 
@@ -97,7 +98,7 @@ def conv2d_cases() -> None:
 
 
 def compare_infinite_filter() -> None:
-    """Compares dx for a filter with an infinite corner: sums over padding come out as NaN and are computed again."""
+    """Compares dx for a filter with infinite taps: sums that multiply them by the zeros of padding are NaN and computed again."""
     dy, w = (torch.randint(0, 2, size).mul(2).sub(1).to(torch.bfloat16) for size in ((2, 16, 12, 12), (16, 16, 3, 3)))
     w[0, :, 0, 0] = float("inf")
     arguments = (dy, w, (12, 12), Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")

@@ -1,4 +1,4 @@
-"""mma.sync and wgmma in the truncating mode of `runtime/arithmetic.h` against the same rule in exact rational arithmetic."""
+"""Compares mma.sync and wgmma in the truncating mode of `runtime/arithmetic.h` with its rule in exact rational arithmetic."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cut(value: Fraction, place: int) -> Fraction:
 
 
 def added(c: float, a: list[float], b: list[float], dtype: str) -> float:
-    """One element of D = C + A B for a single instruction, by the rule."""
+    """One element of D = C + A B by one truncating instruction, from an element of C, a row of A and a column of B."""
     if not math.isfinite(c):
         return c
     least = LEAST_EXPONENT[dtype]
@@ -90,16 +90,16 @@ def _scaled(low: int, high: int) -> Callable[[tuple[int, ...], torch.Generator],
 
 
 def _cancelling(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """The second half of the depth nearly repeats the first, with the opposite sign if there are 16 rows, as in A of mma.sync.
+    """The second half of the depth nearly repeats the first, with the opposite sign if the matrix has 16 rows.
 
-    The products of the two halves then almost cancel.
+    If A has 16 rows and B has another number, as for mma.sync, the products of the two halves almost cancel.
     """
     half = torch.randn(*shape[:-1], shape[-1] // 2, generator=draw) * 8
     return torch.cat((half, (-half if shape[0] == 16 else half) * (1 + 2.0**-6)), -1)
 
 
 def _one_large(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """One large element among small ones, whose last bits are truncated."""
+    """One large element in each row, so that the last bits of the small products are truncated."""
     values = torch.randn(shape, generator=draw) * 2.0**-11
     values[..., 0] = 1
     return values
@@ -177,8 +177,8 @@ def test_wgmma_truncates_as_the_rule_says(hopper: Emulator, dtype: str, kind: st
         ((2.0**-24, 2.0**-24), 1, 1 + 2.0**-23),  # all terms are added before the sum is truncated
         ((1.5 * 2.0**-24, 0), 1 + 2.0**-23, 1),
         ((2.0**-25, 2.0**-25), 1, 1),
-        ((-(2.0**-25), 0), 1, 1 - 2.0**-24),  # 2**-25 of the largest term is the last bit of a term that is kept
-        ((-(2.0**-26), -(2.0**-26)), 1, 1),  # below that bit: each term is cut to 0 before they are added
+        ((-(2.0**-25), 0), 1, 1 - 2.0**-24),  # terms are kept down to the bit 2**-25 of the largest one
+        ((-(2.0**-26), -(2.0**-26)), 1, 1),  # smaller terms are each cut to 0 before they are added
         ((-(2.0**-24), 0), 1 - 2.0**-24, 1 - 2.0**-24),
     ],
 )
@@ -194,11 +194,11 @@ def test_what_is_cut_off(matrices: Emulator, dtype: str, terms: tuple[float, flo
 
 
 def excess(c: Tensor, a: Tensor, b: Tensor, d: Tensor) -> float:
-    """The largest error as a fraction of the bound for a sum."""
+    """The largest error of D = C + A B^T, as a fraction of the error bound of each sum."""
     wide = (c.double(), a.double(), b.double())
     exact, magnitude = wide[0] + wide[1] @ wide[2].T, wide[1].abs() @ wide[2].abs().T
     bound = sum_error(magnitude, a.shape[1] + 1, torch.float32, added=wide[0].abs())
-    return float(((d.double() - exact).abs() / bound.clamp(min=1e-300)).max())  # a sum of zeros has no error
+    return float(((d.double() - exact).abs() / bound.clamp(min=1e-300)).max())  # a bound of 0 belongs to a sum of zeros
 
 
 @pytest.mark.parametrize("kind", OPERANDS)
@@ -212,7 +212,7 @@ def test_the_bound_holds_for_sums_of_any_length(dtype: str, kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_bound_is_almost_reached(dtype: str) -> None:
-    """Each instruction adds one product just below the last place of the sum, which is lost."""
+    """Each instruction adds one product that is slightly smaller than the last place of the sum and is lost."""
     depth = DEPTH[dtype]
     a, b = torch.zeros(16, 40 * depth), torch.zeros(1, 40 * depth)
     a[:, ::depth], b[:, ::depth] = 2.0**-12 * (2 - 2.0**-6), 2.0**-12

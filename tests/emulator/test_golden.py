@@ -1,6 +1,7 @@
 """The emulator reproduces what a Hopper GPU did, bit for bit except for NaNs in the records `tf32` (golden/README.md).
 
-Kinds that have not been recorded are skipped. Records that a model generates show that each kind can be replayed and can fail.
+Kinds that have not been recorded are skipped. Records that a model generates show that each kind can be replayed, and that a
+wrong record fails.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ def replay_box(
     *,
     allowed: bool,
 ) -> None:
-    """Replays a copy directly and, if the emulator accepts it in kernels, by a kernel as well.
+    """Replays a copy without a kernel and, if the emulator accepts the copy in kernels, also in a kernel.
 
-    `allowed` says whether kernels may start a copy there.
+    `allowed` says whether a copy in a kernel may start at the record's coordinates.
     """
     at, arguments = record["base"], (spec, tensor, record["start"], offset)
     if record["encoded"]:
@@ -109,7 +110,7 @@ def replay_tma_tf32(emulator: Emulator, record: Record) -> None:
 
 def replay_wgmma_descriptor(emulator: Emulator, record: Record) -> None:
     if not record["swizzle"]:
-        return  # the kernels use no descriptor without swizzle
+        return  # the kernels always use a swizzle
     dtype, cpp = {"bf16": (np.uint16, "bfloat16"), "tf32": (np.float32, "float")}[record["type"]]
     size = np.dtype(dtype).itemsize
     depth = 32 // size
@@ -128,7 +129,7 @@ def replay_wgmma_descriptor(emulator: Emulator, record: Record) -> None:
 
 
 def as_element(values: np.ndarray, dtype: type) -> np.ndarray:
-    """Values as float32, or as the upper halves of float32, which are bfloat16."""
+    """Converts values to float32 or, for any other dtype, to bfloat16: the upper 16 bits of float32."""
     wide = values.astype(np.float32)
     return wide if dtype is np.float32 else (wide.view(np.uint32) >> 16).astype(np.uint16)
 
@@ -260,7 +261,7 @@ def test_a_record_of_something_else_fails(emulator: Emulator, kind: str, tmp_pat
 
 @pytest.mark.parametrize(("truncate", "name"), [(False, "nearest_even"), (True, "truncate")])
 def test_the_record_decides_how_copies_round(emulator: Emulator, truncate: bool, name: str, tmp_path: Path) -> None:
-    """Records of either rounding replay in that mode only; in the other mode the failure says which mode fits."""
+    """A record of one rounding can be replayed in that mode only; in the other mode, the failure says which mode fits."""
     write(tmp_path, "tma_tf32", [tma_tf32_record(seed, truncate=truncate) for seed in range(8)])
     with emulator.arithmetic(copied=truncate):
         assert replay(emulator, tmp_path, "tma_tf32") == 8

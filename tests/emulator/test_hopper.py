@@ -86,8 +86,8 @@ def test_an_im2col_copy(emulator: Emulator, dtype: str, swizzle: int, seed: int)
     np.testing.assert_array_equal(copied, model.in_shared_memory(arrived(rows), swizzle, fill=0xEE))
 
 
-#: Two taps (w, h) of a 3x3 filter over 5x5 with padding 1 and stride 2 -> the pixels (n, h, w) that the first eight outputs read
-#: there, or None in the padding; worked out by hand.
+#: Two taps (w, h) of a 3x3 filter over a 5x5 image with padding 1 and stride 2 -> the pixels (n, h, w) that the first eight
+#: outputs multiply by the tap, or None in the padding; worked out by hand.
 EXAMPLE = {
     (0, 0): [None, None, None, None, (0, 1, 1), (0, 1, 3), None, (0, 3, 1)],
     (2, 1): [(0, 0, 1), (0, 0, 3), None, (0, 2, 1), (0, 2, 3), None, (0, 4, 1), (0, 4, 3)],

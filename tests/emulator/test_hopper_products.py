@@ -1,4 +1,4 @@
-"""wgmma, and a pipeline of the copy engine and wgmma, against torch, and reports of their misuse."""
+"""Compares wgmma, and a pipeline of the copy engine and wgmma, with torch, and tests the reports of their misuse."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """nvcc and NVRTC compile the emulator's test kernels, except those of races.cuh and registers.cuh.
 
-So the real headers of kernels/cuda/platform have the functions that the emulator's headers have.
+This shows that the real headers in kernels/cuda/platform have the functions that these kernels call in the emulator's headers.
 """
 
 from __future__ import annotations

@@ -24,13 +24,13 @@ DEVICE = torch.device("cuda", 0)
 
 
 class Struct(ctypes.Structure):
-    """Stands for a kernel's parameters."""
+    """A substitute for a kernel's parameters."""
 
     _fields_ = [("value", ctypes.c_int64), ("other", ctypes.c_int32)]
 
 
 class Machine:
-    """Stands for the GPU's driver. Records launches, which return the statuses in `answers` one after another, then success."""
+    """A substitute for the GPU's driver. It records launches, which return the statuses in `answers` in turn, then success."""
 
     def __init__(self) -> None:
         self.launches: list[dict[str, Any]] = []

@@ -38,7 +38,7 @@ def _id(row: Kernel) -> str:
 
 RECURRENT = [row for row in kernels("rnn") if PARAMETERS[row.name] is RnnParameters]
 CELLS = [row for row in kernels("rnn") if PARAMETERS[row.name] is RnnCellParameters]
-NARROW, WIDE = 3, 9  # samples: one column tile, and more than one
+NARROW, WIDE = 3, 9  # numbers of samples: they fill one column tile (of 8 samples), and more than one
 
 
 def _launching(row: Kernel, function: str, problem: Any, device: torch.device) -> tuple[Configuration, int]:
@@ -104,7 +104,7 @@ def test_cell(row: Kernel) -> None:
     assert row in {plan.kernel for _, plan in recorded.launches}
 
 
-#: Windows whose number of cells needs offsets of one byte, two and four.
+#: C++ type of the offsets -> (R, S) of a window whose number of cells needs that type.
 WINDOWS = {"uint8_t": (3, 2), "int16_t": (20, 20), "int32_t": (182, 181)}
 
 
@@ -117,7 +117,7 @@ class PoolingCall(NamedTuple):
 
 
 def _pooling_call(row: Kernel) -> PoolingCall:
-    """Returns a call that launches the row. Its input has ties. The window of `split` covers the plane; others are smaller."""
+    """Returns a call that launches the row. Its input has ties. Only the window of `split` covers the plane."""
     direction = row.name.removeprefix("max_pool2d_").partition("_")[0]
     dtype = TYPES.get(row.arguments[0], torch.float32)
     offset_type = next(argument for argument in row.arguments if argument in WINDOWS)

@@ -111,7 +111,7 @@ def test_who_serves_a_call_on_a_gpu(name: str) -> None:
     call, too_large = CALLS[name]
     function = name.partition(" ")[0]
     theirs = too_large is not None and function not in OWN
-    # Some of torch's own operators, unfold and rnn among them, allocate temporary tensors that need a GPU even in this mode.
+    # Some of torch's own operators, such as unfold and rnn, allocate temporary tensors that need a GPU even under FakeTensorMode.
     needs_gpu = suppress(RuntimeError) if theirs else nullcontext()
     with needs_gpu, FakeTensorMode(), recording() as recorded, _CalledOperators() as called:
         call()
@@ -155,7 +155,7 @@ SIZES = (1, 2, 3, 2**15, 2**16, 2**29, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 2**40
 
 
 def test_the_predicate_of_convolution_is_what_the_kernels_say() -> None:
-    """In every direction, some variant accepts a problem if and only if the predicate has no reason against it."""
+    """In every direction, some variant accepts a problem if and only if `limits.conv2d` gives no reason against it."""
     draw, outcomes = random.Random(0), set()
     for _ in range(300):
         C, H, W, K, R, S = (draw.choice(SIZES) if draw.random() < 0.3 else draw.choice((1, 2, 5)) for _ in range(6))

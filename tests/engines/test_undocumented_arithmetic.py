@@ -1,4 +1,4 @@
-"""Kernels on tensor cores and the copy engine, emulated with truncation.
+"""Runs kernels for tensor cores and the copy engine on the emulator in its truncating mode.
 
 How the hardware rounds sums and conversions from fp32 to TF32 is not documented, so the bounds of the tests must hold
 for truncation as well as for rounding. Other tests of the ops run with the emulator's default, which rounds to nearest.
@@ -37,7 +37,7 @@ def truncating() -> Iterator[None]:
 
 
 def test_the_mode_reaches_the_kernels() -> None:
-    """Adds three quarters of a unit in the last place of 1 to 1: truncation loses it, rounding does not."""
+    """Adds 0.75 units in the last place to 1: truncation drops the addend, rounding does not."""
     x, w = torch.tensor([1.0, 1.5 * 2.0**-12]).bfloat16().view(1, 2, 1, 1), torch.tensor([1.0, 2.0**-12]).bfloat16()
     bias = torch.tensor([-1.0]).bfloat16()
     results = []

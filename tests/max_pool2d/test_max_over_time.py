@@ -17,7 +17,7 @@ TARGETS = targets("max_pool2d")
 
 
 def _expected(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the maximum, and a mask of its step, if there is one: the first of equal values, or the last NaN."""
+    """Returns the maximum, and a mask of its step: the first of equal values or the last NaN; no step if the length is zero."""
     steps = torch.arange(x.shape[0], device=x.device).view(-1, 1, 1)
     counts = torch.full_like(steps[0, 0], x.shape[0]) if lengths is None else lengths.clamp(0, x.shape[0])
     inside = steps < counts.view(1, -1, 1)

@@ -23,7 +23,7 @@ from torch_unroll.testing import Target, assert_exact, targets
 TARGETS = targets("max_pool2d")
 LAYOUTS = ["contiguous", "channels_last", "transposed", "expanded", "offset", "sliced"]
 
-# name -> (N, C, H, W) and the options: pooling layers of well-known networks, and windows that are not compiled in
+# name -> (N, C, H, W) and the options: layers of well-known networks, unusual shapes, and windows that are not compiled in
 CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "LeNet": ((2, 6, 10, 12), {"kernel_size": 2}),
     "AlexNet": ((2, 16, 13, 11), {"kernel_size": 3, "stride": 2}),
@@ -75,8 +75,11 @@ def _input(layout: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _both(x: Tensor, target: Target, options: dict[str, Any]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yields the name of each result, our tensor and torch's: output (also under no_grad), indices, gradient, gradient of the
-    gradient. The upstream gradients are small integers, so that no sum of them rounds."""
+    """Yields, for each result, its name, our tensor and torch's.
+
+    The results are the output (also that under no_grad), the indices, the gradient, and the gradient of the gradient. The
+    upstream gradients are small integers, so that no sum of them rounds.
+    """
     results = []
     dy = ddx = None
     for function, extra in ((max_pool2d, {"engine": target.engine}), (F.max_pool2d, {})):
@@ -174,7 +177,7 @@ def test_windows_without_a_cell(target: Target, layout: torch.memory_format, cha
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
     assert_exact(dx.detach(), torch.zeros_like(dx))
     half = torch.ones(1, channels, 2, 2, device=target.device).contiguous(memory_format=layout).requires_grad_()
-    y = max_pool2d(half, 2, 3, 1, 2, ceil_mode=True, engine=target.engine)  # windows of one cell
+    y = max_pool2d(half, 2, 3, 1, 2, ceil_mode=True, engine=target.engine)  # only one cell of a window lies in the plane
     (dx,) = torch.autograd.grad(y, half, torch.full_like(y, 5))
     assert_exact(dx, torch.autograd.grad(F.max_pool2d(half, 2, 3, 1, 2, ceil_mode=True), half, torch.full_like(y, 5))[0])
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("device")
 ENGINES = ("cuda", "torch")
 #: Dtype of the offsets -> a window that needs it.
 WINDOWS: dict[torch.dtype, Pair] = {torch.uint8: (3, 3), torch.int16: (16, 17), torch.int32: (182, 182)}
-#: stride, padding, dilation, outputs. Windows of 3x3 lie within the plane in the first; the others reach beyond its edges.
+#: stride, padding, dilation, outputs. With the first, windows of 3x3 lie within the plane; with the others, some reach beyond it.
 GEOMETRIES: list[tuple[Pair, Pair, Pair, Pair]] = [
     ((1, 1), (0, 0), (1, 1), (4, 5)),
     ((2, 1), (1, 1), (1, 1), (3, 7)),

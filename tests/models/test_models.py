@@ -144,7 +144,7 @@ def test_outputs_and_gradients_agree(name: str, target: Target) -> None:
 
 
 class TestTorchvisionsInterface:
-    """The networks accept torchvision's keywords and state_dicts and return outputs with its names."""
+    """The networks accept torchvision's keywords and state_dicts, and GoogLeNet names its outputs as torchvision's does."""
 
     @pytest.mark.parametrize(
         ("name", "keywords"),

@@ -100,7 +100,7 @@ class TestDarts:
 
 
 class TestNeuralTangentKernel:
-    """The kernel is computed by torch.func's transforms of the package's ops."""
+    """The neural tangent kernel is computed by torch.func's transforms of the package's ops."""
 
     @pytest.mark.parametrize("target", targets("conv2d"), ids=str)
     def test_it_is_the_gram_matrix_of_the_gradients(self, target: Target) -> None:

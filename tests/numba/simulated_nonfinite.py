@@ -1,4 +1,7 @@
-"""Infinite and NaN weights that fall outside dy, on engine `numba` in the simulator (run by test_in_simulator.py)."""
+"""dgrad with infinite and NaN weights at taps that may lie outside dy, on engine `numba` in the simulator.
+
+test_in_simulator.py runs these tests.
+"""
 
 from __future__ import annotations
 

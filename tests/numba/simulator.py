@@ -1,8 +1,8 @@
 """Runs pytest in Numba's simulator, with two corrections of the simulator: `python tests/numba/simulator.py ARGUMENTS OF PYTEST`.
 
 A simulated thread is a thread of Python. At a barrier, every thread waits until all others have been scheduled, so the switch
-interval is short. All threads that ask for a shared array must get the same one, but the simulator looks it up and then inserts
-it without a lock, so two threads may each insert their own.
+interval is set to a short time. All threads that ask for a shared array must get the same one, but the simulator looks it up and
+then inserts it without a lock, so two threads could each insert their own; `_Allocations` prevents this.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("numba_cuda", reason="needs `pip install 'numba-cuda[cu13]'`")
 pytestmark = pytest.mark.slow
 
-#: Runs in a process of its own, because the simulator is chosen per process, and because it replaces the query of the GPU's
-#: capability that device functions make.
+#: Runs in a separate process, because a process uses either the simulator or the compiler, and because the script replaces the
+#: function by which numba's dispatcher reads the GPU's compute capability.
 SCRIPT = """
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Tests the documentation: the files and names that it mentions exist, its links resolve, its examples run, and it renders."""
+"""Tests the documentation: the files and names that it mentions exist, local links resolve, examples run, and pages render."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch_unroll.engines.cuda import library_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-#: The pages that name files. The changelog names files of the past too.
+#: The pages to test. The changelog is left out, because it also names files of the past.
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
@@ -101,7 +101,7 @@ def test_the_list_of_built_ins_is_what_the_emulator_provides() -> None:
 
 
 def _examples(text: str) -> list[str]:
-    """Returns the Python blocks of a page, in order, without the indentation of the list that they stand in."""
+    """Returns the Python blocks of a page, in order, without the indentation of a list that contains them."""
     return [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, block in PYTHON_BLOCK.findall(text)]
 
 

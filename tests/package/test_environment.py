@@ -22,7 +22,7 @@ esac
 
 @pytest.fixture
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns the folder of a CUDA toolkit whose stand-in nvcc compiles for every current architecture."""
+    """Returns the folder of a CUDA toolkit whose stand-in nvcc lists architectures from 7.5 to 12.1."""
     compiler = tmp_path / "toolkit" / "bin" / "nvcc"
     compiler.parent.mkdir(parents=True)
     compiler.write_text(STAND_IN)

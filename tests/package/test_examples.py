@@ -96,7 +96,7 @@ def _check_benchmark_a_layer(printed: str) -> None:
     assert ("say nothing about a GPU" in printed) == (DEVICE == "cpu")
 
 
-#: The check of what each script prints, and the package that it needs.
+#: The check of what each script prints, and the package that the script needs, if any.
 CHECKS: dict[str, tuple[Callable[[str], None], str | None]] = {
     "drop_in.py": (_check_drop_in, None),
     "train_lenet.py": (_check_train_lenet, "sklearn"),

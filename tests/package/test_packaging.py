@@ -39,7 +39,7 @@ pytest.importorskip("build", reason="building the package needs `pip install bui
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Copies the checkout without its built files; returns the copy's folder."""
+    """Copies SOURCE_TREE without built files; returns the copy's folder."""
     tree = tmp_path / "checkout"
     tree.mkdir()
     for name in SOURCE_TREE:

@@ -1,4 +1,4 @@
-"""Tests the public interface with a type checker: calls that torch accepts pass, misspelt arguments and wrong types do not."""
+"""Tests the public interface with a type checker: right calls pass; misspelt arguments and wrong types do not."""
 
 from __future__ import annotations
 

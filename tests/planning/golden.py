@@ -79,7 +79,10 @@ class Notes:
 
 
 def _content(parameters: ctypes.Structure) -> bytes:
-    """The bytes of a struct, with 1 for the address of a table made on the host; tensors without memory have small addresses."""
+    """The bytes of a struct, with 1 in place of the address of a table on the host, which varies from run to run.
+
+    The addresses of tensors without memory are small, and are kept.
+    """
     for name, kind, *_ in parameters._fields_:
         if kind is ctypes.c_void_p and (getattr(parameters, name) or 0) >= 2**40:
             setattr(parameters, name, 1)
@@ -245,7 +248,7 @@ def launches(op: str, number: int) -> Notes:
 
 
 def digest(op: str, group: int) -> tuple[str, Counter[str]]:
-    """Twelve hex digits of the launches of a group of calls, and how many of the calls launch each variant."""
+    """Twelve hex digits of a hash of the launches of a group of calls, and how many of the calls launch each variant."""
     total, variants = hashlib.sha256(), Counter[str]()
     for number in range(group * GROUP, (group + 1) * GROUP):
         notes = launches(op, number)

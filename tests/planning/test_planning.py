@@ -1,4 +1,4 @@
-"""The planning frame on a made-up op: what is selected, forced, measured or refused, and the reasons it gives."""
+"""The selection of variants for a made-up op: by prediction, by force and by measurement, with the reasons that it gives."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Under torch.autocast, our ops and modules compute in the same dtypes as torch's, or raise the same exceptions.
 
-Only a recurrence in fp64 and another dtype differs: we refuse it.
+There is one difference: we refuse a recurrence if some of its tensors are fp64 and others are not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DTYPES = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
 WEIGHTS = [(5, 4), (5, 5), (5,), (5,)]
 RNN = (True, 1, 0.0, False, False, False)  # biases, layers, dropout, training, bidirectional, batch_first
 
-#: Calls through torch or torch_unroll, and the shapes of their tensors.
+#: name -> the call with torch, the call with torch_unroll, and the shapes of their tensors.
 CALLS: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, ...]]]] = {
     "conv2d": (lambda *t: F.conv2d(*t, padding=1), lambda *t: tu.conv2d(*t, padding=1), [(2, 4, 6, 6), (4, 4, 3, 3), (4,)]),
     "conv2d groups": (
@@ -65,7 +65,7 @@ def _tensors(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype]) -> list[T
 
 
 def _outcome(call: Callable[..., Tensor], tensors: list[Tensor], dtype: torch.dtype, within: bool = False) -> list[Tensor] | type:
-    """The output and the gradients; with `within`, backward also runs under autocast."""
+    """The output and the gradients, or the type of the exception; with `within`, backward also runs under autocast."""
     try:
         with torch.autocast("cpu", dtype):
             y = call(*tensors)
@@ -106,8 +106,8 @@ KINDS = {
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_calls(target: Target, name: str, kind: str, dtype: torch.dtype) -> None:
-    """autocast does not change fp64, and fp64 cannot be combined with other dtypes: we refuse a recurrence in fp64 and
-    another dtype, which torch's CPU operators promote to one."""
+    """autocast leaves fp64 tensors as they are. We refuse a recurrence if some of its tensors are fp64 and others are not;
+    torch's CPU operators promote them to one dtype."""
     torchs, ours, shapes = CALLS[name]
     tensors = _tensors(shapes, KINDS[kind])
     expected = _outcome(torchs, tensors, dtype)
@@ -123,7 +123,7 @@ def test_calls(target: Target, name: str, kind: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d", "rnn", "rnn cell"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_an_fp64_tensor_among_others(target: Target, name: str) -> None:
-    """No fp64 tensor is combined with tensors of other dtypes, whichever argument it is."""
+    """Under autocast, an fp64 tensor among fp32 tensors is refused, whichever argument it is."""
     _, ours, shapes = CALLS[name]
     for odd in range(len(shapes)):
         tensors = _tensors(shapes, [torch.float32])
@@ -165,7 +165,7 @@ class _Steps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = None
         for step in x:
-            h = self.cell(step, h)  # zeros in fp32, then a result in autocast's dtype
+            h = self.cell(step, h)  # the state is first None, then a result in autocast's dtype
         assert h is not None
         return h
 

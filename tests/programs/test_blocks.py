@@ -44,12 +44,13 @@ def _as_before() -> Iterator[None]:
 
 
 def new_blocks() -> list[tuple[Any, Callable[[], Any], Any]]:
-    """Objects of both settings, each with a function that reads the setting and the value that the object sets."""
+    """Objects of both settings, each with a function that returns the current setting, and the value that the object sets."""
     engines = [(tu.use_engine(name), lambda: resolve(None), name) for name in NAMES]
     return [*engines, *((tu.conv2d_workspace(value), limit, value) for value in LIMITS)]
 
 
-#: Steps (thread, index of an object, whether the thread enters or leaves it). An object without an open block is not left.
+#: Steps (thread, index of an object, True if the thread enters the object, False if it leaves it). The test skips a step that
+#: leaves an object without an open block.
 STEPS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7), st.booleans()), max_size=24)
 
 
@@ -204,7 +205,7 @@ def test_a_block_that_was_not_entered_cannot_be_left(name: str) -> None:
 
 
 class TestLimits:
-    """`conv2d_workspace` is permanent unless it is entered as a block."""
+    """`conv2d_workspace` sets the limit permanently unless the object is entered as a block."""
 
     @pytest.fixture(autouse=True)
     def _restored(self) -> Iterator[None]:

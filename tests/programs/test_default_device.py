@@ -126,8 +126,10 @@ def test_modules(target: Target, name: str, setting: str) -> None:
 
 
 def _factory_calls(source: str) -> list[tuple[int, bool]]:
-    """The line of every call of a function of torch that creates a tensor, by default on the default device, and whether the call
-    passes `device` or `**options`."""
+    """The calls of torch's functions that create a tensor: the line of each, and whether it passes `device` or `**options`.
+
+    A call that passes neither creates the tensor on the default device.
+    """
     names = {constructor.__name__ for constructor in _device_constructors()}
     return [
         (node.lineno, any(keyword.arg in ("device", None) for keyword in node.keywords))

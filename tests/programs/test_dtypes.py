@@ -1,4 +1,4 @@
-"""Dtypes without kernels: a named engine refuses them, and by default they go to torch's own operator if there is one."""
+"""Dtypes without kernels: a named engine refuses the call; by default, torch's own operator gets the call if there is one."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def _derivatives(function: Any, case: Case, order: int, **engine: Any) -> Callab
     return run
 
 
-#: torch counts groups differently in first and in second derivatives, so the second ones are compared without groups.
+#: torch counts groups differently in first and in second derivatives, so second derivatives are compared without groups.
 ORDERS = [
     *((name, order) for name in GROUPED for order in (0, 1)),
     *(pytest.param(name, 2, marks=pytest.mark.slow if name != "strided" else ()) for name in CONVOLUTIONS),
@@ -142,7 +142,7 @@ def test_models(way: str) -> None:
         tu.replace(model)
     with tu.use_engine("torch"), tu.override():
         ours = count(train)
-    # The initial state requires no gradient, so torch omits the product for it; ours does not.
+    # The initial state requires no gradient, so torch omits the product for that gradient; ours does not.
     assert ours - expected == 2 * 4 * 5 * 5
 
 

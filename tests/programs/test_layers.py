@@ -1,5 +1,5 @@
-"""Imports run one way: from the commands and networks down to the kernels, in the source of every module, lazy imports
-included."""
+"""A module of the package imports only its own layer and lower ones, from commands and networks down to kernels. Lazy imports
+count, too."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _imported(module: str) -> Iterator[str]:
             for alias in node.names:
                 submodule = f"{base}.{alias.name}".removeprefix("torch_unroll").removeprefix(".")
                 is_module = base.split(".")[0] == "torch_unroll" and submodule in MODULES
-                # A function may hide the module that holds it: `from torch_unroll import conv2d` imports the function.
+                # `from torch_unroll import conv2d` imports a function, but counts as an import of the module that holds it.
                 yield f"{base}.{alias.name}" if is_module else base
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
@@ -125,7 +125,7 @@ def test_a_module_imports_only_its_own_layer_and_lower_ones(module: str) -> None
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """A package counts as its `__init__` alone; that Python runs it before any of its submodules is ignored."""
+    """A package counts as its `__init__` alone. The test ignores that importing a submodule runs its package's `__init__`."""
     graph = {module: _own_imports(module) - {module} for module in MODULES}
     try:
         TopologicalSorter(graph).prepare()
@@ -147,7 +147,7 @@ def test_engines_do_not_import_each_other() -> None:
         return owners.get(".".join(module.split(".")[:2]))
 
     for module in MODULES:
-        if module.startswith("engines."):  # `engines` itself loads every engine when it is asked for
+        if module.startswith("engines."):  # `engines` itself may import every engine: it loads them on demand
             others = {name for name in map(owner, _own_imports(module)) if name is not None}
             assert others <= {owner(module)}, f"{module} belongs to engine {owner(module)} and imports engines {others}"
 
@@ -167,7 +167,7 @@ def _top_levels(folder: str, *, without: str = "") -> Iterator[tuple[Path, set[s
 
 
 def test_the_package_the_tests_and_the_benchmarks_do_not_import_each_other() -> None:
-    """Only the tests of the benchmarks import them."""
+    """Only the tests of the benchmarks import the benchmarks."""
     for module in MODULES:
         assert not {name.split(".")[0] for name in _imported(module)} & {"tests", "benchmarks"}, module
     for path, names in _top_levels("benchmarks"):

@@ -1,6 +1,7 @@
 """Tensors without strides, nested tensors and quantized tensors: the error of a named engine names the argument.
 
-If no engine is named, torch's own operator gets the call unchanged; if torch has none, the error is that of a named engine.
+If no engine is named, torch's own operator gets the call unchanged. If torch has no such operator, the error is that of a named
+engine.
 """
 
 from __future__ import annotations

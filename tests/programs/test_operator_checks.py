@@ -25,8 +25,8 @@ LENGTHS = (3, 0, 2)
 
 @dataclass(frozen=True)
 class Call:
-    """A valid call: the shape of each tensor with the set of its dimensions on which no other argument depends, and the
-    arguments before and after the name of the engine."""
+    """A valid call: the shape of each tensor, with the set of those dimensions whose extents may change while all other arguments
+    stay the same; and the arguments before and after the name of the engine."""
 
     shapes: dict[str, tuple[tuple[int, ...], set[int]]]
     before: tuple[Any, ...]
@@ -223,7 +223,7 @@ def test_numbers_that_do_not_fit(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_hooks_that_hand_back_another_tensor(target: Target) -> None:
-    """Hooks on saved tensors may pass other tensors to backward than forward saved; backward then raises RuntimeError."""
+    """If a hook on saved tensors gives backward another tensor than forward saved, backward raises RuntimeError."""
     x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     rnn = tu.nn.RNN(8, 5, engine=target.engine)
     calls = {
@@ -246,7 +246,7 @@ def test_hooks_that_hand_back_another_tensor(target: Target) -> None:
 
 
 def test_the_cached_check_agrees_with_the_check() -> None:
-    """The cached check agrees with the check in any order of calls, with any of the optional tensors None, and numbers in
+    """The cached check agrees with the uncached one in any order of calls, with any optional tensors None, and with numbers in
     tuples or lists."""
     from torch_unroll.checks import remembering
     from torch_unroll.ops.conv2d import Conv2dFprop

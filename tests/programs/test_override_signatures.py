@@ -28,7 +28,7 @@ WINDOW = {"stride": 2, "padding": 1, "dilation": (1, 2), "ceil_mode": True}
 CONV = {"bias": torch.randn(4), "stride": (2, 1), "padding": 1, "dilation": 2, "groups": 2}
 CONV_TRANSPOSE = {"bias": torch.randn(3), "stride": 2, "padding": 1, "output_padding": (1, 0), "groups": 1, "dilation": 2}
 
-#: A function, all its arguments in order, and how many of the first ones every valid call here passes.
+#: A function, all its arguments in order, and the number of leading arguments that every valid call here passes.
 Signature = tuple[Callable[..., Any], dict[str, Any], int]
 
 SIGNATURES: dict[str, Signature] = {
@@ -86,8 +86,8 @@ class _Seen(TorchDispatchMode):
 
 
 def _spellings(arguments: dict[str, Any], least: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
-    """Every split of the arguments into positional ones and named ones, the latter in reverse order; with and without the
-    optional arguments."""
+    """Every split of the arguments into positional ones and, in reverse order, named ones, for each number of optional arguments;
+    also the required arguments with each optional one."""
     names = list(arguments)
     for count in range(least, len(names) + 1):
         for positional in range(count + 1):

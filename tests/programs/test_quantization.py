@@ -23,7 +23,7 @@ TRAINED = FUSED[:3]  # torch cannot fuse a transposed convolution for training
 
 
 class Network(nn.Module):
-    """The sequences of modules that torch fuses, with and without groups, a pooling and a transposed convolution."""
+    """Sequences of modules that torch fuses, one of them with groups and one with a transposed convolution; and a pooling."""
 
     def __init__(self) -> None:
         super().__init__()

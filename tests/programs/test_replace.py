@@ -24,7 +24,7 @@ BEFORE = "call replace before tracing; scripting accepts only torch's modules"
 
 
 class Convolutional(nn.Module):
-    """A model that consists of modules only."""
+    """A model whose convolutions and pooling are modules."""
 
     def __init__(self) -> None:
         super().__init__()

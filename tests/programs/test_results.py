@@ -1,5 +1,5 @@
 """Arguments that are not tensors are refused by name; results are not views of internal tensors, so callers may change them in
-place. (Backward of a recurrence with a nonlinearity reads its results, so they must not be changed before it.)"""
+place. (Backward of a recurrence with a nonlinearity reads the results, so they must not be changed before backward runs.)"""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_argument_that_is_no_tensor_is_refused_by_name(name: str, value: Any,
 @pytest.mark.parametrize("tracing_mode", ["real", "symbolic"])
 @pytest.mark.parametrize("name", [name for name in CALLS if "unbatched" in name or "indices" in name])
 def test_unbatched_calls_are_recorded(name: str, tracing_mode: str) -> None:
-    """Graphs of unbatched calls include the gradients, for which no tensor may change its shape in place."""
+    """make_fx can record an unbatched call together with its gradient, since no tensor's shape is changed in place."""
     call, shape = CALLS[name]
 
     def gradient(x: Tensor) -> Tensor:

@@ -17,7 +17,10 @@ TARGETS = targets("conv2d")
 
 
 def _second(call: Callable[..., Tensor], leaves: dict[str, Tensor]) -> dict[str, Any]:
-    """For a linear loss: each first gradient, whether it requires a gradient, and its own gradient with respect to each leaf."""
+    """Differentiates the sum of a call's results twice.
+
+    Returns each first gradient, whether it requires a gradient, and its own gradient with respect to each leaf, or the error.
+    """
     wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     first = torch.autograd.grad(call(**leaves).sum(), list(wanted.values()), create_graph=True)
     outcomes: dict[str, Any] = {}

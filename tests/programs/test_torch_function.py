@@ -1,5 +1,5 @@
-"""`__torch_function__`: handlers of torch's functions also handle this package's, and their calls of torch's function reach
-ours."""
+"""`__torch_function__`: a handler of torch's functions also handles this package's functions, and if it then calls torch's
+function, ours computes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Silent(Tensor):
 
 
 class Handler(Tensor):
-    """A subclass that records the calls that it is offered, and lets torch compute them."""
+    """A subclass that records the calls that it is offered, and passes them to the handler of Tensor."""
 
     asked: list[Any] = []  # noqa: RUF012
 
@@ -115,7 +115,7 @@ def test_a_subclass_is_offered_calls_as_torch_offers_them(name: str, place: int)
 
 
 class Doubled:
-    """An object that is not a tensor, but stands for twice the tensor that it contains."""
+    """An object that is not a tensor. It calls functions with twice the tensor that it contains."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
@@ -199,7 +199,7 @@ def test_an_engine_holds_for_the_call_that_named_it_alone() -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_traced_by_fx(name: str) -> None:
-    """The program that torch.fx records calls our function with the engine, and accepts other batch sizes."""
+    """The program that torch.fx records calls our function with the engine, and can be run on other inputs."""
     call = CALLS[name]
     traced = fx.symbolic_trace(lambda x: call.ours(x, *call.arguments[1:], engine="cuda"))
     assert call.ours in {node.target for node in traced.graph.nodes}
@@ -231,7 +231,7 @@ BEYOND_TORCH = {
 @pytest.mark.parametrize("name", [*BY_TORCH, *BEYOND_TORCH])
 @pytest.mark.parametrize("place", ["input", "weight"])
 def test_recurrences_are_offered(name: str, place: str) -> None:
-    """A recurrence is offered as torch's function if torch has an equivalent one."""
+    """A handler is offered torch's recurrence in place of tu.rnn if torch has an equivalent one."""
     (x, start, weights), options = (BY_TORCH | BEYOND_TORCH)[name]
     expected = tu.rnn(x, start, weights, engine="cuda", **options)
     if place == "input":

@@ -115,7 +115,7 @@ def test_can_be_trained(target: Target, gradients: bool, lowered: bool) -> None:
 
 
 def _gradient(function: Callable[[Tensor], Any], order: int, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The gradient of a loss of a function's first result or, for order 2, the gradient of the sum of that gradient's cubes.
+    """A function that returns the gradient dx of `loss` of `function`'s first result or, for order 2, the gradient of Σ dx³.
 
     The expected values are computed without a trace, because torch.jit.trace raises at the gradient of torch's own convolution.
     """
@@ -143,7 +143,7 @@ def test_gradients_within_a_trace(target: Target, name: str, order: int) -> None
 @pytest.mark.parametrize("name", ["indices", "ceil", "window of a size"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_gradient_with_a_history_within_a_trace(target: Target, name: str) -> None:
-    """The gradient of a sum depends on the input only formally, so its own gradient is zero."""
+    """The gradient of the sum of a max pooling does not change with the input's values, so its own gradient is zero."""
     call, ours, x = CALLS[name], _Ours(target.engine), _image(2, 2, 4, 5)
     program = torch.jit.trace(_gradient(lambda x: call(ours, x), 2, Tensor.sum), x)
     assert not _stored(program)(x).any()

@@ -56,7 +56,7 @@ def _twice(function: Function, tensors: list[Tensor]) -> Function:
     return grad(_loss(grad(_loss(function))), _every(tensors))
 
 
-#: A transform of a function, and a function that makes the arguments of the result from the op's tensors.
+#: name -> a transform of a function, and a function from the op's tensors to the arguments of the transformed function.
 WAYS: dict[str, tuple[Callable[[Function, list[Tensor]], Function], Callable[[list[Tensor]], list[Tensor]]]] = {
     "grad": (lambda function, tensors: grad(_loss(function), _every(tensors)), list),
     "vmap": (lambda function, tensors: vmap(function), _batch),
@@ -84,7 +84,7 @@ _QUICK = {
 }
 
 
-#: The ops for which the quick suite also differentiates the transformed function; it checks only the results of the others.
+#: The ops for which the quick suite also differentiates the transformed function; for the others, it only checks results.
 _TRAINED = ("conv2d", "rnn")
 
 
@@ -208,7 +208,7 @@ def test_transforms_of_programs(form: str, way: str) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_pullback_may_run_after_its_transform(name: str, target: Target, by: int) -> None:
-    """A pullback may run after its transform, when its saved tensors are wrappers of a level that has ended."""
+    """A pullback can run after its transform has ended, although its saved tensors are wrappers of that transform's level."""
     operation = OPERATIONS[name]
     tensors = operation.tensors(device=target.device)
     if by >= len(tensors):

@@ -19,7 +19,7 @@ ALL = ("tanh", "relu", "sigmoid", "identity")
 
 
 def _with_gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """Returns output, h_n and their gradients under a fixed, uneven weighting."""
+    """Returns output, h_n and the gradients of the inputs, for a fixed, uneven weighting of the outputs."""
     weightings = [
         torch.linspace(-1, 2, tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape).to(tensor.dtype)
         for tensor in outputs
@@ -113,7 +113,7 @@ def test_steps_one_at_a_time_give_the_same(target: Target, nonlinearity: str) ->
         state = tu.rnn_cell(x[t], state, *weights, nonlinearity=nonlinearity, engine=target.engine)
         torch.testing.assert_close(output[t], state)
     torch.testing.assert_close(h_n[0], state)
-    first, carried = case.run(x[:2], h, *weights, engine=target.engine)  # streaming, with h carried
+    first, carried = case.run(x[:2], h, *weights, engine=target.engine)  # in two parts, with h carried from one to the next
     second, last = case.run(x[2:], carried, *weights, engine=target.engine)
     torch.testing.assert_close(torch.cat((first, second)), output)
     torch.testing.assert_close(last, h_n)
@@ -121,7 +121,10 @@ def test_steps_one_at_a_time_give_the_same(target: Target, nonlinearity: str) ->
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_backward_is_the_lectures_equations(target: Target) -> None:
-    """δ_t = (1 − h_t²) (∂L/∂h_t + W_hhᵀ δ_{t+1});  ∂L/∂W_hh = Σ δ_t h_{t−1}ᵀ;  ∂L/∂W_ih = Σ δ_t x_tᵀ."""
+    """Compares with δ_t = (1 − h_t²) (∂L/∂h_t + W_hhᵀ δ_{t+1});  ∂L/∂W_hh = Σ δ_t h_{t−1}ᵀ;  ∂L/∂W_ih = Σ δ_t x_tᵀ.
+
+    δ_t is the gradient of the argument of tanh at step t, and ∂L/∂h_t the incoming gradient of the output at step t.
+    """
     case = Case("", T=4, N=1)
     x, h0, w_ih, w_hh, b_ih, b_hh = inputs = case.tensors(target.device)
     output, _ = case.run(*inputs, engine=target.engine)

@@ -79,8 +79,8 @@ BOTH: dict[str, tuple[Call, str]] = {
     "h0 not a tensor": (lambda f: f(_t(*X), 0.0, _weights()), "h0"),
 }
 
-# Calls that torch's operator accepts, crashes on (2.13: empty batch_sizes), or refuses only when a step inside it fails; and
-# invalid values of `lengths`, which torch's operator does not have.
+# Calls that torch's operator accepts, crashes on (torch 2.13 on empty batch_sizes), or refuses only when a step inside it fails;
+# and invalid values of `lengths`, which torch's operator does not have.
 ONLY_OURS: dict[str, tuple[Call, str]] = {
     "batch_sizes that grow": (lambda f: f(_t(4, I), _t(1, 1, H), _weights(), batch_sizes=torch.tensor([1, 2, 1])), "batch_sizes"),
     "batch_sizes 0": (lambda f: f(_t(2, I), _t(*H0), _weights(), batch_sizes=torch.tensor([2, 0])), "batch_sizes"),
@@ -204,7 +204,7 @@ def test_values_that_are_no_choice() -> None:
             tu.rnn_cell(_t(N, I), _t(N, H), *weights, nonlinearity=nonlinearity)
     with pytest.raises(
         RuntimeError, match="batch_sizes: expected a sequence of at least one step"
-    ):  # before torch's own operator is called
+    ):  # raised before torch's own operator is called
         tu.rnn(_t(0, I), _t(*H0), weights, batch_sizes=torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="engine: expected one of"):
         tu.rnn(_t(*X), _t(*H0), weights, engine="cudnn")

@@ -1,4 +1,4 @@
-"""The recurrent kernels through their host functions, variant by variant: each step against the same step in float64."""
+"""Calls the host functions of the recurrent kernels, for every variant; each step is compared with the same step in float64."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_batch_first_is_a_matter_of_strides(variant: str) -> None:
     strided = rnn.rnn_forward(LAUNCHER, batch_first, case.w, case.h0, options)
     assert strided.stride() == batch_first.stride()
     assert torch.equal(strided, plain)
-    expanded = case.dh[:, :1].expand(3, 5, 32)  # what a mean's gradient looks like
+    expanded = case.dh[:, :1].expand(3, 5, 32)  # the gradient of a mean over samples has such strides
     expected = rnn.rnn_backward(LAUNCHER, expanded.contiguous(), plain, case.w, case.h0, options)
     actual = rnn.rnn_backward(LAUNCHER, expanded, strided, case.w, case.h0, options)
     for one, other in zip(actual, expected, strict=True):

@@ -1,4 +1,4 @@
-"""Faults are planted in the persistent kernels, one at a time: if one is not noticed, a passing test proves nothing."""
+"""Faults are planted in the persistent kernels, one at a time. Each must be noticed; else passing tests would prove nothing."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ FAULTS = (
 
 
 class FaultyLauncher:
-    """Launches kernels compiled with the fault, on a GPU of six multiprocessors.
+    """Launches kernels compiled with the fault on the emulator, which it reports as a GPU of six multiprocessors.
 
     The kernels are those of the fault's variant and dtype, forward and backward, with at most two row tiles.
     """
@@ -96,7 +96,10 @@ class FaultyLauncher:
 
 
 def noticed(fault: RnnFault) -> str | None:
-    """Returns what the first schedule that reveals the fault shows: the emulator's report or wrong results; None if none does."""
+    """Runs the kernels under up to `SEEDS` schedules, until one reveals the fault.
+
+    Returns the emulator's report or "wrong results"; None if no schedule reveals the fault.
+    """
     launcher = FaultyLauncher(fault)
     bits = torch.int16 if fault.dtype.itemsize == 2 else torch.int32
     case = Case(5, 9, fault.H, 1, fault.dtype)

@@ -1,4 +1,4 @@
-"""Recurrence keeps for its backward only what a gradient reads, and no more bytes than torch; the rest may change in place."""
+"""Recurrence keeps for backward only what a gradient reads, and no more bytes than torch; the rest may change in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values past a sample's length are not read: the results are equal whether they are 0, NaN or infinite."""
+"""Values past a sample's length have no effect: results are the same whether those values are 0, NaN or infinite."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Call:
         leaves = self._leaves()
         output, h_n = self.outputs(*leaves)
         gradients = torch.autograd.grad((output, h_n), leaves, self.weightings)
-        return [output, h_n[:, ~self.empty], *gradients]  # the h_n of a sample without steps is its h0
+        return [output, h_n[:, ~self.empty], *gradients]  # omits samples without steps: their h_n is h0, which holds `value`
 
     def second(self) -> list[Tensor]:
         """Returns the gradients of a sum of gradients; the incoming gradients are leaves too."""
@@ -74,7 +74,8 @@ class Call:
         weightings = [tensor.detach().clone().requires_grad_() for tensor in self.weightings]
         first = torch.autograd.grad(self.outputs(*leaves), leaves, weightings, create_graph=True)
         *second, by_h_n = torch.autograd.grad(first, [*leaves, *weightings], self.directions, materialize_grads=True)
-        # For a sample without steps dh0 is dh_n, so by_h_n is the direction of its h0, which holds `value`.
+        # by_h_n is the gradient with respect to dh_n. A sample without steps has dh0 = dh_n, so by_h_n is its direction of h0,
+        # which holds `value`.
         return [*second, by_h_n[:, ~self.empty]]
 
     def tangents(self) -> list[Tensor]:

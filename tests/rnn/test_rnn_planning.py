@@ -1,4 +1,4 @@
-"""Which variant and tile compute a recurrence: as predicted, measured or forced, if their blocks are resident together."""
+"""Which variant and tile are selected: forced, measured or predicted ones, if their blocks are resident together."""
 
 from __future__ import annotations
 

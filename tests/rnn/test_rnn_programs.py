@@ -19,13 +19,13 @@ from torch.utils._pytree import tree_leaves
 import torch_unroll as tu
 from torch_unroll.testing import targets
 
-#: None is the default: torch's own operator serves eager calls on the CPU.
 NAMED = [target.engine for target in targets("rnn") if target.device.type == "cpu"]
+#: None is the default engine, for which torch's own operator serves eager calls on the CPU.
 ENGINES = [None, *NAMED]
 
 
 class Packed(torch.nn.Module):
-    """A module whose inputs and outputs are the tensors of a PackedSequence."""
+    """An RNN that gets the tensors of a PackedSequence, and returns the data of its packed output and h_n."""
 
     def __init__(self, engine: str | None):
         super().__init__()
@@ -180,7 +180,7 @@ def test_compiles_for_extents_that_data_decides(engine: str | None, name: str, k
     module = make(engine).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
     compiled = torch.compile(lambda x, mask: call(module, x, mask), fullgraph=True, backend="aot_eager")
     results = []
-    with tu.use_engine(engine or "torch"):  # in 16 bits, torch's own operator rounds at other places
+    with tu.use_engine(engine or "torch"):  # not torch's own operator, which rounds at other places in 16 bits
         for run in (compiled, lambda x, mask: call(module, x, mask)):
             x = torch.randn(3, 3, 3, dtype=module.get_parameter(next(iter(module.state_dict()))).dtype).fill_(0.5)
             x = x.mul_(torch.arange(27).view(3, 3, 3)).requires_grad_()

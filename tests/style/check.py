@@ -127,7 +127,7 @@ _COMMENT_OR_LITERAL = re.compile(
 _FORBIDDEN = rf"(?P<name>{'|'.join(sorted(FORBIDDEN_NAMES))})\b"
 _NOT_TYPES = "return|else|do|case|goto|throw|new|delete|sizeof|and|or|not|typename|undef"
 _CPP_DECLARATIONS = (
-    # After a type, `struct`, `using` or `#define`. clang-format puts & and * next to the type, so `a * b` does not match.
+    # a name after a type, `struct`, `using` or `#define`; clang-format puts & and * next to the type, so `a * b` does not match
     re.compile(rf"(?:\b(?!(?:{_NOT_TYPES})\b)\w+|\w>)(?:[&*]+|\s?\.\.\.)?\s+{_FORBIDDEN}(?!\s*::)"),
     re.compile(rf"\([&*]{_FORBIDDEN}\)\s*[\[(]"),  # a reference to an array, a pointer to a function
     re.compile(rf",\s*[&*]?{_FORBIDDEN}\s*(?:=(?!=)|;|\[\w+\]\s*;)"),  # a further variable of a declaration

@@ -1,4 +1,4 @@
-"""Every rule of the style check reports its fault when one is planted, and nothing else."""
+"""Every rule of the style check reports a planted fault, and nothing else."""
 
 from __future__ import annotations
 

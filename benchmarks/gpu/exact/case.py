@@ -1,8 +1,8 @@
 """A case is a call of an engine whose results are known exactly, and its verdict says whether they are right.
 
 Inputs are small integers, and the weights of a recurrence over several steps are signed permutations. So every sum is exact in
-fp32 in any order and the result is rounded at most once: results are compared for equality, and a wrong element shows which
-products are missing.
+fp32 in any order, and a result is rounded at most once. Results can therefore be compared for equality, and from the values of
+wrong elements, benchmarks/gpu/failures can often infer what the kernel did wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ARITHMETIC = {
     "float64": torch.float64,
 }
 LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
-#: The most important arithmetic first.
+#: The names of the arithmetics, the most important first.
 BY_INTEREST = tuple(ARITHMETIC)
 
 

@@ -1,4 +1,4 @@
-"""All exact cases by job, and the selection of a few that launch every kernel."""
+"""All exact cases by job, and the selection of a few that together launch the kernels of a job."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def from_json(fields: Mapping[str, Any]) -> Case:
 
 
 class Planner:
-    """A launcher that stands in for another one when an engine only has to plan: it launches nothing."""
+    """A launcher that launches nothing. It replaces another one where an engine only has to plan."""
 
     def __init__(self, launcher: Any):
         self.properties, self.preload = launcher.properties, launcher.preload
@@ -63,10 +63,10 @@ class Planner:
 
 
 def covering(cases: Sequence[Case], engine: Engine, device: torch.device, seed: int, more: int) -> list[Case]:
-    """Cases that together launch every kernel that a search finds in the whole list, and up to `more` others.
+    """Selects the cases that launch a kernel which no earlier case launches, and up to `more` others.
 
-    The search goes through the list in an order drawn by the seed. It may end before the last case: see _PATIENCE. For an engine
-    that does not launch the kernels of the kernel table, the first `more` cases of that order are returned.
+    The cases are searched in an order drawn by the seed. The search may end before the last case (see _PATIENCE), and so miss a
+    kernel. For an engine that does not launch the kernels of the kernel table, the first `more` cases of that order are returned.
     """
     drawn = list(cases)
     Random(f"{seed} {cases[0].job}").shuffle(drawn)

@@ -184,7 +184,7 @@ class Conv2dCase(Case):
 
 @contextmanager
 def _forced(configuration: Configuration, wide: bool) -> Iterator[None]:
-    """Forces a configuration and, if `wide`, 64-bit positions in im2col, for the calls within."""
+    """Forces a configuration and, if `wide`, 64-bit positions in im2col, for all calls made within the context."""
     before = im2col.most_int32
     if wide:
         im2col.most_int32 = 0
@@ -197,7 +197,7 @@ def _forced(configuration: Configuration, wide: bool) -> Iterator[None]:
 
 @lru_cache
 def _example(direction: str, arithmetic: str) -> Conv2dProblem:
-    """A problem that every variant that supports the arithmetic accepts."""
+    """A problem in this direction and arithmetic, from which the tiles of each variant are looked up."""
     x = torch.empty((2, 64, 9, 9), dtype=ARITHMETIC[arithmetic]).contiguous(memory_format=torch.channels_last)
     w = torch.empty((64, 64, 3, 3), dtype=x.dtype).contiguous(memory_format=torch.channels_last)
     geometry = Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1)

@@ -149,7 +149,7 @@ class UnfoldCase(Case):
 
     @property
     def geometry(self) -> tuple[tuple[int, int], ...]:
-        return self.kernel, self.dilation, self.padding, self.stride  # in the order of F.unfold
+        return self.kernel, self.dilation, self.padding, self.stride  # in the order of F.unfold's parameters
 
     def exact(self) -> tuple[Tensor, Tensor]:
         """The image and its columns, in float64."""

@@ -65,7 +65,7 @@ def inputs(T: int, N: int, H: int, D: int, seed: int) -> Inputs:
 
 @cache
 def _exact(sizes: tuple[int, int, int, int], lengths: bool, relu: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """h, dz and dh0 by the formulas of the recurrence and of BPTT, with a signed permutation in place of the product."""
+    """h, dz and dh0 by the formulas of the recurrence and of BPTT; multiplying by W_hh permutes the units and changes signs."""
     T, N, H, D = sizes
     drawn = inputs(T, N, H, D, seed)
     steps = drawn.lengths if lengths else torch.full((N,), T)

@@ -42,7 +42,7 @@ class _Walk:
         C, K = self.sizes.C // groups, self.sizes.K // groups
         piece = 16 // self.item
         by_wgmma, by_mma = case.variant == "wgmma", case.variant == "mma"
-        self.reversed = by_wgmma and direction == "dgrad"  # it walks the filter positions from the last to the first
+        self.reversed = by_wgmma and direction == "dgrad"  # the kernel walks the filter positions from the last to the first
         last = case.layout == "channels_last"
         self.channels_inner = by_wgmma or by_mma or direction == "dgrad" or (last and case.variant != "im2col")
         self.whole = 1  # channels of the gathered image are padded to a multiple of this
@@ -184,7 +184,7 @@ def _name(kind: str, number: int, count: int) -> str:
 
 
 def _alternatives(case: Conv2dCase) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
-    """Results of faulty convolutions of the same inputs, as `Product.alternatives`."""
+    """Results of faulty convolutions of the same inputs, in the form of `Product.alternatives`."""
     sizes, drawn = case.sizes, inputs(case.sizes, case.seed)
     changed = {"with the filter's taps in reverse": drawn._replace(w=drawn.w.flip(2, 3), x=drawn.x)}
     if sizes.R == sizes.S and sizes.R > 1:

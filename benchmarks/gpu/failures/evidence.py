@@ -29,7 +29,7 @@ _MOST_TILES, _MOST_PARTS, _MOST_VALUES = 64, 4, 8
 
 
 def product_of(case: Case, name: str, operands: bool) -> Product:
-    """A result of a case as its kernel sees it, with or without its operands."""
+    """The result `name` of a case as its kernel sees it (see products.py), with or without its operands."""
     if isinstance(case, Conv2dCase):
         return conv2d_product(case, operands)
     if isinstance(case, RnnCase):
@@ -146,7 +146,7 @@ def _kept(product: Product, wrong_by_part: Mapping[int, Tensor], flat: Tensor, s
             if len(data) > room:
                 if kept:
                     return kept
-                data = ""  # not even one tile fits: only the description is kept
+                data = ""  # this tile alone is too large, so it is not kept
             room -= len(data)
             if data:
                 columns = (spoiled[place.clamp(min=0)] & (place >= 0)).any(0).nonzero().flatten().tolist()

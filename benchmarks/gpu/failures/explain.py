@@ -193,7 +193,7 @@ def _extents(extents: tuple[int, int, int]) -> str:
 
 
 def _emulated(failed: Mapping[str, Any]) -> str:
-    """The outcome of the same case on the emulator, in a separate process."""
+    """The outcome of the failed case on the emulator, where it runs in a separate process."""
     if reason := cuda.refuses("conv2d", _CPU, torch.float32):
         return f"not run: engine cuda {reason}"
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.failures.products import padded
 from benchmarks.gpu.failures.tiles import Failure, Hypothesis, WrongTile
 
-#: The most rules that are tried, and the most other lines that a line may equal if it is to suggest rules.
+#: At most _MOST_RULES rules are tried. A line that equals more than _MOST_ALIKE others suggests no rule.
 _MOST_RULES, _MOST_ALIKE = 6, 64
 #: The most pairs of lines, and the most single values, that are compared for a tile.
 _MOST_MATCHES, _MOST_COMPARED = 16_000_000, 64_000_000
@@ -29,17 +29,16 @@ class _Lines:
     judged: Tensor
     result: Tensor
     place: Tensor
-    addend: Tensor | None  # added to `values`; None if these are results already
+    addend: Tensor | None  # is added to `values`; None if `values` are complete results
     values: Tensor  # (lines of the part, width of the tile)
     known: Tensor  # whether each line of the part exists
 
 
 def lines(failure: Failure) -> Iterator[Hypothesis]:
-    """Looks for the source of each wrong line (row or column), which is the line whose values it has: by one rule for all lines,
-    and for each line by itself.
+    """Hypothesizes that each wrong line (row or column) has the values of another line, its source.
 
-    A rule adds a distance to the number of a line, or flips bits of the number. The addend is that of the other line or the
-    line's own.
+    Sources are looked for by one rule for all lines, and for each line by itself. A rule adds a distance to the number of a line,
+    or flips bits of the number. The addend is either the source's or the wrong line's own.
     """
     tiling = failure.product.tiling
     for across, kind, line, are in ((0, "wrong row", "row", tiling.rows_are), (1, "wrong column", "column", tiling.columns_are)):
@@ -132,9 +131,9 @@ def _matches(failure: Failure, tile: _Lines) -> tuple[Tensor, Tensor]:
 
 
 def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, int]]:
-    """For each wrong line and each line whose values it has, the rules that lead from its number to the other's.
+    """For each wrong line and each line that it equals, the two rules that lead from the wrong line's number to the other one's.
 
-    Lines that match more than `_MOST_ALIKE` others are left out.
+    Wrong lines that equal more than `_MOST_ALIKE` others are left out.
     """
     numbers, alike = matches
     clear = alike.sum(1) <= _MOST_ALIKE
@@ -147,7 +146,8 @@ def _rules(tile: _Lines, matches: tuple[Tensor, Tensor]) -> Iterator[tuple[str, 
 def _by_rule(tile: _Lines, operation: str, by: int) -> Tensor:
     number = tile.first + torch.arange(len(tile.result))
     source = number + by if operation == "plus" else number ^ by
-    beyond = len(tile.values) if tile.addend is not None else -1  # beyond the last line, operands are 0 and addends are unknown
+    # A line beyond the last one has sums of 0 but no addend, so it is a source only of lines that keep their own addend.
+    beyond = len(tile.values) if tile.addend is not None else -1
     return torch.where(source < len(tile.values), source, beyond).clamp(min=-1)
 
 

@@ -78,7 +78,10 @@ def _with_addend_moved(failure: Failure, axis: int, by: int, tile: WrongTile) ->
 
 
 def _transposed(failure: Failure) -> Iterator[Hypothesis]:
-    """Hypothesizes that the operands are exchanged, which transposes blocks of the product, or that one is used as both."""
+    """Hypothesizes that the operands are exchanged, or that one of them is used as both.
+
+    An exchange transposes the product or blocks of it.
+    """
     if failure.tiles[0].left is None:
         return
     rows, columns = failure.product.tiling[:2]

@@ -1,4 +1,4 @@
-"""Results as the kernels see them: matrices that are cut into tiles, and the operands whose products they are.
+"""Results as the kernels see them: matrices that are cut into tiles, with the operands that the kernels multiply.
 
 When the evidence of a wrong result is collected, only the places of its elements and the tiling are computed. The operands, in
 the order in which the kernel walks the depth, are computed when the failure is analysed.
@@ -41,8 +41,8 @@ class Depth(NamedTuple):
 class Part:
     """One matrix of a result, such as a group, a residue modulo the stride, or a direction of a recurrence.
 
-    It is the product `left @ right.mT + addend`. `label[kind][d]` is the number of the unit (tap, channel, image) to which depth
-    d belongs, and -1 for padding.
+    If it has operands, it is `left @ right.mT + addend`. `label[kind][d]` is the number of the unit (tap, channel, image) to
+    which depth d belongs, and -1 for padding.
     """
 
     name: str

@@ -76,8 +76,10 @@ class _Pass:
         return padded(tensor, 1, _COLUMNS, value).flatten(0, 1)
 
     def state(self, d: int, back: int = 1) -> Tensor:
-        """The state `back` steps before each step: (T, N, H), or (1, N, H) for dh0. With `back` 1, the step multiplies it by the
-        weight."""
+        """The state `back` steps before each step: (T, N, H), or (1, N, H) for result dh0.
+
+        With `back` 1, it is the state that the step multiplies by the weight.
+        """
         T, N, H = self.case.T, self.case.N, self.case.H
         carried = (self.h if self.name == "h" else self.dz)[:, :, d * H : (d + 1) * H]
         down = (d == 1) != (self.name != "h")
@@ -91,7 +93,7 @@ class _Pass:
         return torch.where(outside[:, :, None], initial, before)
 
     def alternatives(self, product: Product) -> Iterator[tuple[str, str, Callable[[], Tensor]]]:
-        """Results of faulty passes, as `Product.alternatives`."""
+        """Results of faulty passes, in the form of `Product.alternatives`."""
         D = self.case.D
 
         def whole(left: Callable[[int], Tensor], right: Callable[[int], Tensor], addend: Callable[[int], Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
-"""Hypotheses that operands of some steps come from other steps, in each warp from different ones: if a stage is refilled too
-early, what a warp reads from it depends on timing."""
+"""Hypotheses that, in some steps, a warp multiplied the operands of other steps.
+
+If a stage is refilled too early, timing decides whether a warp reads the old or the new operands, so warps differ.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ _WARP_ROWS, _FURTHEST, _MOST_UNKNOWN = 16, 8, 400
 def by_warp(failure: Failure) -> Iterator[Hypothesis]:
     """Finds, for every 16 rows of a tile, the step from which each step's left, right or both operands come.
 
-    It then does the same for each quarter of a step, which is what one wgmma reads, with the distances found for whole steps.
+    It then does so for each quarter of a step, because one wgmma reads a quarter. The left or right operands of a quarter are
+    searched only at the distances that were found for whole steps.
     """
     depth = failure.product.depth
     if depth is None or failure.tiles[0].left is None or failure.product.relu:
@@ -50,8 +53,11 @@ def by_warp(failure: Failure) -> Iterator[Hypothesis]:
 
 
 def _fitted(tile: WrongTile, rows: slice, unit: int, side: str, distances: Collection[int]) -> tuple[Tensor, list[int]]:
-    """The sums of some rows if each unit's operands come from the units that fit best, and the distances to these units; the
-    right sums and no distances if nothing fits or nothing is wrong."""
+    """The sums of some rows if the operands of each unit (a step, or a quarter of one) come from the units that fit best.
+
+    Also returns the distances to these units where they are not 0. If nothing fits or nothing is wrong, returns the exact sums
+    and no distances.
+    """
     assert tile.left is not None
     assert tile.right is not None
     left, right = tile.left[rows].unflatten(1, (-1, unit)).transpose(0, 1), tile.right.unflatten(1, (-1, unit)).transpose(0, 1)

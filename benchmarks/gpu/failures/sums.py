@@ -1,6 +1,6 @@
 """Hypotheses about the products that make up a wrong sum: some are missing, were added twice, or come from another step.
 
-A wrong element differs from the right one by a combination of the products of its own row and column. The depth is divided into
+A wrong element differs from its exact value by a combination of the products of its own row and column. The depth is divided into
 units (steps, splits, filter taps, ...), and least squares finds the combination of units, with small integers as coefficients,
 that is the same for every element.
 """
@@ -22,7 +22,7 @@ from torch_unroll.kernels.arithmetic import ceil_divide
 
 #: The most wrong elements, units and products in a system of equations; its solution is then compared with all elements.
 _SAMPLE, _MOST_UNITS, _MOST_PRODUCTS = 1500, 512, 16_000_000
-#: The distances, in steps, from which wrong operands may come.
+#: The operands of a step may wrongly be those of the step this many steps before or, if negative, after.
 _SHIFTS = (1, -1, 2, -2, 3, -3, 4, -4)
 
 
@@ -56,7 +56,7 @@ def combinations(failure: Failure) -> Iterator[Hypothesis]:
 
 
 def _samples(failure: Failure) -> list[_Sample]:
-    """Some wrong elements of each tile whose sums can be derived from their values."""
+    """For each tile, some of the wrong elements whose sums can be derived from their values."""
     usable = []
     for tile in failure.tiles:
         elements = tile.wrong & (tile.result < UNWRITTEN) & ((tile.result > 0) if failure.product.relu else True)
@@ -113,7 +113,7 @@ def _by_unit(products: Tensor, units: Tensor) -> Tensor:
 
 def _solutions(matrix: Tensor, wanted: Tensor) -> Iterator[Tensor]:
     """Integer combinations of columns that may equal `wanted`: the column that agrees with it most often, times -1 and times 1;
-    and the rounded solution of least squares, if it has more than one coefficient and none is large."""
+    and the rounded solution of least squares, if several of its coefficients are not 0 and none is large."""
     for sign in (-1.0, 1.0):
         agrees = (matrix * sign == wanted[:, None]).sum(0)
         solution = torch.zeros(matrix.shape[1], dtype=torch.float64)
@@ -179,7 +179,7 @@ def _named(failure: Failure, kind: str, units: Tensor, verb: bool = True) -> str
 
 
 def _content(failure: Failure, steps: Tensor) -> str:
-    """The taps, channels or images that are summed in a step."""
+    """The taps, channels or images that are summed in a step, in words; empty if there are several steps."""
     label, depth = failure.tiles[0].part.label, failure.product.depth
     assert depth is not None
     if len(steps) != 1 or not label:
@@ -192,7 +192,7 @@ def _content(failure: Failure, steps: Tensor) -> str:
 def _shifted(failure: Failure, samples: list[_Sample], missing: Tensor, side: str, shift: int) -> Hypothesis | None:
     """Hypothesizes that, in some steps, operand `side` is that of the step `shift` steps before (if negative, after).
 
-    Returns None if that does not fit, or if there are too few wrong elements to tell.
+    Returns None if that does not fit, or if there are too few wrong elements to decide.
     """
     depth = failure.product.depth
     assert depth is not None

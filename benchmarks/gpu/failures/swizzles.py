@@ -1,5 +1,8 @@
-"""Hypotheses that operands were read from places of a stage other than those they were written to: with pieces of 16 bytes
-permuted within lines, with a swizzle of another span, or with a wrong distance to the next depth."""
+"""Hypotheses that operands were read from other places of a stage than those they were written to.
+
+Either pieces of 16 bytes are permuted within lines, or the descriptors of wgmma have the swizzle or the strides of another span,
+or wrong distances along the depth.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ def _along_depth(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
             agrees = ((values == tile.result) & tile.judged).flatten(1).float()
             agreements.index_add_(1, _classes(tile, classes).flatten(), agrees)
         best = agreements.argmax(0)
-        # Where no permutation fits better than the right order, the lines count as not permuted.
+        # Where no permutation fits better than the original order, the lines count as not permuted.
         best[agreements.max(0).values == agreements[0]] = 0
         if not best.any():
             continue
@@ -87,7 +90,7 @@ def _gathered(operand: Tensor, order: Tensor, size: int) -> Tensor:
 
 
 def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
-    """Hypothesizes that pieces are permuted within lines along the rows, one line for each depth.
+    """Hypothesizes that pieces are permuted within lines, where a line holds the rows of an operand at one depth.
 
     Each of eight consecutive depths has its own permutation of the rows. A sum is linear in indicators of these permutations, so
     least squares finds them.
@@ -132,7 +135,7 @@ def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
 
 
 def _eighths(tile: WrongTile, row: Tensor, column: Tensor, side: str, flip: int) -> Tensor:
-    """(elements, 8): sums over every eighth depth, with the bits `flip` of the row or column number flipped."""
+    """Sums the products over every eighth depth to (elements, 8), with the bits `flip` of the row or column number flipped."""
     assert tile.left is not None
     assert tile.right is not None
     left, right = (row ^ flip, column) if side == "left" else (row, column ^ flip)
@@ -147,9 +150,9 @@ def _eighths(tile: WrongTile, row: Tensor, column: Tensor, side: str, flip: int)
 class _Read:
     """The errors in the descriptor of an operand.
 
-    `mode` is the span of its swizzle, and `layout` the span for which its strides are computed; 0 stands for the right span.
-    Each instruction reads a part of the depth; `odd` multiplies the distance from an even part to the next one, and `two` the
-    distance to the next part but one.
+    `mode` is the span of its swizzle, and `layout` the span for which its strides are computed; 0 means the correct span. Each
+    wgmma reads a part of a step's depth; `odd` multiplies the distance from an even part to the next one, and `two` the distance
+    from a part to the next but one.
     """
 
     mode: int = 0
@@ -196,7 +199,7 @@ def _read_so(failure: Failure, tile: WrongTile, depth: Depth, sources: list[Tens
 
 
 def _source(depth: Depth, tile: wgmma.WgmmaTile, operand: int, read: _Read) -> Tensor:
-    """(lines, step): the element of the stage from which each element of a step is read; -1 beyond the stage.
+    """The element of the stage from which each element of a step is read, (lines, step); -1 beyond the stage.
 
     The stage contains the lines of the left operand and then those of the right one. The addresses follow platform/wgmma.h and
     OperandLayout of wgmma.cuh.

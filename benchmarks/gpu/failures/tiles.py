@@ -15,12 +15,12 @@ from benchmarks.gpu.exact.case import Case
 from benchmarks.gpu.failures.evidence import product_of, tile_of, unpacked
 from benchmarks.gpu.failures.products import Part, Product
 
-#: A hypothesis is no accident if its agreement is worth this many bits more than its free choices.
+#: A hypothesis is unlikely to agree by accident if its agreement is worth at least this many bits more than its free choices.
 _LEAST_BITS = 16
-#: Stands for the values with which memory is poisoned: NaN, and the largest integer.
+#: Replaces the values with which memory is poisoned: NaN, and the largest integer.
 UNWRITTEN = 1e300
 #: A row counts as wholly explained only if it has at least _LEAST_IN_A_ROW wrong elements. A hypothesis that explains such rows
-#: is claimed if they hold at least _LEAST_SHARE of all wrong elements, and if that is worth enough bits.
+#: is claimed if they hold at least _LEAST_SHARE of all wrong elements and their agreement is worth enough bits.
 _LEAST_IN_A_ROW, _LEAST_SHARE = 8, 0.05
 #: The cost in bits of restricting a hypothesis to the wrong rows and columns.
 _BOX_BITS = 10
@@ -38,11 +38,13 @@ class WrongTile:
     addend: Tensor
     result: Tensor
     exact: Tensor
-    judged: Tensor  # whether it counts: it exists, no wrong earlier step has spoiled it, and it is not 0 where it must be 0
+    # Whether an element counts. It has to exist, and no wrong earlier step may have spoiled it. An element that must be 0 counts
+    # only if it is not 0.
+    judged: Tensor
 
     @cached_property
     def sums(self) -> Tensor:
-        """The right sums, without the addend."""
+        """The exact sums, without the addend."""
         assert self.left is not None
         assert self.right is not None
         return (self.left @ self.right.mT).double()
@@ -146,7 +148,7 @@ class Failure:
         readings.append((self.bits * (explained - inside) - hypothesis.bits - _BOX_BITS, inside, True))
         bits, contradicted, restricted = max(readings)
         likely = explained >= (1 + 2**-self.bits) / 2 * self.wrong and contradicted <= explained
-        # Another fault may explain the other elements, but no accident explains whole rows.
+        # Another fault may explain the other elements, but whole rows are hardly ever explained by accident.
         partly = in_whole_rows >= _LEAST_SHARE * self.wrong and self.bits * in_whole_rows - hypothesis.bits >= 4 * _LEAST_BITS
         claimed = (likely and bits >= _LEAST_BITS) or partly
         return Finding(

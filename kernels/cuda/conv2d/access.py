@@ -41,7 +41,7 @@ class Walks(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """One group's channels of a tensor (N, channels, height, width)."""
+    """One group's part of an image (N, channels, height, width) or of a filter (K, C, R, S)."""
 
     sizes: Four
     strides: Four
@@ -110,7 +110,7 @@ def whole_pieces(strides: Four, sizes: Four, aligned: bool, groups: int, piece: 
 
 
 def walks(problem: Conv2dProblem, piece: int) -> Walks:
-    """Returns how a product is walked by threads that move `piece` elements at a time."""
+    """Returns how threads that move `piece` elements at a time walk over the operands and the result of a product."""
     return {"fprop": _fprop_walks, "dgrad": _dgrad_walks, "wgrad": _wgrad_walks}[problem.direction](problem, piece)
 
 
@@ -120,7 +120,7 @@ def sum_walk(columns: int, dtype: str) -> Walk:
 
 
 def _fprop_walks(problem: Conv2dProblem, piece: int) -> Walks:
-    """x is (output pixels, taps), w is (output channels, taps), and y is (output pixels, output channels)."""
+    """Returns the walks over x (output pixels, taps), w (output channels, taps) and y (output pixels, output channels)."""
     x, w, y = _images(problem, piece)
     _, channel, line, cell = problem.w_strides
     taps_contiguous = (cell, line, channel) == (1, problem.S, problem.R * problem.S)
@@ -133,7 +133,7 @@ def _fprop_walks(problem: Conv2dProblem, piece: int) -> Walks:
 
 
 def _dgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
-    """dy is (input pixels, taps of K), w is (input channels, taps of K), and dx is (input pixels, input channels)."""
+    """Returns the walks over dy (input pixels, taps of K), w (input channels, taps of K), dx (input pixels, input channels)."""
     x, w, y = _images(problem, piece)
     a = y.walk(pixels_are_rows=True, shifted=not problem.is_pointwise)
     c = x.walk(pixels_are_rows=True, shifted=problem.stride != (1, 1))
@@ -141,7 +141,7 @@ def _dgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
 
 
 def _wgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
-    """dy is (output channels, output pixels), x is (taps, output pixels), and the sums are (output channels, taps), dense."""
+    """Returns the walks over dy (output channels, output pixels), x (taps, output pixels), the sums (output channels, taps)."""
     x, _, y = _images(problem, piece)
     channels_inner = x.has_channels_closer()
     a = y.walk(pixels_are_rows=False, shifted=False)
@@ -154,7 +154,7 @@ def _wgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
 def _filter_walk(w: _Image, rows: int, channels_inner: bool) -> Walk:
     """Returns the walk over the filter as a matrix.
 
-    Its rows are dimension `rows` (0: K, 1: C); its columns are taps: filter positions with channels of the other dimension.
+    The matrix's rows are dimension `rows` (0: K, 1: C); its columns are taps: filter positions with channels of the other one.
     """
     columns = 1 - rows
     taps_in_pieces = w.comes_in_pieces(columns) if channels_inner else w.taps_come_in_pieces()

@@ -19,10 +19,10 @@ from .tile import Tile
 #: Clocks that a block spends before its first product and after its last one, unless another block of the multiprocessor fills
 #: the time. An estimate: three memory latencies and the stores.
 BLOCK_CLOCKS = 3000
-#: What a multiprocessor loses if it has fewer blocks than it could hold, because less runs while one of them waits: its rate is
-#: 1 - IDLE_LOSS · (the share of those blocks that are missing) of a tile's rate. An estimate.
+#: How much slower a multiprocessor is if it has fewer blocks than it could hold, because less runs while one of them waits: a
+#: tile's rate is multiplied by 1 - IDLE_LOSS · (blocks that are missing / blocks that it could hold). An estimate.
 IDLE_LOSS = 0.5
-#: Bytes per clock that one multiprocessor can fetch, however idle the others are: an estimate, half of its path to L2.
+#: Bytes per clock that one multiprocessor can fetch, even if the others are idle: an estimate, half the width of its path to L2.
 MOST_BYTES_PER_CLOCK = 32
 #: Several splits of fprop or dgrad must be predicted to be this many times as fast as one, because they cost the host another
 #: launch and an allocation.
@@ -66,7 +66,7 @@ class Conv2dVariant(Variant[Conv2dProblem]):
     Derived classes say which tiles there are, which share of the dense rate each reaches, and what else a call launches.
     """
 
-    #: Whether a block computes many tiles, and already fetches the next one's operands while it stores one's results.
+    #: Whether a block computes several tiles in turn, and fetches the operands of the next tile while it stores a tile's results.
     persistent = False
 
     def tile_table(self, problem: Conv2dProblem) -> Mapping[str, Tile]:
@@ -78,7 +78,7 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         raise NotImplementedError
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
-        """Returns the problem that the kernel computes: this one, possibly padded, or a 1x1 convolution of the columns."""
+        """Returns the problem that the kernel computes: `problem`, possibly padded, or a 1x1 convolution of the columns."""
         return problem
 
     def passes(self, problem: Conv2dProblem) -> Passes:
@@ -92,16 +92,16 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         return tuple(self.tile_table(problem))
 
     def most_splits(self, problem: Conv2dProblem, tile: str, device: Device) -> int:
-        """Returns how many splits the depth has steps for and half of the workspace has room for, at least 1."""
+        """Returns the most splits for which the depth has steps and half of the workspace has room, at least 1."""
         computed = self.product_problem(problem)
         room = problem.workspace_limit // 2 // split_bytes(computed)
         return max(1, min(self._steps(computed, self.tile_table(problem)[tile]), room))
 
     def splits(self, problem: Conv2dProblem, tile: str, device: Device) -> Sequence[int]:
-        """Returns 1, and the largest numbers of splits with which the blocks fit in one, two or more waves of multiprocessors.
+        """Returns 1 and, for each number of waves that is considered, the most splits with which all blocks fit into the waves.
 
-        A split, except the last one, keeps at least 16 steps in wgrad, whose sums are written in any case, and 4 in the other
-        directions.
+        A wave is one block on each multiprocessor. Up to four waves are considered in wgrad, up to two in the other directions.
+        A split, except the last one, keeps at least 16 steps in wgrad and 4 in the other directions.
         """
         computed, shape = self.product_problem(problem), self.tile_table(problem)[tile]
         steps, is_wgrad = self._steps(computed, shape), problem.direction == "wgrad"
@@ -132,7 +132,7 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         It is the sum of
         - LAUNCH_SECONDS for each kernel;
         - the product's time, or, if that is longer, the time in which operands and results go once through device memory
-          (if the product stores sums of splits, these in place of the results);
+          (if the product stores sums of splits, these count in place of the results);
         - the time of the passes before and after the product: packing or im2col, and adding the sums of the splits.
         """
         computed, passes, hardware = self.product_problem(problem), self.passes(problem), rates(device)

@@ -1,14 +1,13 @@
-// The three directions as products that simt and mma run: which matrices a block multiplies, and where its result goes. The
-// kernels know nothing else about convolution.
+// The three directions as the products that simt and mma compute: which matrices a block multiplies, and where its result goes.
 //
-// All blocks lie along one dimension of the grid, because y and z are limited to 65,535. Column tiles advance fastest, so
-// that blocks that run at the same time share rows of the larger operand in L2; then row tiles, groups, residues, and last
+// All blocks lie along dimension x of the grid, because y and z are limited to 65,535. Column tiles advance fastest, so that
+// blocks that run at the same time share rows of the left operand in L2. Row tiles advance next, then groups, residues and, last,
 // splits.
 #pragma once
 #include "conv2d/results.cuh"
 
-// Where tile `number` lies, in the order described above. `part` numbers the residues and splits together; in wgmma, the splits
-// of a residue follow each other.
+// Where tile `number` lies, in the order described above. `part` numbers the pairs of a residue and a split. Residues advance
+// fastest in simt and mma, splits in wgmma.
 struct BlockTile {
   int32_t row, column, group, part;
 
@@ -40,7 +39,7 @@ __device__ inline Axis dgrad_horizontal(const Conv2dShape& shape, int32_t residu
   return dgrad_axis(shape.Q, shape.W, shape.S, shape.stride_w, shape.pad_w, shape.dilation_w, residue);
 }
 
-// How many residues modulo the stride the lines of x have, and how many the pixels of a line.
+// How many residues modulo the stride occur among the lines of x, and how many among the pixels of a line.
 __device__ inline int32_t vertical_residues(const Conv2dShape& shape) {
   return shape.stride_h < shape.H ? shape.stride_h : shape.H;
 }
@@ -96,9 +95,9 @@ struct Conv2dFprop {
         depth_end(split_begin(a.taps.count, tile.part + 1, parameters.splits.count, parameters.splits.step)) {}
 };
 
-// The input positions of one residue modulo the stride are a convolution over dy (see dgrad_axis); all residues together cover
-// dx. The grid has as many row tiles for each residue as the first one needs, which has the most pixels; blocks of other residues
-// may have no rows. The taps of each residue are split separately.
+// The input positions of one residue modulo the stride form a convolution over dy (see dgrad_axis); all residues together cover
+// dx. The first residue has the most pixels, and the grid has as many row tiles for each residue as for the first. So blocks of
+// other residues may have no rows. The taps of each residue are split separately.
 template <class T, class Epilogue, int kTileRows, int kTileColumns>
 struct Conv2dDgrad {
   using Type = T;
@@ -195,12 +194,12 @@ struct Conv2dWgrad {
 
 // ---- how a block begins ------------------------------------------------------------------------------------------------
 
-// The bytes that a plan reserves for a Direction, whichever it is. The object lies in shared memory: in registers it would take
-// more of them than the sums do.
+// The bytes of shared memory that a launch plan reserves for an object of one of the classes above, the block's direction. It is
+// in shared memory because it would take too many registers.
 constexpr int kDirectionBytes = 512;
 
-// One thread computes the direction; then all compute the coordinates of the tile's rows and columns. Returns whether the block
-// has a tile; a residue may have fewer pixels than the first one, whose row tiles the grid counts.
+// One thread computes the direction; then all threads compute the coordinates of the tile's rows and columns. Returns false if
+// the block has no tile, which happens in residues that have fewer pixels than the first one.
 template <int kThreads, class Memory, class Parameters>
 __device__ inline bool begin_tile(Memory& memory, const Parameters& parameters) {
   using Direction = decltype(memory.direction);

@@ -3,9 +3,9 @@
 //
 // The depth of fprop and dgrad is a sequence of blocks. A block is one filter position and as many of its channels as a span
 // holds; a step is as many blocks as make 128 bytes. Channels beyond the last one arrive as zeros in both operands. If the last
-// step has too few blocks, the missing ones are copied from channels beyond the tensor's last one, which arrive as zeros: every
-// step must receive all its bytes. (They cannot be copied from an image beyond the last one, because no manual says what an
-// im2col copy that starts there brings.)
+// step has too few blocks, the missing ones are copied from channels beyond the tensor's last one, so that they arrive as zeros,
+// because a stage's barrier waits for the bytes of a whole step. (They are not copied from an image beyond the last one, because
+// it is not documented what an im2col copy that starts there brings.)
 #pragma once
 #include "conv2d/directions.cuh"
 #include "conv2d/sum_again.cuh"
@@ -14,7 +14,8 @@
 // A divisor for indices. If the count is zero, the quotient is not used, but the division must be defined.
 __device__ inline int32_t at_least_one(int32_t count) { return count > 0 ? count : 1; }
 
-// A split may have no steps if its residue has fewer steps than others.
+// Returns the end of a split that begins at step `begin` and has up to `steps` of the depth's `all` steps. The split has no
+// steps if `begin` lies beyond the depth, which happens in residues with fewer steps than others.
 __device__ inline int32_t end_of_split(int32_t begin, int32_t steps, int32_t all) {
   return begin + steps < all ? begin + steps : begin < all ? all : begin;
 }
@@ -32,7 +33,7 @@ struct Pixel {
   }
 };
 
-// The blocks of the depth in their order: channels advance first, then filter positions along a line, then lines.
+// A position in the sequence of the depth's blocks. Channels advance first, then filter positions along a line, then lines.
 struct DepthBlock {
   int32_t channel, s, r;
 
@@ -111,7 +112,7 @@ struct Conv2dImageProduct {
     const int32_t first_depth = tile.group * parameters.depth_channels;
     for (int i = 0; i < blocks_per_step(); ++i) {
       // A block beyond the last one is copied from channels beyond the last one, which arrive as zeros, because the stage's
-      // barrier counts its bytes too; and at offset 0, because no offset may leave the filter.
+      // barrier counts its bytes too. It is copied at offset 0, because no offset may lie beyond the filter.
       const bool block_exists = block.r < image.vertical.taps;
       const int32_t channel = block_exists ? first_depth + block.channel : parameters.groups * parameters.depth_channels;
       copy_im2col(a + i * Tile::kM * parameters.span, image.map, channel, pixel.w, pixel.h, pixel.n,
@@ -185,7 +186,7 @@ struct Conv2dImageProduct {
       store_sums<Sums>(memory, sums, parameters.walk);
     if constexpr (kGathersFromDy) {
       if (!nan) return;
-      // Constructed again, because shared memory may already hold the next tile's description.
+      // The product is constructed again, because shared memory may already hold the next tile's description.
       const Conv2dImageProduct product(parameters, computed_again(number));
       if (parameters.splits == 1)
         product.sum_nan_again(product.whole());
@@ -210,8 +211,8 @@ struct Conv2dImageProduct {
     }
   }
 
-  // Sums this split's part of one element over the elements of dy that exist, up to the first NaN. TF32's operands are not
-  // rounded.
+  // Sums this split's part of one element over the elements of dy that exist, up to the first NaN. Operands of TF32 are not
+  // rounded here.
   __device__ float sum_of_existing(int32_t row, int32_t column) const {
     const OperandsInMemory<T>& operands = parameters.operands;
     const int64_t (&filter)[4] = operands.filter_stride;
@@ -249,7 +250,7 @@ struct Conv2dWgradProduct {
   using Type = T;
   using Parameters = Conv2dWgradWgmmaParameters<T>;
   static constexpr Major kMajorA = Major::rows, kMajorB = Major::rows;
-  static constexpr int kPixels = kStepBytes / sizeof(T), kSpan = kStepBytes;  // of a step; bytes of a pixel in a copy of dy
+  static constexpr int kPixels = kStepBytes / sizeof(T), kSpan = kStepBytes;  // pixels of a step; bytes of a pixel in dy's copies
   const Parameters& parameters;
   int32_t channels, channel_blocks;  // of a block of columns; of a filter position
   int32_t rows, columns;

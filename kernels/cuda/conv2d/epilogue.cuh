@@ -1,6 +1,6 @@
 // An epilogue turns a finished sum into an element of the result: it adds the bias, if any, in the type of the sum and rounds
 // once. An epilogue that does more, such as a ReLU, has to start from the rounded value, as a separate operator would; otherwise
-// its mask could differ from that operator's.
+// its mask of positive elements could differ from that of a separate ReLU.
 #pragma once
 #include "platform/types.h"
 

@@ -1,11 +1,12 @@
-// The column matrix in memory, and its adjoint: unfold, fold, and the variant im2col of convolution.
+// The kernels of unfold, fold and the variant im2col of convolution. They write the column matrix to memory (im2col) and, as the
+// adjoint, sum its elements that belong to the same pixel (col2im).
 //
-//   im2col_kernel   A thread owns one (n, c, p, q) at a time and copies its R*S cells; neighbouring threads write neighbouring
-//                   columns.
-//   col2im_kernel   A thread owns one pixel of x at a time and sums the cells that cover it, in the order of the filter. A
+//   im2col_kernel   A thread owns one (n, c, p, q) at a time and copies the R*S pixels under the filter; neighbouring threads
+//                   write neighbouring columns of the matrix.
+//   col2im_kernel   A thread owns one pixel of x at a time and sums its elements of the matrix, in the order of the filter. A
 //                   scatter would need atomics, whose order, and so whose rounding, changes from run to run.
 //
-// Index is int32_t if every count and every position fits, because 64-bit divisions would bound these kernels.
+// Index is int32_t if every count and every position fits, because 64-bit divisions would limit the speed of these kernels.
 #pragma once
 #include "conv2d/parameters.cuh"
 

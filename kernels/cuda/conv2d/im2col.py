@@ -1,4 +1,7 @@
-"""The variant im2col: `im2col.cuh` forms the column matrix in memory, simt multiplies it. Unfold and fold use its kernels."""
+"""The variant im2col: `im2col.cuh` writes the column matrix to memory, and simt multiplies it.
+
+Unfold and fold use the kernels of `im2col.cuh`, too.
+"""
 
 from __future__ import annotations
 
@@ -59,13 +62,13 @@ def _plan_gather(problem: Conv2dProblem, name: str, multiprocessors: int, limit:
 
 
 class Im2col(Simt):
-    """Accepts any geometry. `plan` plans the product of the columns, a 1x1 convolution by simt."""
+    """Accepts every problem that `Conv2dProblem.limits` allows. `plan` takes the 1x1 convolution of the columns."""
 
     name = "im2col"
     last_resort = True
 
     def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:
-        """Returns which sizes are too large, or None. Positions never are: the gathers compute them in 64 bits if need be."""
+        """Returns which sizes are too large, or None. Positions are never too large: the kernels use 64 bits if need be."""
         return problem.limits()
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:

@@ -1,14 +1,14 @@
 // Where the elements of convolution's matrices lie in memory.
 //
-// Each of the three directions is a matrix product whose operands are never stored as matrices:
+// Each of the three directions is a matrix product. Only the variant im2col stores the column matrix in memory.
 //   fprop   y(pixel, K)   = columns of x(pixel, tap)  . filter(K, tap)         one row per output pixel n p q
 //   dgrad   dx(pixel, C)  = columns of dy(pixel, tap) . filter(C, tap)         one row per input pixel n h w
 //   wgrad   dw(K, tap)    = dy(K, pixel)              . columns of x(tap, pixel)
 // A tap is a filter position together with one of its channels: r s c. All extents here are those of one group.
 //
-// The address of an element is the sum of what its row and what its column contribute. So is its position in the plane, which
-// decides whether it is padding. A Coordinate is one such contribution: it is computed once for a row or a column, not for
-// every element.
+// The address of an element is the sum of a contribution of its row and one of its column. So is its position in the plane, which
+// decides whether the element is padding. A Coordinate is one such contribution to both. The coordinates of a tile's rows and
+// columns are computed once for all steps of the depth.
 #pragma once
 #include "shapes.h"
 
@@ -17,7 +17,7 @@ struct Coordinate {
   int32_t h, w;
 };
 
-// The position of rows and columns beyond the matrix, which stays outside the plane whatever position is added. The host refuses
+// The position that rows and columns beyond the matrix get. Its sum with any position lies outside the plane. The host refuses
 // every geometry for which this would not hold (beyond_positions in problem.py).
 constexpr int32_t kOutside = -(1 << 30);
 
@@ -40,8 +40,8 @@ struct Divisor {
   }
 };
 
-// One dimension of the plane that is gathered from: pixel i and tap t meet at source position i * up + start + t * step.
-// The taps are filter positions first, first + every, ...
+// One dimension of the plane that is gathered from, the source: for tap t, pixel i of the result reads source position
+// i * up + start + t * step. The taps are the filter positions first, first + every, ...
 struct Axis {
   int32_t extent;  // of the source
   int32_t pixels;  // of the result
@@ -54,11 +54,11 @@ __device__ inline Axis fprop_axis(int32_t source, int32_t result, int32_t filter
       .extent = source, .pixels = result, .up = stride, .start = -pad, .step = dilation, .taps = filter, .first = 0, .every = 1};
 }
 
-// The input positions h = i * stride + residue of one residue modulo the stride, as a convolution of their own over dy.
-// h receives from output position (h + pad - r * dilation) / stride for each r for which this division has no remainder. That is
-// every (stride / gcd(stride, dilation))-th r; for some residues it is no r at all, and their dx is zero. A residue is less than
-// `result`. The largest product formed here is first * dilation, which lies within the filter; stride * dilation might not fit
-// 32 bits.
+// Describes the input positions h = i * stride + residue of one residue modulo the stride as a convolution of their own over dy.
+// The gradient at h has a contribution from output position (h + pad - r * dilation) / stride for each r for which this division
+// has no remainder. That is every (stride / gcd(stride, dilation))-th r; for some residues it is no r at all, and their dx is
+// zero. `residue` must be less than `result`. The largest product formed here is first * dilation, which is less than the extent
+// of the dilated filter; stride * dilation might not fit into 32 bits.
 __device__ inline Axis dgrad_axis(int32_t source, int32_t result, int32_t filter, int32_t stride, int32_t pad, int32_t dilation,
                                   int32_t residue) {
   int32_t divisor = stride, remainder = dilation;
@@ -103,7 +103,7 @@ struct Taps {
 
 // ---- matrices: each has data, the plane in which positions lie, and the coordinates of row(i) and column(j) -------------
 
-// Rows: pixels of the result; columns: taps. The im2col of an image (N, C, H, W), of which only tiles are ever formed.
+// The im2col of an image (N, C, H, W): rows are pixels of the result, columns are taps. Only tiles of it are formed.
 template <class T>
 struct ColumnMatrix {
   const T* data;
@@ -148,7 +148,7 @@ struct ColumnMatrix {
   }
 };
 
-// Rows: the channels that the product yields (K in fprop, C in dgrad); columns: taps. The filter (K, C, R, S).
+// The filter (K, C, R, S) as a matrix: rows are the channels that the product yields (K in fprop, C in dgrad), columns are taps.
 template <class T>
 struct FilterMatrix {
   const T* data;
@@ -186,7 +186,7 @@ struct FilterMatrix {
   }
 };
 
-// Rows: the first `pixels` pixels n p q; columns: channels. An image (N, K, P, Q) as it lies in memory.
+// An image (N, K, P, Q) as a matrix: rows are its first `pixels` pixels in the order n p q, columns are channels.
 template <class T>
 struct ImageMatrix {
   const T* data;
@@ -230,7 +230,7 @@ struct Transposed : Matrix {
   __device__ Coordinate column(int32_t index) const { return Matrix::row(index); }
 };
 
-// Whether an element exists. One that does not is zero: it is padding, or lies beyond the matrix.
+// Whether an element exists. One that does not exist counts as zero: it is padding or lies beyond the matrix.
 template <class Matrix>
 __device__ inline bool exists(const Matrix& matrix, const Coordinate& row, const Coordinate& column) {
   return uint32_t(row.h + column.h) < uint32_t(matrix.height()) && uint32_t(row.w + column.w) < uint32_t(matrix.width());

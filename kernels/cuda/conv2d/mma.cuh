@@ -1,16 +1,16 @@
 // The variant mma: implicit im2col on tensor cores by mma.sync, for fp16, bf16, and fp32 as TF32; sums in fp32.
 //
 // Operands come in whole pieces of 16 bytes: the channels of each group are contiguous and a multiple of 8 (4 in fp32). Tensors
-// of any other layout (NCHW, odd channels) are packed beforehand by pack_channels.cuh; the result may have any layout.
+// of any other layout (such as NCHW) are packed beforehand by pack_channels.cuh; the result may have any layout.
 //
 // A block owns one tile of the result and one split of its depth. It forms tiles of the column matrix in shared memory by
 // cp.async, several stages ahead of the products. A warp owns kM / kWarpsM x kN / kWarpsN of the tile, in fragments of 16x8.
 // Results and the sums of splits are overwritten; wgrad's sums are overwritten or, if `accumulate`, added to.
 //
-// The tile. In a step both operands have 64 bytes a line, which is two mma deep: 16 KiB for the 2^20 FLOP of 128x128x32 in 16
-// bits, 64 FLOP for each byte from L2. Three of the four stages, 48 KiB, are in flight while one is read. 64 sums and 24 words of
-// fragments fit the 128 registers that a thread has if two blocks are resident, each of which computes while the other waits.
-// 64x64 serves results of few tiles or narrow ones.
+// The tile. A step has 64 bytes of depth for each row and column of the tile, which is two mma deep. For 128x128x32 in 16 bits,
+// that is 16 KiB from L2 for 2^20 FLOP, or 64 FLOP for each byte. Three of the four stages, 48 KiB, are in flight while one is
+// read. 64 sums and 24 words of fragments fit the 128 registers that a thread has if two blocks are resident, each of which
+// computes while the other waits. 64x64 serves results that have few tiles or are narrow.
 #pragma once
 #include "conv2d/directions.cuh"
 #include "conv2d/store_tile.cuh"
@@ -22,15 +22,15 @@
 template <int kM_, int kN_, int kWarpsM_, int kWarpsN_>
 struct MmaTile {
   static constexpr int kM = kM_, kN = kN_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_;
-  static constexpr int kStages = 4, kChunks = 4;  // a line has four pieces of 16 bytes, which are two mma deep
+  static constexpr int kStages = 4, kChunks = 4;  // the depth of a step is four pieces of 16 bytes, or two mma
   static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN, kBlocks = 512 / kThreads;
   static_assert(kWarpM % 16 == 0 && kWarpN % 16 == 0, "fragments of A have 16 rows; those of B have 8 and are read in pairs");
 };
 
 // One operand's tile in a stage. The index that is contiguous in memory is contiguous here as well, in lines of whole pieces.
-// Their order within a line is permuted so that the eight pieces that ldmatrix reads at once lie in different banks:
-//   depth-major (kDepthLines false)   a line is a row of the matrix, its pieces lie along the depth; two lines span the banks
+// The pieces of a line are permuted so that the eight pieces that ldmatrix reads at once lie in different banks:
+//   depth-major (kDepthLines false)   a line is a row of the matrix, its pieces lie along the depth; two lines cover all banks
 //   row-major   (kDepthLines true)    a line is one depth, its pieces lie along the rows of the matrix
 template <class T, int kRows, int kChunks, bool kDepthLines>
 struct OperandTile {
@@ -60,7 +60,7 @@ struct OperandTile {
     }
   }
 
-  // Reads four fragments of 8 rows and one piece of depth, which form a square of 16 rows and two pieces. mma takes them down the
+  // Reads four fragments of 8 rows and one piece of depth, which together cover 16 rows and two pieces. mma takes them down the
   // rows first for the left operand, along the depth first for the right one.
   template <bool kLeft>
   __device__ static void fragments(uint32_t (&fragment)[4], const T* tile, int row, int piece) {
@@ -95,8 +95,8 @@ __device__ inline void mma<float>(float (&sums)[4], const uint32_t (&a)[4], cons
   mma_m16n8k8_tf32(sums, a, b);
 }
 
-// Shared memory: what the block multiplies, the coordinates of its rows and columns, then the stages, whose memory the sums use
-// after the last product.
+// Shared memory: the block's direction (directions.cuh), the coordinates of the tile's rows and columns, then the stages, whose
+// memory the sums use after the last product.
 template <class Tile, class Direction, bool kDepthLinesA, bool kDepthLinesB>
 struct MmaMemory {
   using T = typename Direction::Type;
@@ -106,7 +106,7 @@ struct MmaMemory {
     alignas(128) T a[A::kBytes / sizeof(T)];
     alignas(128) T b[B::kBytes / sizeof(T)];
   };
-  // The pitches of `sums`, padded so that the lanes of a warp store to different banks.
+  // The pitches of `sums`, padded so that the lanes of a warp spread their stores over the banks.
   static constexpr int kRowPitch = Tile::kN + 8, kColumnPitch = Tile::kM + 4;
   static constexpr int kSums = Tile::kM * kRowPitch > Tile::kN* kColumnPitch ? Tile::kM * kRowPitch : Tile::kN * kColumnPitch;
   alignas(kDirectionBytes) Direction direction;
@@ -166,7 +166,7 @@ __device__ inline void mma_gemm(const typename Direction::Parameters& parameters
         }
     }
   }
-  __syncthreads();  // all reads of the stages are over, and all copies: the groups after the last step are empty
+  __syncthreads();  // all reads of the stages are over, and so are all copies: the groups after the last step are empty
 
   const bool down = parameters.walks.c == Walk::rows || parameters.walks.c == Walk::row_pieces;
   const int pitch = down ? Memory::kColumnPitch : Memory::kRowPitch;

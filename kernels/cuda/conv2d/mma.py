@@ -39,7 +39,7 @@ class MmaTile(Tile):
         return 4 * piece(dtype)
 
     def shared_bytes(self, dtype: str) -> int:
-        """Returns sizeof(MmaMemory): the direction; coordinates; four stages of 64 bytes a line, or the sums, padded."""
+        """Returns sizeof(MmaMemory): direction; coordinates; four stages, 64 bytes per row and column, or the padded sums."""
         stages = 4 * 64 * (self.rows + self.columns)
         sums = 4 * max(self.rows * (self.columns + 8), self.columns * (self.rows + 4))
         used = round_up(16 * (self.rows + self.columns), 128) + max(stages, sums)

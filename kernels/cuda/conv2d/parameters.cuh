@@ -5,21 +5,21 @@
 #include "platform/tensor_map.h"
 #include "shapes.h"
 
-// Which index of a matrix consecutive threads advance along: element by element, or in pieces, which are aligned vectors,
-// contiguous in memory, each of which exists as a whole or not at all.
+// The index of a matrix, row or column, that consecutive threads advance, by one element or by one piece. A piece is an aligned
+// vector of elements that are contiguous in memory; either all of them exist or none.
 enum class Walk : int32_t { rows, row_pieces, columns, column_pieces };
 
 struct Walks {
   Walk a, b, c;            // over the left operand, the right operand, the result
-  int32_t channels_inner;  // the order of taps, see Taps in matrices.cuh
+  int32_t channels_inner;  // whether channels are innermost in the order of the taps (Taps in matrices.cuh)
 };
 
-// How the depth of a product that yields an image is split over blocks if the image has too few tiles for all
-// multiprocessors. Each split writes sums of its own, which split_k.cuh adds.
+// The splits of the depth in fprop and dgrad. Several are used if the result has too few tiles for all multiprocessors; each of
+// them then writes sums of its own, which split_k.cuh adds.
 template <class T>
 struct Splits {
   Accumulator<T>* sums;  // (splits, N, height, width, channels of all groups) contiguous, overwritten; unused for one split
-  int32_t count, step;   // how many splits; the kernel's step, at whose multiples splits begin
+  int32_t count, step;   // how many splits; the depth of the kernel's step, at multiples of which splits begin
 };
 
 // ---- simt and mma ------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ struct Conv2dWgradParameters {
 
 // ---- wgmma -------------------------------------------------------------------------------------------------------------
 
-// One dimension of an image that is gathered from: pixel i of the result and tap t meet at position start + i * up + t * step.
+// One dimension of an image that is gathered from: for tap t, pixel i of the result reads position start + i * up + t * step.
 struct Im2colAxis {
   int32_t pixels, start, up;
   int32_t taps, step;
@@ -75,24 +75,24 @@ struct Im2colImage {
 // dgrad's operands, from which sums that came out as NaN are computed again; unused in fprop.
 template <class T>
 struct OperandsInMemory {
-  const T* dy;      // as its map describes it: packed
-  const T* filter;  // as its map describes it
+  const T* dy;      // the tensor that the maps of the images describe
+  const T* filter;  // the tensor that the map of the filter describes
   int64_t dy_stride[4], filter_stride[4];
   int32_t P, Q;
 };
 
-constexpr int kMostResidues = 16;  // for example of stride 4 x 4; their maps fit the 4 KiB of a kernel's parameters
+constexpr int kMostResidues = 16;  // as many as stride 4 x 4 has; their images fit into the 4 KiB of a kernel's parameters
 
 template <class T, class Epilogue, int kImages>
 struct Conv2dWgmmaParameters {
-  Im2colImage images[kImages];  // x; or dy, once for each residue of the pixels of dx modulo the stride
+  Im2colImage images[kImages];  // fprop: x; dgrad: dy, once for each residue of the pixels of dx modulo the stride
   TensorMap filter;
   T* result;          // (N, groups * channels, height, width), overwritten if there is one split
   float* sums;        // (splits, N, height, width, groups * channels), overwritten if there are several splits
   int64_t stride[4];  // of the result
   int32_t N, height, width, groups;
   int32_t channels, depth_channels;  // of a group: those of the result, and those that are summed over
-  int32_t stride_h, stride_w;        // how many residues there are, at most height and width; 1 in fprop
+  int32_t stride_h, stride_w;        // dgrad: how many residues there are, at most height and width; fprop: 1
   int32_t span, splits, steps_per_split, tiles;
   Walk walk;  // over the result, or over the sums of several splits
   OperandsInMemory<T> operands;
@@ -114,12 +114,13 @@ struct Conv2dWgradWgmmaParameters {
 
 template <class T>
 struct PackChannelsParameters {
-  const T* from;                       // (N, groups * channels, H, W)
-  T* to;                               // (N', H, W, groups, padded) contiguous, overwritten
-  int64_t stride[4];                   // of `from`: N C H W
-  int32_t channels, padded;            // of a group
-  int32_t images, padded_images;       // each run of `images` along N is padded to `padded_images` in N': a group's outputs
-  int32_t H, W, groups, pixels_first;  // whether pixels lie closer together in `from` than channels
+  const T* from;             // (N, groups * channels, H, W)
+  T* to;                     // (N', H, W, groups, padded) contiguous, overwritten
+  int64_t stride[4];         // of `from`: N C H W
+  int32_t channels, padded;  // of a group
+  // N is a sequence of runs of `images`, such as the outputs of each group of a filter; in N', a run has `padded_images`.
+  int32_t images, padded_images;
+  int32_t H, W, groups, pixels_first;  // pixels_first: whether pixels lie closer together in `from` than channels
 };
 
 template <class T>
@@ -140,7 +141,7 @@ struct Conv2dSumImageSplitsParameters {
   Epilogue epilogue;
 };
 
-// P and Q of the shape belong to the columns; w_stride, y_stride, K and groups are unused, here and in Col2imParameters.
+// Here and in Col2imParameters, P and Q of the shape are the extents of the columns; w_stride, y_stride, K and groups are unused.
 template <class T>
 struct Im2colParameters {
   const T* x;  // (N, C, H, W)

@@ -11,7 +11,7 @@ from ...arithmetic import ceil_divide
 from ...shapes import Conv2dShape, Four, Pair, SizeError
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
-#: Bytes of workspace that one call may take, unless `tu.conv2d_workspace` says otherwise.
+#: The default of `Conv2dProblem.workspace_limit`, in bytes; `tu.conv2d_workspace` sets another one.
 WORKSPACE_LIMIT = 256 << 20
 
 
@@ -58,7 +58,7 @@ class Conv2dProblem(NamedTuple):
     #: for each image tensor that is packed, or N · C·R·S · P · Q · bytes of an element for columns; a call processes as many
     #: images at a time as fit, but at least one. The other half is for the sums of split products,
     #:     splits · elements of the result · 4 bytes (8 of float64),
-    #: which wgrad needs for one split as well, fprop and dgrad for several only.
+    #: which wgrad always needs, fprop and dgrad only if there are several splits.
     workspace_limit: int = WORKSPACE_LIMIT
 
     @property
@@ -96,7 +96,7 @@ class Conv2dProblem(NamedTuple):
 
     @property
     def residues(self) -> Pair:
-        """How many residues modulo the stride the rows of x have, and how many its columns."""
+        """How many residues modulo the stride occur among the rows of x, and how many among its columns."""
         return min(self.stride[0], self.H), min(self.stride[1], self.W)
 
     @property
@@ -205,7 +205,7 @@ class Conv2dProblem(NamedTuple):
     def images_per_launch(self, bytes_per_image: int) -> int:
         """Returns how many images one launch computes, at least one.
 
-        Each needs `bytes_per_image`; together they may use half of the workspace. A launch counts pixels in 31 bits.
+        Each image needs `bytes_per_image` of workspace, and together they may use half of it. A launch counts pixels in 31 bits.
         """
         by_bytes = self.workspace_limit // 2 // bytes_per_image if bytes_per_image else self.N
         return max(1, min(self.N, by_bytes, (2**31 - 2**20) // max(self.H * self.W, self.P * self.Q)))
@@ -238,8 +238,8 @@ def problem_of_sizes(
 ) -> Conv2dProblem:
     """Returns a convolution x (N, C, H, W), w (K, C/groups, R, S) -> y (N, K, P, Q); `fields` are its remaining fields.
 
-    Along an axis, a stride has no effect if y has one pixel, and a dilation has none if the filter has one position. They then
-    count as 1, and so are neither planned for nor a reason to refuse.
+    Along an axis, a stride has no effect if y has one pixel, and a dilation has none if the filter has one position. They are
+    then replaced by 1, so that they neither change the plan nor make a variant refuse the problem.
     """
     (N, C, H, W), (K, _, R, S), (_, _, P, Q) = x_size, w_size, y_size
     return Conv2dProblem(
@@ -260,7 +260,7 @@ def problem_of_sizes(
 
 
 def _layout(strides: Four, size: Four) -> str | None:
-    """Returns "nchw" or "channels_last"; "either" if extents of 1 make both the same, None if it is neither."""
+    """Returns "nchw" or "channels_last"; "either" if both fit because of extents of 1, None if neither fits."""
     fits = []
     for name, order in (("nchw", (3, 2, 1, 0)), ("channels_last", (1, 3, 2, 0))):
         dense = 1

@@ -4,7 +4,7 @@
 #include "conv2d/matrices.cuh"
 #include "conv2d/parameters.cuh"
 
-// The pixels of an image whose lines and columns have one residue modulo the stride: (i, j) is pixel
+// The pixels of an image that belong to one residue modulo the stride: pixel (i, j) of the residue is pixel
 // (i * step_h + residue_h, j * step_w + residue_w) of the image.
 struct ResultPixels {
   int32_t N, height, width;  // of the residue
@@ -15,7 +15,7 @@ struct ResultPixels {
   }
 };
 
-// Rows are pixels, columns the channels of one group.
+// A result that is an image: rows are pixels, columns are the channels of one group.
 template <class T, class Epilogue>
 struct ImageResult {
   using Stored = T;
@@ -59,7 +59,7 @@ struct ImageResult {
   __device__ T finished(T value, int64_t) const { return value; }
 };
 
-// The sums of one split of an image (N, groups * channels, H, W): dense, with channels innermost.
+// The place of the sums that one split contributes to an image (N, groups * channels, H, W): dense, with channels innermost.
 template <class Sum, class Epilogue>
 __device__ inline ImageResult<Sum, Epilogue> split_result(Sum* sums, int32_t split, int32_t H, int32_t W,
                                                           const ResultPixels& pixels, int32_t groups, int32_t channels,
@@ -69,7 +69,7 @@ __device__ inline ImageResult<Sum, Epilogue> split_result(Sum* sums, int32_t spl
   return {sums + split * (pixels.N * image), stride, pixels, channels, group, Epilogue{}};
 }
 
-// The sums of one split of a filter: (K, taps), dense.
+// The sums that one split contributes to the gradient of one group's filter: (K, taps), dense.
 template <class T>
 struct SumResult {
   using Stored = T;

@@ -1,15 +1,16 @@
-// The variant simt: implicit im2col on CUDA cores, for every dtype, layout and geometry; sums in fp32, in fp64 for fp64.
+// The variant simt: implicit im2col on CUDA cores, for every dtype and layout; sums are fp32, or fp64 for fp64.
 //
-// A block owns one tile of the result, and one split of the depth if that is split; split_k.cuh then adds the splits' sums. A
-// thread owns kThreadM x kThreadN of the tile, in quads of four neighbours, so that fragments are read 16 bytes at a time.
+// A block owns one tile of the result and one split of the depth. If there are several splits, split_k.cuh adds their sums. A
+// thread owns kThreadM x kThreadN elements of the tile. Its rows and its columns come in quads, each of four neighbours, so that
+// operands are read 16 bytes at a time.
 // Results and the sums of splits are overwritten; wgrad's sums are overwritten or, if `accumulate`, added to.
 //
 // For R = S = 1, stride 1 and no padding this is the plain matrix product: no position is outside the plane.
 //
 // The tile. In one step of a 128x128 tile, a thread reads 8 + 8 values for each depth and computes 64 FMAs: 64 bytes for 64 FMAs.
 // The 128 bytes per clock of shared memory supply that to 128 FMA lanes, even if no lanes read the same values. 64x64 serves
-// results of few tiles, and fp64, whose sums take twice the registers. A step is so deep that each thread moves one piece of each
-// operand, 16 bytes of fp32 or fp64: 8 deep for 128 rows of fp32, 16 for 64 rows, 8 for 64 rows of fp64.
+// results of few tiles, and fp64, whose sums take twice the registers. The depth of a step is such that each thread moves 16
+// bytes of each operand in fp32 and fp64: 8 for 128 rows of fp32, 16 for 64 rows of fp32, 8 for 64 rows of fp64.
 #pragma once
 #include "conv2d/directions.cuh"
 #include "conv2d/sum_again.cuh"
@@ -36,7 +37,7 @@ struct TileLoader {
   static constexpr int kElements = kRows * kDepth / kThreads;
   static constexpr int kPiece = kElements < int(16 / sizeof(T)) ? kElements : int(16 / sizeof(T));
   static constexpr int kPitch =
-      kRows + 16 / sizeof(Accumulator<T>);  // rows of a quad stay 16-byte aligned, depths spread over banks
+      kRows + 16 / sizeof(Accumulator<T>);  // keeps a quad's rows aligned to 16 bytes, spreads depths over banks
   static_assert(kRows * kDepth % kThreads == 0 && kElements % kPiece == 0 && kRows % kPiece == 0 && kDepth % kPiece == 0);
 
   T staged[kElements];
@@ -136,8 +137,8 @@ __device__ inline void store_sums(const Result& result, const Sum (&sums)[Tile::
   }
 }
 
-// Shared memory: what the block multiplies, the coordinates of the tile's rows and columns, then two stages of both operands'
-// tiles.
+// Shared memory: the block's direction (directions.cuh), the coordinates of the tile's rows and columns, then two stages of both
+// operands' tiles.
 template <class Tile, class Direction>
 struct SimtMemory {
   using T = typename Direction::Type;
@@ -217,7 +218,7 @@ __device__ inline void simt_gemm(const typename Direction::Parameters& parameter
   }
   const auto after_storing = [&](const auto& result) {
     if constexpr (Direction::kGathersFromDy) {
-      if (__syncthreads_or(nan))  // and every thread reads what others stored
+      if (__syncthreads_or(nan))  // this is also a barrier: every thread then reads what others stored
         sum_nan_again<Tile::kM, Tile::kN, Tile::kThreads>(direction, result, memory.rows, memory.columns);
     }
   };

@@ -1,4 +1,4 @@
-"""The variant simt: implicit im2col on CUDA cores, `simt.cuh`."""
+"""The variant simt (`simt.cuh`): implicit im2col on CUDA cores."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class SimtTile(Tile):
 
 
 _LARGE, _SMALL, _DOUBLE = SimtTile(128, 128, 8, 8, 8), SimtTile(64, 64, 16, 4, 4), SimtTile(64, 64, 8, 4, 4)
-#: By dtype. 16-bit types have one tile only, because their first choice is tensor cores; float64, because its sums take twice the
-#: registers.
+#: Dtype -> tile by name. 16-bit types have one tile only, because tensor cores are preferred for them; float64 has one only,
+#: because its sums take twice the registers.
 TILES = {
     "float16": named(_SMALL),
     "bfloat16": named(_SMALL),

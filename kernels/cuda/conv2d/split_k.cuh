@@ -1,4 +1,4 @@
-// The second half of a product whose depth was split over blocks: adds the sums of the splits in the order of the splits, so that
+// The second step of a product whose depth is split over blocks: adds the sums of the splits in the order of the splits, so that
 // the result does not depend on which block finished first, and rounds once.
 //
 //   conv2d_sum_splits         dw of wgrad. A thread owns one element.
@@ -33,13 +33,13 @@ __global__ void __launch_bounds__(kSumSplitsThreads)
                 cell % shape.S * shape.w_stride[3]] = narrow<T>(sum);
 }
 
-// A warp reads four lines of 32 sums (128 bytes each in fp32), 16 bytes at a time where channels are a multiple of four.
+// A warp reads four lines of 32 sums (128 bytes each in fp32), 16 bytes at a time if the number of channels is a multiple of 4.
 constexpr int kSumTile = 32, kSumQuad = 4, kSumImageSplitsThreads = kSumTile * kSumTile / kSumQuad;
 
 template <class T, int kPiece>
 __device__ inline void add_splits(Accumulator<T> (&sum)[kSumQuad], const Accumulator<T>* from, int64_t plane, int32_t splits,
                                   int32_t channels) {
-#pragma unroll 4  // loads of several splits are in flight at once; the sums are still added in their order
+#pragma unroll 4  // loads of several splits are in flight at once; sums are still added in the order of the splits
   for (int32_t split = 0; split < splits; ++split, from += plane) {
 #pragma unroll
     for (int i = 0; i < kSumQuad; i += kPiece) {

@@ -35,14 +35,14 @@ KERNELS = (
 
 @lru_cache(maxsize=4096)
 def plan_sum_splits(dtype: str, K: int, taps: int) -> LaunchPlan:
-    """Plans the sum of wgrad's splits; a thread owns one tap of one of K output channels."""
+    """Plans the kernel that adds the splits of wgrad; a thread owns one tap of one of the K output channels."""
     config = LaunchConfig(grid=(K * ceil_divide(taps, _THREADS), 1, 1), block=(_THREADS, 1, 1))
     return LaunchPlan(_sum_splits_kernel(dtype), config, "sum_splits")
 
 
 @lru_cache(maxsize=4096)
 def plan_sum_image_splits(dtype: str, pixels: int, channels: int) -> LaunchPlan:
-    """Plans the sum of the splits of fprop or dgrad; a block owns 32 pixels by 32 channels."""
+    """Plans the kernel that adds the splits of fprop or dgrad; a block owns 32 pixels by 32 channels."""
     config = LaunchConfig(
         grid=(ceil_divide(pixels, _TILE) * ceil_divide(channels, _TILE), 1, 1),
         block=(_THREADS, 1, 1),

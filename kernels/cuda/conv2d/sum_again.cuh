@@ -1,9 +1,9 @@
-// Computes again the sums that padding has spoilt. dgrad gathers from dy, and outside of dy there is nothing to multiply; but
-// tiles of the column matrix hold zeros there, and zero times an infinite weight is NaN. (fprop and wgrad gather from x, whose
-// padding is zeros by definition, so a NaN that they compute is right.)
+// Computes again the sums that padding has turned into NaN. dgrad gathers from dy, and outside of dy there is nothing to
+// multiply; but tiles of the column matrix hold zeros there, and zero times a weight that is infinite or NaN is NaN. (fprop and
+// wgrad gather from x, whose padding is zeros by definition, so a NaN that they compute is right.)
 //
 // A sum that is not NaN is unaffected by padding. So only sums that came out as NaN are computed again, element by element, over
-// the taps that exist. A sum stops at its first NaN, which comes soon where a training step has diverged.
+// the taps that exist. A summation stops as soon as its sum is NaN, which is early if training has diverged.
 #pragma once
 #include "conv2d/matrices.cuh"
 

@@ -13,7 +13,10 @@ from .problem import Conv2dProblem
 
 
 class TensorCoreVariant(Conv2dVariant):
-    """Accepts fp16, bf16 and TF32, except narrow groups; packs tensors whose channels do not come in whole pieces of 16 bytes."""
+    """Accepts fp16, bf16 and TF32, except groups of fewer than 4 channels.
+
+    Tensors whose channels do not come in whole pieces of 16 bytes are packed first.
+    """
 
     def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:
         if problem.dtype == "float64":
@@ -33,7 +36,7 @@ class TensorCoreVariant(Conv2dVariant):
         )
 
     def passes(self, problem: Conv2dProblem) -> Passes:
-        """Counts the packing of each image tensor, as many images at a time as there is room for, and of the filter."""
+        """Counts the packing of image tensors, which is done for as many images at a time as fit, and of the filter."""
         item, groups, direction = ITEM_BYTES[problem.dtype], problem.groups, problem.direction
         x_size, y_size = (problem.N, problem.C, problem.H, problem.W), (problem.N, problem.K, problem.P, problem.Q)
         bytes_per_image = moved_bytes = tensors = 0

@@ -41,9 +41,10 @@ PARAMETERS: dict[str, type[ctypes.Structure]] = {
 }
 
 VARIANTS: tuple[Conv2dVariant, ...] = (WGMMA, MMA, SIMT, IM2COL)
-#: `Selector.margin`. It is above 1 because the order of preference is a prediction, too: a small gain does not outweigh it.
+#: `Selector.margin` of each direction. It is above 1 because the order of preference is a prediction, too, which a small
+#: predicted gain should not overrule.
 MARGIN = 1.25
-#: Function -> what selects its variant.
+#: Name of a function -> the selector of its variants.
 SELECTORS: dict[str, Selector[Conv2dProblem]] = {
     f"conv2d_{direction}": Selector("conv2d", f"conv2d_{direction}", VARIANTS, margin=MARGIN) for direction in DIRECTIONS
 }

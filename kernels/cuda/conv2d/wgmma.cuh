@@ -1,14 +1,14 @@
-// The variant wgmma: implicit im2col on compute capability 9.0 (sm_90a), for fp16, bf16, and fp32 as TF32; sums in fp32. The copy
-// engine forms the columns while it loads them, and wgmma multiplies them where they landed. This file is the machinery;
-// directions_wgmma.cuh has the three directions.
+// The variant wgmma: implicit im2col on compute capability 9.0 (sm_90a), for fp16, bf16 and, except in wgrad, fp32 as TF32; sums
+// are fp32. The copy engine (TMA) forms the columns while it loads them into shared memory, from where wgmma multiplies them.
+// This file has what the three directions share; directions_wgmma.cuh has the directions.
 //
-// Two warpgroups multiply, and one thread of a ninth warp starts the copies, each of 32 to 128 bytes of channels at one filter
-// position. The engine itself handles padding, strides, dilation and the ends of lines and images. That thread and the warpgroups
-// meet at two mbarriers for each stage: `full` completes when the stage's bytes have arrived, `empty` when every multiplying warp
-// has waited for its products of that stage. Blocks are persistent: the tiles of a block are gridDim.x apart, and while one is
-// stored the next one's stages fill.
+// Two warpgroups multiply, and one thread of a ninth warp starts the copies. A copy brings 32 to 128 bytes of channels of each of
+// its pixels, at one filter position. The engine itself handles padding, strides, dilation and the ends of lines and images. Each
+// stage has two mbarriers: `full` completes when the stage's bytes have arrived, `empty` when every multiplying warp has waited
+// for its products of that stage. Blocks are persistent: the tiles of a block are gridDim.x apart, and while one is stored the
+// next one's stages fill.
 //
-// The tile. A step is 128 bytes of depth, which is four wgmma. 128x256 keeps 128 sums in a thread and uses nearly all of the
+// The tile. A step is 128 bytes of depth, which is four wgmma deep. 128x256 keeps 128 sums in a thread and uses nearly all of the
 // shared memory. 128x128 and 128x64 leave room for two blocks, of which one multiplies while the other stores.
 //
 // Results and the sums of splits are overwritten; wgrad's sums are overwritten or, if `accumulate`, added to.
@@ -30,15 +30,15 @@ struct WgmmaTile {
   static constexpr int kBlocks = kM + kN <= 256 ? 2 : 1;                   // resident on a multiprocessor
   static constexpr int kStageBytes = (kM + kN) * kStepBytes;
   static constexpr int kStages = (kBlocks == 2 ? 100 << 10 : 200 << 10) / kStageBytes;
-  static constexpr int kChunkBytes = kBlocks == 2 ? 64 : 128;  // of a row that a warpgroup stages at once
+  static constexpr int kChunkBytes = kBlocks == 2 ? 64 : 128;  // of a row of results that a warpgroup stages at once
   static_assert(kGroupM % 64 == 0 && kGroupN % 64 == 0 && kStages >= 3);
 };
 
-// How an operand lies in a stage, as descriptors state it (platform/wgmma.h): in spans of 32 to 128 bytes, one after the other.
-// All fields are bytes.
+// How an operand lies in a stage, in the terms of wgmma's descriptors (platform/wgmma.h): as spans, which are 32, 64 or 128 bytes
+// wide, one after the other. All fields count bytes.
 struct OperandLayout {
   uint32_t leading, stride, span;
-  uint32_t odd, two;  // offsets along the depth, from what a step's first wgmma reads to what its second and its third one read
+  uint32_t odd, two;  // from the operand of a step's first wgmma to the one of its second (odd), of its third (two)
   uint32_t per_64;    // from 64 rows of the operand to the next 64
 
   // Spans lie along the depth: each holds all `rows` for a part of the step's depth.
@@ -57,12 +57,13 @@ struct OperandLayout {
   }
 
   __device__ uint64_t descriptor(const unsigned char* operand) const { return matrix_descriptor(operand, leading, stride, span); }
-  // The offset from a step's first wgmma to another one of the step.
+  // The offset from the operand of a step's first wgmma to the one of wgmma `multiplication`, 0 to 3.
   __device__ uint32_t at(int multiplication) const { return multiplication % 2 * odd + multiplication / 2 * two; }
 };
 
-// Results of type T on their way from registers to memory: 64 rows of some columns. A line is what is contiguous in memory,
-// padded so that a warp's pairs along a row, or words down a column, lie in different banks.
+// A buffer in shared memory through which a warpgroup stores 64 rows by kColumns columns of results of type T. A line of the
+// buffer is a row or a column, whichever the walk over the result follows. Lines are padded so that what a warp writes at once,
+// pairs along a row or single results down a column, spreads over the banks.
 template <class Tile, class T>
 struct Staging {
   static constexpr int kColumns = Tile::kChunkBytes / int(sizeof(T));
@@ -106,8 +107,8 @@ __device__ inline Destination<Result>& destination_of(WgmmaMemory<Tile>& memory)
   return *reinterpret_cast<Destination<Result>*>(memory.destination[threadIdx.x / 128]);
 }
 
-// Rounds one warp's part of a chunk of its warpgroup's sums and writes the results to shared memory. `column` is the chunk's
-// first column.
+// Rounds one warp's part of a chunk of its warpgroup's sums and writes the results to shared memory, in lines that are columns if
+// `down`, else rows. `column` is the chunk's first column.
 template <class Staging, class Result, int kFragments, int kCount>
 __device__ inline void stage_chunk(typename Result::Stored* to, const float (&sums)[kFragments][kCount], int chunk, bool down,
                                    const Result& result, int32_t column) {
@@ -158,7 +159,7 @@ __device__ inline void store_sums(WgmmaMemory<Tile>& memory, const float (&sums)
   }
 }
 
-// Product is what one tile multiplies (directions_wgmma.cuh).
+// Computes a block's tiles. Product, a class of directions_wgmma.cuh, fetches the operands of a tile and stores its sums.
 template <class Tile, class Product>
 __device__ inline void wgmma_gemm(const typename Product::Parameters& parameters) {
   using T = typename Product::Type;
@@ -197,13 +198,13 @@ __device__ inline void wgmma_gemm(const typename Product::Parameters& parameters
   uint32_t steps = 0;  // of all tiles so far
   for (int32_t number = int32_t(blockIdx.x); number < parameters.tiles; number += int32_t(gridDim.x)) {
     const Product product(parameters, number);
-    if (product.tile.row >= product.rows) continue;  // its residue has fewer pixels than the first one, and no steps here
-    // Described before the products, whose sums leave no registers for it.
+    if (product.tile.row >= product.rows) continue;  // the tile lies beyond its residue's pixels and has no steps
+    // The destination is described before the products, whose sums leave no registers for it.
     if (threadIdx.x % 128 == 0) product.describe(memory, group_row, group_column);
     float sums[kFragments][Tile::kGroupN / 2] = {};
 #pragma unroll
     for (int m = 0; m < kFragments; ++m) wgmma_written(sums[m]);
-    // Computed again for every tile: layouts kept while a tile is stored would take registers that its sums need.
+    // The layouts are computed again for every tile, because they would take registers that the sums need while a tile is stored.
     const int32_t span = computed_again(parameters.span);
     const OperandLayout layout_a = Product::layout_a(span), layout_b = Product::layout_b(span);
     const uint64_t first_a = advance(layout_a.descriptor(memory.stages[0]), group_row / 64 * layout_a.per_64);

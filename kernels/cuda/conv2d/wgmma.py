@@ -1,4 +1,4 @@
-"""The variant wgmma, for compute capability 9.0: the copy engine forms the columns, wgmma multiplies them, `wgmma.cuh`."""
+"""The variant wgmma (`wgmma.cuh`), for compute capability 9.0: the copy engine forms the columns, and wgmma multiplies them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class WgmmaTile(Tile):
         """The share of the dense rate that the bandwidth of shared memory, 128 bytes a clock, allows.
 
         In a step, the products of each 64 rows of a warpgroup read these rows and the warpgroup's columns, and the copies write
-        all rows and columns; the products of 64x64 take 128 clocks.
+        all rows and columns. At the dense rate, a step of 64x64 sums takes 128 clocks.
         """
         rows, columns = self.rows // self.down, self.columns // self.across
         read = self.down * self.across * rows // 64 * (64 + columns) * STEP_BYTES
@@ -63,7 +63,7 @@ class WgmmaTile(Tile):
         return STEP_BYTES // ITEM_BYTES[dtype]
 
     def shared_bytes(self, dtype: str) -> int:
-        """Returns sizeof(WgmmaMemory): stages with two barriers each; each warpgroup's staged results and their destination."""
+        """Returns sizeof(WgmmaMemory): stages with two barriers each; each warpgroup's staging, destination and NaN flags."""
         chunk = 16 if self.blocks == 2 else 32
         staged = 4 * max(64 * (chunk + 8), chunk * 68)
         used = self.stages * ((self.rows + self.columns) * STEP_BYTES + 16) + self.down * self.across * (staged + 192)
@@ -77,7 +77,8 @@ TILES = named(
     WgmmaTile(128, 64, 2, 1),
     WgmmaTile(64, 256, 1, 2),
 )
-#: By direction. 64 columns serve results with few channels; 64 rows, results with few rows: pixels, or output channels in wgrad.
+#: Direction -> tile by name. Tiles with 64 columns are for results with few channels. Tiles with 64 rows are for results with few
+#: rows, which are pixels, or output channels in wgrad.
 DIRECTION_TILES = {"fprop": TILES, "dgrad": TILES, "wgrad": {name: tile for name, tile in TILES.items() if name != "128x64"}}
 
 
@@ -127,7 +128,7 @@ def span(dtype: str, channels: int) -> int:
 
 
 def whole_blocks(dtype: str, channels: int) -> int:
-    """Returns how many channels of a group copies bring: padded to whole spans. Wgrad's sums are padded in the same way."""
+    """Returns the channels of a group, padded to the whole spans that copies bring. Wgrad's sums are padded in the same way."""
     return round_up(channels, span(dtype, channels) // ITEM_BYTES[dtype])
 
 
@@ -206,12 +207,12 @@ class Wgmma(TensorCoreVariant):
     def plan(self, problem: Conv2dProblem, configuration: Configuration, device: Device) -> WgmmaPlan:
         """Plans the product of a problem whose channels come in whole pieces.
 
-        It has fewer splits than asked for if some would have no steps.
+        The plan has fewer splits than asked for if some would have no steps.
         """
         return _plan(problem, configuration.tile, configuration.splits, device.multiprocessors)
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
-        """Pads channels to whole spans (see `whole_blocks`): those that are summed over, and in wgrad those of x."""
+        """Pads the channels that are summed over, or in wgrad those of x, to whole spans (see `whole_blocks`)."""
         packed = super().product_problem(problem)
         channels = whole_blocks(problem.dtype, packed.depth_channels) * problem.groups
         return packed._replace(K=channels) if problem.direction == "dgrad" else packed._replace(C=channels)

@@ -1,6 +1,6 @@
 """Which pixels and filter positions the copy engine gathers in each direction, and the tensor maps that describe them.
 
-The kernel computes every position as a linear function whose coefficients, an `Axis`, come from here: see directions_wgmma.cuh.
+The kernel (directions_wgmma.cuh) computes positions as linear functions; an `Axis` holds the coefficients of one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .problem import Conv2dProblem
 class Axis(NamedTuple):
     """`Im2colAxis` of parameters.cuh: one dimension of an image that is gathered from.
 
-    Pixel i of the result and tap t meet at position start + i * up + t * step of the image; tap t is filter position
+    For tap t, pixel i of the result reads position start + i * up + t * step of the image; tap t is filter position
     first + t * every.
     """
 
@@ -36,7 +36,7 @@ class Axis(NamedTuple):
     residue: int = 0  # dgrad: pixel i is at position i * stride + residue of dx
 
     def upper(self, extent: int) -> int:
-        """Returns the position of a line's last pixel relative to the last position of the image, as `TensorMapSpec.upper`."""
+        """Returns the position that the last pixel reads for tap 0, relative to `extent` - 1, as in `TensorMapSpec.upper`."""
         return self.start + (self.pixels - 1) * self.up - (extent - 1)
 
     @property
@@ -50,15 +50,15 @@ class Axis(NamedTuple):
 
 
 def fprop_axis(pixels: int, taps: int, stride: int, pad: int, dilation: int) -> Axis:
-    """Returns an axis of x, in which every pixel of y meets every filter position."""
+    """Returns an axis of x, from which every pixel of y gathers at every filter position."""
     return Axis(pixels=pixels, start=-pad, up=stride, taps=taps, step=dilation, first=0, every=1)
 
 
 def dgrad_axis(pixels: int, taps: int, stride: int, pad: int, dilation: int, residue: int) -> Axis:
     """Returns an axis of dy, for the pixels of dx of one residue modulo the stride.
 
-    Each of them meets every (stride / gcd(stride, dilation))-th filter position, from the last one back; pixels of some residues
-    meet none. `dgrad_axis` of matrices.cuh has the derivation.
+    These pixels gather at every (stride / gcd(stride, dilation))-th filter position, in descending order; pixels of some residues
+    gather at none. `dgrad_axis` of matrices.cuh has the derivation.
     """
     pixels_of_residue = max(0, ceil_divide(pixels - residue, stride))
     every = stride // gcd(stride, dilation)
@@ -92,12 +92,12 @@ class Image(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """How many filter positions a pixel meets."""
+        """The number of filter positions at which a pixel of the result gathers."""
         return self.vertical.taps * self.horizontal.taps
 
 
 def images(problem: Conv2dProblem) -> tuple[Image, ...]:
-    """Returns one image, x; in dgrad, dy as one image for each residue of the pixels of dx modulo the stride."""
+    """Returns the images that are gathered from: x; in dgrad dy, once for each residue of the pixels of dx modulo the stride."""
     p = problem
     if p.direction != "dgrad":
         vertical = fprop_axis(p.P, p.R, p.stride[0], p.pad[0], p.dilation[0])
@@ -123,7 +123,7 @@ def unshifted(height: int, width: int) -> Image:
 
 
 def _innermost_first(sizes: Sequence[int], strides: Sequence[int], item: int) -> tuple[Four, Three]:
-    """Returns extents and strides in bytes as maps list them; a dimension of one element gets the stride of a dense tensor."""
+    """Returns extents and strides (bytes) in the order of maps; a dimension of one element gets the stride of a dense tensor."""
     extents = (sizes[1], sizes[3], sizes[2], sizes[0])
     byte_strides: list[int] = []
     dense = round_up(sizes[1] * item, 16)

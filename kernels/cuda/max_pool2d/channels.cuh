@@ -1,10 +1,10 @@
 // max_pool2d, variant channels: a thread computes 16 bytes of channels of one column, in strips.
 //
 // In the forward pass, a thread chooses the cells of a strip of FixedWindow::strip outputs below each other, and reduces each
-// input row of the strip once. For 4 outputs these are 9 rows instead of 12 with 3 x 3 windows of stride 2, and 6 instead of 12
-// with stride 1. Neighbouring columns share input columns through L1. In the backward pass, a thread sums a strip of pixel blocks
-// and reads the gradient of each window once; sums of pixel rows that later windows also cover stay in registers (`PixelSums`).
-// With AnyWindow, a strip is one output, or one pixel.
+// input row of the strip once. With 3 x 3 windows, the 4 outputs of a strip take 9 rows instead of 12 at stride 2, and 6 rows
+// instead of 12 at stride 1. Neighbouring columns share input columns through L1. In the backward pass, a thread sums a strip of
+// pixel blocks and reads the gradient of each window once; sums of pixel rows that later windows also cover stay in registers
+// (`PixelSums`). With AnyWindow, a strip is one output, or one pixel.
 //
 // Contract: channels_last; every pixel's channels come in whole 16-byte pieces that start at multiples of 16 bytes. Every element
 // of the outputs is written once; nothing is accumulated in memory, and no output overlaps an input.

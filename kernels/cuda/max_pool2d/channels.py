@@ -49,7 +49,8 @@ class Channels(PoolingVariant):
         """Counts each byte of device memory once, because what strips and columns share comes from L1 and L2."""
         items, strips = _extents(problem)
         threads = items * strips * problem.N
-        at_once = 1 if problem.any_window else problem.window[1]  # a row of a compiled window is loaded together
+        # How many loads a thread has under way at once: those of one row of a compiled window, or a single one.
+        at_once = 1 if problem.any_window else problem.window[1]
         if problem.direction == "forward":
             moved = touched_x_bytes(problem) + choice_bytes(problem)
             instructions = problem.outputs * forward_instructions(problem, problem.piece, problem.any_window)

@@ -1,6 +1,6 @@
 """Predicts how long the variants of max pooling take, from bytes, instructions and how much of the GPU is busy.
 
-Nothing here has been measured: every number is a prediction.
+None of the predictions has been compared with a measurement yet.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from ...hardware import LAUNCH_SECONDS, Device, rates
 from ...planning import Prediction
 from .problem import PIECE_BYTES, STRIP, Pool2dProblem
 
-#: Threads that keep a multiprocessor busy, half of its 2,048: 8 warps for each of its 4 schedulers, which covers the 4 to
-#: 8 clocks from an instruction to one that needs its result.
+#: Threads that keep a multiprocessor busy, half of its 2,048. They are 8 warps for each of its 4 schedulers, enough to cover the
+#: 4 to 8 clocks from an instruction to one that needs its result.
 BUSY = 1024
-#: Clocks from a load of device memory to its result: an assumption. A multiprocessor uses the bandwidth only while loads for this
-#: many clocks are in flight: 20 bytes a clock * 560 = 11 KiB on an H200, and 16 KiB on a B200, which is a 16-byte load of each of
-#: `BUSY` threads.
+#: Clocks from a load of device memory to its result: an assumption. A multiprocessor uses its whole share of the bandwidth only
+#: while the bytes of this many clocks are in flight: 560 clocks * 20 bytes = 11 KiB on an H200, and 16 KiB on a B200, which is
+#: one 16-byte load of each of `BUSY` threads.
 LATENCY_CLOCKS = 560
 #: Threads of a multiprocessor that execute an instruction in one clock: a warp for each of the 4 schedulers.
 ISSUE = 128
@@ -37,20 +37,20 @@ class Cost(NamedTuple):
 
     bytes: float  # through device memory
     instructions: float  # summed over all threads
-    loads: float  # of 16 bytes, under way at once; narrower loads of a thread count as one, as it has several under way
-    threads: float  # at once, if the device holds them
-    in_turn: bool = False  # whether a multiprocessor has too few warps to execute some while others load
+    loads: float  # under way at once, if the device holds all threads; each is taken to bring 16 bytes
+    threads: float  # of the whole launch
+    in_turn: bool = False  # whether a multiprocessor has too few warps for some to execute while others load
 
 
 def predict(cost: Cost, device: Device) -> Prediction:
     """Predicts the time of a launch and the share of the memory bandwidth that it uses.
 
-    Memory accesses and execution overlap, so the time is that of the launch plus the slower of the two, or plus both if
-    `cost.in_turn`.
+    Memory accesses and execution overlap unless `cost.in_turn` is set. So the time is `LAUNCH_SECONDS` plus the longer of the
+    two, or plus both if they do not overlap.
     """
     rate = rates(device)
     clocks = device.multiprocessors * rate.clock_hz  # of all multiprocessors, per second
-    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # under way at once to saturate the bandwidth
+    loads = device.multiprocessors * rate.memory * LATENCY_CLOCKS / PIECE_BYTES  # needed in flight to saturate the bandwidth
     full_rate = cost.bytes / (clocks * rate.memory)
     memory = full_rate / min(1.0, cost.loads / loads)
     execution = cost.instructions / (clocks * ISSUE * min(1.0, cost.threads / (device.multiprocessors * BUSY)))
@@ -86,7 +86,10 @@ def choice_bytes(problem: Pool2dProblem) -> int:
 
 
 def forward_instructions(problem: Pool2dProblem, V: int, any_window: bool) -> float:
-    """Instructions of `walk_windows` for each output, with loads of V elements; `any_window` selects its overload."""
+    """Instructions of `walk_windows` for each output, with loads of V elements.
+
+    `any_window` selects the overload for `AnyWindow`.
+    """
     R, S = problem.window
     if any_window:  # two divisions find the first cell inside the plane
         return R * S * (CELL + LOAD / V) + (2 * DIVIDE + STORE) / V
@@ -95,7 +98,10 @@ def forward_instructions(problem: Pool2dProblem, V: int, any_window: bool) -> fl
 
 
 def backward_instructions(problem: Pool2dProblem, V: int, any_window: bool) -> float:
-    """Instructions of `walk_pixels` for each pixel, with loads of V elements; `any_window` selects its overload."""
+    """Instructions of `walk_pixels` for each pixel, with loads of V elements.
+
+    `any_window` selects the overload for `AnyWindow`.
+    """
     (R, S), stride, dilation = problem.window, problem.stride, problem.dilation
     if any_window:  # four divisions find the windows that cover the pixel, and two its cell in each
         rows, columns = ((taps - 1) * d // s + 1 for taps, s, d in zip((R, S), stride, dilation, strict=True))
@@ -103,6 +109,6 @@ def backward_instructions(problem: Pool2dProblem, V: int, any_window: bool) -> f
         loaded = covering / (dilation[0] * dilation[1])  # the cells of the other windows miss the pixel
         return (4 * DIVIDE + covering * 2 * DIVIDE + loaded * 2 * LOAD + STORE) / V + loaded * SUM
     reach, reach_left = (R - 1) // stride[0], (S - 1) // stride[1]
-    window_rows = (STRIP + reach) / STRIP  # for each pixel block
+    window_rows = (STRIP + reach) / STRIP  # rows of windows that are read for each pixel block
     block = window_rows * ((reach_left + 1) * 2 * LOAD / V + R * S * SUM)
     return block / (stride[0] * stride[1]) + STORE / V

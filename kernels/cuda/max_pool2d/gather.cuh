@@ -1,8 +1,8 @@
 // max_pool2d, gather and indices: the uses of offsets besides the backward pass. gather computes the derivative of the backward
 // pass, which is also the forward-mode derivative of the forward pass; indices computes torch's indices.
 //
-// A thread computes Width neighbouring outputs in the order of memory, with loads and stores of up to 16 bytes. It finds the
-// position of the first by division and advances it for the others.
+// A thread computes Width outputs that are neighbours in memory, with loads and stores of up to 16 bytes. It finds the position
+// of the first output by division and advances that position for each of the others.
 //
 // Contract: every tensor is dense, all in the same memory format; what is loaded or stored in pieces starts at a multiple of 16
 // bytes. Every element of the outputs is written once; no output overlaps an input.

@@ -36,8 +36,8 @@ class Gather(PoolingVariant):
         return one_thread_for_each(_threads(problem))
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """Counts a whole sector for each chosen cell, but no more bytes than x has; one division for each output, which finds its
-        cell; and three for each thread, which find the position of its first output."""
+        """Counts a whole sector for each chosen cell, but no more bytes than ddx has; one division for each output, which finds
+        its cell; and three divisions for each thread, which find the position of its first output."""
         threads = _threads(problem)
         cells = min(problem.outputs * SECTOR_BYTES, problem.pixels * problem.item_bytes)
         return Cost(
@@ -67,8 +67,8 @@ class Indices(PoolingVariant):
         return one_thread_for_each(_index_threads(problem))
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """Counts one division for each output, which finds its cell, and three for each thread, which find the position of its
-        first output."""
+        """Counts one division for each output, which finds its cell, and three divisions for each thread, which find the position
+        of its first output."""
         threads = _index_threads(problem)
         return Cost(
             bytes=problem.outputs * (problem.offset_bytes + INDEX_BYTES),

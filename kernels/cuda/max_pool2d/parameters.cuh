@@ -2,8 +2,8 @@
 #pragma once
 #include "shapes.h"
 
-// A dense tensor of planes x rows x columns x inner elements, the last fastest. A contiguous tensor has N * C planes and inner 1;
-// a channels_last tensor has N planes and inner C.
+// A dense tensor of planes x rows x columns x inner elements, of which the last dimension is contiguous. A contiguous tensor has
+// N * C planes and inner = 1; a channels_last tensor has N planes and inner = C.
 struct MaxPool2dDense {
   int64_t planes;
   int32_t inner;
@@ -15,7 +15,7 @@ struct MaxPool2dForwardParameters {
   const T* x;              // [N, C, H, W]; the contract of each variant says which strides it accepts
   T* y;                    // [N, C, P, Q], dense
   Offset* offsets;         // laid out like y; null if they are not wanted
-  const int64_t* lengths;  // [N]: how many rows of an image are pooled, clamped to [0, H]; null: all. staged ignores it
+  const int64_t* lengths;  // [N]: how many rows of each image are pooled, clamped to [0, H]; null: all. staged ignores it
   MaxPool2dShape shape;
   MaxPool2dDense dense;  // describes y; rows_per_block counts output rows
 };

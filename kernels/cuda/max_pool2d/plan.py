@@ -17,7 +17,7 @@ from .cost import Cost, predict
 from .parameters import MaxPool2dDense
 from .problem import FIXED_WINDOWS, Pool2dProblem
 
-THREADS = 256  # __launch_bounds__ of every kernel
+THREADS = 256  # of the largest block, as in the __launch_bounds__ of every kernel
 
 
 class PoolingPlan(NamedTuple):
@@ -67,7 +67,7 @@ class PoolingVariant(Variant[Pool2dProblem]):
 
 @lru_cache(maxsize=4096)
 def cached_plan(variant: PoolingVariant, problem: Pool2dProblem, configuration: Configuration, device: Device) -> PoolingPlan:
-    """Returns the plan of a configuration. It is cached, because launchers use its `launch` as a key."""
+    """Returns the plan of a configuration. Plans are cached, because launchers use their `launch` as a key."""
     template, arguments = variant.template(problem), variant.template_arguments(problem)
     (kernel,) = (row for row in variant.kernels if (row.name, row.arguments) == (template, arguments))
     config = variant.launch_config(problem, configuration, device)

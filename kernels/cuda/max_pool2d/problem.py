@@ -88,7 +88,7 @@ class Pool2dProblem(NamedTuple):
 
     @property
     def types(self) -> tuple[str, str]:
-        """The first template arguments of every kernel but indices."""
+        """The first two template arguments of every kernel except `max_pool2d_indices_kernel`, which has the second only."""
         return (CPP_TYPES[self.dtype], self.offset_type)
 
     @property

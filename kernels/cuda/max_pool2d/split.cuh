@@ -13,9 +13,9 @@
 #include "platform/types.h"
 #include "platform/vector.h"
 
-// Block: x counts output columns times pieces of V channels, y slices of the window's rows. The x index of the grid counts
-// stretches of blockDim.x items within an output row, then output rows, then images. Shared memory: the values that each slice
-// chose for each output of the block, then their offsets.
+// An item is a piece of V channels of one output column. Block: x counts items of an output row, y slices of the window's rows.
+// The x index of the grid counts stretches of blockDim.x items within an output row, then output rows, then images. Shared
+// memory: the value chosen from each slice for each output of the block, then the offsets of these cells.
 template <class T, class Offset, int V>
 __global__ void __launch_bounds__(256, 2)
     max_pool2d_forward_split_kernel(const __grid_constant__ MaxPool2dForwardParameters<T, Offset> parameters) {

@@ -15,8 +15,9 @@ from .problem import OFFSET_BYTES, PIECE_BYTES, Pool2dProblem
 
 LEAST_WINDOW_ROWS = 8
 MOST_SLICES = 32
-#: Rounding the number of slices up to a power of two may reduce this to 3. With fewer rows, comparing the slices would take a
-#: noticeable part of the time.
+#: How many rows a slice has at least, before the number of slices is rounded up to a power of two. Rounding may reduce the rows
+#: to 3 and leave fewer for the last slices. With fewer rows in all slices, comparing them would take a noticeable part of the
+#: time.
 ROWS_OF_A_SLICE = 4
 
 
@@ -46,7 +47,8 @@ class Split(PoolingVariant):
         return None
 
     def splits(self, problem: Pool2dProblem, tile: str, device: Device) -> Sequence[int]:
-        """Returns the powers of two from 2 to the first that is at least R // 4, for windows of R rows, or to MOST_SLICES."""
+        """Returns the powers of two from 2 up to the first that is at least R // 4, where R is the height of a window, but none
+        above MOST_SLICES."""
         most = min(power_of_two(problem.window[0] // ROWS_OF_A_SLICE), MOST_SLICES)
         return [1 << i for i in range(1, most.bit_length())]
 
@@ -62,8 +64,8 @@ class Split(PoolingVariant):
         return LaunchConfig(grid=(blocks, 1, 1), block=(x, slices, 1), shared_bytes=shared_bytes)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """Leaves out the comparison of the slices, one more cell for each slice. So the smallest number of slices that keeps the
-        GPU busy is predicted to be as fast as any larger one."""
+        """Leaves out the comparison of the slices, which takes as long as one more cell for each slice. So the smallest number of
+        slices that keeps the GPU busy is predicted to be as fast as any larger number."""
         V = _width(problem)
         threads = problem.outputs // V * configuration.splits
         waste = sector_waste(problem) if V == 1 else 1

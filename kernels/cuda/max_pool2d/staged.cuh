@@ -1,9 +1,9 @@
 // max_pool2d, variant staged: a block computes on stretches of memory that it copies through shared memory.
 //
-// A block computes whole planes where they are small, else a band of rows of one plane (`BlockWork`). It copies the input of this
-// work, for a band with its halo, into shared memory in 16-byte pieces, computes the same strips as variant channels, but one
-// element wide, gathers the results in shared memory and copies them out in 16-byte pieces. So only the ends of a stretch are
-// moved one element at a time, whatever the extents of rows and channels.
+// A block computes whole planes where they are small, else a band of rows of one plane (`BlockWork`). It copies the input that it
+// needs, which for a band includes the halo, into shared memory in 16-byte pieces. There it computes the same strips as variant
+// channels, except that its strips are one element wide. It collects the results in shared memory and copies them out in 16-byte
+// pieces. So only the ends of a stretch are moved one element at a time, whatever the extents of rows and channels.
 //
 // Contract: every tensor is dense, contiguous or channels_last; `lengths` is null. Every element of the outputs is written once;
 // nothing is accumulated in global memory, and no output overlaps an input.

@@ -15,8 +15,9 @@ from .cost import COPY, DIVIDE_32, Cost, backward_instructions, choice_bytes, fo
 from .plan import THREADS, PoolingVariant, compiled_rows, distinct
 from .problem import PIECE_BYTES, TOO_MANY_CELLS, Pool2dProblem
 
-#: Tile -> the bytes of x, or of dx, that a block stages at most, unless a band as high as its halo needs more. With 16 KiB
-#: of x, as much of y, and one-byte offsets, a multiprocessor's 227 KiB hold five blocks, so that some compute while others load.
+#: Tile -> the bytes of x, or of dx, that a block stages at most, unless a band as high as its halo needs more. A block with
+#: 16 KiB of x, 16 KiB of y and one-byte offsets needs at most about 40 KiB. A multiprocessor's 227 KiB of shared memory hold
+#: five such blocks, so that some compute while others load.
 _STAGE_BYTES = {f"{kib} KiB": kib << 10 for kib in (16, 4, 8, 32, 64)}
 _PREFERRED = next(iter(_STAGE_BYTES))
 _LEAST_STAGE_BYTES = 2 << 10
@@ -77,8 +78,8 @@ class Staged(PoolingVariant):
         return LaunchConfig(grid=(blocks, 1, 1), block=(threads, 1, 1), shared_bytes=work.shared_bytes)
 
     def cost(self, problem: Pool2dProblem, configuration: Configuration, device: Device) -> Cost:
-        """The halo of a band is read by two blocks. All loads of a block are under way at once; nothing is computed meanwhile
-        unless the multiprocessor holds a second block."""
+        """Counts a halo once for each block that reads it. All loads of a block count as under way at once; they overlap with
+        computation only if the multiprocessor holds a second block."""
         work, config = _work(problem, configuration, device), self.launch_config(problem, configuration, device)
         blocks = config.grid[0]
         read = blocks * work.input_bytes
@@ -133,12 +134,12 @@ def _stage_bytes(problem: Pool2dProblem, most: int, device: Device) -> int:
 
 
 def _region(elements: int, item_bytes: int) -> int:
-    """Returns the bytes from one region to the next, as `region_behind` of staging.cuh computes it."""
+    """Returns the bytes from the start of one region to the next, as `region_behind` of staging.cuh computes them."""
     return round_up(elements * item_bytes + 16, 16)
 
 
 class _Forward:
-    """The forward pass, counted in output rows."""
+    """What blocks compute in the forward pass, where rows of a band are output rows."""
 
     def __init__(self, problem: Pool2dProblem):
         self.problem, self.rows = problem, problem.P
@@ -146,8 +147,8 @@ class _Forward:
         self.x_row, self.y_row = problem.W * problem.inner, problem.Q * problem.inner
 
     def band(self, stage: int) -> int:
-        """Returns how many output rows have an input that fits in the bytes to stage, but at least as many as make the band as
-        high as its halo."""
+        """Returns how many output rows have an input that fits in `stage` bytes, but at least a window's height divided by the
+        stride, rounded up, so that the band is at least as high as its halo."""
         problem = self.problem
         fitting = (stage // (self.x_row * problem.item_bytes) - self.reach) // problem.stride[0] + 1
         return max(fitting, ceil_divide(self.reach, problem.stride[0]))
@@ -168,7 +169,7 @@ class _Forward:
 
 
 class _Backward:
-    """The backward pass, counted in rows of pixel blocks."""
+    """What blocks compute in the backward pass, where rows of a band are rows of pixel blocks."""
 
     def __init__(self, problem: Pool2dProblem):
         self.problem, self.rows = problem, problem.pixel_blocks(problem.H, 0)
@@ -177,8 +178,7 @@ class _Backward:
         self.block_rows = 1 if problem.any_window else problem.stride[0]  # pixel rows of a pixel block
 
     def band(self, stage: int) -> int:
-        """Returns how many rows of pixel blocks have a dx that fits in the bytes to stage, but at least as many as a window
-        covers."""
+        """Returns how many rows of pixel blocks have a dx that fits in `stage` bytes, but at least as many as a window spans."""
         fitting = stage // (self.x_row * self.problem.item_bytes * self.block_rows)
         return max(fitting, ceil_divide(self.reach + 1, self.block_rows))
 

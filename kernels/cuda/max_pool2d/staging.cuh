@@ -10,9 +10,9 @@
 // What one block computes: one or more whole planes, or a band of one plane's rows. A band that does not end its plane is a whole
 // number of strips, so that no thread computes rows of the next band.
 struct BlockWork {
-  int64_t plane;       // the first
-  int32_t planes;      // how many
-  int32_t begin, end;  // the rows of each plane: output rows, or backward rows of pixel blocks
+  int64_t plane;       // the first plane
+  int32_t planes;      // how many planes
+  int32_t begin, end;  // rows begin ... end - 1 of each plane: output rows, or in the backward pass rows of pixel blocks
 };
 
 __device__ inline BlockWork work_of_block(const MaxPool2dDense& dense, int32_t rows) {
@@ -30,8 +30,9 @@ __device__ inline int32_t misalignment(const T* address) {
   return int32_t(reinterpret_cast<uint64_t>(address) & 15);
 }
 
-// Where a stretch of global memory is kept in a 16-byte aligned region of shared memory: as far past a boundary as the
-// original, so that both sides of the copy are aligned for the same elements. The region needs 15 bytes more than the stretch.
+// Where a stretch of global memory is kept in a 16-byte aligned region of shared memory: as many bytes past a 16-byte boundary as
+// the original, so that the same elements are aligned on both sides of the copy. The region needs up to 15 bytes more than the
+// stretch.
 template <class T>
 __device__ inline T* staged_at(unsigned char* region, const T* global) {
   return reinterpret_cast<T*>(region + misalignment(global));
@@ -43,8 +44,8 @@ __device__ inline unsigned char* region_behind(unsigned char* region, int64_t co
   return region + (count * int64_t(sizeof(T)) + 16 + 15) / 16 * 16;
 }
 
-// Moves a stretch with all threads of the block: move(to, from) moves 16 bytes, and the elements before the first and after the
-// last 16-byte boundary are copied one by one. `to` and `from` have the same misalignment.
+// Moves a stretch with all threads of the block. move(to, from) moves 16 bytes; the elements before the first 16-byte boundary
+// and after the last one are copied one by one. `to` and `from` have the same misalignment.
 template <class T, class Move>
 __device__ inline void move_stretch(T* to, const T* from, int32_t count, Move move) {
   constexpr int V = 16 / sizeof(T);
@@ -57,8 +58,8 @@ __device__ inline void move_stretch(T* to, const T* from, int32_t count, Move mo
   for (int32_t i = head + body + threadIdx.x; i < count; i += blockDim.x) to[i] = from[i];
 }
 
-// Starts a copy into shared memory. Its 16-byte pieces do not pass through registers, so all of their loads are under way at
-// once. The result is readable after finish_fetches.
+// Starts a copy into shared memory. Its 16-byte pieces do not pass through registers, so the loads of all pieces can be under way
+// at once. The result is readable after finish_fetches.
 template <class T>
 __device__ inline void fetch_stretch(T* shared, const T* global, int32_t count) {
   move_stretch(shared, global, count, [](T* to, const T* from) { copy_async<16>(to, from); });
@@ -69,7 +70,7 @@ __device__ inline void finish_fetches() {
   __syncthreads();
 }
 
-// Copies out of shared memory. The caller puts a barrier before it, so that what all threads wrote there is visible.
+// Copies out of shared memory. The caller puts a barrier before the call, so that the block sees what all of its threads wrote.
 template <class T>
 __device__ inline void write_stretch(T* global, const T* shared, int32_t count) {
   move_stretch(global, shared, count, [](T* to, const T* from) { store_vector(to, load_vector<16 / sizeof(T)>(from)); });

@@ -1,8 +1,8 @@
-// One pooling window, independent of memory layout: which of its cells is chosen, and which pixels receive its gradient.
+// Pooling windows, independent of memory layout: which cell a window chooses, and the sum of the gradients that a pixel receives.
 //
-// The chosen cell is kept as an offset: r * S + s, its number in its own window, where cells in the padding have numbers too. One
-// byte holds the offsets of windows of up to 255 cells, two bytes of up to 32767, four bytes of larger ones. The type's value of
-// -1 (255 in a byte) says that no cell of the window lies in the plane.
+// The chosen cell is kept as an offset, its number r * S + s in its own window. Cells in the padding are numbered too. One byte
+// suffices for the offsets of windows of up to 255 cells, two bytes for up to 32767 cells, four bytes for more. The value -1 (255
+// in the one-byte type, which is unsigned) says that no cell of the window lies in the plane.
 //
 // The walk_ functions are passed two functions: load(...) reads V neighbouring elements, or V gradients with their offsets, and
 // store(...) writes V results. Either V is 1, or the V elements lie side by side in memory and belong to V windows that differ in
@@ -12,8 +12,8 @@
 #include "platform/vector.h"
 #include "shapes.h"
 
-// Windows whose extents and stride are compiled in, with dilation 1. A thread walks down a strip of them and keeps in registers
-// what the windows of the strip share.
+// Windows whose extents and stride are compiled in, with dilation 1. A thread walks down a strip of such windows and keeps in
+// registers what they share.
 template <int Rows, int Columns, int Stride>
 struct FixedWindow {
   static constexpr int R = Rows, S = Columns, stride = Stride;
@@ -46,7 +46,8 @@ __device__ inline A negative_infinity() {
   return A(__uint_as_float(0xff800000u));
 }
 
-// torch's rule: a later cell of a window wins if it is larger or NaN. So the first of equal values is chosen, and the last NaN.
+// torch's rule: a later cell of a window wins if it is larger or NaN. So the first of equal values is chosen, or the last NaN if
+// the window has any.
 template <class A>
 __device__ inline bool wins(A later, A best) {
   return later > best || later != later;
@@ -109,9 +110,10 @@ __device__ inline ChosenCells<Accumulator<T>, V> choose_in_row(int32_t H, int32_
   return best;
 }
 
-// Chooses the cells of `strip` windows below each other, from output row p_first on: load(h, w), store(p, chosen). Each input row
-// is reduced to its winner first, so that a row shared by two windows is read and reduced once. Comparing the winners in the
-// order of r chooses the same cell as comparing all cells in row-major order. Every window must have a cell in the plane.
+// Chooses the cells of `strip` windows below each other, from output row p_first on. load(h, w) reads a pixel, and
+// store(p, chosen) takes the cell chosen for output row p. Each input row is reduced to its winner first, so that a row shared by
+// two windows is read and reduced once. Comparing the winners in the order of r chooses the same cell as comparing all cells in
+// row-major order. Every window must have a cell in the plane.
 template <class T, int V, int R, int S, int Stride, class Load, class Store>
 __device__ inline void walk_windows(FixedWindow<R, S, Stride>, const MaxPool2dShape& shape, int32_t H, int32_t p_first, int32_t q,
                                     Load load, Store store) {
@@ -142,7 +144,7 @@ __device__ inline void walk_windows(FixedWindow<R, S, Stride>, const MaxPool2dSh
 }
 
 // Chooses a cell from rows r_begin ... r_end - 1 of one window of any geometry, in a plane of H rows; the offset is -1 if no cell
-// of these rows lies in the plane. Positions of cells are int64, because a large dilation carries them beyond 32 bits.
+// of these rows lies in the plane. Positions of cells are int64, because a large dilation may take them beyond 32 bits.
 template <class T, int V, class Load>
 __device__ inline ChosenCells<Accumulator<T>, V> choose_in_rows(const MaxPool2dShape& shape, int32_t H, int32_t p, int32_t q,
                                                                 int64_t r_begin, int64_t r_end, Load load) {
@@ -188,14 +190,14 @@ struct WindowGradient {
   Vector<Offset, V> offset;
 };
 
-// The unfinished sums of a thread that walks down a column of pixel blocks. sum[r][e] belongs to the pixel that lies in row r of
-// the windows being added and in column e of the block.
+// The unfinished sums of a thread that walks down a column of pixel blocks. sum[r][e] belongs to the pixel that lies in column e
+// of the block and in row r of the windows whose gradients the thread is adding.
 template <class T, int V, int R, int S, int Stride>
 struct PixelSums {
   Accumulator<T> sum[R][Stride][V] = {};
 
-  // Adds the gradients of V windows that start `left` strides to the left of the block: they cover pixel column e with their cell
-  // column e + left * Stride.
+  // Adds the gradients of V windows that start `left` strides to the left of the block. Pixel column e of the block is column
+  // e + left * Stride of these windows.
   template <class Offset>
   __device__ inline void add(const WindowGradient<T, Offset, V>& window, int32_t left) {
 #pragma unroll
@@ -219,7 +221,7 @@ struct PixelSums {
     return sums;
   }
 
-  // Moves down to the next block, whose first pixel row is Stride rows below this one's.
+  // Moves down to the next block, which starts Stride pixel rows further down.
   __device__ inline void next_block() {
 #pragma unroll
     for (int r = 0; r < R; ++r)
@@ -231,10 +233,10 @@ struct PixelSums {
   }
 };
 
-// Sums the gradients of `strip` pixel blocks below each other, from block row a_first on, in block column b: load(p, q) reads a
-// window's gradients and offsets, store(h, w, sums) writes a pixel. Block (a, b) starts where window (a, b) does, so only
-// windows (p, q) with a - reach <= p <= a and b - reach_left <= q <= b can have chosen its pixels. The thread reads each window
-// once. The gradients of a pixel are added in ascending order of p, then of q.
+// Sums the gradients of `strip` pixel blocks below each other, from block row a_first on, in block column b. load(p, q) reads a
+// window's gradients and offsets, and store(h, w, sums) writes a pixel. Block (a, b) starts where window (a, b) does, so its
+// pixels can only have been chosen by windows (p, q) with a - reach <= p <= a and b - reach_left <= q <= b. The thread reads each
+// window once. The gradients of a pixel are added in ascending order of p, then of q.
 template <class T, class Offset, int V, int R, int S, int Stride, class Load, class Store>
 __device__ inline void walk_pixels(FixedWindow<R, S, Stride>, const MaxPool2dShape& shape, int32_t a_first, int32_t b, Load load,
                                    Store store) {
@@ -261,8 +263,8 @@ __device__ inline void walk_pixels(FixedWindow<R, S, Stride>, const MaxPool2dSha
   }
 }
 
-// Sums the gradients of one pixel under windows of any geometry: it reads the windows whose extent covers the pixel, except those
-// whose dilation skips it.
+// Sums the gradients that one pixel receives from windows of any geometry. It reads the windows that span the pixel, except those
+// in which the pixel lies between two cells because of the dilation.
 template <class T, class Offset, int V, class Load, class Store>
 __device__ inline void walk_pixels(AnyWindow, const MaxPool2dShape& shape, int32_t h, int32_t w, Load load, Store store) {
   const int64_t down = int64_t(h) + shape.pad_h, right = int64_t(w) + shape.pad_w;  // from the first cell of window (0, 0)

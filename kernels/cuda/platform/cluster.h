@@ -26,8 +26,8 @@ __device__ inline void cluster_sync() {
   cluster_wait();
 }
 
-// The address, in the shared memory of the block with that rank, that corresponds to `shared` in this block's. Only the functions
-// below and mbarrier_arrive_cluster accept it.
+// The address in the shared memory of block `rank` that corresponds to `shared` in this block's own. Only the functions below and
+// mbarrier_arrive_cluster accept it.
 __device__ inline uint32_t cluster_address(const void* shared, uint32_t rank) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
@@ -36,7 +36,7 @@ __device__ inline uint32_t cluster_address(const void* shared, uint32_t rank) {
   return address;
 }
 
-// Values have 4, 8 or 16 bytes, and addresses are multiples of their size.
+// Accesses to the shared memory of any block of the cluster. Values have 4, 8 or 16 bytes; an address is a multiple of that size.
 template <class T>
 __device__ inline T load_cluster(uint32_t address) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);

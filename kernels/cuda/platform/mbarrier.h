@@ -29,7 +29,7 @@ __device__ inline void mbarrier_arrive_cluster(uint32_t address) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
 }
 
-// Whether the phase of this parity has ended. May return false although it has.
+// Returns whether the phase of this parity has ended, but may also return false if it has.
 __device__ inline bool mbarrier_try_wait(const uint64_t* barrier, uint32_t parity) {
   uint32_t done;
   asm volatile("{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"

@@ -9,7 +9,7 @@ template <int Bytes>
 __device__ inline void copy_async(void* shared, const void* global, int source_bytes = Bytes) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   const uint32_t address = uint32_t(__cvta_generic_to_shared(shared));
-  if constexpr (Bytes == 16)  // .cg bypasses L1, which is of no use: later reads are from shared memory
+  if constexpr (Bytes == 16)  // .cg bypasses L1, where the data is of no use: it is read from shared memory
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(source_bytes) : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(Bytes), "r"(source_bytes)
@@ -56,8 +56,8 @@ __device__ inline void store_relaxed(uint4* to, uint4 value) {
                : "memory");
 }
 
-// A thread whose acquire reads the value of a release sees everything that the releasing thread wrote before it. For the writes
-// of a whole block, __syncthreads comes before the release and after the acquire.
+// A thread whose acquire reads the value of a release sees everything that the releasing thread wrote before the release. For the
+// writes of a whole block, __syncthreads comes before the release and after the acquire.
 __device__ inline uint32_t load_acquire(const uint32_t* from) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
@@ -70,8 +70,7 @@ __device__ inline void add_release(uint32_t* to, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 
-// Every loop of a kernel that polls global memory calls this. It costs nothing on a GPU; in the emulator, it lets other threads
-// run.
+// A loop that polls global memory must call this. It costs nothing on a GPU; in the emulator, it lets other threads run.
 __device__ inline void spin_wait() {}
 
 // A barrier for some of the block's warps. `id` is 1 to 15; `threads`, a multiple of 32, is how many threads take part.

@@ -8,10 +8,10 @@
 // across the ends of lines and images. Coordinates are passed innermost first. Positions outside of the tensor become zeros.
 //
 // In shared memory each row of the box occupies `swizzle` bytes. The 16 bytes with index p in row i are stored at index
-// p ^ (i / (128 / swizzle) mod swizzle / 16), where i counts rows from a multiple of 1024 bytes. wgmma's descriptors describe
+// p ^ ((i / (128 / swizzle)) mod (swizzle / 16)), where i counts rows from a multiple of 1024 bytes. wgmma's descriptors describe
 // this layout (platform/wgmma.h). The destination lies at a multiple of 1024 bytes, or a multiple of 8 rows after one.
 //
-// The mbarrier's phase receives the bytes of the whole box, zeros included. After a wait for the phase, the data is visible.
+// The mbarrier's phase counts the bytes of the whole box, zeros included. After a wait for the phase, the data is visible.
 #pragma once
 #include "platform/mbarrier.h"
 

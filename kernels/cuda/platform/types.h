@@ -69,7 +69,7 @@ __device__ inline float widen(half value) {
 }
 __device__ inline float widen(bfloat16 value) { return __uint_as_float(uint32_t(value.bits) << 16); }
 
-// Rounds to nearest even.
+// Rounds to nearest even; fp32 and fp64 stay as they are.
 template <class T>
 __device__ inline T narrow(Accumulator<T> value) {
   return value;

@@ -10,7 +10,7 @@
 //   Major::depth  A row of the span holds consecutive depths of one row of A (one column of B). Eight rows form an atom, and
 //                 atoms are `stride` bytes apart. The next product of the depth starts 32 bytes later within the span.
 //   Major::rows   A row of the span holds consecutive rows of A (columns of B) at one depth. Spans that are adjacent along
-//                 the rows are `leading` bytes apart, groups of eight depths `stride` bytes. Only for 16-bit types.
+//                 the rows are `leading` bytes apart, groups of eight depths are `stride` bytes apart. For 16-bit types only.
 #pragma once
 #include "platform/types.h"
 

@@ -14,7 +14,7 @@ _GRID_LIMIT = 65535  # blocks along y
 
 
 def tiles(N: int) -> tuple[str, ...]:
-    """Returns the tiles for a batch of N samples, the preferred first: those whose grid is not too long."""
+    """Returns the tiles for a batch of N samples, the preferred first; a tile that needs too many blocks is left out."""
     preferred = (WIDE, NARROW) if N > TILE_COLUMNS else (NARROW,)
     return tuple(tile for tile in preferred if sample_blocks(N, tile) <= _GRID_LIMIT)
 
@@ -30,11 +30,11 @@ def sample_blocks(N: int, tile: str) -> int:
 
 
 def shared_bytes(dtype: str, tile: str) -> int:
-    """Returns the shared memory of a block: its warps' sums."""
+    """Returns the bytes of shared memory of a block, which hold its warps' sums."""
     return warp_sums_bytes(PRODUCT_WARPS, TILE_ROWS, columns(tile), dtype)
 
 
 def batch_limit(N: int) -> str | None:
-    """Returns why no grid has enough blocks along y for a batch, or None if a grid of the wide tile does."""
+    """Returns why a batch is too large even for a grid of wide tiles, or None if such a grid covers it."""
     most = _GRID_LIMIT * columns(WIDE)
     return f"expected at most {most} samples, got N = {N}" if most < N else None

@@ -18,7 +18,7 @@ KERNELS = tuple(
     instantiate("rnn/cluster.cuh", "rnn_cluster_kernel", MATHS, PASSES, tuple(map(str, ROW_TILES)), architecture="90")
 )
 _BY_ARGUMENTS = {row.arguments: row for row in KERNELS}
-#: Share of the multiprocessors that resident clusters occupy, since some are left over: an estimate for clusters of 16.
+#: The share of the multiprocessors that resident clusters can occupy, as estimated for clusters of 16 blocks.
 _RESIDENT_SHARE = 7 / 8
 
 

@@ -1,7 +1,7 @@
 """How long a step of a recurrent pass is predicted to take, in clocks of a multiprocessor.
 
-The constants are arithmetic and published figures of sm_90; none has been measured yet. Only the ratios of predictions matter for
-the selection.
+The constants are computed by hand or taken from published figures for sm_90; this project has measured none of them yet. Only the
+ratios of predictions matter for the selection.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from ...hardware import Device, rates
 from ...planning import Prediction
 from .problem import Recurrence
 
-_MMA_CLOCKS = {"half": 6.5, "bfloat16": 6.5, "tfloat32": 6.5, "float": 64, "double": 16}  # per instruction of a scheduler
-_MMA_PER_CHUNK = {"half": 2, "bfloat16": 2, "tfloat32": 2, "float": 1, "double": 4}  # of a row tile; float: 64 multiply-adds
+#: Clocks for which one scheduler is busy with an instruction. For "float", 64 multiply-adds count as one instruction.
+_MMA_CLOCKS = {"half": 6.5, "bfloat16": 6.5, "tfloat32": 6.5, "float": 64, "double": 16}
+_MMA_PER_CHUNK = {"half": 2, "bfloat16": 2, "tfloat32": 2, "float": 1, "double": 4}  # instructions for a chunk of a row tile
 SCHEDULERS = 4
 SHARED_BYTES_PER_CLOCK = 128
 L2_BYTES_PER_CLOCK = 24  # of one multiprocessor while all of them read

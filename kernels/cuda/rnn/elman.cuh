@@ -1,7 +1,7 @@
 // The Elman cell, one hidden unit at a time: h = f(z + W_hh h'), where z = W_ih x + b_ih + b_hh and h' is h of the step before.
 //
-// The kernels in this folder are written for it: a unit needs one row of W_hh, and h is all that a step hands to the next one and
-// all that a backward pass needs of the forward pass.
+// The kernels in this folder rely on its properties: a unit needs only one row of W_hh, a step hands nothing but h to the next
+// step, and the backward pass needs nothing but h of the forward pass.
 #pragma once
 #include "platform/types.h"
 
@@ -9,10 +9,10 @@
 enum Nonlinearity : int32_t { kTanh, kRelu, kSigmoid, kIdentity };
 
 struct ElmanCell {
-  // Read at run time: a uniform branch costs a few clocks per step, instantiations would make the object four times as large.
+  // Read at run time: a uniform branch costs a few clocks per step; a template argument would quadruple the number of kernels.
   Nonlinearity nonlinearity;
 
-  // h of one unit from z and the product with its row of W_hh.
+  // Returns h of one unit, from its z and the product of its row of W_hh with h'.
   template <class A>
   __device__ A forward(A z, A product) const {
     const A sum = z + product;
@@ -28,7 +28,7 @@ struct ElmanCell {
     }
   }
 
-  // dz of one unit from h and dh, the whole gradient of h; f' is computed from h.
+  // Returns dz of one unit, from its h and dh, the complete gradient of h; f' is computed from h.
   template <class A>
   __device__ A backward(A dh, A h) const {
     switch (nonlinearity) {

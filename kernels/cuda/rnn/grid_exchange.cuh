@@ -42,7 +42,7 @@ class GridExchange {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint32_t word = fragment.word[i];
-        // Two 16-bit elements: subtracting 1 sets the top bit of a half of ~word that is 0.
+        // Two 16-bit elements: if one of them is the sentinel, its half of ~word is 0, and subtracting 1 sets the half's top bit.
         has_sentinel |= sizeof(T) == 4 ? word == ~0u : ((~word - 0x00010001u) & word & 0x80008000u) != 0;
       }
     }

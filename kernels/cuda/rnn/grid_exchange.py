@@ -48,7 +48,7 @@ def _cut(problem: Recurrence, row_tiles: int, device: Device) -> Cut | None:
     shared_bytes = slice_bytes(problem, row_tiles)
     if shared_bytes > device.shared_bytes_per_block or slices * problem.D > device.multiprocessors:
         return None
-    resident = device.multiprocessors // (slices * problem.D)  # groups
+    resident = device.multiprocessors // (slices * problem.D)  # groups that are resident at once
     tiles = ceil_divide(problem.batch_tiles, min(problem.batch_tiles, resident))
     return Cut(slices=slices, groups=ceil_divide(problem.batch_tiles, tiles), tiles=tiles, shared_bytes=shared_bytes)
 

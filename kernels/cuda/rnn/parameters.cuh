@@ -5,13 +5,13 @@
 #include "rnn/elman.cuh"
 #include "shapes.h"
 
-// Strides of a (T, N, D*H) tensor. For packed data, both are the stride of a row, and step_offsets[t] replaces the index t.
+// Strides of a (T, N, D*H) tensor. For packed data, both are the stride between rows, and step_offsets[t] replaces the index t.
 struct StepStride {
   int64_t t, n;
 };
 
 // One pass over a layer. The forward pass reads z and h0 and writes h; the backward pass reads dh and h and writes dz and dh0.
-// Every element of an output is written; in padded data, those past a sample's length are 0.
+// Every element of an output is written; in padded data, the steps past a sample's length are 0.
 template <class T>
 struct RnnParameters {
   const T* z;                   // (T, N, D*H): W_ih x + b_ih + b_hh

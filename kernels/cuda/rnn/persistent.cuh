@@ -15,8 +15,8 @@ namespace persistent {
 constexpr int kWarps = 8, kThreads = kWarps * 32;
 template <class Math, int kRowTiles>
 constexpr int kChunksInRegisters = 16 / kRowTiles;
-// The sums of a row tile take 16 registers in IEEE fp32 and 8 in fp64. With 7 chunks of two row tiles in registers, a W of H 2560
-// in fp32 fits on an H200.
+// The sums of a row tile take 16 registers in IEEE fp32 and 8 in fp64. With 7 chunks of two row tiles in registers, W in fp32 for
+// H = 2560 fits on an H200.
 template <int kRowTiles>
 constexpr int kChunksInRegisters<float, kRowTiles> = kRowTiles == 2 ? 7 : 8 / kRowTiles;
 template <int kRowTiles>
@@ -101,7 +101,7 @@ concept StateExchange =
     requires(const RnnParameters<Storage<Math>>& p, const persistent::Slice& slice, unsigned char* shared, Exchange exchange,
              const Exchange& current, const TimeOrder& order, const Fragment<Math>& fragment, Storage<Math> value,
              Storage<Math>* out, int s, int tile, int k, int column, int unit, bool stored, bool active) {
-      // The whole block constructs it. `shared` is aligned to 128 bytes and has bytes() bytes for the exchange.
+      // All threads of the block construct the exchange. `shared` is aligned to 128 bytes and has bytes() bytes for the exchange.
       Exchange(p, slice, shared);
       { current.bytes() } -> persistent::Same<int>;
       exchange.begin_step(order, s, tile);
@@ -124,7 +124,7 @@ struct StateReader {
   const Exchange& exchange;
   int chunks, H;
 
-  // Starts to load a chunk; a chunk that the warp does not have is zeros.
+  // Starts to load a chunk; returns zeros for a chunk that the warp does not have.
   __device__ Fragment<Math> start(int chunk) const {
     const int k = first_element<Math>(chunk);
     Fragment<Math> fragment;

@@ -54,7 +54,7 @@ def slice_bytes(problem: Recurrence, row_tiles: int) -> int:
 
 
 class SliceVariant(Variant[Recurrence]):
-    """A variant whose blocks hold slices of W and exchange the state; a tile is the units of a slice x 8 samples."""
+    """A variant whose blocks hold slices of W and exchange the state. Its tiles are the units of a slice x 8 samples."""
 
     blocks_wait = True
     row_tiles: tuple[int, ...]  # the numbers of row tiles for which the kernel is instantiated

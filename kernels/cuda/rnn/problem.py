@@ -87,7 +87,7 @@ class CellStep(NamedTuple):
 
     @property
     def flop(self) -> float:
-        """Floating-point operations of its products."""
+        """Floating-point operations of the products with both weights."""
         return 2.0 * self.N * self.H * (self.I + self.H)
 
     @property

@@ -3,20 +3,20 @@
 #include "rnn/sequence.cuh"
 #include "rnn/tile.cuh"
 
-// The rows of W from `first_row` on that a warp multiplies by. In the warp's chunk i of K, this lane's 16 bytes start at element
-// first_k + i * k_step.
+// The part of W that a warp multiplies by: rows of one direction, from `first_row` on. In the warp's chunk i of K, this lane's 16
+// bytes start at element first_k + i * k_step.
 struct WarpPart {
   int direction, first_row, first_k, k_step;
 };
 
-// Holds the first kInRegisters chunks of a warp's part in registers, the others in shared memory in the order of their reads.
-// A lane reads only what it wrote there, so no barrier is needed.
+// Holds the first kInRegisters chunks of a warp's part in registers, the others in shared memory in the order in which they are
+// read. A lane reads only the shared memory that it wrote itself, so no barrier is needed.
 template <class Math, int kRowTiles, int kInRegisters>
 class ResidentWeights {
   using T = Storage<Math>;
 
  public:
-  using Rows = Fragment<Math>[kRowTiles][2];  // of each row tile, rows g and g + 8
+  using Rows = Fragment<Math>[kRowTiles][2];  // rows g and g + 8 of each row tile; g as in tile.cuh
 
   // Loads the `chunks` chunks of the part. `shared` has room for the chunks past kInRegisters of all `warps` warps of the block.
   __device__ ResidentWeights(const RnnParameters<T>& p, const WarpPart& part, int chunks, int warps, unsigned char* shared)
@@ -32,7 +32,7 @@ class ResidentWeights {
         for (int half = 0; half < 2; ++half) *in_shared(chunk, r, half) = load(p, part, chunk, r, half);
   }
 
-  // A chunk in registers: `chunk` must be a constant once the caller's loop is unrolled.
+  // A chunk that is in registers. `chunk` must be a constant once the caller's loop is unrolled.
   __device__ const Rows& in_registers(int chunk) const { return registers[chunk]; }
   // Copies a chunk out of shared memory.
   __device__ void copy_from_shared(int chunk, Rows& rows) const {

@@ -17,9 +17,9 @@ __device__ inline int length_of(const RnnParameters<T>& p, int n) {
   return int(length < 0 ? 0 : length > p.shape.T ? p.shape.T : length);
 }
 
-// The order in which a pass visits time. The forward pass of direction 0 and the backward pass of direction 1 ascend, the other
-// two descend. A sample is active while t is below its length; in descending order its state keeps the initial value until it
-// becomes active.
+// The order in which a pass visits the steps. The forward pass of direction 0 and the backward pass of direction 1 ascend in
+// time, the other two descend. A sample is active while t is below its length; in descending order its state keeps the initial
+// value until it becomes active.
 struct TimeOrder {
   int steps;
   bool descending;
@@ -36,7 +36,8 @@ template <class Cell>
 struct ForwardPass {
   static constexpr bool backward = false;
 
-  // What a unit reads at a step besides the product. It does not depend on the step before, so kernels can fetch it early.
+  // What a unit reads at a step besides the product. These inputs do not depend on the step before, so kernels can fetch them
+  // early.
   template <class T>
   struct Inputs {
     T z;
@@ -98,9 +99,9 @@ __device__ inline TimeOrder time_order(const RnnParameters<T>& p, int direction)
   return {p.shape.T, (direction == 1) != Pass::backward};
 }
 
-// Where global memory holds the state of sample n that is multiplied by W at step s; null if that state is zero or the sample is
-// not active. At step T of a backward pass it is the state after the last step. Sets `written` to whether this pass writes that
-// row.
+// Returns where global memory holds the state of sample n that is multiplied by W at step s; null if that state is zero or the
+// sample is not active. At step T, which only a backward pass has, it is the state after the last step. Sets `written` to
+// whether this pass writes the state that is returned.
 template <class Pass, class T>
 __device__ inline const T* previous_state(const RnnParameters<T>& p, const TimeOrder& order, int s, int n, int direction,
                                           bool& written) {

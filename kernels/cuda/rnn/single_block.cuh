@@ -3,9 +3,9 @@
 // W stays in registers and shared memory, and the state goes from warp to warp through shared memory, with one barrier per step.
 // Blocks never wait for each other.
 //
-// A warp owns two row tiles (32 units) and all of K. A lane keeps its fragments of W, up to 8 chunks (6 in IEEE fp32 and fp64) in
-// registers and the others in shared memory. It owns the same 8 results at every step and fetches their inputs a step ahead. Each
-// element of an output is written once; the state of a sample that is not active yet keeps its initial value.
+// A warp owns two row tiles (32 units) and all of K. A lane keeps its fragments of up to 8 chunks of W (6 in IEEE fp32 and fp64)
+// in registers and those of the other chunks in shared memory. It owns the same 8 results at every step and fetches their inputs
+// a step ahead. Each element of an output is written once; the state of a sample that is not active yet keeps its initial value.
 #pragma once
 #include "platform/shared_memory.h"
 #include "rnn/resident_weights.cuh"
@@ -121,6 +121,6 @@ __global__ void __launch_bounds__(single_block::kMaxWarps * 32)
     product.finish();
     results.finish(p, order, s, product, state);
     results.fetch(p, order, s + 1);
-    __syncthreads();  // the next step reads what this one wrote, and writes what this one read
+    __syncthreads();  // the next step reads the buffer that this one wrote, and writes the one that it read
   }
 }

@@ -1,13 +1,12 @@
 // One step on its own (nn.RNNCell), forward or backward in one launch.
 //
 // A block owns 16 units, or for dx 16 input features, of 8 kColumnTiles samples, and its 8 warps split K. Both weights are read
-// once per 8 kColumnTiles samples, so the bytes of the weights bound the time for up to 8 samples. Each element of an output is
-// written once.
+// once per 8 kColumnTiles samples. Each element of an output is written once.
 //
 // Forward: h_next = f(x W_ih^T + b_ih + h W_hh^T + b_hh). Backward: dz = dh_next f'(h_next), then dx = dz W_ih and dh = dz W_hh.
-// Every block computes the dz that it multiplies, rounded to the dtype in which it is stored, which spares a barrier of the grid;
-// the first block along x stores it. The backward pass reads the weights down their columns: 16 columns of 16-bit elements are 32
-// bytes, a whole sector.
+// Every block itself computes the dz that it multiplies, which spares a barrier of the grid, and rounds it to the dtype of the
+// stored dz. The blocks whose x index is 0 store dz. The backward pass reads the weights down their columns: 16 columns of 16-bit
+// elements are 32 bytes, a whole sector.
 #pragma once
 #include "rnn/block_product.cuh"
 #include "rnn/parameters.cuh"

@@ -50,7 +50,7 @@ class SingleStep(Variant[CellStep]):
 def _plan(problem: CellStep, tile: str) -> LaunchPlan:
     kernel = _BY_NAME[_NAMES[problem.backward], problem.math, str(block_product.COLUMN_TILES[tile])]
     blocks = ceil_divide(problem.H, TILE_ROWS)
-    if problem.backward:  # blocks for dx, and then blocks for dh
+    if problem.backward:  # the blocks for dx, which precede those for dh
         blocks += ceil_divide(problem.I, TILE_ROWS)
     grid = (blocks, block_product.sample_blocks(problem.N, tile), 1)
     shared_bytes = block_product.shared_bytes(problem.dtype, tile)

@@ -3,8 +3,9 @@
 #include "rnn/sequence.cuh"
 #include "rnn/tile.cuh"
 
-// Buffers of 8 samples by H. The 16-byte pieces of a row are permuted so that the loads of a quarter-warp (two rows of 64 bytes)
-// and, in 16 bits, the stores of a warp (rows 0 2 4 6 or 1 3 5 7, 16 bytes each) have no bank conflicts.
+// Buffers of 8 samples by H, one row for each sample. The 16-byte pieces of a row are permuted so that bank conflicts occur
+// neither in the loads of a quarter-warp (64 bytes of each of two rows) nor, in 16 bits, in the stores of a warp (16 bytes of
+// each of the rows 0 2 4 6, or 1 3 5 7).
 template <class T>
 struct StateBuffers {
   unsigned char* bytes;

@@ -2,8 +2,8 @@
 // into a grid.
 //
 // A block owns 16 units and 8 kColumnTiles samples of one direction. Its 8 warps split K, so that a block reads its rows of W
-// once per step, from L2 or DRAM. Each element of an output is written once. Launch T of a backward pass, after its last step,
-// writes dh0.
+// once per step, from L2 or DRAM. Each element of an output is written once. A backward pass has one more launch after its last
+// step, which writes dh0.
 #pragma once
 #include "rnn/block_product.cuh"
 #include "rnn/sequence.cuh"

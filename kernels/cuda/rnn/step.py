@@ -20,7 +20,7 @@ _BY_ARGUMENTS = {row.arguments: row for row in KERNELS}
 
 
 class Step(Variant[Recurrence]):
-    """Accepts any H, if the batch fits into a grid."""
+    """Accepts every pass whose batch fits into a grid."""
 
     name = "step"
 

@@ -1,11 +1,11 @@
 // A warp's tile of a matrix product, in one form for every dtype: 16 rows (units) x 8 columns (samples), summed over K in chunks
 // of 64 bytes per row.
 //
-// With g = lane / 4 and t = lane % 4, a lane holds 16 bytes of each operand per chunk: bytes 16 t .. 16 t + 15 of rows g and g +
-// 8 of A, and of column g of B. Both operands are read along K by the widest load, without ldmatrix. The mma instructions assign
-// other values of k to that lane, which changes nothing: a sum over K may be taken in any order, as long as A and B use the same
-// one. A chunk takes two instructions in 16 bits (K = 32) and TF32 (K = 16), four in fp64 (K = 8), and fused multiply-adds in
-// IEEE fp32.
+// With g = lane / 4 and t = lane % 4, a lane holds bytes 16 t .. 16 t + 15 of a chunk: of rows g and g + 8 of A, and of column g
+// of B. Both operands are read along K by the widest load, without ldmatrix. The mma instructions assign other values of k to
+// that lane, which is allowed: a sum over K may be taken in any order, as long as A and B use the same order. A chunk of a row
+// tile takes two instructions in 16 bits (32 elements of K) and in TF32 (16 elements), four in fp64 (8 elements), and fused
+// multiply-adds in IEEE fp32.
 //
 // In the finished tile, value i of a lane is row g + 8 (i >> 1), column 2 t + (i & 1).
 #pragma once
@@ -115,9 +115,9 @@ struct WarpTile {
   __device__ void finish() {}
 };
 
-// IEEE fp32 has no mma instruction. A lane sums over its own values of k for all eight columns, which it fetches from the lanes
-// that hold them, and the four lanes of a group add their sums at the end. A chunk costs 32 shuffles, and 64 multiply-adds for
-// each row tile.
+// IEEE fp32 has no mma instruction. A lane sums over its own values of k for all eight columns, whose elements it fetches from
+// the lanes that hold them, and the four lanes of a group add their sums in `finish`. A chunk costs 32 shuffles, and 64
+// multiply-adds for each row tile.
 template <int kRowTiles>
 struct WarpTile<float, kRowTiles> {
   float sum[kRowTiles][4];

@@ -7,7 +7,7 @@ from ...dtypes import CPP_TYPES, accumulator_bytes
 TILE_ROWS, TILE_COLUMNS = 16, 8  # hidden units, samples
 CHUNK_BYTES = 64  # of a row of each operand; the product is summed chunk by chunk
 FRAGMENT_BYTES = 16  # of a row, in one lane
-#: The C++ names of the arithmetics, a template argument of every kernel.
+#: The C++ names of the arithmetics, one of which is a template argument of every kernel.
 MATHS = ("half", "bfloat16", "tfloat32", "float", "double")
 
 

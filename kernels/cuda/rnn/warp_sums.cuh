@@ -1,9 +1,9 @@
-// For the warps of a block that split K: adds their sums, through shared memory and in the order of the warps.
+// Adds the sums of a block's warps, which split K among them, through shared memory and in the order of the warps.
 #pragma once
 #include "rnn/tile.cuh"
 
-// kWarps tiles of kRows x kColumns, stored column by column. The padding of 4 rows sends a warp's 4 x 8 stores of 32-bit sums to
-// 32 banks.
+// kWarps tiles of kRows x kColumns, stored column by column. Columns are padded by 4 rows, so that a warp's 4 x 8 stores of
+// 32-bit sums go to 32 different banks.
 template <class A, int kWarps, int kRows, int kColumns>
 struct WarpSums {
   static constexpr int pitch = kRows + 4, size = kWarps * kColumns * pitch;
@@ -18,7 +18,7 @@ struct WarpSums {
 #pragma unroll
       for (int i = 0; i < 4; ++i) start[(i & 1) * pitch + r * kTileRows + (i >> 1) * 8] = tile.sum[r][i];
   }
-  // The sum of all warps. A barrier must come between it and their calls of `put`.
+  // Returns one element, summed over all warps. A barrier must come between the warps' calls of `put` and this call.
   __device__ A total(int row, int column) const {
     A total = sums[column * pitch + row];
 #pragma unroll

@@ -3,8 +3,8 @@
 `engine=None` means the default: "auto", unless `use_engine` or TORCH_UNROLL_ENGINE names an engine. "auto" selects the first
 engine that accepts the call, in the order of `NAMES`; calls for which the kernels are not made, such as those on CPU tensors, go
 to torch's own operator (see `claims`). A named engine never falls back: a call that it refuses raises an error that gives the
-reason. One function, `refusal`, both selects engines and explains why others are not selected. An engine is imported when a call
-first considers it.
+reason. One function, `refusal`, decides whether an engine accepts a call, both for the selection and for explanations of it. An
+engine is imported when a call first considers it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: Fastest first.
+#: The engines, the fastest first.
 NAMES = ("cuda", "cupy", "numba", "torch")
 
 #: The engine that `engine=None` means unless `_traced` names one. It is a plain global, since a ContextVar breaks `fullgraph` and
@@ -44,8 +44,8 @@ def check(name: str) -> str:
 default = check(os.environ.get("TORCH_UNROLL_ENGINE", "auto") or "auto")
 
 #: The engine of the innermost `use_engine` block that torch.compile traced; None outside such blocks. It is kept apart from
-#: `default` because a compiled function stores the globals that it has assigned only when it ends; for `default`, that would undo
-#: what other threads' blocks have assigned meanwhile.
+#: `default` because a function compiled by torch.compile does not write the globals that it assigns until it ends. Writing
+#: `default` then would undo what blocks of other threads have assigned meanwhile.
 _traced: str | None = None
 
 
@@ -73,7 +73,7 @@ class use_engine:  # noqa: N801 (a context manager, named like torch.no_grad)
 
     def __enter__(self) -> None:
         global _traced
-        if torch.compiler.is_dynamo_compiling():  # a lock cannot be traced; within one function, blocks end in order
+        if torch.compiler.is_dynamo_compiling():  # the lock of `_setting` cannot be traced; a stack serves instead
             self._outer.append(_traced)
             _traced = self.name
         else:
@@ -209,7 +209,7 @@ def resolve_precision(switch: str, tensor: torch.Tensor) -> str:
     """Returns how the products of a call are computed: "tf32" or "ieee", and always "ieee" in dtypes other than float32.
 
     `switch` is either the answer itself or names the switch of torch that decides, "conv" or "rnn"; torch's switch for matmul
-    has no influence. The switch is read when the operator runs, as in cuDNN's operators, and is ignored on the CPU.
+    has no influence. torch's switch is read when the operator runs, as in cuDNN's operators, and is ignored on the CPU.
     """
     if tensor.dtype != torch.float32:
         return "ieee"

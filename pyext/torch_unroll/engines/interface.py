@@ -46,8 +46,8 @@ class Pool2dGeometry(NamedTuple):
 class RnnOptions(NamedTuple):
     """How the steps of a recurrent layer are laid out in memory, and how each is computed.
 
-    A sequence is padded, (T, N, ·), or packed, (total, ·): the rows of step t are those of its `batch_sizes[t]` samples, one step
-    after the other.
+    A sequence is either padded, (T, N, ·), or packed, (total, ·). A packed sequence holds the rows of one step after the other;
+    step t has `batch_sizes[t]` rows, one for each sample that reaches it.
     """
 
     lengths: Tensor | None  # (N), integers: the steps of each padded sample, to be clamped to [0, T]; None for T steps each
@@ -117,8 +117,8 @@ class Engine(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Computes y (N, C, P, Q) from x (N, C, H, W), and the offsets, laid out like y: the cell r·S + s that each window chose.
 
-        `shapes.pooling_offset_dtype` says in which dtype the cells of a window are numbered. Without `with_offsets` the offsets
-        are an empty tensor of that dtype.
+        `shapes.pooling_offset_dtype` gives the dtype of the offsets. Without `with_offsets` they are an empty tensor of this
+        dtype.
         """
 
     def max_pool2d_backward(self, dy: Tensor, offsets: Tensor, x_size: Pair, geometry: Pool2dGeometry) -> Tensor:
@@ -132,9 +132,11 @@ class Engine(Protocol):
         """Converts offsets into torch's int64 indices, row · W + column; `x_size` is (H, W)."""
 
     def max_over_time_forward(self, x: Tensor, lengths: Tensor | None, with_offsets: bool) -> tuple[Tensor, Tensor]:
-        """Computes y (N, C), the maximum over the first `lengths` (N) steps of x (T, N, C), or over all T if `lengths` is
-        None, and the step that each value comes from, as the offset in a T×1 window. Without `with_offsets` the offsets are
-        empty."""
+        """Computes y (N, C), the maximum of x (T, N, C) over time, and the offsets (N, C): the step that each value comes from.
+
+        `lengths` (N) limits the maximum to the first steps of each sample; None stands for all T. The offsets are those of a T×1
+        window; without `with_offsets` they are empty.
+        """
 
     def max_over_time_backward(self, dy: Tensor, offsets: Tensor, steps: int) -> Tensor:
         """Computes dx (T, N, C) from dy (N, C); `steps` is T."""
@@ -143,7 +145,7 @@ class Engine(Protocol):
         """Reads from x (T, N, C) the step that each offset names, (N, C); 0 where it names none."""
 
     def rnn_forward(self, z: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> Tensor:
-        """Computes h, like z, from z (T, N, D·H) or packed (total, D·H), w_hh (D, H, H) and h0 (D, N, H); h is 0 past a sample's
+        """Computes h (like z) from z (T, N, D·H) or packed (total, D·H), w_hh (D, H, H) and h0 (D, N, H). h is 0 past a sample's
         length."""
 
     def rnn_backward(self, dh: Tensor, h: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> tuple[Tensor, Tensor]:

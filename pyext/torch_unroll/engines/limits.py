@@ -1,9 +1,10 @@
-"""Sizes that are too large for the compiled kernels. The function of an op returns the reason, by which a call is both routed and
-explained.
+"""Sizes that are too large for the compiled kernels. One function for each op returns why a call's sizes are too large, or None;
+the answer decides what serves the call, and `explain` reports it.
 
 With engine "auto", a call that is too large goes to torch's own operator. It goes to engine `torch` if torch has no operator for
 it, or if the size is first seen when an operator of this package runs (in a backward pass or a compiled graph). Engines `cuda`
-and `cupy`, if named, refuse and say which size is too large. Engines `numba` and `torch` count in 64 bits and have no limits.
+and `cupy`, if named, refuse and say which size is too large. Engines `numba` and `torch` count in 64 bits and have none of these
+limits.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def conv2d(
 
 
 def unfold(x_size: Sizes, y_size: Sizes, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> str | None:
-    """Returns why sizes are too large to unfold x (N, C, H, W) into windows (P, Q), or to fold them, or None."""
+    """Returns why sizes are too large to unfold x (N, C, H, W) into P × Q windows or to fold those windows into x. Returns None
+    if they are not, while torch.compile traces, or if sizes are symbolic."""
     if torch.compiler.is_compiling() or is_symbolic(*x_size, *y_size, *kernel_size, *stride, *padding, *dilation):
         return None
     if x_size[0] >= 2**31:
@@ -97,23 +99,24 @@ def _problem(
 
 
 def max_pool2d(x_size: Sizes, y_size: Sizes) -> str | None:
-    """Returns why sizes are too large to pool x (N, C, H, W) into (P, Q), or None. C·W and C·Q are limited too, because threads
-    number the pixels and channels of a row together."""
+    """Returns why sizes are too large to pool x (N, C, H, W) into planes (P, Q); None if they are not. C·W and C·Q are limited
+    too, because threads number the pixels and channels of a row together."""
     (N, C, H, W), (P, Q) = x_size, y_size
     return _too_large(MOST, {"N": N, "C": C, "H": H, "W": W, "P": P, "Q": Q, "C·W": C * W, "C·Q": C * Q})
 
 
 def max_over_time(T: int, N: int, C: int) -> str | None:
-    """Returns why sizes are too large to pool x (T, N, C) over time, or None; kernels may treat all samples and channels as the
-    channels of one image."""
+    """Returns why sizes are too large to pool x (T, N, C) over time; None if they are not. N·C is limited because kernels may
+    treat the channels of all samples as the channels of one image."""
     return _too_large(MOST, {"T": T, "N·C": N * C})
 
 
 def rnn(lead: Sizes, features: int, N: int, H: int) -> str | None:
-    """Returns why sizes are too large for recurrence, or None.
+    """Returns why sizes are too large for recurrence; None if they are not.
 
     The sequence is (T, N, features) or packed (total, features), `lead` holds its extents before the features, and h0 is (D, N,
-    H). Kernels count steps in 32 bits, and the products with W_ih treat all steps as the pixels of one plane.
+    H). T, N and H are limited because kernels count in 32 bits, and T·N because the product with W_ih treats the samples of all
+    steps as the pixels of one plane.
     """
     if is_symbolic(*lead, features, N, H):
         return None

@@ -15,7 +15,7 @@ from typing import Any
 from torch_unroll.kernels import SOURCES
 from torch_unroll.kernels.table import Kernel, checked_source
 
-#: No option changes the arithmetic, here or in kernels/build.py, so none makes the results of engines `cuda` and `cupy` differ.
+#: Neither these options nor those in kernels/build.py change the arithmetic, so engines `cuda` and `cupy` do not differ in it.
 #: In particular, CuPy's -ftz=true is left out: it flushes subnormal results to zero, which torch does not. -lineinfo is for
 #: profilers.
 OPTIONS = ("-std=c++20", "-lineinfo")
@@ -42,7 +42,7 @@ def sources(name: str) -> dict[str, bytes]:
     waiting = [name]
     while waiting:
         included = waiting.pop()
-        if included not in contents and (SOURCES / included).is_file():  # others are host headers, hidden from NVRTC
+        if included not in contents and (SOURCES / included).is_file():  # other headers are for the host; NVRTC skips them
             contents[included] = (SOURCES / included).read_bytes()
             waiting += [match.decode() for match in _INCLUDE.findall(contents[included])]
     return dict(sorted(contents.items()))

@@ -44,7 +44,7 @@ def fetch(recipe: Recipe) -> Binary:
 
 
 def load(recipe: Recipe) -> Binary | None:
-    """Returns the compiled kernel if its file is intact and nobody else could have written it; else None."""
+    """Returns the compiled kernel if its file is intact and only this user or root may write to the folder; else None."""
     try:
         _check_private(folder())
         data = _path(recipe).read_bytes()
@@ -85,7 +85,7 @@ def _path(recipe: Recipe) -> Path:
 
 
 def _check_private(path: Path) -> None:
-    """Raises PermissionError for a folder in which a user other than root could have put code."""
+    """Raises PermissionError for a folder in which a user other than this one and root could have put code."""
     status = path.stat()
     if status.st_uid not in (os.geteuid(), 0):
         raise PermissionError(f"{path} belongs to another user")

@@ -54,7 +54,7 @@ class _BufferedBlock(torch.autograd.Function):
             end = width + growth * index
             buffer[:, end : end + growth] = layer(buffer[:, :end])
         ctx.layers, ctx.width, ctx.growth = layers, width, growth
-        kind = x.device.type  # the second run has to round like the first one
+        kind = x.device.type  # backward runs the layers under the same autocast, so that they round alike
         ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
         ctx.save_for_backward(buffer)
         return buffer

@@ -1,7 +1,7 @@
-"""GoogLeNet (Szegedy et al. 2014), whose Inception modules apply filters of several sizes side by side; with batch normalisation.
+"""GoogLeNet (Szegedy et al. 2014) with batch normalisation; its Inception modules apply filters of several sizes side by side.
 
-The names, shapes and outputs are torchvision's, as are most keywords and the 3×3 filters of the "5×5" branch, so that its weights
-can be loaded.
+The names, shapes and outputs are torchvision's, as are most keywords and the 3×3 filters of the "5×5" branch, so that
+torchvision's weights can be loaded.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def googlenet(
 ) -> GoogLeNet:
     """GoogLeNet for 224×224 images.
 
-    Args beyond those of the class: `weights`, a state_dict to load, such as torchvision's. Without `aux_logits`, its entries for
-    the auxiliary heads are ignored; `load_state_dict` would reject them.
+    Args beyond those of the class: `weights`, a state_dict to load, such as torchvision's. Without `aux_logits`, entries of
+    `weights` for the auxiliary heads are ignored; `load_state_dict` would reject them.
     """
     network = GoogLeNet(num_classes, aux_logits, transform_input, init_weights, dropout, dropout_aux, nn=nn)
     return loaded(network, weights, "" if aux_logits else "aux")

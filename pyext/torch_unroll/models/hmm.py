@@ -1,4 +1,4 @@
-"""A hidden Markov model: a state-space model whose exact filter a recurrent network has to learn."""
+"""A hidden Markov model, whose exact predictions are the best that a recurrent network can learn to make."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 @dataclass
 class HiddenMarkovModel:
-    """h_t ~ transition[h_{t−1}], x_t ~ emission[h_t].
+    """A chain of hidden states h_t ~ transition[h_{t−1}] that emits the symbols x_t ~ emission[h_t].
 
-    The rows of transition (S, S) and emission (S, X) sum to 1; initial (S) is the distribution of the first state.
+    There are S states and X symbols. The rows of transition (S, S) and emission (S, X) sum to 1; initial (S) is the distribution
+    of the first state.
     """
 
     initial: Tensor

@@ -35,7 +35,7 @@ ABLATIONS = {
 
 
 def count(make: Callable[[], nn.Module]) -> int:
-    """The number of parameters of a module, which is created on the meta device and so without memory."""
+    """The number of parameters of a module, which is created on the meta device so that it takes no memory."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in make().parameters())
 

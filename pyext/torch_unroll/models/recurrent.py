@@ -2,6 +2,8 @@
 label for each step or each sequence; truncated BPTT, and streaming with a state that is carried over.
 
     h_t = σ₁(W⁽¹⁾ x_t + W⁽¹¹⁾ h_{t−1} + b⁽¹⁾),   y_t = σ₂(W⁽²⁾ h_t + b⁽²⁾)
+
+At step t, x_t is the input, h_t the hidden state and y_t the output; σ₁ and σ₂ are the nonlinearities.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ class SequenceClassifier(torch.nn.Module):
 
 
 def per_step_loss(y: Tensor, d: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """L = Σ_t ℓ(y_t, d_t) for y (T, N, O) and d (T, N) or (T, N, O), where ℓ is a mean over its rows."""
+    """L = Σ_t ℓ(y_t, d_t) for y (T, N, O) and d (T, N) or (T, N, O), where ℓ is `loss`, a mean over its rows."""
     return loss(y.flatten(0, 1), d.flatten(0, 1)) * len(y)
 
 

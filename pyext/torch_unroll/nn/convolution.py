@@ -23,7 +23,7 @@ class Conv2d(torch.nn.Conv2d):
     Args beyond torch's: `engine`, as in `torch_unroll.conv2d`.
     """
 
-    engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
+    engine: str | None = None  # for modules that `torch_unroll.replace` made: it does not call __init__
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch import fx
 
 
 def is_recorded(module: torch.nn.Module, *inputs: Any) -> bool:
-    """Whether torch.fx records this call of a module as one node; it does not if this is the module that it traces."""
+    """Whether torch.fx records this call of a module as one node. It does not if the module is the one that is being traced."""
     for value in inputs:
         if isinstance(value, fx.Proxy):
             return module is not getattr(value.tracer, "root", None)

@@ -27,7 +27,8 @@ class LocallyConnected2d(torch.nn.Module):
         engine: as in `torch_unroll.unfold`.
 
     Shapes:
-        input (N, C, H, W) or (C, H, W); weight (P·Q, K, C·R·S); bias (K, P, Q); output (N, K, P, Q), or without N as the input.
+        input (N, C, H, W) or (C, H, W); weight (P·Q, K, C·R·S); bias (K, P, Q); output (N, K, P, Q), without N if the
+        input has none.
 
     Raises:
         ValueError: the filter does not fit into the padded input.
@@ -81,7 +82,8 @@ class LocallyConnected2d(torch.nn.Module):
         )
         batched = input if input.dim() == 4 else input.unsqueeze(0)
         columns = unfold(batched, self.kernel_size, self.dilation, self.padding, self.stride, engine=self.engine)
-        y = torch.bmm(self.weight, columns.permute(2, 1, 0)).permute(2, 1, 0)  # (L, K, rows) @ (L, rows, N) -> (N, K, L)
+        # The product of (P·Q, K, C·R·S) and (P·Q, C·R·S, N) is (P·Q, K, N); it becomes (N, K, P·Q).
+        y = torch.bmm(self.weight, columns.permute(2, 1, 0)).permute(2, 1, 0)
         y = y.reshape(batched.shape[0], self.out_channels, *self.output_size)
         if self.bias is not None:
             y = y + self.bias

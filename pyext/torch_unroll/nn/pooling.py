@@ -18,7 +18,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
     Args beyond torch's: `engine`, as in `torch_unroll.max_pool2d`.
     """
 
-    engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
+    engine: str | None = None  # for modules that `torch_unroll.replace` made: it does not call __init__
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ class RNN(RNNBase):
     Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, as in `torch_unroll.rnn`.
     """
 
-    engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
+    engine: str | None = None  # for modules that `torch_unroll.replace` made: it does not call __init__
 
     def __init__(
         self,

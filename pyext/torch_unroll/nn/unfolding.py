@@ -16,7 +16,7 @@ class Unfold(torch.nn.Unfold):
     Args beyond torch's: `engine`, as in `torch_unroll.unfold`.
     """
 
-    engine: str | None = None  # on the class too, for modules that `torch_unroll.replace` made
+    engine: str | None = None  # for modules that `torch_unroll.replace` made: it does not call __init__
 
     def __init__(
         self,

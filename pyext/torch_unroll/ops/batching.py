@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 def move_batch(tensor: Tensor, dim: int | None, size: int, to: int = 0) -> Tensor:
-    """The tensor with its batch dimension of `size` entries moved from `dim` to `to`; a tensor without one (None) is expanded."""
+    """The tensor with its batch dimension of `size` entries moved from `dim` to `to`. If `dim` is None, the
+    tensor has no batch dimension, and is expanded."""
     if dim is None:
         return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])
     return tensor.movedim(dim, to)
@@ -35,7 +36,7 @@ def call_per_entry(function: Callable[..., Any], info: Any, in_dims: tuple[Any, 
 
 
 class Role(Enum):
-    """Which input of a recurrence over a sequence a tensor is."""
+    """The role of a tensor among the inputs of a recurrence over a sequence."""
 
     ROWS = auto()  # (T, N, ·), or packed (total, ·)
     STATE = auto()  # (D, N, H)

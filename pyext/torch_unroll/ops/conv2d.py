@@ -6,8 +6,8 @@ inside torch.func), and saves the tensors themselves, not packed copies.
 
 Images are computed in the layout that torch's convolution gives them: channels_last if an image or the filter is channels_last.
 An operator that is called on its own (`channels_last` None) decides this by its own tensors; the operators that compute the
-gradients of that call, of every order, are passed the decision. The gradient of a filter has the filter's strides, so that it can
-be accumulated and reduced without a copy.
+gradients of that call, of every order, are passed the decision. The gradient of a filter has the filter's strides, if those are
+dense, so that it can be accumulated and reduced without a copy.
 
 Tensor cores need channels packed innermost, and engines pack within each call: a training step on an NCHW image packs x in fprop
 and in wgrad, and dy in dgrad and in wgrad. Packing each of them once would save two of these four launches, but would keep a copy
@@ -55,7 +55,8 @@ def _filter_stride(size: Sequence[int], w_stride: Sequence[int] | None) -> Seque
 
 
 def _save_factors(ctx: Any, first: Tensor, second: Tensor) -> None:
-    """Saves each of the two factors of a call if the gradient of the other factor, for which it is needed, is wanted."""
+    """Saves the first factor of a call if the second one needs a gradient, and the second if the first does: the gradient of
+    each factor is computed from the other one."""
     need_first, need_second = ctx.needs_input_grad[:2]
     save_needed(ctx, (first, need_second), (second, need_first))
 

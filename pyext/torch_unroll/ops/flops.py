@@ -28,7 +28,8 @@ def _wgrad(dy: Shape, x: Shape, w_size: Shape, *_: Any, out_shape: Shape) -> int
 
 
 def _steps(rows: Shape, w_hh: Shape) -> int:
-    """rows (..., D·H), w_hh (D, H, H): each step of each direction multiplies its state by W_hh."""
+    """The FLOPs of a recurrence over rows (..., D·H) with w_hh (D, H, H): each step multiplies the state of each direction by the
+    matrix W_hh of that direction."""
     return 2 * prod(rows) * w_hh[-1]
 
 

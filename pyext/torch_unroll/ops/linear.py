@@ -1,4 +1,4 @@
-"""Matrix products of the recurrence as 1×1 convolutions: the project's own GEMM, differentiable to any order.
+"""Matrix products of the recurrence, computed as 1×1 convolutions and therefore differentiable to any order.
 
 A tensor (..., I) of two or three dimensions is viewed as one channels_last image with I channels, without a copy.
 """

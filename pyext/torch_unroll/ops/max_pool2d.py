@@ -1,7 +1,7 @@
 """The operators of max pooling: forward, backward (a scatter to the chosen cells) and gather (a read of the chosen cells).
 
-The Jacobian of a pooling is the choice that it made, stored as one small offset for each window. Scatter and gather are each
-other's transpose, so the operators below call each other, which yields gradients of every order.
+The choices that a pooling made determine its Jacobian, and are stored as one small offset for each window. Scatter and gather are
+each other's transpose, so the operators below call each other, which yields gradients of every order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def pooling_engine(name: str, tensor: Tensor) -> Engine:
 
 
 def split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offsets: bool) -> tuple[tuple[Tensor, Tensor], tuple]:
-    """What a batching rule returns for a forward: results with the batch split off dimension `dim`, and its position in each."""
+    """Splits the batch off dimension `dim` of a forward's results. Returns, as a batching rule has to, the results and the
+    position of the batch in each of them."""
     y, offsets = results
     if not with_offsets:
         return (y.unflatten(dim, (size, -1)), offsets), (dim, None)
@@ -55,8 +56,8 @@ def save_choice(ctx: Any, output: tuple[Tensor, ...]) -> None:
 
 
 def saved_choice(ctx: Any) -> tuple[Tensor, list[Tensor]]:
-    """The offsets that `save_choice` saved, and a list of the anchor, if there is one. They are read together, because a
-    checkpoint allows only one read.
+    """The offsets that `save_choice` saved, and a list that holds the anchor, if there is one. Both are read at once,
+    because a checkpoint allows only one read.
 
     Raises:
         RuntimeError: the forward stored no offsets.
@@ -273,7 +274,7 @@ class MaxPool2dIndices(Operator):
 
     @staticmethod
     def compute(offsets, x_size, kernel_size, stride, padding, dilation, engine):
-        # Engines are selected by the dtype of the images, which offsets do not tell; every engine accepts float32.
+        # Engines are selected by the dtype of the images, which is unknown here; every engine accepts float32.
         chosen = select(engine, "max_pool2d", offsets.device, torch.float32)
         return chosen.max_pool2d_indices(offsets, x_size, Pool2dGeometry(kernel_size, stride, padding, dilation))
 

@@ -1,9 +1,8 @@
 """How an op becomes a torch operator that is differentiable to any order, compilable, and known to torch.func.
 
-An op is described once, by a class of static methods (see `Operator`), from which `operator` registers
+An op is described once, by a class of static methods (see `Operator`), from which `operator` registers:
 
-* the operator `torch.ops.torch_unroll.<name>`. It is defined in Python: no slower than a definition in C++, and it needs no
-  compiler;
+* the operator `torch.ops.torch_unroll.<name>`, which is defined in Python, so that no C++ compiler is needed;
 * an autograd Function at the operator's Autograd key. `opcheck` rejects a Function that is only wrapped around an operator;
 * a second Function in the style of torch.func (`setup_context` and `vmap`), at the key by which torch.func's transforms dispatch
   before any other: a Function at the Autograd key does not work inside them.
@@ -39,8 +38,8 @@ LIBRARY = torch.library.Library("torch_unroll", "DEF")
 
 
 class Operator:
-    """The description of an op. Arguments are those of the schema, by position; `setup_context`, `backward`, `jvp` and `vmap`
-    have the contracts of `torch.autograd.Function`."""
+    """The description of an op. The arguments of the methods are those of the schema, by position; `setup_context`, `backward`,
+    `jvp` and `vmap` are called as those of a `torch.autograd.Function` are."""
 
     #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operators of the same kind.
     autocast: bool = False
@@ -58,7 +57,7 @@ class Operator:
 
     @staticmethod
     def compute(*inputs: Any) -> Any:
-        """The result, computed from real tensors that have passed `check`, with autograd off."""
+        """The result, computed from real tensors that have passed `check`. Autograd does not record the computation."""
         raise NotImplementedError
 
     @staticmethod
@@ -125,8 +124,8 @@ class _Kernel:
         self.definition.check(*inputs)
 
     def _for_any_size(self, inputs: tuple[Any, ...], error: SizeError) -> tuple[Any, ...]:
-        """The inputs with engine `torch` in place of "auto", since it serves sizes that are too large for the compiled kernels. A
-        named engine raises instead."""
+        """The inputs with engine `torch`, which serves sizes that are too large for the compiled kernels, in place of "auto". If
+        an engine is named, this raises the error instead."""
         at = self.signature.engine
         if inputs[at] != "auto":
             raise error
@@ -181,7 +180,7 @@ def _functions(definition: type[Operator], kernel: _Kernel, op: Any) -> _Functio
         return save_and_anchor(ctx, inputs, kernel.compute(*inputs))
 
     def forward_transformed(*inputs: Any) -> Any:
-        # Without ctx: torch.func calls `setup_context` itself, and forward dispatches to the next transform.
+        # There is no ctx, since torch.func calls `setup_context` itself. The operator dispatches to the next transform.
         return op(*inputs)
 
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -199,7 +198,8 @@ def _functions(definition: type[Operator], kernel: _Kernel, op: Any) -> _Functio
     return _Functions(
         dispatched=function(forward=forward_dispatched, backward=backward, jvp=jvp),
         direct=function(forward=forward_direct, backward=backward, jvp=jvp),
-        # The definition's own backward: torch.func never asks whether a gradient requires a gradient.
+        # Its backward is the definition's own, without `with_history`, since torch.func never asks whether a gradient requires a
+        # gradient.
         transformed=function(
             forward=forward_transformed,
             setup_context=definition.setup_context,
@@ -239,8 +239,8 @@ def _may_skip_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def _register_rules_of_imported_modules() -> None:
-    """Registers the operators with torch's FLOP counter and with DTensor, with each once its module has been imported. Importing
-    these modules here would cost every program that uses neither."""
+    """Registers the operators with torch's FLOP counter if its module has been imported, and likewise with DTensor. Importing
+    these modules here would slow down programs that use neither."""
     if "torch.utils.flop_counter" in sys.modules:
         import_module("torch_unroll.ops.flops").register()
     if "torch.distributed.tensor" in sys.modules:

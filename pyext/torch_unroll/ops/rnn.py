@@ -92,8 +92,8 @@ def _gradients_of_pairing(
     """The gradients of Σ g_t u_t = Σ q_t p_t + dh0 u0 with respect to h and W, each None if `ctx` does not need it; that of h is
     also None if f'' is 0 everywhere.
 
-    The backward of RnnBackward, which is passed the gradients p and u0 of its results q and dh0, needs them, and so does that of
-    RnnTangent, which is passed the gradient g of its result u.
+    Two operators need them in their backward: RnnBackward, whose results q and dh0 have the gradients p and u0, and RnnTangent,
+    whose result u has the gradient g.
     """
     _, need_h, need_w = ctx.needs_input_grad[:3]
     grad_h = grad_w = None
@@ -184,8 +184,7 @@ class RnnBackward(Operator):
 class RnnTangent(Operator):
     """p like h, u0 (D, N, H) -> u like h: the change of h when z changes by p and h0 by u0, to first order.
 
-    It is implemented by engine `torch` only, which computes it for every engine: only forward-mode and second derivatives need
-    it."""
+    Engine `torch` computes it on behalf of every engine, since it is needed only in forward mode and for higher derivatives."""
 
     autocast = True
 

@@ -49,16 +49,16 @@ class Recurrence:
     options: Options
 
     def product_with_previous(self, v: Tensor, start: Tensor, w: Tensor | None = None) -> Tensor:
-        """W v_t⁻ for every step t; v_t⁻ is `start` at the first step. `w` replaces W."""
+        """W v_t⁻ for every step t; v_t⁻ is `start` at the first step. If `w` is given, it replaces W."""
         return self._product(self.steps.previous, v, start, w, transposed=False)
 
     def product_with_following(self, v: Tensor, start: Tensor, w: Tensor | None = None) -> Tensor:
-        """Wᵀ v_t⁺ for every step t. Only the shape of `start` is used. `w` replaces W."""
+        """Wᵀ v_t⁺ for every step t. Only the shape of `start` is used. If `w` is given, it replaces W."""
         return self._product(self.steps.following, v, start, w, transposed=True)
 
     def product_into_start(self, v: Tensor, start: Tensor, w: Tensor | None = None) -> Tensor:
         """Wᵀ v_t, (D, N, H), for the step t that is walked first: what v contributes to the gradient of h0. Only the shape of
-        `start` is used. `w` replaces W."""
+        `start` is used. If `w` is given, it replaces W."""
         matrices = self.w if w is None else w
         H = start.shape[-1]
 

@@ -1,8 +1,8 @@
 """How the operators act on the shards of a DTensor: samples are independent of each other, and pooled channels are too.
 
 A rule lists the placements along one dimension of a device mesh, first of the results, then of the arguments. `_register` adds
-the rule that everything may be replicated. DTensor redistributes tensors that match no rule, and combines the dimensions of a
-mesh.
+the rule that everything may be replicated. DTensor redistributes tensors that match no rule, and applies the rules to each
+dimension of a mesh.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _time_forward(x: Any, lengths: Any, with_offsets: bool, engine: str) -> list
 
 
 def _steps(results: str, tensors: str) -> Callable[..., list[Rule]]:
-    """The rules of a recurrence over a sequence, of which only padded ones can be sharded. `tensors` describes the tensors before
-    lengths and batch_sizes."""
+    """The rules of a recurrence over a sequence, which can be sharded only if it is padded. `tensors` describes the tensors that
+    precede lengths and batch_sizes."""
 
     def rules(*inputs: Any) -> list[Rule]:
         return [_placed(results, tensors + "0r")] if inputs[len(tensors) + 1] is None else []

@@ -1,9 +1,9 @@
 """First-order DARTS (Liu, Simonyan & Yang 2019): a cell in which every edge mixes all operations, and the discrete cell derived
 from it.
 
-An edge computes Σ softmax(α)_o · o(x). Steps that train the weights on one half of the data alternate with steps that train α on
-the other half. The discrete cell keeps the operation with the largest weight on each edge and, into each node, the two edges
-whose largest weights are highest.
+An edge computes Σ_o softmax(α)_o · o(x), where o runs over the operations and α holds one number for each of them. Steps that
+train the weights on one half of the data alternate with steps that train α on the other half. The discrete cell keeps the
+operation with the largest weight on each edge and, into each node, the two edges whose largest weights are highest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The neural tangent kernel (Jacot, Gabriel & Hongler 2018) of a finite network, as a score that needs no training.
 
-Θ(x, x') = Σ_θ ∂f(x)/∂θ · ∂f(x')/∂θ. Gradient descent on a wide network learns along the eigenvectors of Θ at rates given by its
-eigenvalues, so a small condition number indicates that the network learns along all of them. TE-NAS (Chen, Gong & Wang 2021)
-uses it as a score.
+Θ(x, x') = Σ_θ ∂f(x)/∂θ · ∂f(x')/∂θ, where f is the network and θ runs over its parameters. Gradient descent on a wide network
+learns along the eigenvectors of Θ at rates given by its eigenvalues, so a small condition number indicates that the network
+learns along all of them. TE-NAS (Chen, Gong & Wang 2021) uses the condition number as a score.
 """
 
 from __future__ import annotations

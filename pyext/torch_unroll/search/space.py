@@ -26,8 +26,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point of the space: a network of `depth` stages, each of which halves the picture, and its learning rate. The first stage
-    has `width` channels, and each further one twice as many as the one before."""
+    """A point of the space: a network of `depth` stages, each of which halves height and width, and its learning rate. The first
+    stage has `width` channels, and each further stage twice as many as the one before."""
 
     depth: int = 2
     width: int = 16
@@ -63,7 +63,7 @@ def accuracy(network: torch.nn.Module, images: Tensor, digits: Tensor) -> float:
 def train(candidate: Candidate, digits: Digits, epochs: int, seed: int = 0) -> Iterator[float]:
     """Trains a candidate on three quarters of the training digits; yields its accuracy on the last quarter after each epoch.
 
-    The held-out digits are not used, since a search that used them would select candidates by them.
+    The held-out digits are not used, so that they remain an independent test of the candidate that a search selects.
     """
     torch.manual_seed(seed)
     network = build(candidate)

@@ -46,7 +46,7 @@ def open_study(strategy: str, store: Path | None, epochs: int, seed: int = 0) ->
     if store is not None:
         store.parent.mkdir(parents=True, exist_ok=True)
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(store)))
-    # The number of trials is added to the seed, so that a search that draws at random continues with other candidates.
+    # The number of trials in the store is added to the seed, so that a continued search does not draw the same candidates again.
     done = 0
     if storage is not None:
         names = {summary.study_name: summary for summary in optuna.study.get_all_study_summaries(storage)}

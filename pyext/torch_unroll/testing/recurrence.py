@@ -1,4 +1,5 @@
-"""Whether each step of a recurrence follows from the stored result of the step before it, within the bounds of its arithmetic.
+"""Checks whether each step of a recurrence follows from the stored result of the step before it, within the bounds of its
+arithmetic.
 
 Since each step is judged on its own, errors need not be tracked through the recurrence: a result is right if every step is right.
 """
@@ -22,9 +23,9 @@ SLOPES = {
 }
 #: The largest slope of each nonlinearity.
 _STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
-#: The most roundings by which tanh, or sigmoid with its exponential function, sum and quotient, may be off: 4 ulp.
+#: The largest relative error of tanh, or of sigmoid (an exponential, a sum and a quotient), in units of `ROUNDING`. 8 are 4 ulp.
 _FUNCTION_ROUNDINGS = 8
-#: The roundings of a slope, whose terms are at most 1, and of the multiplication by it.
+#: The number of roundings in a slope, whose terms are at most 1, and in the multiplication by it.
 _SLOPE_ROUNDINGS = 4
 
 
@@ -37,14 +38,15 @@ def _operand(precision: str) -> float:
 
 
 def _assert_activation(h: Tensor, sum: Tensor, error: Tensor, nonlinearity: str, what: str) -> None:
-    """Checks the activation h of a sum; `sum` is exact, and the kernel's own has an error of at most `error`."""
+    """Checks the activation h of a sum; `sum` is exact, and the kernel's own sum has an error of at most `error`."""
     exact = ACTIVATIONS[nonlinearity](sum)
     rounding = _FUNCTION_ROUNDINGS * _accumulator(h.dtype)
     assert_within(h, exact, narrowing_bound(exact, _STEEPEST[nonlinearity] * error + rounding * exact.abs(), h.dtype), what)
 
 
 def _assert_derivative(dz: Tensor, dh: Tensor, error: Tensor, h: Tensor, nonlinearity: str, what: str) -> None:
-    """Checks dz, the product of dh and the slope at h; `dh` is exact, and the kernel's own has an error of at most `error`."""
+    """Checks dz, the product of dh and the slope at h; `dh` is exact, and the kernel's own dh has an error of at most
+    `error`."""
     slope = SLOPES[nonlinearity](h.double())
     exact = dh * slope
     rounding = _SLOPE_ROUNDINGS * _accumulator(h.dtype)

@@ -1,4 +1,4 @@
-"""Small, uneven calls of `rnn`, and torch's result for each of them."""
+"""Small calls of `rnn` with various extents and options, and torch's result for each of them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Case:
         return shapes
 
     def tensors(self, device: torch.device, dtype: torch.dtype = torch.float64, grad: bool = True) -> list[Tensor]:
-        """Input, h0 and weights: random, in a range where no nonlinearity saturates."""
+        """Input, h0 and weights: random numbers in [-0.5, 0.5), so small that tanh does not saturate."""
         tensors = (torch.rand(shape, dtype=torch.float64) - 0.5 for shape in self.shapes())
         return [tensor.to(device, dtype).requires_grad_(grad) for tensor in tensors]
 
@@ -79,8 +79,8 @@ class Case:
         )
 
     def torchs(self, input: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Makes the call with torch's own operator; sample by sample if the call has `lengths`, or packed input under torch.func,
-        since torch's operator supports neither."""
+        """Makes the call with torch's own operator, one sample at a time if the call has `lengths`, or packed input under
+        torch.func, since torch's operator supports neither."""
         settings = (list(weights), self.bias, self.num_layers, 0.0, False, self.bidirectional)
         function = _TORCHS[self.nonlinearity]
         if self.batch_sizes is not None:

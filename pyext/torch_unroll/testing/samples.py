@@ -30,7 +30,7 @@ def _leaves(arguments: Any, dtype: torch.dtype | None, coarse: bool) -> tuple[An
 
 
 def _weighting(output: Tensor, coarse: bool) -> Tensor:
-    """Fixed, uneven weights for the elements of an output."""
+    """Fixed, unequal weights for the elements of an output."""
     weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=output.device).view(output.shape)
     return (_coarse(weights) if coarse else weights).to(output.dtype)
 

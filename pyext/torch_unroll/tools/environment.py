@@ -182,7 +182,7 @@ def examine_object(device_type: str, architecture: str | None) -> KernelObject:
     """Examines the kernel object for CUDA ("cuda") or for the emulator ("cpu").
 
     It is compared with the rows of the kernel table that it should contain: for the emulator all of them, for CUDA those that run
-    on the GPU's architecture or, without a GPU, those that run on sm_80 and thus on every target.
+    on the GPU's architecture or, without a GPU, those that run on sm_80 and thus on every GPU that the kernels support.
     """
     path = cuda.library_path(device_type)
     if not path.exists():

@@ -1,1 +1,2 @@
-"""Training programs for handwritten digits (two of which `make bench` runs), the adding problem, and pictures in folders."""
+"""Training programs: handwritten digits, the adding problem, and pictures in folders. `make bench` trains the networks of
+`digits`."""

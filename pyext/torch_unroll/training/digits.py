@@ -93,7 +93,7 @@ RECIPES = {
 
 
 class Training:
-    """The training of a network, epoch by epoch; it is determined by the seed."""
+    """The training of a network, epoch by epoch. The seed determines the initial weights and the order of the digits."""
 
     def __init__(self, recipe: Recipe, data: Digits, device: torch.device | str = "cpu", seed: int = 0):
         torch.manual_seed(seed)

@@ -3,8 +3,9 @@
     python -m torch_unroll train --model resnet18 --data pictures/ --checkpoint runs/resnet18.pt
     torchrun --nproc-per-node 2 -m torch_unroll train ...          # shares the same batches between processes
 
-Batches depend only on the seed and the epoch, so a run that was killed continues from its last checkpoint and ends with bitwise
-the same result as an uninterrupted run. Several processes share every batch, and their gradients are averaged.
+A run that was killed continues from its last checkpoint. On the CPU it ends with bitwise the same result as an uninterrupted run,
+since the batches depend only on the settings, and the checkpoint holds the state of the random generator. Several processes share
+every batch, and their gradients are averaged.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Faults that test_bites.py plants in a process of its own, by importing one of these modules there."""
+"""Modules that plant a fault when they are imported; test_bites.py has a separate process import them."""

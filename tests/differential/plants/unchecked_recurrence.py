@@ -1,4 +1,4 @@
-"""Disables the checks of the recurrent operators: they then read past the end of a tensor whose extents do not fit."""
+"""Disables the checks of the operators of a recurrent layer, which then read past the end of a tensor that is too small."""
 
 from unittest.mock import patch
 

@@ -1,4 +1,4 @@
-"""Gradients in every form that autograd offers, and the tensors that it saves."""
+"""Gradients in several forms that autograd offers, changes to the tensors that autograd saves, and inputs with other strides."""
 
 from __future__ import annotations
 

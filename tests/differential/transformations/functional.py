@@ -114,7 +114,7 @@ def _reverse(function: Callable[..., list[Tensor]], values: list[Tensor]) -> Res
 
 
 def _rows(function: Callable[..., list[Tensor]], values: list[Tensor]) -> Results:
-    """A Jacobian, computed by one backward pass for each element."""
+    """A Jacobian, computed by one backward pass for each element of the outputs."""
     leaves = [value.clone().requires_grad_() for value in values]
     blocks: Results = []
     for output in function(*leaves):
@@ -134,7 +134,7 @@ def _tangents(values: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _pushed_by_two_backwards(model: nn.Module, subject: Subject) -> Results:
-    """Forward mode computed from reverse mode, which is linear in its seeds."""
+    """Forward mode, computed by differentiating reverse mode, which is linear in its seeds, with respect to the seeds."""
     function, values = _function(model, subject)
     leaves = [value.clone().requires_grad_() for value in values]
     outputs = function(*leaves)

@@ -53,7 +53,7 @@ def a_last_extent_too_long(model: nn.Module, subject: Subject) -> Results:
 def _further(model: nn.Module, subject: Subject, by: int) -> Results:
     """Calls the model once for each changed extent of an input other than the first, and returns all results.
 
-    Of an input with a batch dimension only that extent is changed; of any other, every extent in turn.
+    If the input has a batch dimension, only the extent of that dimension is changed; otherwise every extent is, in turn.
     """
     x, *others = subject.inputs()
     results: Results = []
@@ -77,7 +77,7 @@ def a_further_input_too_short(model: nn.Module, subject: Subject) -> Results:
 
 
 def _parameter(model: nn.Module, subject: Subject, by: int) -> Results:
-    """Calls the model after changing the first extent of the first parameter of each of its modules."""
+    """Calls the model after changing, in each of its modules, the first extent of the first parameter."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(_widened(parameter, 0, by)))

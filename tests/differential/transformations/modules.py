@@ -1,4 +1,4 @@
-"""Modules that are copied, stored, wrapped or distributed over processes."""
+"""Modules that are copied, stored, trained, reparametrized, or wrapped for distributed training (with one process)."""
 
 from __future__ import annotations
 

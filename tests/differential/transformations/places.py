@@ -69,7 +69,7 @@ def under_default_dtype_float64(model: nn.Module, subject: Subject) -> Results:
 
 @transformation()
 def model_made_on_meta(model: nn.Module, subject: Subject) -> Results:
-    """Large models are loaded in this way: built without data, which is loaded afterwards."""
+    """Builds the model without data and loads its parameters afterwards, as is done with large models."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model.to("meta").to_empty(device="cpu").load_state_dict(state)
     return trained(model, subject.inputs())

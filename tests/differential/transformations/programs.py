@@ -67,7 +67,7 @@ def traced_and_given_a_further_input_of_another_batch(model: nn.Module, subject:
 
 
 def _functional(model: nn.Module, subject: Subject, batch: int) -> tuple[Callable[..., Any], list[Tensor]]:
-    """Outputs and gradients as a function of the inputs and parameters."""
+    """A function of the inputs and parameters that returns outputs and gradients, and the values to call it with."""
     inputs, names = subject.inputs(batch), [name for name, _ in model.named_parameters()]
     values = [*inputs, *(parameter.detach() for parameter in model.parameters())]
 

@@ -23,11 +23,11 @@ class Transformation:
     run: Run
     #: Whether it takes a second or more; the quick suite applies it to a few subjects only.
     dear: bool = False
-    #: Whether it wraps exceptions of the model in its own, so that only the fact of an exception can be compared.
+    #: Whether it wraps the model's exceptions in exceptions of another type, so that their types cannot be compared.
     wraps: bool = False
     #: The lowest precision that results pass through, if their dtype does not show it.
     precision: torch.dtype | None = None
-    #: An exception that ours may raise although torch returns a result; if torch raises, ours must raise.
+    #: An exception that our model may raise although torch's returns a result. If torch's raises, ours must raise, too.
     refusal: type[Exception] | None = None
     #: A function with the same results, for models of torch that do not support the transformation.
     plainly: Run | None = None

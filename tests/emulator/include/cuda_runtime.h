@@ -8,8 +8,8 @@
 #include "emulator/warp.h"
 #include "emulator/atomics.h"
 
-// These follow the standard headers, which use some of the words as attributes. __shared__ is missing, so that a kernel with
-// static shared memory does not compile: shared memory is dynamic (platform/shared_memory.h).
+// The macros come after the standard headers, which use some of their names as attributes. __shared__ is missing, so that a
+// kernel with static shared memory does not compile: shared memory is dynamic (platform/shared_memory.h).
 #define __device__
 #define __host__
 #define __global__

@@ -38,7 +38,7 @@ __global__ void warp_sum_kernel(const __grid_constant__ BasicParameters<T> param
   if (threadIdx.x % 32 == 0) parameters.y[i / 32] = sum;
 }
 
-// Thread 0 waits for a lane that waits for it at the second barrier.
+// Thread 0 waits in a shuffle for thread 1, which waits for thread 0 at the second barrier.
 template <class T>
 __global__ void deadlock_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   __syncthreads();
@@ -63,7 +63,7 @@ __global__ void overrun_kernel(const __grid_constant__ BasicParameters<T> parame
   shared_memory<T>()[threadIdx.x + 1] = 0;
 }
 
-// y = (count, and, or) of x < count over the block.
+// y[0] is how many threads of the block have an x below parameters.count; y[1] and y[2] say whether all and whether any have.
 template <class T>
 __global__ void predicate_kernel(const __grid_constant__ BasicParameters<T> parameters) {
   const bool predicate = parameters.x[threadIdx.x] < parameters.count;

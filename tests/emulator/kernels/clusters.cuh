@@ -47,8 +47,9 @@ struct Steps {
   uint32_t value[2][32];
 };
 
-// In each step every block sends 4 bytes to every block by store_async. There are two slots, which remote arrivals release. A
-// block expects kBytes bytes from each peer; any number but 4 is a mistake.
+// In each step, every block sends 4 bytes to every block of its cluster by store_async, into one of two slots that alternate. A
+// slot is free again when all blocks have arrived at its mbarrier `empty`. A block expects kBytes bytes from each block; any
+// number but 4 is a mistake.
 template <int kBytes>
 __global__ void steps_kernel(const __grid_constant__ ClusterParameters p) {
   Steps& steps = *shared_memory<Steps>();

@@ -22,7 +22,7 @@ __global__ void copy_kernel(const __grid_constant__ CopyParameters p) {
 }
 
 struct ExchangeParameters {
-  uint32_t* flags;  // (gridDim.x), zero
+  uint32_t* flags;  // (gridDim.x), zeros before the launch
   uint32_t* data;   // (gridDim.x, blockDim.x)
   uint32_t* sum;    // (gridDim.x)
 };

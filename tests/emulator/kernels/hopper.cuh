@@ -7,7 +7,7 @@
 
 struct BoxParameters {
   TensorMap map;
-  unsigned char* to;  // receives the first `bytes` of shared memory after the copy
+  unsigned char* to;  // receives the first `bytes` bytes of shared memory after the copy
   int32_t start[4], offset[2];
   int32_t at, bytes;  // at: the offset of the box in shared memory
   int32_t expected;   // the bytes that the mbarrier expects

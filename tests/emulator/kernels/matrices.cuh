@@ -16,7 +16,7 @@ __device__ uint32_t pair(const T* from) {
   return uint32_t(from[1].bits) << 16 | from[0].bits;
 }
 
-// 16x8x16. Loads fragments element by element, by the table at the head of platform/mma.h.
+// An m16n8k16 product of fragments that are loaded element by element, by the table at the head of platform/mma.h.
 template <class T>
 __global__ void mma_16bit_kernel(const __grid_constant__ ProductParameters<T> p) {
   const int g = int(threadIdx.x) / 4, t = int(threadIdx.x) % 4;
@@ -29,7 +29,7 @@ __global__ void mma_16bit_kernel(const __grid_constant__ ProductParameters<T> p)
   for (int i = 0; i < 4; ++i) p.d[(g + 8 * (i >> 1)) * 8 + 2 * t + (i & 1)] = d[i];
 }
 
-// 16x8x16, with fragments that ldmatrix loads from shared memory. B is stored there as (N, K), or transposed as (K, N).
+// An m16n8k16 product of fragments that ldmatrix loads from shared memory. B is stored there as (N, K), or transposed as (K, N).
 template <class T, bool kTransposed>
 __global__ void ldmatrix_kernel(const __grid_constant__ ProductParameters<T> p) {
   T* a_tile = shared_memory<T>();  // (16, 16)
@@ -58,7 +58,7 @@ __device__ inline void tf32_step(const ProductParameters<float>& p, float (&d)[4
   mma_m16n8k8_tf32(d, a, b);
 }
 
-// 16x8x8 in TF32. T is always float.
+// An m16n8k8 product in TF32. T is always float.
 template <class T>
 __global__ void mma_tf32_kernel(const __grid_constant__ ProductParameters<T> p) {
   const int g = int(threadIdx.x) / 4, t = int(threadIdx.x) % 4;
@@ -68,7 +68,7 @@ __global__ void mma_tf32_kernel(const __grid_constant__ ProductParameters<T> p) 
   for (int i = 0; i < 4; ++i) p.d[(g + 8 * (i >> 1)) * 8 + 2 * t + (i & 1)] = d[i];
 }
 
-// 8x8x4 in fp64.
+// An m8n8k4 product in fp64.
 template <class T>
 __global__ void mma_f64_kernel(const __grid_constant__ ProductParameters<T> p) {
   const int g = int(threadIdx.x) / 4, t = int(threadIdx.x) % 4;

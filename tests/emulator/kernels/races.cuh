@@ -1,4 +1,4 @@
-// Kernels with one mistake each. The template argument kCorrect removes it, except from outside_kernel.
+// Kernels with one mistake each, which the template argument kCorrect removes. outside_kernel has no correct version.
 #pragma once
 #include "platform/memory.h"
 #include "platform/shared_memory.h"
@@ -104,8 +104,8 @@ __global__ void copied_kernel(const __grid_constant__ RaceParameters p) {
   p.y[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
-// Reads an element past the end of x, alone (0) or in a vector (1), or past the end of shared memory (2), or writes one past the
-// end of y (3).
+// kWhere 0 reads an element past the end of x, 1 reads a vector there, 2 reads an element past the end of shared memory, and 3
+// writes an element past the end of y.
 template <int kWhere>
 __global__ void outside_kernel(const __grid_constant__ RaceParameters p) {
   if constexpr (kWhere == 0) p.y[0] = p.x[p.count];

@@ -1,4 +1,4 @@
-// Each kernel executes one instruction of a warp on the registers of its lanes, as benchmarks/first_light/golden_warp.cu does.
+// Kernels that execute a warp's instructions on the registers of its lanes, as benchmarks/first_light/golden_warp.cu does.
 #pragma once
 #include "platform/mma.h"
 #include "platform/shared_memory.h"

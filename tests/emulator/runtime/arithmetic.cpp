@@ -5,7 +5,8 @@
 
 namespace emulator {
 namespace {
-// How the copy engine rounds is an assumption. Once golden/tma_tf32.jsonl.gz has been recorded, test_golden.py checks it.
+// It is an assumption that the copy engine rounds to nearest even. Once golden/tma_tf32.jsonl.gz has been recorded,
+// test_golden.py checks the assumption.
 constexpr Tf32 kCopied = Tf32::nearest_even;
 
 bool environment_says(const char* name, const char* value) {

@@ -25,13 +25,14 @@ struct Arithmetic {
   Addition addition;
   Tf32 copied;  // how copies convert fp32 if the map's type is TF32
 };
-// Set by environment variables when the library is loaded (arithmetic.cpp), or by torch_unroll_emulator_arithmetic.
+// The current modes. Environment variables set them when the library is loaded (arithmetic.cpp), and
+// torch_unroll_emulator_arithmetic changes them.
 const Arithmetic& arithmetic();
 
 namespace truncating {
 constexpr int kPlaces = 25;
-// Stand-ins for exponents. A sum of two exponents is at least kNotFinite if either stands for infinity or NaN; otherwise it is
-// below kLeast if either stands for zero.
+// kOfZero stands for the exponent of zero, kOfInfinite for that of infinity and NaN. A sum of two exponents is at least
+// kNotFinite if one of them is kOfInfinite; otherwise it is below kLeast if one of them is kOfZero.
 constexpr int kOfZero = -0x1000, kOfInfinite = 0x4000, kNotFinite = 0x2000, kLeast = -300;
 
 // `least` is the exponent of subnormal numbers in the operand's format.
@@ -50,8 +51,8 @@ inline float towards_zero(double value) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(nearest) - 1);
 }
 
-// Adds products to kCount adjacent sums of a row. All terms must be finite; `most` is the largest exponent among those of each
-// sum.
+// Adds products to kCount adjacent sums of a row. All terms must be finite; most[n] is the largest exponent among the terms of
+// sum n.
 template <int kCount, int kN, int kK>
 void add_finite(float* __restrict sums, const float* __restrict a, const float* __restrict b, const int* __restrict most) {
   double scale[kCount];

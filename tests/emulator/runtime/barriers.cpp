@@ -9,7 +9,7 @@ bool same(const Where& a, const Where& b) {
   return a.line() == b.line() && (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
 }
 
-// Resumes the waiting threads. Returns the clock that they acquire.
+// Makes the waiting threads ready to run and returns the clock that they acquire.
 SharedClock complete(Barrier& barrier, Predicates& predicates) {
   predicates = {int(barrier.predicates), barrier.predicates == barrier.arrived, barrier.predicates != 0};
   barrier.arrived = barrier.predicates = barrier.expected = 0;
@@ -23,11 +23,11 @@ SharedClock complete(Barrier& barrier, Predicates& predicates) {
     scheduler().make_ready(*thread);
   }
   waiting.clear();
-  barrier.waiting.swap(waiting);  // keeps its capacity
+  barrier.waiting.swap(waiting);  // so that the barrier keeps the vector's capacity
   return clock;
 }
 
-// Orders what the lanes accessed before a __syncwarp ahead of what they access after it.
+// Makes the accesses of these lanes before a __syncwarp happen before their accesses after it.
 void order(Block& block, unsigned warp_index, uint32_t lanes) {
   std::vector<Moment> moments;
   for (uint32_t left = lanes; left; left &= left - 1)

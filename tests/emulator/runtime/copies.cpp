@@ -12,14 +12,14 @@ void land(const Copy& copy) {
   std::memset(copy.to + copy.source_bytes, 0, size_t(copy.bytes - copy.source_bytes));
 }
 
-// Completes a copy when its thread waits for it or ends. The write is reported to the race checker a second time: after the
-// report at the issue alone, a barrier without a wait would seem to order it.
+// Completes a copy when its thread waits for it or ends. The write, which was reported to the race checker at the issue, is
+// reported again: otherwise a barrier would seem to order the copy even if no thread had waited for it before.
 void land_at_wait(const Copy& copy) {
   see(copy.to, size_t(copy.bytes), Access::write, copy.where);
   land(copy);
 }
 
-// Sometimes completes one of the copies. Never in race mode, where they complete at the wait.
+// Sometimes completes one of the copies. Does nothing in race mode, in which copies complete when their thread waits or ends.
 void land_some(std::vector<Copy>& copies) {
   if (kRace || copies.empty() || scheduler().random().below(4)) return;
   const auto chosen = copies.begin() + scheduler().random().below(unsigned(copies.size()));

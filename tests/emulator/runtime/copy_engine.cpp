@@ -33,8 +33,8 @@ void copy_box(void* shared, const void* map, const int32_t (&start)[4], const in
   if (bool(spec.im2col) != bool(offset)) wrong(what, std::string("the map is ") + (offset ? "tiled" : "an im2col one"), where);
   Box box(spec, start, offset);
   if (const std::string start_is = box.wrong_start(); !start_is.empty()) wrong(what, start_is, where);
-  // The PTX manual does not define a start at an image outside of the tensor. A box may end after the last image and start at any
-  // channel.
+  // The PTX manual does not define an im2col copy that starts at an image outside of the tensor, so the launch fails. A box may
+  // end after the last image and start at any channel.
   if (offset && (start[3] < 0 || uint64_t(start[3]) >= spec.extent[3]))
     wrong(what, "N = " + std::to_string(start[3]) + " is not within 0 and " + std::to_string(spec.extent[3] - 1), where);
   Block* block = scheduler().current().block;

@@ -14,7 +14,7 @@ namespace {
 using namespace emulator;
 
 std::vector<KernelEntry>& table() {
-  static std::vector<KernelEntry> entries;  // local, because registrations run before the initialisers of this file's globals
+  static std::vector<KernelEntry> entries;  // local, because registrations may run before the initialisers of this file's globals
   return entries;
 }
 
@@ -28,7 +28,7 @@ struct State {
   uint64_t seed = 1;
   std::vector<uint64_t> launches;         // the number of launches of each kernel
   std::string failure;                    // of the last call that failed
-  std::vector<ParameterLine> parameters;  // a copy, aligned as TensorMaps need it, which Python does not ensure
+  std::vector<ParameterLine> parameters;  // a copy with the alignment of TensorMaps, which Python does not ensure
 };
 State& state() {
   static State instance;
@@ -111,8 +111,8 @@ EXPORT int torch_unroll_launch(int kernel, const LaunchConfig* config, const voi
     return refuse(
         kInvalidConfiguration, entry.name,
         "clusters of " + std::to_string(cluster) + " blocks: " + std::to_string(resident) + " blocks are resident at once");
-  // Blocks may wait for each other only in a cooperative launch or within a cluster. Other launches run few blocks at a time,
-  // which saves memory.
+  // Blocks may wait for each other only in a cooperative launch or within a cluster. A launch that is not cooperative runs a few
+  // blocks, at least one cluster, at a time, which saves memory.
   if (!config->cooperative) resident = std::min(resident, std::max(kBlocksAtATime, cluster));
   all.launches.resize(table().size());
   ++all.launches[kernel];
@@ -153,8 +153,8 @@ EXPORT void torch_unroll_emulator_statistics(uint64_t* threads, uint64_t* switch
   *threads = scheduler().threads, *switches = scheduler().switches;
 }
 
-// Writes what a copy to offset `to` would write, where `memory` stands for an address in shared memory that is a multiple of
-// 1024. It also accepts boxes that the emulator refuses in kernels.
+// Executes a copy to the offset `to` without a kernel; `memory` stands for an address in shared memory that is a multiple of
+// 1024. Also accepts boxes that the emulator refuses in kernels.
 EXPORT int torch_unroll_emulator_copy_box(const TensorMapSpec* spec, const int32_t (*start)[4], const int32_t* offset,
                                           uint32_t to, unsigned char* memory) {
   const std::lock_guard guard(state().mutex);

@@ -20,7 +20,7 @@ void require_whole_warp(const char* what, uint32_t lanes) {
 
 template <Product product>
 float element(uint32_t word, int half_index) {
-  if constexpr (product == Product::tf32) return std::bit_cast<float>(word & ~0x1fffu);  // the hardware ignores the other bits
+  if constexpr (product == Product::tf32) return std::bit_cast<float>(word & ~0x1fffu);  // the GPU ignores the lowest 13 bits
   const uint16_t bits = uint16_t(word >> 16 * half_index);
   if constexpr (product == Product::f16) return widen(half{bits});
   return widen(bfloat16{bits});

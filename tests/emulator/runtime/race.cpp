@@ -13,7 +13,7 @@
 
 namespace emulator {
 namespace {
-std::unordered_map<uintptr_t, SharedClock>& locations() {  // addresses of synchronising accesses and what was released there
+std::unordered_map<uintptr_t, SharedClock>& locations() {  // address of a synchronising access -> clock released there
   static std::unordered_map<uintptr_t, SharedClock> instance;
   return instance;
 }
@@ -22,7 +22,7 @@ Clock::Part join_parts(const Clock::Part& a, const Clock::Part& b) {
   if (a == b || !b) return a;
   if (!a) return b;
   auto joined = std::make_shared<std::vector<uint32_t>>(*a);
-  joined->resize(std::max(a->size(), b->size()));  // new mbarriers add actors after the threads
+  joined->resize(std::max(a->size(), b->size()));  // new actors (race.h) make parts longer
   for (size_t i = 0; i < b->size(); ++i) (*joined)[i] = std::max((*joined)[i], (*b)[i]);
   return joined;
 }
@@ -124,7 +124,7 @@ void synchronise(const void* address, size_t bytes, bool writes, Order order, co
       acquire(self, location);
   }
   if (!writes) return;
-  // What was released here earlier stays released, because another thread's read-modify-write continues a release.
+  // The clock released here earlier is kept, because a read-modify-write by another thread continues the release sequence.
   if (order == Order::release)
     location = join(location, join({release(self)}));
   else if (mine.fenced)

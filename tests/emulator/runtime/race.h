@@ -12,8 +12,9 @@ namespace emulator {
 struct Block;
 struct Thread;
 
-// The vector clock of a moment: entry t in the part of a block is the clock of the block's thread t at its latest moment that
-// happened before. A clock is not changed once it is shared, so all threads that met at a barrier refer to the same one.
+// The vector clock of a moment. In the part of a block, entry t is the clock of the block's thread or actor t (see below) at the
+// latest of its moments that happened before. A clock is not changed once it is shared, so all threads that met at a barrier
+// refer to the same one.
 struct Clock {
   using Part = std::shared_ptr<const std::vector<uint32_t>>;
   std::vector<std::pair<uint32_t, Part>> parts;  // in ascending order of their blocks
@@ -30,8 +31,8 @@ struct Moment {
 struct Knowledge {
   SharedClock known;
   uint32_t clock = 1;
-  SharedClock fenced;                  // at the last fence; later relaxed stores release it
-  SharedClock offered;                 // released by values that relaxed loads have read; the next fence acquires it
+  SharedClock fenced;                  // what was known at the last fence; later relaxed stores release it
+  SharedClock offered;                 // what the values read by relaxed loads release; the next fence acquires it
   std::vector<uint32_t> proxy_fences;  // the thread's clock at each fence_proxy_async
 };
 
@@ -53,8 +54,9 @@ SharedClock join(const std::vector<Moment>& moments);
 void acquire(Thread& thread, const SharedClock& clock);
 Moment products_moment(Block& block, unsigned warp);
 Moment copies_moment(Block& block, const uint64_t* barrier);
-// Checks an access of an actor on behalf of the current thread. Conflicting accesses must have happened before `issued`, and
-// writes of threads must also be ordered by a proxy fence.
+// Checks an access by an actor and records it. `issued` is the moment at which a thread issued the operation, `actor` the moment
+// of the actor. Conflicting accesses must have happened before `issued`, and writes by threads must also be ordered by a proxy
+// fence.
 void see_asynchronous(const void* address, size_t bytes, Access access, const Moment& issued, const Moment& actor,
                       const char* what, const Where& where);
 #else

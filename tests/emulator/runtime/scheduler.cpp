@@ -17,8 +17,9 @@ namespace emulator {
 namespace {
 constexpr unsigned kRedZone = 1024;  // bytes after a block's shared memory; a write there fails the launch
 constexpr size_t kSharedBytes = (Limits::kSharedPerBlock + kRedZone + 4095) & ~size_t(4095);
-constexpr unsigned kLeaveOneIn = 32;           // next() leaves the preferred block once in this many calls, on average
-constexpr uint64_t kIdlePollsPerThread = 400;  // plus 100,000; more polls without progress are a deadlock
+constexpr unsigned kLeaveOneIn = 32;  // next() leaves the preferred block once in this many calls, on average
+// A launch is in a deadlock after 100,000 polls without progress, and this many more for each thread of the resident blocks.
+constexpr uint64_t kIdlePollsPerThread = 400;
 
 unsigned threads_of(const dim3& size) { return size.x * size.y * size.z; }
 // Maps the largest shared memory of a block, the red zone, and a page without access.
@@ -71,7 +72,8 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   }
   current_ = nullptr;
   preferred_ = nullptr;
-  // After a success only early reads of products that have been waited for are left. They must not affect the next launch.
+  // After a success, the only operations left are early reads of operands (wgmma.cpp) for products that have been waited for.
+  // They must not affect the next launch.
   operations_.clear();
   if (failure_.empty()) return true;
   fibers_.abandon_all();

@@ -167,10 +167,10 @@ class Scheduler {
   Fiber main_;
   Fiber* running_ = nullptr;
   Thread* current_ = nullptr;
-  Block* preferred_ = nullptr;  // the block that next() usually stays in
+  Block* preferred_ = nullptr;  // the block from which next() usually takes a thread
   LaunchRequest request_{};
   Random random_;
-  std::vector<unsigned> order_;  // the clusters that have not started; the last is the next
+  std::vector<unsigned> order_;  // the clusters that have not started; the last one starts next
   std::vector<Block*> active_;
   std::vector<std::unique_ptr<Block>> blocks_;  // the active and the unused ones
   std::vector<Block*> unused_;
@@ -184,7 +184,7 @@ class Scheduler {
 };
 Scheduler& scheduler();
 
-bool owns_shared_memory_at(const void* address);  // whether any block's shared memory, or a page around it, is there
+bool owns_shared_memory_at(const void* address);  // in or within 4096 bytes of any block's shared memory
 void thread_exited(Thread& thread);               // completes barriers and collectives that waited for this thread
 void finish_copies(Thread& thread);               // completes the thread's asynchronous copies
 void cluster_barrier_check(Cluster& cluster);     // completes the cluster's barrier if all running threads have arrived

@@ -1,4 +1,4 @@
-// The rest of the interface in emulator/runtime.h.
+// The functions of emulator/runtime.h that no other file of the runtime defines, and clock64.
 #include "emulator/runtime.h"
 #include "emulator/thread.h"
 #include "scheduler.h"

@@ -38,7 +38,7 @@ struct Epoch {
     if (block() == self.block->linear && thread() == self.linear) return true;
     return self.knowledge.known && self.knowledge.known->at(block(), thread()) >= clock();
   }
-  uint32_t known_to(const Moment& self) const {  // the latest moment of this epoch's thread that happened before `self`
+  uint32_t known_to(const Moment& self) const {  // the clock of the epoch's actor at its latest moment before `self`
     if (block() == self.block && thread() == self.thread) return self.clock;
     return self.known ? self.known->at(block(), thread()) : 0;
   }
@@ -51,15 +51,15 @@ struct Epoch {
   }
 };
 
-// Of the reads since the last write only a few are kept. A single one is enough to find a write that is not ordered after that
-// read.
+// Only a few of the reads since the last write are kept. One recorded read is enough to find a later write that is not ordered
+// after that read.
 constexpr int kReaders = 3;
 struct Cell {
   Epoch write, read[kReaders];
   uint32_t write_code = 0, read_code[kReaders] = {};
 };
 // A code says where in the source an access was made: the offset of its return address in the shared object or, with kReported,
-// an index into Shadow::reported. kAsynchronous marks the accesses of asynchronous copies and products.
+// an index into Shadow::reported. kAsynchronous marks the accesses of the copy engine and of wgmma.
 constexpr uint32_t kReported = 1u << 31, kAsynchronous = 1u << 30;
 constexpr size_t kPageBytes = 64, kMaxPages = 1 << 16;
 struct Page {
@@ -74,7 +74,7 @@ struct Shadow {
   uint64_t launch = 0;
   std::map<uintptr_t, uintptr_t> allowed;  // begin -> end
   uintptr_t parameters = 0, parameters_end = 0;
-  uintptr_t image = 0, image_end = 0;  // this object's constants and variables, such as threadIdx
+  uintptr_t image = 0, image_end = 0;  // where the library with its variables, such as threadIdx, is loaded
   const char* path = "";
   std::vector<Where> reported;  // the locations of accesses that the emulator made for threads
 };
@@ -117,7 +117,8 @@ Page& page_of(uintptr_t address) {
   return *all.last;
 }
 
-// The source line of a code, such as "kernel.cuh:12". For inlined code, the innermost one outside of the emulator's headers.
+// The source line of a code, such as "kernel.cuh:12". For inlined code, it is the innermost line outside of the emulator's
+// headers.
 std::string place(uint32_t code) {
   if (code & kReported) {
     const Where& where = shadow().reported[code & ~(kReported | kAsynchronous)];

@@ -9,7 +9,7 @@
 
 namespace emulator {
 namespace {
-// The emulator's own format: that of a GPU is not documented.
+// The emulator has a format of its own, because that of a GPU is not documented.
 struct Encoded {
   uint64_t magic, address, stride[3];
   uint32_t last[4];  // extent - 1

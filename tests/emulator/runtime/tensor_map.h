@@ -25,7 +25,7 @@ class Box {
  public:
   // `offset` (W, H) is null for a tiled copy.
   Box(const TensorMapSpec& spec, const int32_t (&start)[4], const int32_t* offset);
-  std::string wrong_start() const;  // empty if a copy may start there
+  std::string wrong_start() const;  // why a copy may not have this start or offset; empty if it may
 
   int rows() const { return rows_; }
   int element_bytes() const { return spec_.type == 2 ? 4 : 2; }
@@ -36,7 +36,7 @@ class Box {
   // The destination of a piece of a row. It and `to`, the destination of the box, are offsets in bytes from an address that is a
   // multiple of 1024.
   uint32_t place(uint32_t to, int row, int piece) const;
-  // Copies the whole box; `memory` stands for that address.
+  // Copies the whole box. `memory` stands for the address that is a multiple of 1024, from which `to` is an offset.
   void copy(unsigned char* memory, uint32_t to);
 
  private:

@@ -1,4 +1,5 @@
-// The functions that code compiled with -fsanitize=thread calls before each access to memory.
+// The functions that code compiled with -fsanitize=thread calls: those at its accesses to memory check the access, the others do
+// nothing.
 #ifdef EMULATOR_RACE
 #include "shadow.h"
 

@@ -14,7 +14,7 @@ namespace emulator {
 namespace {
 constexpr uint32_t kWindow = 0x400;  // the address of a block's first shared byte, as in cluster.cpp
 constexpr int kDepthBytes = 32;
-constexpr uint32_t kPending = 0xffbfffff;  // D during a product: a signalling NaN, which arithmetic turns into a quiet one
+constexpr uint32_t kPending = 0xffbfffff;  // D during a product: a signalling NaN, which arithmetic changes to a quiet one
 
 struct Issue {  // one lane's call
   WgmmaType type;
@@ -55,7 +55,7 @@ struct WgmmaQueue {
   unsigned warp;  // its index in the group
   const unsigned char* shared;
   std::deque<Product> products;  // those that have not been waited for
-  std::deque<unsigned> groups;   // the numbers of products in the committed groups
+  std::deque<unsigned> groups;   // the number of products in each committed group
   unsigned uncommitted = 0;      // products since the last commit
   uint64_t multiplied = 0;       // products whose sums have been computed
   uint64_t finished = 0;         // products that have been waited for
@@ -88,8 +88,8 @@ void require_whole_warp(const char* what, uint32_t lanes, const Where& where) {
   if (lanes != 0xffffffff) wrong(what, "all lanes of the warp must take part", where);
 }
 
-// The offsets in shared memory of an operand's pieces of 16 bytes, for `rows` rows from `first`. They are in the order of the
-// rows or, if the operand is stored along rows, in the order of the depth.
+// The offsets in shared memory of an operand's pieces of 16 bytes, for `rows` rows from `first`. They are ordered by row or, if
+// the operand is stored along rows (Major::rows), by depth.
 std::vector<uint32_t> pieces(uint64_t descriptor, bool along_rows, int first, int rows, const Where& where) {
   auto field = [&](int bit) { return uint32_t(descriptor >> bit & 0x3fff) << 4; };
   const uint32_t start = field(0), leading = field(16), stride = field(32), mode = uint32_t(descriptor >> 62);
@@ -135,7 +135,7 @@ void read(const unsigned char* shared, const std::vector<uint32_t>& pieces, int 
       if constexpr (type == WgmmaType::tf32) {
         uint32_t word;
         std::memcpy(&word, from, 4);
-        place(piece, element) = std::bit_cast<float>(word & ~0x1fffu);  // the hardware ignores the other bits
+        place(piece, element) = std::bit_cast<float>(word & ~0x1fffu);  // the GPU ignores the lowest 13 bits
       } else {
         std::conditional_t<type == WgmmaType::f16, half, bfloat16> value;
         std::memcpy(&value, from, 2);
@@ -272,7 +272,7 @@ struct Wait {
   Where where;
 };
 
-// Makes all later accesses of the warp's lanes happen after the operand reads of the products that it has waited for.
+// Makes all later accesses of the warp's lanes happen after the operand reads of the products that the warp has waited for.
 void acquire_in_lanes(Block& block, unsigned warp, const Moment& moment) {
   const SharedClock clock = join({moment});
   for (unsigned lane = 0; lane < 32; ++lane) acquire(block.threads[32 * warp + lane], clock);

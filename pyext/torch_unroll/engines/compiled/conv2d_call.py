@@ -69,10 +69,11 @@ class Call:
         return self.launcher.properties(self.x.device)
 
     def chunks(self, bytes_per_image: int = 0) -> list[Call]:
-        """Cuts the call into calls with as many images as one launch can count and half of the workspace can hold; at least one.
+        """Cuts the batch into chunks and returns a call for each. A chunk has at least one image, and no more than one launch can
+        count or half of the workspace can hold.
 
         Args:
-            bytes_per_image: what one image needs of the workspace.
+            bytes_per_image: how many bytes of workspace one image needs.
         """
         images = self.problem.images_per_launch(bytes_per_image)
         if images == self.x.shape[0]:

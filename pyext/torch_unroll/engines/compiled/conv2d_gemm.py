@@ -1,4 +1,4 @@
-"""Launches one product by the kernels of simt or mma and, for an image with several splits, the sum of the splits."""
+"""Launches one product with the kernels of simt or mma and, if fprop or dgrad has several splits, the kernel that adds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Host code of the variant im2col, unfold and fold: the columns in memory, and the variant's product of them by simt."""
+"""Host code of unfold, fold and the variant im2col, which writes the columns to memory and multiplies with simt's kernels."""
 
 from __future__ import annotations
 

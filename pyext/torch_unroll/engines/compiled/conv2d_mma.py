@@ -38,7 +38,7 @@ def wgrad(call: Call, configuration: Configuration) -> None:
     for chunk in call.chunks(packed_bytes(groups, call.x, call.y)):
         x, dy = (pack_channels(call.launcher, image, groups) for image in (chunk.x, chunk.y))
         product = chunk.on(x, shape_of_w, dy)
-        if plan is not None:  # later chunks add to the sums of the first, so they have no more splits
+        if plan is not None:  # later chunks add to the sums of the first, so they may not have more splits than it
             configuration = configuration._replace(splits=plan.splits)
         plan = MMA.plan(product.problem, configuration, call.device)
         accumulate = sums is not None

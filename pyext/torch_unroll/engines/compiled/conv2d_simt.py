@@ -26,7 +26,7 @@ def wgrad(call: Call, configuration: Configuration) -> None:
     plan = SIMT.plan(first.problem, configuration, first.device)
     sums = allocate_filter_sums(first, plan)
     launch_wgrad(first, plan, sums, accumulate=False)
-    for chunk in others:  # they add to the sums of the first chunk, so they have no more splits
+    for chunk in others:  # they add to the sums of the first chunk, so they may not have more splits than it
         chunk_plan = SIMT.plan(chunk.problem, configuration._replace(splits=plan.splits), chunk.device)
         launch_wgrad(chunk, chunk_plan, sums, accumulate=True)
     add_filter_splits(call, sums, plan.walks.channels_inner, *call.problem.group_channels)

@@ -33,7 +33,7 @@ def allocate_image_sums(splits: int, result: Tensor) -> Tensor | None:
 
 
 def add_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Tensor | None = None) -> None:
-    """Overwrites `result`, (N, channels, H, W) of any strides, with the sum of all splits and of a contiguous bias."""
+    """Overwrites `result`, (N, channels, H, W) of any strides, with the sum of all splits and of `bias`, which is contiguous."""
     N, channels, H, W = result.shape
     struct = Conv2dSumImageSplitsParameters(
         sums=sums.data_ptr(),

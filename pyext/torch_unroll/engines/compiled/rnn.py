@@ -68,7 +68,9 @@ def rnn_backward(
     h0: Tensor,
     options: RnnOptions,
 ) -> tuple[Tensor, Tensor]:
-    """Back-propagates through time: dz[t] = f'(z[t]) (dh[t] + W_hhᵀ dz[t + 1]), with f'(z[t]) computed from h[t].
+    """Back-propagates through time: dz[t] = f' · (dh[t] + W_hhᵀ dz[t + 1]).
+
+    f' is the derivative of f at z[t] + W_hh h[t - 1], computed from h[t].
 
     Args:
         dh: like h.

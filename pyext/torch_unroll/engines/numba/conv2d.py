@@ -81,7 +81,7 @@ def conv2d_wgrad(
         taps, pixels = channels * w_size[0] * w_size[1], N * P * Q
         tiles = groups * _tiles(K // groups, taps)
         pixels_per_split = max(ceil_divide(pixels, splits(tiles, x.device)), 8 * TILE)
-        pixels_per_split = round_up(pixels_per_split, TILE)  # whole tiles, so that no two splits share one
+        pixels_per_split = round_up(pixels_per_split, TILE)  # so that no step of TILE pixels spans two splits
         parts = max(ceil_divide(pixels, pixels_per_split), 1)
         sums = torch.empty((parts, K, taps), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
         arguments = (w_size, *_arguments(geometry), pixels_per_split)

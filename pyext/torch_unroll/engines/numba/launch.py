@@ -54,8 +54,8 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def splits(tiles: int, device: torch.device) -> int:
-    """Returns into how many splits to divide the depth of each of `tiles` tiles, so that there are at most two blocks for each
-    multiprocessor; 1 if there are more tiles than that."""
+    """Returns the number of splits of each tile: the largest for which all `tiles` tiles together have at most two splits for
+    each multiprocessor, but at least 1."""
     return max(1, 2 * (4 if SIMULATED else multiprocessors(device)) // tiles)
 
 

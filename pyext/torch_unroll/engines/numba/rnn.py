@@ -57,8 +57,8 @@ def _as_rows(sequence: Tensor) -> Tensor:
 
 
 def _rows(h: Tensor, samples: int, options: RnnOptions) -> _Rows:
-    """Returns where the steps are in the rows that `_as_rows` makes of h, which is dense, or of a sequence with its
-    strides."""
+    """Returns where the steps are in `_as_rows(h)`; h must be dense. The result holds for every sequence with the strides
+    of h."""
     if options.batch_sizes is not None:
         first_rows, lengths = packed_rows(options.batch_sizes, h.device)
         return _Rows(first_rows, 1, lengths)

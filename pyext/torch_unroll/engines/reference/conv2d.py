@@ -20,7 +20,7 @@ __all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold"]
 
 
 def _window(kernel_size: Pair, geometry: Conv2dGeometry) -> Pool2dGeometry:
-    """Returns the windows that a filter sees; only the padding above and to the left says where they lie."""
+    """Returns the windows that a filter sees; of the padding, only that above and to the left affects where they lie."""
     top, _, left, _ = geometry.padding
     return Pool2dGeometry(kernel_size, geometry.stride, (top, left), geometry.dilation)
 

@@ -1,11 +1,12 @@
 """The Elman recurrence and its gradients, one step at a time (BPTT: Werbos 1990, "Backpropagation through time").
 
     h_t  = f(z_t + W_hh h_{t-1})                          z_t = W_ih x_t + b_ih + b_hh
-    dz_t = f'(z_t) (dh_t + W_hhᵀ dz_{t+1})                dh_0 = W_hhᵀ dz_1
-    u_t  = f'(z_t) (p_t + W_hh u_{t-1})                   the tangent of h_t for tangents p_t of z_t and u_0 of h_0
+    dz_t = f'_t (dh_t + W_hhᵀ dz_{t+1})                   dh_0 = W_hhᵀ dz_1
+    u_t  = f'_t (p_t + W_hh u_{t-1})                      the tangent of h_t for tangents p_t of z_t and u_0 of h_0
 
-f' is a function of h alone, so h is all that is kept. Direction 0 runs from the first step to the last, direction 1 from the last
-to the first.
+f'_t, the derivative of f at z_t + W_hh h_{t-1}, is a function of h_t alone, so h is all that is kept for the backward pass.
+Forward, direction 0 runs from the first step to the last and direction 1 from the last to the first; the backward pass runs the
+opposite way.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class _Layer:
 
     def steps(self, direction: int, backward: bool, *sequences: Tensor) -> Iterator[tuple[Tensor | None, list[Tensor]]]:
         """Yields, for each step in the order of the pass, a mask of the samples that are still running, and the step's rows
-        (n, H) of each sequence. The mask is None if all rows belong to running samples; n < N once packed samples have ended."""
+        (n, H) of each sequence. The mask is None if all rows belong to running samples; n < N at a step that some packed samples
+        do not reach."""
         H, batch_sizes, lengths = self.w.shape[-1], self.options.batch_sizes, self.options.lengths
         columns = [sequence[..., direction * H : (direction + 1) * H] for sequence in sequences]
         by_step = [part.unbind(0) if batch_sizes is None else part.split(batch_sizes) for part in columns]

@@ -1,5 +1,5 @@
-// CUDA's atomic functions, with relaxed order. One host thread runs all device threads, so plain arithmetic is atomic; other
-// device threads may run before it.
+// CUDA's atomic functions, with relaxed order. One host thread at a time runs all device threads, so plain arithmetic is atomic.
+// Each function first calls preempt, which may let other device threads run.
 #pragma once
 #include "emulator/runtime.h"
 

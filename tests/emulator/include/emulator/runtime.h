@@ -1,4 +1,4 @@
-// The interface of the emulator's runtime (tests/emulator/runtime) for the headers in this folder.
+// The interface of the emulator's runtime (tests/emulator/runtime) for the headers in tests/emulator/include.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -7,7 +7,7 @@
 namespace emulator {
 using Where = std::source_location;
 
-// Ends the launch with this message.
+// Fails the launch with this message.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 const char* base_name(const char* path);  // the last part of a path
@@ -27,8 +27,8 @@ Predicates block_barrier(bool predicate, const Where& where);
 // bar.sync for `count` threads.
 void named_barrier(unsigned id, unsigned count, const Where& where);
 
-// Waits until all lanes of the mask have called it. The last one runs `combine` on the operands, which may be on the lanes'
-// stacks; the operand of an absent lane is null.
+// Waits until every lane of the mask has called this function or exited. Then `combine` runs once on the operands of `lanes`,
+// the lanes that called; the other operands are null. Operands may be on the lanes' stacks.
 using Combine = void(void* const operand[32], uint32_t lanes);
 void warp_collective(uint32_t mask, const char* what, void* operand, Combine* combine, const Where& where);
 unsigned lane();
@@ -38,7 +38,7 @@ unsigned char* shared_memory();
 bool is_shared(const void* address, size_t bytes);
 void check_aligned(const void* address, size_t alignment, const char* what, const Where& where);
 
-// Reports to the race checker an access that the emulator makes on behalf of a thread. Does nothing in the other modes.
+// Reports to the race checker an access that the emulator makes on behalf of a thread. Does nothing outside of race mode.
 enum class Access { read, write, atomic, atomic_read };
 void see(const void* address, size_t bytes, Access access, const Where& where);
 

@@ -4,8 +4,8 @@
 #include "emulator/runtime.h"
 #include "platform/mbarrier.h"
 
-// It is not trivially copyable, so that a kernel's parameters that contain one are passed by address (platform/registry.h). The
-// emulator can then distinguish a copy from the launch's own map.
+// A TensorMap is not trivially copyable, so that kernel parameters that contain one are passed by address (platform/registry.h).
+// The emulator can then distinguish a copy of the map from the map in the launch's parameters.
 struct alignas(64) TensorMap {
   unsigned char bytes[128];
   TensorMap() = default;

@@ -54,7 +54,8 @@ inline float widen(bfloat16 value) { return std::bit_cast<float>(uint32_t(value.
 inline float widen(half value) {
   const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, rest = value.bits & 0x7fff;
   if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | (rest & 0x3ff) << 13);  // infinity, NaN
-  // Read as those of a float, a half's exponent and mantissa represent 2^-112 times its value, even if it is subnormal.
+  // The bits of a half's exponent and mantissa, read as those of a float, represent 2^-112 times its value, even if the half is
+  // subnormal.
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(std::bit_cast<float>(rest << 13) * 0x1p112f));
 }
 
