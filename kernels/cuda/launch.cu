@@ -36,6 +36,12 @@ struct Attributes {
   }
 };
 
+// Returns an error after removing it from the runtime, which would otherwise report it for the next launch as well.
+cudaError_t cleared(cudaError_t error) {
+  if (error) cudaGetLastError();
+  return error;
+}
+
 // Permits a kernel more than 48 KiB of shared memory and clusters of more than 8 blocks, if the launch needs them.
 cudaError_t allow(const KernelEntry& entry, const LaunchConfig& config) {
   if (config.shared_bytes > 48 << 10)
@@ -43,6 +49,22 @@ cudaError_t allow(const KernelEntry& entry, const LaunchConfig& config) {
       return error;
   if (config.cluster[0] * config.cluster[1] * config.cluster[2] > 8)
     return cudaFuncSetAttribute(entry.function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return cudaSuccess;
+}
+
+cudaError_t count_resident(const KernelEntry& entry, const LaunchConfig& config, int* count) {
+  if (auto error = allow(entry, config)) return error;
+  if (config.cluster[0] * config.cluster[1] * config.cluster[2] > 1) {
+    Attributes attributes(config, nullptr);
+    return cudaOccupancyMaxActiveClusters(count, entry.function, &attributes.config);
+  }
+  int device, multiprocessors, blocks;
+  if (auto error = cudaGetDevice(&device)) return error;
+  if (auto error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) return error;
+  const int threads = int(config.block[0] * config.block[1] * config.block[2]);
+  if (auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, entry.function, threads, config.shared_bytes))
+    return error;
+  *count = blocks * multiprocessors;
   return cudaSuccess;
 }
 }  // namespace
@@ -66,12 +88,10 @@ int torch_unroll_preload(int kernel) {
 
 int torch_unroll_launch(int kernel, const LaunchConfig* config, const void* parameters, void* stream) {
   const KernelEntry& entry = table()[kernel];
-  if (auto error = allow(entry, *config)) return error;
+  if (auto error = allow(entry, *config)) return cleared(error);
   Attributes attributes(*config, stream);
   void* arguments[] = {const_cast<void*>(parameters)};
-  const cudaError_t error = cudaLaunchKernelExC(&attributes.config, entry.function, arguments);
-  cudaGetLastError();  // clears the error, which the next launch would otherwise report
-  return error;
+  return cleared(cudaLaunchKernelExC(&attributes.config, entry.function, arguments));
 }
 
 // Writes the 128 bytes of a TensorMap.
@@ -79,20 +99,7 @@ int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) { retur
 
 // Counts the blocks that can be resident on the current device at once; for a launch with clusters, the clusters.
 int torch_unroll_resident(int kernel, const LaunchConfig* config, int* count) {
-  const KernelEntry& entry = table()[kernel];
-  if (auto error = allow(entry, *config)) return error;
-  if (config->cluster[0] * config->cluster[1] * config->cluster[2] > 1) {
-    Attributes attributes(*config, nullptr);
-    return cudaOccupancyMaxActiveClusters(count, entry.function, &attributes.config);
-  }
-  int device, multiprocessors, blocks;
-  if (auto error = cudaGetDevice(&device)) return error;
-  if (auto error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) return error;
-  const int threads = int(config->block[0] * config->block[1] * config->block[2]);
-  if (auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, entry.function, threads, config->shared_bytes))
-    return error;
-  *count = blocks * multiprocessors;
-  return cudaSuccess;
+  return cleared(count_resident(table()[kernel], *config, count));
 }
 }
 #pragma GCC visibility pop
