@@ -14,6 +14,8 @@ from benchmarks.timing import Summary
 
 #: Smaller relative changes do not count, because clocks and the placement of memory change timings by as much.
 TOLERANCE = 0.02
+#: The statuses of a provider that computed the right result.
+_RIGHT = ("ok", "checked")
 
 
 def verdict(old: Summary, new: Summary) -> str:
@@ -62,17 +64,23 @@ def changes(old: Document, new: Document) -> Iterator[Change]:
 
 
 def broken(old: Document, new: Document) -> list[str]:
-    """A line for each case and provider with a right result in the old file and a wrong, failed or refused one in the new.
+    """Returns a line for each case and provider with a right result in the old file and a wrong, failed or refused one in the
+    new, and a line for each such case that failed as a whole.
 
     A provider without an entry in the new file is not reported.
     """
-    before = {(row["case"], name): entry["status"] for row in old["rows"] for name, entry in row["providers"].items()}
-    return [
-        f"{row['case']} ({name}): {entry['status']}: {entry['message']}"
-        for row in new["rows"]
-        for name, entry in row["providers"].items()
-        if before.get((row["case"], name)) in ("ok", "checked") and entry["status"] not in ("ok", "checked")
-    ]
+    right = {(row["case"], name) for row in old["rows"] for name, entry in row["providers"].items() if entry["status"] in _RIGHT}
+    cases = {case for case, _ in right}
+    lines = []
+    for row in new["rows"]:
+        lines += [
+            f"{row['case']} ({name}): {entry['status']}: {entry['message']}"
+            for name, entry in row["providers"].items()
+            if (row["case"], name) in right and entry["status"] not in _RIGHT
+        ]
+        if row["case"] in cases and row.get("message"):  # the row of a case that failed as a whole has a message of its own
+            lines.append(f"{row['case']}: {row['status']}: {row['message']}")
+    return lines
 
 
 def compare(old: Document, new: Document) -> int:

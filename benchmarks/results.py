@@ -95,7 +95,7 @@ class Journal:
         begun: str | None = None
         if self.path.exists():
             lines = self.path.read_text().splitlines()
-            header = json.loads(lines[0]) if lines else {}
+            header = next(_whole_lines(lines[:1]), {})
             _check(header, self.path, SCHEMA, VERSION)
             changed = differences(header["environment"], document["environment"])
             if header["seed"] != document["seed"]:

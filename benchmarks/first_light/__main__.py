@@ -17,7 +17,8 @@ SMI_FIELDS = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit
 
 
 def nvidia_smi() -> dict[str, str]:
-    """The fields that nvidia-smi reports for GPU 0; empty if nvidia-smi is missing or does not answer within 30 s."""
+    """The fields that nvidia-smi reports for GPU 0; empty if nvidia-smi is missing, fails, or does not answer within
+    30 s."""
     smi = shutil.which("nvidia-smi")
     if not smi:
         return {}
@@ -25,6 +26,8 @@ def nvidia_smi() -> dict[str, str]:
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
     except subprocess.TimeoutExpired:
+        return {}
+    if answer.returncode:
         return {}
     return dict(zip(SMI_FIELDS.split(","), (cell.strip() for cell in answer.stdout.split(",")), strict=False))
 

@@ -77,9 +77,9 @@ def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
 
 
 def anything(plan: Plan) -> bool:
-    """Whether the run selects any job of engine cuda or cupy, any measurement of the hardware, or any timing."""
+    """Whether the run selects any exact job, any measurement of the hardware, or any timing."""
     names = ["ceilings", *timings.keys(plan.small), *(f"hardware: {measurement.title}" for measurement in programs.MEASUREMENTS)]
-    return bool(exact_jobs(plan, "cuda") or exact_jobs(plan, "cupy")) or any(map(plan.only, names))
+    return any(exact_jobs(plan, engine) for engine in ("cuda", "cupy", "numba")) or any(map(plan.only, names))
 
 
 def run_exactness(plan: Plan, engine: str) -> None:

@@ -185,6 +185,12 @@ def test_another_run_is_not_continued(tmp_path: Path) -> None:
         journal.resume(results.new({"device": "this"}, "", 1))
 
 
+def test_a_file_that_is_not_a_journal_is_not_continued(tmp_path: Path) -> None:
+    (tmp_path / "r.json.partial").write_text('{"schema": "torch-un')
+    with pytest.raises(results.ForeignError, match=r"r\.json\.partial"):
+        results.Journal(tmp_path / "r.json").resume(results.new({"device": "this"}, "", 0))
+
+
 def test_a_budget_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(runner.time, "monotonic", lambda: now)
@@ -271,6 +277,9 @@ def test_compare_by_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert "device: H999 → H998" in shown.err
     assert compare(old, fake_document(fake_row(case(), status="wrong"), fake_row(case(C=4)))) == 1
     assert "1 BROKEN" in capsys.readouterr().out
+    failure = runner.failed(case(), "error", RuntimeError("no kernel"))
+    assert compare(old, fake_document(failure, fake_row(case(C=4)))) == 1
+    assert "RuntimeError: no kernel" in capsys.readouterr().out
     assert compare(old, fake_document(fake_row(case(C=5)))) == 2
 
 
