@@ -121,8 +121,11 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         reason, serving = record.too_large
         return Explanation(op, serving, {name: reason for name in NAMES if name != serving})
     if not claims(asked, first):
-        why = f"{first.dtype} on {first.device} is served by torch's own operator unless an engine is named"
-        return Explanation(op, "torch's own operator", dict.fromkeys(NAMES, why))
+        # Engine `torch` takes the place of torch's own operator for a call that torch has no operator for.
+        server = "torch's own operator" if record.engine is None else record.engine
+        name = server if record.engine is None else f"engine {server}"
+        why = f"{first.dtype} on {first.device} is served by {name} unless an engine is named"
+        return Explanation(op, server, {name: why for name in NAMES if name != server})
     serving = select(asked, op, first.device, first.dtype).name
     reasons = {name: refusal(name, op, first.device, first.dtype) for name in NAMES[: NAMES.index(serving)]}
     passed_over = {name: reason or f"engine {asked} was asked for" for name, reason in reasons.items()}

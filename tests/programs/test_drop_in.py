@@ -148,6 +148,19 @@ class TestExplain:
         torchs = tu.explain("max_pool2d", torch.ones(1, 1, 4, 4, dtype=torch.int64), 2)
         assert torchs.engine == "torch's own operator"
 
+    def test_a_call_that_torch_has_no_operator_for(self) -> None:
+        x, weights = torch.randn(3, 2, 4), [torch.randn(4, 4), torch.randn(4, 4)]
+        lengths = torch.tensor([3, 1])
+        for explanation in (
+            tu.explain("max_over_time", x),
+            tu.explain("rnn", x, None, weights, lengths=lengths),
+        ):
+            assert explanation.engine == "torch"
+            assert explanation.passed_over["cuda"] == "torch.float32 on cpu is served by engine torch unless an engine is named"
+        plain = tu.explain("rnn", x, torch.zeros(1, 2, 4), weights)
+        assert plain.engine == "torch's own operator"
+        assert list(plain.passed_over) == ["cuda", "cupy", "numba", "torch"]
+
     def test_an_unknown_op(self) -> None:
         with pytest.raises(ValueError, match=r"op: expected one of conv2d, .* got 'conv3d'"):
             tu.explain("conv3d")

@@ -1,4 +1,4 @@
-"""Notes what engines `cuda` and `cupy` launch, for `explain` and for the tests that assert which variant ran."""
+"""Notes which engine computes a call and what engines `cuda` and `cupy` launch, for `explain` and for tests."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Recording:
     workspace_bytes: int = 0
     #: Function of a selector, such as "conv2d_dgrad" -> what its last call selected.
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
+    #: The engine that computed the last operator of ours; None if there was no such operator.
+    engine: str | None = None
     #: For the first call with engine "auto" that was too large for the compiled kernels: the reason, and what served it instead.
     too_large: tuple[str, str] | None = None
     _live_bytes: int = 0
@@ -43,6 +45,12 @@ def recording() -> Iterator[Recording]:
         yield record
     finally:
         _recordings.remove(record)
+
+
+def note_engine(name: str) -> None:
+    """Notes which engine computes an operator."""
+    for record in _recordings:
+        record.engine = name
 
 
 def note_launch(engine: str, plan: LaunchPlan) -> None:
