@@ -106,14 +106,25 @@ class Run:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        torch.set_rng_state(state["random"][self.settings.rank])
+        self._set_random_state(state["random"][self.settings.rank])
+
+    def _random_state(self) -> torch.Tensor:
+        """The state of the CPU's random numbers, followed by that of the device's if it is a GPU."""
+        state = torch.get_rng_state()
+        return torch.cat([state, torch.cuda.get_rng_state(self.device)]) if self.device.type == "cuda" else state
+
+    def _set_random_state(self, state: torch.Tensor) -> None:
+        cpu, gpu = state.tensor_split([torch.get_rng_state().numel()])
+        torch.set_rng_state(cpu)
+        if self.device.type == "cuda" and gpu.numel():
+            torch.cuda.set_rng_state(gpu, self.device)
 
     def save(self) -> None:
         """Writes the checkpoint. Every process has to call this, since the first one writes the random states of all."""
-        random: list[torch.Tensor] = [torch.get_rng_state()]
+        random: list[torch.Tensor] = [self._random_state()]
         if self.settings.processes > 1:
             random = [torch.empty_like(random[0]) for _ in range(self.settings.processes)]
-            dist.all_gather(random, torch.get_rng_state())
+            dist.all_gather(random, self._random_state())
         if self.settings.rank == 0:
             state = {
                 "network": self.network.state_dict(),
@@ -179,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
         if not 0 <= rank < processes:
             raise ValueError(f"RANK: expected a number below WORLD_SIZE {processes}, got {rank}")
         if processes > 1:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         run = Run(Settings(**vars(options), rank=rank, processes=processes))
         total = run.settings.epochs * run.steps_per_epoch
         with tqdm(run.steps(), options.model, total, initial=run.step, disable=rank > 0) as bar:
