@@ -3,9 +3,9 @@
     python -m torch_unroll train --model resnet18 --data pictures/ --checkpoint runs/resnet18.pt
     torchrun --nproc-per-node 2 -m torch_unroll train ...          # shares the same batches between processes
 
-A run that was killed continues from its last checkpoint. On the CPU it ends with bitwise the same result as an uninterrupted run,
-since the batches depend only on the settings, and the checkpoint holds the state of the random generator. Several processes share
-every batch, and their gradients are averaged.
+A run that was killed continues from its last checkpoint, which holds the states of the random generators. Since the batches
+depend only on the settings, it ends with bitwise the same result as an uninterrupted run on the CPU, and on a GPU if all kernels
+of the network are deterministic. Several processes share every batch, and their gradients are averaged.
 """
 
 from __future__ import annotations
