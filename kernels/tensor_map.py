@@ -1,4 +1,4 @@
-"""Tensor maps for the copy engine (`cuda/platform/tensor_map.h`): the arguments of the driver's two encoders, and their limits.
+"""Tensor maps for TMA (`cuda/platform/tensor_map.h`): the arguments of the driver's two encoders, and their limits.
 
 Dimensions are listed innermost first: C, W, H, N of an image; C, S, R, K of a filter.
 """
@@ -15,7 +15,7 @@ TYPES = ("float16", "bfloat16", "float32")  # in the order of the values of Tens
 
 
 class TensorMap(ctypes.Structure):
-    """Mirror of TensorMap in platform/tensor_map.h: 128 opaque bytes that the driver writes and the copy engine reads."""
+    """Mirror of TensorMap in platform/tensor_map.h: 128 opaque bytes that the driver writes and TMA reads."""
 
     _fields_ = [("bytes", ctypes.c_uint8 * 128)]
 
@@ -43,7 +43,7 @@ class TensorMapSpec(NamedTuple):
     """Everything that determines a map. It is hashable, so a launcher can cache the maps that it encodes."""
 
     address: int
-    dtype: str  # the copy engine rounds float32 to TF32
+    dtype: str  # TMA rounds float32 to TF32
     extent: Four  # in elements
     stride: Three  # in bytes, of dimensions 1, 2 and 3
     swizzle: int  # 32, 64 or 128: the bytes that a row of the box occupies in shared memory

@@ -23,16 +23,19 @@ class Fault:
     new: str
     mode: str = field(default="race", kw_only=True)
 
+    def text(self, op: str) -> str:
+        """Returns the text of the source with the fault."""
+        text = (SOURCES / op / self.source).read_text()
+        assert not self.old or self.old in text, f"{self.name}: the text to replace is not in {op}/{self.source}"
+        return text.replace(self.old, self.new) if self.old else text
+
     def kernels(self, op: str, rows: Iterable[Kernel]) -> cuda.KernelObject:
         """Compiles rows of an op's kernel table from sources with the fault."""
         directory = BUILD / f"faults-{op}"
         folder = directory / self.name.replace(" ", "-").replace(",", "")
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(SOURCES / op, folder / op)
-        path = folder / op / self.source
-        text = path.read_text()
-        assert not self.old or self.old in text, "the text to replace is not in the source"
-        path.write_text(text.replace(self.old, self.new) if self.old else text)
+        (folder / op / self.source).write_text(self.text(op))
         output = folder / "kernels.so"
         return cuda.KernelObject(
             build("emulated", list(rows), output, mode=self.mode, directory=directory / self.mode, include=[folder])

@@ -1,4 +1,4 @@
-// Golden data for the emulator: what the copy engine writes and where, and how it converts fp32 to TF32. In the tensor from which
+// Golden data for the emulator: what TMA writes and where, and how it converts fp32 to TF32. In the tensor from which
 // boxes are copied, the element of linear index i is i + 1, so a dump shows the source of each element, and 0 is the engine's
 // fill. The destination of a box is filled with 0xFFFF beforehand, so that the dump also shows what was not written.
 #include <cuda.h>
@@ -214,7 +214,7 @@ void tiled() {
   }
 }
 
-// ---- how the copy engine converts fp32 values if the map has type TFLOAT32, and, for comparison, FLOAT32
+// ---- how TMA converts fp32 values if the map has type TFLOAT32, and, for comparison, FLOAT32
 __global__ void load_tiled(const __grid_constant__ TensorMap map, uint32_t* dump, int* arrived_in_time) {
   __shared__ alignas(1024) uint32_t to[256];
   __shared__ uint64_t arrived;

@@ -151,5 +151,5 @@ def draw(document: Document) -> dict[str, Figure]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a plot without a date or a version, so that the same data makes the same PNG file."""
-    figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else {"Date": None})
+    """Writes a PNG file without the version of matplotlib, so that the same data makes the same file."""
+    figure.savefig(path, dpi=150, format="png", metadata={"Software": None})

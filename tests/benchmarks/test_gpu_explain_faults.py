@@ -33,6 +33,11 @@ def _emulator() -> None:
         pytest.skip(reason)
 
 
+def _folder(case: Case) -> str:
+    """The folder of kernels/cuda that a case's kernels are in."""
+    return case.op.partition("_cell")[0]
+
+
 class FaultyLauncher:
     """Plans as the emulator's launcher does, and launches kernels with a planted fault."""
 
@@ -43,7 +48,7 @@ class FaultyLauncher:
         with recording() as recorded:
             case.compute(CompiledEngine("cuda", Planner(launcher)), CPU)
         rows = {plan.kernel.expression: plan.kernel for _, plan in recorded.launches}
-        self.kernels = fault.kernels("conv2d" if case.op == "conv2d" else case.op.partition("_cell")[0], rows.values())
+        self.kernels = fault.kernels(_folder(case), rows.values())
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         launch_from(self.kernels, plan, parameters)
@@ -162,7 +167,7 @@ PLANTED = (
     Planted("stale stage", plain(MMA, COPY_BOTH, STALE_BOTH), conv("dgrad", "mma", "64x64", "float16", "3x3")),
     Planted(
         "stale stage",
-        plain("cluster.cuh", "carry.at(now, lane_group(), k)", "carry.at(now == 1 ? 0 : now, lane_group(), k)"),
+        plain("cluster.cuh", "state.at(buffer, lane_group(), k)", "state.at(buffer == 1 ? 0 : buffer, lane_group(), k)"),
         RnnCase("forward", "cluster", "bfloat16", 2, 5, 9, 200, 2, False, "identity"),
     ),
     Planted(
@@ -201,6 +206,11 @@ PLANTED = (
         RnnCase("backward", "single_block", "float16", 0, 3, 32, 256, 1, True, "relu"),
     ),
 )
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: f"{planted.kind}, {planted.case.job}")
+def test_the_sources_have_the_text_that_a_fault_replaces(planted: Planted) -> None:
+    planted.fault.text(_folder(planted.case))
 
 
 @cache

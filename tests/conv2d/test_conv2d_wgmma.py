@@ -1,4 +1,4 @@
-"""The variant wgmma: the tensor maps that it gives to the copy engine (TMA), the problems that it leaves to others, its tiles,
+"""The variant wgmma: the tensor maps that it gives to TMA, the problems that it leaves to others, its tiles,
 and gradients of every order."""
 
 from __future__ import annotations

@@ -16,8 +16,6 @@ from torch_unroll.kernels.cuda.conv2d import wgmma
 from torch_unroll.kernels.planning import Configuration
 from torch_unroll.kernels.table import LaunchPlan, kernels
 
-pytestmark = pytest.mark.slow
-
 SEEDS = 20
 TILE, WGRAD_TILE = "128x64", "64x256"
 #: A convolution with more steps than stages, and with tiles that reach beyond the result.
@@ -148,6 +146,12 @@ def noticed(fault: Fault) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_sources_have_the_text_that_a_fault_replaces(fault: Fault) -> None:
+    fault.text("conv2d")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_planted_faults_are_noticed(fault: Fault) -> None:
     report = noticed(fault)

@@ -53,7 +53,7 @@ MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Unfold": (nn.Unfold, _COLUMNS),
     "Fold": (nn.Fold, _COLUMNS),
 }
-#: Each module with each way in which it comes to use torch_unroll.
+#: Each module with each way in which it can be made to use torch_unroll.
 WAYS = [
     (name, way) for name in MODULES for way in ("override", "replace", "direct") if way == "override" or name in tu.nn.__all__
 ]

@@ -1,4 +1,4 @@
-"""A model, independent of the emulator, of the copy engine and of wgmma's operands, as kernels/cuda/platform describes them.
+"""A model, independent of the emulator, of TMA and of wgmma's operands, as kernels/cuda/platform describes them.
 
 The model computes coordinates by closed forms, where the emulator goes step by step. Tensors have the shape (N, H, W, C).
 Sequences of coordinates, strides and corners are innermost first, as in tensor maps.

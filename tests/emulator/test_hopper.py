@@ -1,4 +1,4 @@
-"""The copy engine: tiled and im2col copies against an independent model, the encoders' limits, and reports of misuse."""
+"""TMA: tiled and im2col copies against an independent model, the encoders' limits, and reports of misuse."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_block_waits_for_its_copies(emulator: Emulator) -> None:
 def test_a_copy_overwrites_what_was_fenced(emulator: Emulator, race: bool) -> None:
     if not race:
         pytest.skip("only race mode reports this")
-    with pytest.raises(LaunchError, match=r"copy_tiled at hopper.cuh:\d+ writes through the copy engine's proxy what thread"):
+    with pytest.raises(LaunchError, match=r"copy_tiled at hopper.cuh:\d+ writes through the async proxy what thread"):
         copy_box(emulator, TILED, IMAGE, (0, 0, 0, 0), rows=4, mistake=NO_PROXY_FENCE)
 
 

@@ -1,4 +1,4 @@
-"""Compares wgmma, and a pipeline of the copy engine and wgmma, with torch, and tests the reports of their misuse."""
+"""Compares wgmma, and a pipeline of TMA and wgmma, with torch, and tests the reports of their misuse."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_proxy_fence_of_one_thread_is_missed(emulator: Emulator, race: bool,
     if not race:
         pytest.skip("only race mode reports this")
     message = (
-        r"wgmma at hopper.cuh:\d+ reads through the copy engine's proxy what thread \(77,0,0\) of block \(0,0,0\) wrote at "
+        r"wgmma at hopper.cuh:\d+ reads through the async proxy what thread \(77,0,0\) of block \(0,0,0\) wrote at "
         r"hopper.cuh:\d+: fence_proxy_async is missing"
     )
     with pytest.raises(LaunchError, match=message):

@@ -1,4 +1,4 @@
-"""Runs kernels for tensor cores and the copy engine on the emulator in its truncating mode.
+"""Runs kernels for tensor cores and TMA on the emulator in its truncating mode.
 
 How the hardware rounds sums and conversions from fp32 to TF32 is not documented, so the bounds of the tests must hold
 for truncation as well as for rounding. Other tests of the ops run with the emulator's default, which rounds to nearest.

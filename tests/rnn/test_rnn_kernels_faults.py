@@ -18,8 +18,6 @@ from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
 from torch_unroll.shapes import dtype_name
 
-pytestmark = pytest.mark.slow
-
 SEEDS = 20
 
 
@@ -117,6 +115,12 @@ def noticed(fault: RnnFault) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_sources_have_the_text_that_a_fault_replaces(fault: RnnFault) -> None:
+    fault.text("rnn")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_planted_faults_are_noticed(fault: RnnFault) -> None:
     with planning.force("rnn", fault.variant):

@@ -1,4 +1,5 @@
-"""The explanation of a failure without the GPU: what is wrong, which kernels are launched, and what the emulator computes."""
+"""Explains a failure that a run on a GPU recorded: what is wrong, which kernels are launched, and what the emulator computes.
+It needs no GPU."""
 
 from __future__ import annotations
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from benchmarks.gpu.failures.products import padded
 from benchmarks.gpu.failures.tiles import Failure, Hypothesis, WrongTile
 
-#: At most _MOST_RULES rules are tried. A line that equals more than _MOST_ALIKE others suggests no rule.
+#: The most rules that are tried at a time: for rows, and for columns. A line that equals more than _MOST_ALIKE others suggests
+#: no rule.
 _MOST_RULES, _MOST_ALIKE = 6, 64
-#: The most pairs of lines, and the most single values, that are compared for a tile.
+#: The most pairs of lines, and the most single values, that one comparison of a tile with all lines looks at.
 _MOST_MATCHES, _MOST_COMPARED = 16_000_000, 64_000_000
 _NAN = float("nan")
 
@@ -38,7 +39,8 @@ def lines(failure: Failure) -> Iterator[Hypothesis]:
     """Hypothesizes that each wrong line (row or column) has the values of another line, its source.
 
     Sources are looked for by one rule for all lines, and for each line by itself. A rule adds a distance to the number of a line,
-    or flips bits of the number. The addend is either the source's or the wrong line's own.
+    or flips bits of the number. If the addend of a product, such as the bias, differs from line to line, there is a second
+    hypothesis for each: that only the product is the source's, and the wrong line's own addend was added to it.
     """
     tiling = failure.product.tiling
     for across, kind, line, are in ((0, "wrong row", "row", tiling.rows_are), (1, "wrong column", "column", tiling.columns_are)):

@@ -227,7 +227,7 @@ def _source(depth: Depth, tile: wgmma.WgmmaTile, operand: int, read: _Read) -> T
 
 
 def _written(depth: Depth, extents: tuple[int, int]) -> Tensor:
-    """The element that the copy engine writes to each place of a stage, numbered as in the result of `_source`."""
+    """The element that TMA writes to each place of a stage, numbered as in the result of `_source`."""
     places = torch.empty(sum(extents) * depth.step, dtype=torch.long)
     for operand, extent in enumerate(extents):
         span, begin = depth.span[operand], operand * extents[0]

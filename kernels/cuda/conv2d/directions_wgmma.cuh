@@ -1,4 +1,4 @@
-// The three directions of convolution for wgmma.cuh: which copies the copy engine makes for each tile, and where the sums go. The
+// The three directions of convolution for wgmma.cuh: which copies TMA makes for each tile, and where the sums go. The
 // host describes the images and the filter as tensor maps, and positions as axes (wgmma_maps.py).
 //
 // The depth of fprop and dgrad is a sequence of blocks. A block is one filter position and as many of its channels as a span
@@ -20,7 +20,7 @@ __device__ inline int32_t end_of_split(int32_t begin, int32_t steps, int32_t all
   return begin + steps < all ? begin + steps : begin < all ? all : begin;
 }
 
-// A pixel of the result as the copy engine addresses it: by the position of its first tap in the image.
+// A pixel of the result as TMA addresses it: by the position of its first tap in the image.
 struct Pixel {
   int32_t n, h, w;
 

@@ -1,5 +1,5 @@
-// The parameters of the convolution kernels; mirrored in parameters.py. Shapes and strides list dimensions in torch's order;
-// strides count elements.
+// The parameters of the convolution kernels; mirrored in parameters.py. Shapes and strides of tensors list dimensions in torch's
+// order; those of sums and packed copies list them in the order in memory. Strides count elements.
 #pragma once
 #include "conv2d/epilogue.cuh"
 #include "platform/tensor_map.h"

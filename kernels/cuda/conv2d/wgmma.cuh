@@ -1,5 +1,5 @@
 // The variant wgmma: implicit im2col on compute capability 9.0 (sm_90a), for fp16, bf16 and, except in wgrad, fp32 as TF32; sums
-// are fp32. The copy engine (TMA) forms the columns while it loads them into shared memory, from where wgmma multiplies them.
+// are fp32. TMA forms the columns while it loads them into shared memory, from where wgmma multiplies them.
 // This file has what the three directions share; directions_wgmma.cuh has the directions.
 //
 // Two warpgroups multiply, and one thread of a ninth warp starts the copies. A copy brings 32 to 128 bytes of channels of each of

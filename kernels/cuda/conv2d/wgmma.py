@@ -1,4 +1,4 @@
-"""The variant wgmma (`wgmma.cuh`), for compute capability 9.0: the copy engine forms the columns, and wgmma multiplies them."""
+"""The variant wgmma (`wgmma.cuh`), for compute capability 9.0: TMA forms the columns, and wgmma multiplies them."""
 
 from __future__ import annotations
 
@@ -127,8 +127,11 @@ def span(dtype: str, channels: int) -> int:
     return min((128, 64, 32), key=lambda width: (round_up(channels * item, width), -width))
 
 
-def whole_blocks(dtype: str, channels: int) -> int:
-    """Returns the channels of a group, padded to the whole spans that copies bring. Wgrad's sums are padded in the same way."""
+def whole_spans(dtype: str, channels: int) -> int:
+    """Returns how many channels a group has in memory if its `channels` channels are padded to whole spans (see `span`).
+
+    Wgrad's sums have this many columns for each position of the filter.
+    """
     return round_up(channels, span(dtype, channels) // ITEM_BYTES[dtype])
 
 
@@ -159,7 +162,7 @@ def _plan(problem: Conv2dProblem, tile_name: str, splits: int, multiprocessors: 
     splits = ceil_divide(steps, steps_per_split)
     product = problem.product
     if direction == "wgrad":
-        columns = problem.R * problem.S * whole_blocks(dtype, problem.depth_channels)
+        columns = problem.R * problem.S * whole_spans(dtype, problem.depth_channels)
         product = product._replace(columns=columns)
     tiles = count_tiles(product, tile) * splits
     require_tiles(problem, tiles)
@@ -185,7 +188,7 @@ def _plan(problem: Conv2dProblem, tile_name: str, splits: int, multiprocessors: 
 
 
 class Wgmma(TensorCoreVariant):
-    """Accepts what `TensorCoreVariant` accepts, on compute capability 9.0, if the copy engine and wgmma can handle it."""
+    """Accepts what `TensorCoreVariant` accepts, on compute capability 9.0, if TMA and wgmma can handle it."""
 
     name = "wgmma"
     persistent = True
@@ -195,7 +198,7 @@ class Wgmma(TensorCoreVariant):
     def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:
         if device.capability != (9, 0):
             return f"is made for compute capability 9.0, not {device.capability[0]}.{device.capability[1]}"
-        return super().refuses(problem, device) or _beyond_copy_engine(problem)
+        return super().refuses(problem, device) or _beyond_tma(problem)
 
     def tile_table(self, problem: Conv2dProblem) -> Mapping[str, Tile]:
         return DIRECTION_TILES[problem.direction]
@@ -212,9 +215,9 @@ class Wgmma(TensorCoreVariant):
         return _plan(problem, configuration.tile, configuration.splits, device.multiprocessors)
 
     def product_problem(self, problem: Conv2dProblem) -> Conv2dProblem:
-        """Pads the channels that are summed over, or in wgrad those of x, to whole spans (see `whole_blocks`)."""
+        """Pads the channels that are summed over, or in wgrad those of x, to whole spans."""
         packed = super().product_problem(problem)
-        channels = whole_blocks(problem.dtype, packed.depth_channels) * problem.groups
+        channels = whole_spans(problem.dtype, packed.depth_channels) * problem.groups
         return packed._replace(K=channels) if problem.direction == "dgrad" else packed._replace(C=channels)
 
     def packed_filter_bytes(self, problem: Conv2dProblem) -> int:
@@ -226,8 +229,8 @@ class Wgmma(TensorCoreVariant):
 
 
 @lru_cache(maxsize=4096)
-def _beyond_copy_engine(problem: Conv2dProblem) -> str | None:
-    """Returns why the copy engine or wgmma cannot compute a problem; None if they can.
+def _beyond_tma(problem: Conv2dProblem) -> str | None:
+    """Returns why TMA or wgmma cannot compute a problem; None if they can.
 
     Drivers up to CUDA 13.1 describe tensors below 128 KiB wrongly for GPUs of compute capability 10.0, where this variant does
     not run; no such error is known for 9.0.
@@ -244,9 +247,9 @@ def _beyond_copy_engine(problem: Conv2dProblem) -> str | None:
         if not image.is_gathered:
             continue
         if (offset := max((axis.taps - 1) * axis.step for axis in image)) > _MOST_OFFSET:
-            return f"the filter reaches over {offset} pixels, the copy engine's offsets over {_MOST_OFFSET}"
+            return f"the filter reaches over {offset} pixels, TMA's offsets over {_MOST_OFFSET}"
         if reason := _map_refused(problem, image):
-            return f"the copy engine does not take the image: {reason}"
+            return f"TMA does not take the image: {reason}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Which pixels and filter positions the copy engine gathers in each direction, and the tensor maps that describe them.
+"""Which pixels and filter positions TMA gathers in each direction, and the tensor maps that describe them.
 
 The kernel (directions_wgmma.cuh) computes positions as linear functions; an `Axis` holds the coefficients of one.
 """

@@ -2,7 +2,7 @@
 #pragma once
 #include "platform/types.h"
 
-// The start of the block's shared memory, aligned to the 1024 bytes that the copy engine's widest swizzle needs.
+// The start of the block's shared memory, aligned to the 1024 bytes that TMA's widest swizzle needs.
 template <class T>
 __device__ inline T* shared_memory() {
   extern __shared__ __align__(1024) unsigned char shared_memory_bytes[];

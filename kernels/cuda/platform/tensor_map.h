@@ -1,4 +1,4 @@
-// The copy engine (TMA, sm_90 and later): one thread's instruction copies a box of a tensor into shared memory.
+// TMA, the Tensor Memory Accelerator (sm_90 and later): one thread's instruction copies a box of a tensor into shared memory.
 //
 // A TensorMap describes the tensor and the box. The host encodes it (kernels/tensor_map.py, platform/encode.h). A kernel receives
 // it in its parameters and must pass a reference into them, as the engine cannot read a copy in local memory.

@@ -6,7 +6,7 @@
 //
 // In lane l of warp w of the warpgroup, d[i] is row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2.
 //
-// Operands have the layout in which the copy engine writes them, with rows of one swizzle span (32, 64 or 128 bytes):
+// Operands have the layout in which TMA writes them, with rows of one swizzle span (32, 64 or 128 bytes):
 //   Major::depth  A row of the span holds consecutive depths of one row of A (one column of B). Eight rows form an atom, and
 //                 atoms are `stride` bytes apart. The next product of the depth starts 32 bytes later within the span.
 //   Major::rows   A row of the span holds consecutive rows of A (columns of B) at one depth. Spans that are adjacent along

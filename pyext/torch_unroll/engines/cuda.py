@@ -91,7 +91,7 @@ class KernelObject:
             raise RuntimeError(f"{plan.kernel.expression} (grid {plan.config.grid}, block {plan.config.block}): {text}{hint}")
 
     def tensor_map(self, spec: TensorMapSpec) -> TensorMap:
-        """Encodes a tensor's description for the copy engine; raises RuntimeError if the driver refuses."""
+        """Encodes a tensor's description for TMA; raises RuntimeError if the driver refuses."""
         encoded = TensorMap()
         if status := self.library.torch_unroll_encode_tensor_map(ctypes.byref(spec.struct()), ctypes.byref(encoded)):
             raise RuntimeError(f"{spec}: {self.library.torch_unroll_error_text(status).decode()}")

@@ -143,7 +143,7 @@ def launch_config(driver: Any, plan: LaunchPlan, stream: int) -> Any:
 
 
 def encode_tensor_map(driver: Any, spec: TensorMapSpec) -> TensorMap:
-    """Encodes a tensor's description for the copy engine, as `encode_tensor_map` of platform/encode.h does."""
+    """Encodes a tensor's description for TMA, as `encode_tensor_map` of platform/encode.h does."""
     types, swizzles = driver.CUtensorMapDataType, driver.CUtensorMapSwizzle
     dtype = (
         types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,

@@ -35,7 +35,7 @@ ADDITION = {
     torch.float32: 1.25 * 2.0**-23,
     torch.float64: 2.0**-52,  # one rounding of 2^-53 for each addition, and one for each product
 }
-#: The relative error of fp32 operands of TF32 products: rounded to nearest by the kernel, or converted by the copy engine, whose
+#: The relative error of fp32 operands of TF32 products: rounded to nearest by the kernel, or converted by TMA, whose
 #: documentation does not say whether it rounds or truncates.
 ROUNDED_TF32, COPIED_TF32 = 2.0**-11, 2.0**-10
 

@@ -1,4 +1,4 @@
-// Kernels that use the copy engine and wgmma. Some of them make a mistake that an argument selects.
+// Kernels that use TMA and wgmma. Some of them make a mistake that an argument selects.
 #pragma once
 #include "platform/memory.h"
 #include "platform/shared_memory.h"

@@ -5,7 +5,7 @@
 
 namespace emulator {
 namespace {
-// It is an assumption that the copy engine rounds to nearest even. Once golden/tma_tf32.jsonl.gz has been recorded,
+// It is an assumption that TMA rounds fp32 to TF32 by nearest even. Once golden/tma_tf32.jsonl.gz has been recorded,
 // test_golden.py checks the assumption.
 constexpr Tf32 kCopied = Tf32::nearest_even;
 

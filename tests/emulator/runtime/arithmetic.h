@@ -1,4 +1,4 @@
-// Modes for Hopper arithmetic that NVIDIA does not document: how tensor cores add, and how the copy engine converts fp32 to TF32.
+// Modes for Hopper arithmetic that NVIDIA does not document: how tensor cores add, and how TMA converts fp32 to TF32.
 //
 // Addition::nearest adds the products one by one in the order of k, and rounds each sum to fp32.
 //

@@ -72,9 +72,7 @@ bool Scheduler::launch(const LaunchRequest& request, uint64_t seed) {
   }
   current_ = nullptr;
   preferred_ = nullptr;
-  // After a success, the only operations left are early reads of operands (wgmma.cpp) for products that have been waited for.
-  // They must not affect the next launch.
-  operations_.clear();
+  operations_.clear();  // a launch that has failed may leave some, which must not run in the next one
   if (failure_.empty()) return true;
   fibers_.abandon_all();
   active_.clear();

@@ -70,7 +70,7 @@ struct Block {
   struct Cluster* cluster = nullptr;
   uint32_t rank = 0;  // in the cluster
   bool started = false;
-  unsigned pending_copies = 0;  // by the copy engine, into this block's shared memory
+  unsigned pending_copies = 0;  // by TMA, into this block's shared memory
   Actors actors;
 };
 

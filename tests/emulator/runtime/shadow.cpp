@@ -59,7 +59,7 @@ struct Cell {
   uint32_t write_code = 0, read_code[kReaders] = {};
 };
 // A code says where in the source an access was made: the offset of its return address in the shared object or, with kReported,
-// an index into Shadow::reported. kAsynchronous marks the accesses of the copy engine and of wgmma.
+// an index into Shadow::reported. kAsynchronous marks the accesses of TMA and of wgmma.
 constexpr uint32_t kReported = 1u << 31, kAsynchronous = 1u << 30;
 constexpr size_t kPageBytes = 64, kMaxPages = 1 << 16;
 struct Page {
@@ -310,13 +310,13 @@ void see_asynchronous(const void* pointer, size_t bytes, Access access, const Mo
     if (!through_another_proxy) return;
     if (!owns_shared_memory_at(pointer))
       fail(
-          "%s at %s %s through the copy engine's proxy what %s wrote at %s: fence_proxy_async is for shared memory; in global "
+          "%s at %s %s through the async proxy what %s wrote at %s: fence_proxy_async is for shared memory; in global "
           "memory "
           "only a new launch orders accesses through different proxies",
           what, place(code).c_str(), verb(access), name_of(write).c_str(), place(write_code).c_str());
     if (!fenced_for(write, issued))
-      fail("%s at %s %s through the copy engine's proxy what %s wrote at %s: fence_proxy_async is missing there, after the write",
-           what, place(code).c_str(), verb(access), name_of(write).c_str(), place(write_code).c_str());
+      fail("%s at %s %s through the async proxy what %s wrote at %s: fence_proxy_async is missing there, after the write", what,
+           place(code).c_str(), verb(access), name_of(write).c_str(), place(write_code).c_str());
     fenced = write;
   });
 }

@@ -1,4 +1,4 @@
-// The emulator's format of a tensor map, and the order in which the copy engine reads a box.
+// The emulator's format of a tensor map, and the order in which TMA reads a box.
 #pragma once
 #include "platform/encode.h"
 

@@ -43,7 +43,7 @@ class Launcher(Hashable, Protocol):
         """Returns the device as plans see it, the same object in every call for that device."""
 
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
-        """Encodes a tensor's description for the copy engine and caches it; raises RuntimeError when the driver refuses."""
+        """Encodes a tensor's description for TMA and caches it; raises RuntimeError when the driver refuses."""
 
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
         """Loads at least those of `rows` that the device can run, so that a CUDA graph may capture even their first launch."""

@@ -1,4 +1,4 @@
-"""Host code of the variant wgmma: packs what the copy engine cannot fetch, makes tensor maps and launches the product.
+"""Host code of the variant wgmma: packs what TMA cannot fetch, makes tensor maps and launches the product.
 
 A parameter struct with its maps depends only on a plan and on where tensors are in memory. Structs are cached, because the
 allocator mostly returns the same addresses in every step of a training loop.
@@ -26,7 +26,7 @@ from torch_unroll.kernels.cuda.conv2d.parameters import (
     Conv2dWgradWgmmaParameters,
     COperandsInMemory,
 )
-from torch_unroll.kernels.cuda.conv2d.wgmma import STEP_BYTES, WGMMA, WgmmaPlan, whole_blocks
+from torch_unroll.kernels.cuda.conv2d.wgmma import STEP_BYTES, WGMMA, WgmmaPlan, whole_spans
 from torch_unroll.kernels.cuda.conv2d.wgmma_maps import Image, filter_map, image_map, unshifted
 from torch_unroll.kernels.dtypes import ITEM_BYTES
 from torch_unroll.kernels.planning import Configuration
@@ -61,7 +61,7 @@ def dgrad(call: Call, configuration: Configuration) -> None:
 def wgrad(call: Call, configuration: Configuration) -> None:
     groups, (C, K), (R, S) = call.problem.groups, call.problem.group_channels, call.w.shape[2:]
     inputs, outputs = padded_channels(C, call.x), padded_channels(K, call.x)
-    channels = whole_blocks(call.problem.dtype, inputs)
+    channels = whole_spans(call.problem.dtype, inputs)
     shape_of_w = call.w if (inputs, outputs) == (C, K) else torch.empty((groups * outputs, inputs, R, S), device="meta")
     sums = None
     for chunk in call.chunks(packed_bytes(groups, call.x, call.y)):
@@ -206,11 +206,11 @@ def _image(
     return struct
 
 
-# ---- what the copy engine can fetch --------------------------------------------------------------------------------------------
+# ---- what TMA can fetch ----------------------------------------------------------------------------------------------------
 
 
 def _fetchable(launcher: Launcher, tensor: Tensor, groups: int) -> Tensor:
-    """Returns a tensor (N, groups · channels, H, W) as the copy engine needs it: channels innermost, in whole pieces."""
+    """Returns a tensor (N, groups · channels, H, W) as TMA needs it: channels innermost, in whole pieces."""
     return _dense(pack_channels(launcher, tensor, groups))
 
 

@@ -1,5 +1,5 @@
 // Replaces kernels/cuda/platform/tensor_map.h. All bits of a copy's destination are set when the copy is issued. At a random
-// later moment the data arrive, and their bytes are reported to the mbarrier (runtime/copy_engine.cpp).
+// later moment the data arrive, and their bytes are reported to the mbarrier (runtime/tma.cpp).
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/mbarrier.h"
