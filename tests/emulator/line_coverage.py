@@ -76,7 +76,8 @@ def ranges(numbers: list[int]) -> str:
 
 
 def report(threshold: float) -> bool:
-    """Prints the coverage; returns whether the percentage of lines reaches the threshold and every row was launched."""
+    """Prints the coverage; returns whether the percentage of lines reaches the threshold and every row of the
+    kernel table was launched."""
     covered = total = 0
     for file, lines in sorted(line_counts().items()):
         missed = sorted(number for number, count in lines.items() if not count)

@@ -166,7 +166,7 @@ __device__ inline void mma_gemm(const typename Direction::Parameters& parameters
         }
     }
   }
-  __syncthreads();  // all reads of the stages are over, and so are all copies: the groups after the last step are empty
+  __syncthreads();  // all reads of the stages are over, and all copies: the commit groups after the last step are empty
 
   const bool down = parameters.walks.c == Walk::rows || parameters.walks.c == Walk::row_pieces;
   const int pitch = down ? Memory::kColumnPitch : Memory::kRowPitch;

@@ -3,8 +3,8 @@
 #include "conv2d/results.cuh"
 #include "platform/vector.h"
 
-// Stores a tile line by line. A line is a column of the tile if kRows (then its elements are in consecutive rows), else a row.
-// `staged` holds lines of sums, or of results if kNarrowed, aligned to 16 bytes.
+// Stores a tile line by line. If kRows, a line runs along the rows, so it is one column of the tile; else it is one row. `staged`
+// holds the lines, `pitch` elements apart and each aligned to 16 bytes: sums, or results if kNarrowed.
 template <int kM, int kN, int kThreads, bool kNarrowed, bool kRows, int kPiece, class Result, class Staged>
 __device__ inline void store_lines(const Result& result, const Staged* staged, int pitch, int32_t first_row, int32_t first_column,
                                    int thread) {

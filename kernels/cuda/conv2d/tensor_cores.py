@@ -13,9 +13,9 @@ from .problem import Conv2dProblem
 
 
 class TensorCoreVariant(Conv2dVariant):
-    """Accepts fp16, bf16 and TF32, except groups of fewer than 4 channels.
+    """Accepts fp16, bf16 and TF32, except grouped convolutions with fewer than 4 input or output channels per group.
 
-    Tensors whose channels do not come in whole pieces of 16 bytes are packed first.
+    Tensors whose channels do not fill whole pieces of 16 bytes are packed first.
     """
 
     def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:

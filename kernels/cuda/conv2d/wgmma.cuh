@@ -155,7 +155,7 @@ __device__ inline void store_sums(WgmmaMemory<Tile>& memory, const float (&sums)
     barrier_sync(1 + group, 128);  // every thread stores what others have summed
     store_tile<64, Staged::kColumns, 128, true>(destination.result, staging, down ? Staged::kColumnPitch : Staged::kRowPitch,
                                                 walk, destination.row + chunk / kChunks * 64, column, thread);
-    barrier_sync(1 + group, 128);  // all reads of this chunk are over and, after the last chunk, all reads of the destination
+    barrier_sync(1 + group, 128);  // the staging memory and, after the last chunk, the description may be overwritten
   }
 }
 

@@ -49,6 +49,6 @@ struct RnnCellParameters {
   T* dh;                                                                                // (N, H)
   int64_t x_stride, h_stride, w_ih_stride, w_hh_stride, h_next_stride, dh_next_stride;  // from row to row
   RnnShape shape;
-  int32_t aligned;  // every row that the pass reads starts and ends at multiples of 16 bytes
+  int32_t aligned;  // whether every row that the pass reads starts and ends at multiples of 16 bytes
   ElmanCell cell;
 };

@@ -72,7 +72,7 @@ def _always(*rules: tuple[str, str]) -> Callable[..., list[Rule]]:
 
 _RULES: dict[str, Callable[..., list[Rule]]] = {
     "conv2d_fprop": _fprop,
-    "conv2d_dgrad": _always(("0", "0r")),  # the argument `x_size` is that of the whole tensor, so only N can be sharded
+    "conv2d_dgrad": _always(("0", "0r")),  # not H or W, even if pointwise: `x_size` is the whole (H, W)
     "conv2d_wgrad": _wgrad,
     "unfold": _always(("0", "0")),
     "fold": _always(("0", "0")),

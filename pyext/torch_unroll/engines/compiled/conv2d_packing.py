@@ -22,7 +22,8 @@ def padded_channels(channels: int, tensor: Tensor) -> int:
 
 
 def is_packed(tensor: Tensor, groups: int) -> bool:
-    """Whether channels are innermost, each group's in whole pieces of 16 bytes."""
+    """Whether a tensor can be used without a packed copy: its channels are contiguous, and those of each group fill whole,
+    aligned pieces of 16 bytes."""
     aligned = tensor.data_ptr() % 16 == 0
     return whole_pieces(four(tensor.stride()), four(tensor.shape), aligned, groups, piece(dtype_name(tensor.dtype)))
 

@@ -21,7 +21,7 @@ class Recording:
     launches: list[tuple[str, LaunchPlan]] = field(default_factory=list)  # (engine, plan), in order
     #: The most bytes that were allocated at once besides inputs and outputs.
     workspace_bytes: int = 0
-    #: Function of a selector, such as "conv2d_dgrad" -> what its last call selected.
+    #: Kernel function, such as "conv2d_dgrad" -> what was selected for its last call.
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
     #: The engine that computed the last operator of ours; None if there was no such operator.
     engine: str | None = None
