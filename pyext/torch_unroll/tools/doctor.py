@@ -20,7 +20,7 @@ class Advice:
 
 
 def advice(survey: Survey) -> list[Advice]:
-    """Why calls are not faster on this machine: the missing GPU or kernels first, then the GPUs, precision and the environment."""
+    """Why calls are not faster on this machine: no GPU or no kernels first, then the GPUs, precision and variables."""
     if not survey.torch_sees_gpu:
         return [_why_no_gpu(survey), *_environment_advice(survey)]
     return [*_object_advice(survey), *_machine_advice(survey), *_environment_advice(survey)]
