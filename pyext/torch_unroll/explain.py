@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch_unroll.engines import NAMES, claims, refusal, resolve, select
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.planning import Selected
 from torch_unroll.kernels.table import LaunchPlan
+from torch_unroll.rnn import beyond_torch, engine_or_torch
 
 #: op -> the module that holds its function
 _MODULES = {
@@ -26,6 +29,9 @@ _MODULES = {
     "rnn": "rnn",
     "rnn_cell": "rnn",
 }
+
+
+TORCHS_OWN = "torch's own operator"
 
 
 @dataclass
@@ -93,6 +99,29 @@ def _times(extents: tuple[int, int, int]) -> str:
     return "×".join(str(extent) for extent in extents)
 
 
+def _without_history(arguments: Any) -> Any:
+    """The arguments of a call with every tensor detached, so that the caller's graph is neither recorded nor freed."""
+    detached: dict[Tensor, Tensor] = {}  # a tensor that is passed twice remains one tensor
+
+    def detach(tensor: Tensor) -> Tensor:
+        if tensor not in detached:
+            detached[tensor] = tensor.detach().requires_grad_(tensor.requires_grad)
+        return detached[tensor]
+
+    return tree_map_only(Tensor, detach, arguments)
+
+
+def _unclaimed(op: str, input: Tensor, arguments: Mapping[str, Any]) -> str:
+    """What serves a call with engine "auto" that no engine claims: engine `torch` where torch lacks the operator or an option of
+    the call, else torch's own operator."""
+    if op == "max_over_time":
+        return "torch"
+    if op not in ("rnn", "rnn_cell"):
+        return TORCHS_OWN
+    options = (arguments[name] for name in ("nonlinearity", "lengths", "recompute_segments") if name in arguments)
+    return engine_or_torch("auto", False, input, beyond_torch(*options)) or TORCHS_OWN
+
+
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     """Makes a call, and its backward if an input requires grad, and returns how it was served.
 
@@ -110,24 +139,27 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     if op not in _MODULES:
         raise ValueError(f"op: expected one of {', '.join(_MODULES)}, got {op!r}")
     function = getattr(import_module(f"torch_unroll.{_MODULES[op]}"), op)
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    args, kwargs = _without_history((args, kwargs))
     with recording() as record:
         outputs = [leaf for leaf in tree_leaves(function(*args, **kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        wanted = [tensor for tensor in tensors if tensor.requires_grad]
+        wanted = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if outputs and wanted:
             torch.autograd.grad(outputs, wanted, [torch.ones_like(output) for output in outputs], allow_unused=True)
-    asked, first = resolve(kwargs.get("engine")), tensors[0]
+    bound = signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    asked, input = resolve(bound.arguments["engine"]), next(iter(bound.arguments.values()))
     if record.too_large:
         reason, serving = record.too_large
+        if serving == TORCHS_OWN:
+            serving = _unclaimed(op, input, bound.arguments)
         return Explanation(op, serving, {name: reason for name in NAMES if name != serving})
-    if not claims(asked, first):
-        # Engine `torch` takes the place of torch's own operator for a call that torch has no operator for.
-        server = "torch's own operator" if record.engine is None else record.engine
-        name = server if record.engine is None else f"engine {server}"
-        why = f"{first.dtype} on {first.device} is served by {name} unless an engine is named"
-        return Explanation(op, server, {name: why for name in NAMES if name != server})
-    serving = select(asked, op, first.device, first.dtype).name
-    reasons = {name: refusal(name, op, first.device, first.dtype) for name in NAMES[: NAMES.index(serving)]}
+    if not claims(asked, input):
+        serving = _unclaimed(op, input, bound.arguments)
+        server = serving if serving == TORCHS_OWN else f"engine {serving}"
+        why = f"{input.dtype} on {input.device} is served by {server} unless an engine is named"
+        return Explanation(op, serving, {name: why for name in NAMES if name != serving})
+    serving = select(asked, op, input.device, input.dtype).name
+    reasons = {name: refusal(name, op, input.device, input.dtype) for name in NAMES[: NAMES.index(serving)]}
     passed_over = {name: reason or f"engine {asked} was asked for" for name, reason in reasons.items()}
     return Explanation(
         op=op,

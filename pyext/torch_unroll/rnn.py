@@ -184,11 +184,11 @@ def rnn(
         check_batch_sizes(batch_sizes)
     packed, directions = batch_sizes is not None, 2 if bidirectional else 1
     axis = 0 if batch_first and not packed else 1
-    beyond_torch = lengths is not None or recompute_segments is not None or nonlinearity not in TORCHS
-    x, start, batched = (input, h0, True) if packed else _with_batch(input, h0, axis, beyond_torch)
+    beyond = beyond_torch(nonlinearity, lengths, recompute_segments)
+    x, start, batched = (input, h0, True) if packed else _with_batch(input, h0, axis, beyond)
     claimed = claimed and _fits_engine(resolved, x, axis, packed)
-    serving = _engine_or_torch(resolved, claimed, input, beyond_torch)
-    if beyond_torch and not claimed:
+    serving = engine_or_torch(resolved, claimed, input, beyond)
+    if beyond and not claimed:
         claims(resolved if serving is None else serving, input, others, names)
     if serving is None:
         if start is None:
@@ -227,12 +227,12 @@ def _check_and_run(
     return stack.run_in_segments(x, start, lengths, recompute_segments)
 
 
-def _with_batch(input: Tensor, h0: Tensor | None, axis: int, beyond_torch: bool) -> tuple[Tensor, Tensor | None, bool]:
+def _with_batch(input: Tensor, h0: Tensor | None, axis: int, beyond: bool) -> tuple[Tensor, Tensor | None, bool]:
     """Returns input and h0 with a batch, and whether the output keeps the batch: it does if input or h0 came with one. `axis` is
     that of N in the returned input."""
     if input.dim() != 2:
         return input, h0, True
-    if h0 is not None and h0.dim() == 3 and axis == 1 and not beyond_torch:
+    if h0 is not None and h0.dim() == 3 and axis == 1 and not beyond:
         return input.unsqueeze(1).expand(-1, h0.shape[1], -1), h0, True
     if h0 is not None:
         require(h0.dim() == 2, f"h0: expected 2 dimensions like input, got shape {shape(h0)}")
@@ -240,25 +240,30 @@ def _with_batch(input: Tensor, h0: Tensor | None, axis: int, beyond_torch: bool)
     return input.unsqueeze(axis), h0, False
 
 
-def _engine_or_torch(resolved: str, claimed: bool, input: Tensor, beyond_torch: bool) -> str | None:
+def beyond_torch(nonlinearity: str, lengths: Tensor | None = None, recompute_segments: int | None = None) -> bool:
+    """Whether a call of `rnn` or `rnn_cell` uses an option that torch's operator lacks."""
+    return lengths is not None or recompute_segments is not None or nonlinearity not in TORCHS
+
+
+def engine_or_torch(resolved: str, claimed: bool, input: Tensor, beyond: bool) -> str | None:
     """The engine that serves a call, or None for torch's own operator.
 
     Args:
         resolved: the engine that the call asks for.
         claimed: whether that engine serves this input.
         input: the input of the call.
-        beyond_torch: whether the call uses an option that torch's operator lacks.
+        beyond: whether the call uses an option that torch's operator lacks (`beyond_torch`).
     """
     if in_onnx_export():
         require(
-            resolved == "auto" and not beyond_torch,
+            resolved == "auto" and not beyond,
             "ONNX has torch's recurrences alone: expected nonlinearity tanh or relu without lengths, recompute_segments or an"
             " engine's name",
         )
         return None
     if claimed:
         return resolved
-    if beyond_torch:
+    if beyond:
         return "torch"
     # A compiler would unroll the steps of torch's operator, and torch.func has no batching rule for it.
     return "torch" if input.dtype in DTYPES and input.layout == torch.strided and is_transformed() else None
@@ -300,11 +305,11 @@ def rnn_cell(
     check_nonlinearity(nonlinearity)
     require_tensors(input=input, h=h, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
     others, names = (h, w_ih, w_hh, b_ih, b_hh), ("h", "w_ih", "w_hh", "b_ih", "b_hh")
-    claimed, beyond_torch = claims(resolved, input, others, names), nonlinearity not in TORCHS_CELL
+    claimed, beyond = claims(resolved, input, others, names), beyond_torch(nonlinearity)
     if claimed and limits.is_large(input, h):
         claimed = limits.serves(resolved, limits.rnn_cell(input.shape[:-1].numel(), input.shape[-1], h.shape[-1]))
-    serving = _engine_or_torch(resolved, claimed, input, beyond_torch)
-    if beyond_torch and not claimed:
+    serving = engine_or_torch(resolved, claimed, input, beyond)
+    if beyond and not claimed:
         claims(resolved if serving is None else serving, input, others, names)
     if serving is None:
         if input.dim() == 1 and h.dim() == 1:

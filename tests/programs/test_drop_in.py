@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torch_unroll as tu
-from torch_unroll.engines import resolve
+from torch_unroll.engines import limits, resolve
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.testing import Target, targets
 
@@ -148,18 +149,41 @@ class TestExplain:
         torchs = tu.explain("max_pool2d", torch.ones(1, 1, 4, 4, dtype=torch.int64), 2)
         assert torchs.engine == "torch's own operator"
 
-    def test_a_call_that_torch_has_no_operator_for(self) -> None:
-        x, weights = torch.randn(3, 2, 4), [torch.randn(4, 4), torch.randn(4, 4)]
-        lengths = torch.tensor([3, 1])
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_a_call_that_torch_has_no_operator_for(self, device: str) -> None:
+        x, weights = torch.randn(3, 2, 4, device=device), [torch.randn(4, 4, device=device) for _ in range(2)]
         for explanation in (
             tu.explain("max_over_time", x),
-            tu.explain("rnn", x, None, weights, lengths=lengths),
+            tu.explain("max_over_time", lengths=torch.tensor([3, 1], device=device), x=x),
+            tu.explain("rnn", lengths=torch.tensor([3, 1], device=device), input=x, h0=None, weights=weights),
+            tu.explain("rnn", x, None, weights, nonlinearity="sigmoid"),
+            tu.explain("rnn", x, None, weights, recompute_segments=2),
+            tu.explain("rnn_cell", x[0], x[1], *weights, nonlinearity="sigmoid"),
         ):
             assert explanation.engine == "torch"
-            assert explanation.passed_over["cuda"] == "torch.float32 on cpu is served by engine torch unless an engine is named"
-        plain = tu.explain("rnn", x, torch.zeros(1, 2, 4), weights)
-        assert plain.engine == "torch's own operator"
-        assert list(plain.passed_over) == ["cuda", "cupy", "numba", "torch"]
+            why = f"torch.float32 on {device} is served by engine torch unless an engine is named"
+            assert explanation.passed_over == {"cuda": why, "cupy": why, "numba": why}
+        for explanation in (tu.explain("rnn", x, x[:1], weights), tu.explain("rnn_cell", x[0], x[1], *weights)):
+            assert explanation.engine == "torch's own operator"
+            assert list(explanation.passed_over) == ["cuda", "cupy", "numba", "torch"]
+
+    def test_what_computed_an_input_is_not_explained(self) -> None:
+        """The graph of the inputs remains as it was, and so does what is told of the call."""
+        x, h = torch.randn(2, 4), torch.zeros(2, 4)
+        weights = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
+        hidden = tu.rnn_cell(x, h, *weights, engine="torch")
+        assert tu.explain("rnn_cell", x, hidden, *weights).engine == "torch's own operator"
+        hidden.sum().backward()
+        assert weights[0].grad is not None
+
+    def test_a_call_too_large_for_the_kernels_that_torch_has_no_operator_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "is_large", lambda *_: True)
+        monkeypatch.setattr(limits, "rnn_cell", lambda *_: "too large")
+        monkeypatch.setattr(import_module("torch_unroll.rnn"), "claims", lambda *_: True)  # as for CUDA tensors
+        x, weights = torch.randn(2, 4), [torch.randn(4, 4) for _ in range(2)]
+        explanation = tu.explain("rnn_cell", x, x, *weights, nonlinearity="sigmoid")
+        assert explanation.engine == "torch"
+        assert explanation.passed_over == dict.fromkeys(("cuda", "cupy", "numba"), "too large")
 
     def test_an_unknown_op(self) -> None:
         with pytest.raises(ValueError, match=r"op: expected one of conv2d, .* got 'conv3d'"):

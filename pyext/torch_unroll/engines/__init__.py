@@ -18,7 +18,6 @@ import torch
 from torch.utils._contextlib import context_decorator
 
 from torch_unroll.checks import require_strided, unwrapped
-from torch_unroll.engines.compiled.recording import note_engine
 from torch_unroll.engines.interface import DTYPES, Engine
 from torch_unroll.settings import Setting
 
@@ -156,20 +155,14 @@ def _predicate(name: str) -> Callable[[str, torch.device, torch.dtype], str | No
     return reference.refuses
 
 
+@cache
 def select(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Engine:
-    """Returns the engine for a call: the named one, or for "auto" the first that accepts it. Recordings note its name.
+    """Returns the engine for a call: the named one, or for "auto" the first that accepts it.
 
     Raises:
         RuntimeError: the named engine or, with "auto", every engine refuses the call.
         ValueError: the engine is unknown.
     """
-    engine = _select(name, op, device, dtype)
-    note_engine(engine.name)
-    return engine
-
-
-@cache
-def _select(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Engine:
     reasons = []
     for candidate in NAMES if name == "auto" else (check(name),):
         reason = refusal(candidate, op, device, dtype)

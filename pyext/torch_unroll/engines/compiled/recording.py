@@ -1,4 +1,4 @@
-"""Notes which engine computes a call and what engines `cuda` and `cupy` launch, for `explain` and for tests."""
+"""Notes what engines `cuda` and `cupy` launch, for `explain` and for the tests that assert which variant ran."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ class Recording:
     workspace_bytes: int = 0
     #: Kernel function, such as "conv2d_dgrad" -> what was selected for its last call.
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
-    #: The engine that computed the last operator of ours; None if there was no such operator.
-    engine: str | None = None
     #: For the first call with engine "auto" that was too large for the compiled kernels: the reason, and what served it instead.
     too_large: tuple[str, str] | None = None
     _live_bytes: int = 0
@@ -45,12 +43,6 @@ def recording() -> Iterator[Recording]:
         yield record
     finally:
         _recordings.remove(record)
-
-
-def note_engine(name: str) -> None:
-    """Notes which engine computes an operator."""
-    for record in _recordings:
-        record.engine = name
 
 
 def note_launch(engine: str, plan: LaunchPlan) -> None:
