@@ -65,21 +65,22 @@ def changes(old: Document, new: Document) -> Iterator[Change]:
 
 def broken(old: Document, new: Document) -> list[str]:
     """Returns a line for each case and provider with a right result in the old file and a wrong, failed or refused one in the
-    new, and a line for each such case that failed as a whole.
+    new. A case that failed as a whole in the new file alone has one line instead.
 
-    A provider without an entry in the new file is not reported.
+    A provider without an entry in the new file is not reported, unless its case failed as a whole.
     """
     right = {(row["case"], name) for row in old["rows"] for name, entry in row["providers"].items() if entry["status"] in _RIGHT}
-    cases = {case for case, _ in right}
+    whole = {row["case"] for row in old["rows"] if not row.get("message")}  # a case that failed as a whole has a message
     lines = []
     for row in new["rows"]:
+        if row.get("message") and row["case"] in whole and any(case == row["case"] for case, _ in right):
+            lines.append(f"{row['case']}: {row['status']}: {row['message']}")
+            continue
         lines += [
             f"{row['case']} ({name}): {entry['status']}: {entry['message']}"
             for name, entry in row["providers"].items()
             if (row["case"], name) in right and entry["status"] not in _RIGHT
         ]
-        if row["case"] in cases and row.get("message"):  # the row of a case that failed as a whole has a message of its own
-            lines.append(f"{row['case']}: {row['status']}: {row['message']}")
     return lines
 
 

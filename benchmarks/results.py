@@ -94,15 +94,13 @@ class Journal:
         rows: list[Row] = []
         begun: str | None = None
         if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            header = next(_whole_lines(lines[:1]), {})
-            _check(header, self.path, SCHEMA, VERSION)
+            header, *entries = self._entries()
             changed = differences(header["environment"], document["environment"])
             if header["seed"] != document["seed"]:
                 changed.append(f"seed: {header['seed']} → {document['seed']}")
             if changed:
                 raise ForeignError(f"{self.path}: left by another run ({'; '.join(changed)}); delete it, or choose another --out")
-            for entry in _whole_lines(lines[1:]):
+            for entry in entries:
                 begun = entry.get("begun")
                 if "case" in entry:
                     rows.append(entry)
@@ -111,6 +109,17 @@ class Journal:
         temporary.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in ({**document, "rows": []}, *rows)))
         os.replace(temporary, self.path)
         return rows, begun
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """The lines of the journal, which are JSON objects, the header first; an incomplete last line is left out."""
+        try:
+            header, *entries = list(_whole_lines(self.path.read_text().splitlines())) or [{}]
+        except ValueError as error:
+            raise ForeignError(f"{self.path}: not a journal ({error}); delete it, or choose another --out") from error
+        _check(header, self.path, SCHEMA, VERSION)
+        if not all(isinstance(entry, dict) for entry in entries) or not {"environment", "seed"} <= header.keys():
+            raise ForeignError(f"{self.path}: not a journal; delete it, or choose another --out")
+        return [header, *entries]
 
     def _append(self, entry: dict[str, Any]) -> None:
         with self.path.open("a") as file:

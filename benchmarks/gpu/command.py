@@ -165,7 +165,7 @@ def _run(options: argparse.Namespace, command: str, began: float, planted: dict[
     if options.then:
         return run_second(plan)
     engines = [name for name in ("cuda", "cupy", "numba") if seen["engines"][name] is None]
-    if not phases.anything(plan):
+    if not phases.anything(plan, engines):
         raise ValueError(f"--only {options.only.pattern!r}: no job has a matching name")
     for engine in engines:
         phases.timed(store, f"exact {engine}", partial(phases.run_exactness, plan, engine))

@@ -76,10 +76,10 @@ def exact_jobs(plan: Plan, engine: str) -> list[ExactJob]:
     return [job for job in jobs if plan.only(job.key)]
 
 
-def anything(plan: Plan) -> bool:
-    """Whether the run selects any exact job, any measurement of the hardware, or any timing."""
+def anything(plan: Plan, engines: Sequence[str]) -> bool:
+    """Whether the run selects any exact job of these engines, any measurement of the hardware, or any timing."""
     names = ["ceilings", *timings.keys(plan.small), *(f"hardware: {measurement.title}" for measurement in programs.MEASUREMENTS)]
-    return any(exact_jobs(plan, engine) for engine in ("cuda", "cupy", "numba")) or any(map(plan.only, names))
+    return any(exact_jobs(plan, engine) for engine in engines) or any(map(plan.only, names))
 
 
 def run_exactness(plan: Plan, engine: str) -> None:

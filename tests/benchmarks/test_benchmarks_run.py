@@ -186,9 +186,20 @@ def test_another_run_is_not_continued(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_a_journal_is_not_continued(tmp_path: Path) -> None:
-    (tmp_path / "r.json.partial").write_text('{"schema": "torch-un')
-    with pytest.raises(results.ForeignError, match=r"r\.json\.partial"):
-        results.Journal(tmp_path / "r.json").resume(results.new({"device": "this"}, "", 0))
+    document = results.new({"device": "this"}, "", 0)
+    header = json.dumps(document).encode()
+    without_environment = json.dumps({"schema": results.SCHEMA, "version": results.VERSION}).encode()
+    for content in (
+        b"",
+        b'{"schema": "torch-un',
+        b"\xff\xfe\x00",
+        without_environment + b"\n",
+        header + b'\n{"begun": "cut o\n{"begun": null}\n',
+        header + b"\n5\n",
+    ):
+        (tmp_path / "r.json.partial").write_bytes(content)
+        with pytest.raises(results.ForeignError, match=r"r\.json\.partial: .*(delete it|expected schema)"):
+            results.Journal(tmp_path / "r.json").resume(document)
 
 
 def test_a_budget_leaves_out_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +291,10 @@ def test_compare_by_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     failure = runner.failed(case(), "error", RuntimeError("no kernel"))
     assert compare(old, fake_document(failure, fake_row(case(C=4)))) == 1
     assert "RuntimeError: no kernel" in capsys.readouterr().out
+    late = {**failure, "providers": fake_row(case())["providers"]}  # the case failed after its providers had been checked
+    assert compare(old, fake_document(late, fake_row(case(C=4)))) == 1
+    assert "1 BROKEN" in capsys.readouterr().out
+    assert compare(fake_document(late, fake_row(case(C=4))), fake_document(late, fake_row(case(C=4)))) == 0
     assert compare(old, fake_document(fake_row(case(C=5)))) == 2
 
 

@@ -160,7 +160,8 @@ def test_the_second_run_asks_what_the_first_one_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("wanted", "expected"), [("numba", True), ("cupy", True), ("ceilings", True), ("zzzz", False)])
 def test_a_run_that_selects_nothing_is_recognised(tmp_path: Path, wanted: str, expected: bool) -> None:
     plan = phases.Plan(Store(tmp_path, ENVIRONMENT), "cuda", 4, 8, 0, time.monotonic(), only=lambda key: wanted in key)
-    assert phases.anything(plan) == expected
+    assert phases.anything(plan, ["cuda", "cupy", "numba"]) == expected
+    assert phases.anything(plan, ["cuda"]) == (expected and wanted == "ceilings")
 
 
 def test_one_case_ends_with_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
