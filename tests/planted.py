@@ -43,7 +43,11 @@ class Fault:
 
 
 def launch_from(kernels: cuda.KernelObject, plan: LaunchPlan, parameters: ctypes.Structure) -> None:
-    """Launches a kernel that `Fault.kernels` has compiled, on the emulator."""
+    """Launches a kernel that `Fault.kernels` has compiled, on the emulator.
+
+    Its stacks are not kept, since libraries stay loaded, and those of many would exceed the mappings that a process may have.
+    """
     kernel, config = kernels.prepare(plan)
     status = kernels.library.torch_unroll_launch(kernel, ctypes.byref(config), ctypes.byref(parameters), None)
+    kernels.library.torch_unroll_emulator_unmap_stacks()
     kernels.check(status, plan)

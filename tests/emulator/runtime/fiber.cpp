@@ -113,6 +113,12 @@ Fiber* FiberPool::take() {
   return fiber;
 }
 
+void FiberPool::unmap() {
+  for (const Slab& slab : slabs_) munmap(slab.begin, slab.bytes);
+  for (Fiber* fiber : all_) delete fiber;
+  slabs_.clear(), all_.clear(), free_.clear();
+}
+
 void FiberPool::abandon_all() {
   free_ = all_;
   for (Fiber* fiber : all_) rewind(*fiber);

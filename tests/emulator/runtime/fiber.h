@@ -20,6 +20,7 @@ class FiberPool {
   Fiber* take();
   void give(Fiber* fiber) { free_.push_back(fiber); }
   void abandon_all();  // resets every fiber to its start, even suspended ones
+  void unmap();        // gives the stacks of all fibers back; none may be running or suspended
   bool owns_stack_at(const void* address) const;
 
  private:

@@ -148,6 +148,12 @@ EXPORT uint64_t torch_unroll_emulator_launches(int kernel) {
   return size_t(kernel) < state().launches.size() ? state().launches[kernel] : 0;
 }
 EXPORT void torch_unroll_emulator_forget_launches() { state().launches.clear(); }
+// Gives the stacks of emulated threads back, which are otherwise kept for later launches. Linux limits the mappings of a process,
+// and every stack needs two.
+EXPORT void torch_unroll_emulator_unmap_stacks() {
+  const std::lock_guard guard(state().mutex);
+  scheduler().unmap_stacks();
+}
 // The numbers of threads that have run and of switches between them since the library was loaded.
 EXPORT void torch_unroll_emulator_statistics(uint64_t* threads, uint64_t* switches) {
   *threads = scheduler().threads, *switches = scheduler().switches;

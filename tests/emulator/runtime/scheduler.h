@@ -135,6 +135,7 @@ class Scheduler {
   Random& random() { return random_; }
   const LaunchRequest& request() const { return request_; }
   const FiberPool& fibers() const { return fibers_; }
+  void unmap_stacks() { fibers_.unmap(), running_ = nullptr; }  // between launches
   const std::vector<Block*>& active() const { return active_; }
   const std::vector<std::unique_ptr<Block>>& blocks() const { return blocks_; }
   std::unordered_map<const uint64_t*, MBarrier>& mbarriers() { return mbarriers_; }

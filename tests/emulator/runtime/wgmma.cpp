@@ -14,7 +14,8 @@ namespace emulator {
 namespace {
 constexpr uint32_t kWindow = 0x400;  // the address of a block's first shared byte, as in cluster.cpp
 constexpr int kDepthBytes = 32;
-constexpr uint32_t kPending = 0xffbfffff;  // D during a product: a signalling NaN, which arithmetic changes to a quiet one
+// What D holds while a product is pending: a signalling NaN, so that even arithmetic on it changes its bits.
+constexpr uint32_t kPending = 0xffbfffff;
 
 struct Issue {  // one lane's call
   WgmmaType type;
