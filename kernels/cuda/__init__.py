@@ -1,1 +1,2 @@
-"""The CUDA C++ kernels: each op's folder holds its device code, and a `variants.py` with its table and launch plans."""
+"""The CUDA C++ kernels: each op's folder holds its device code, the modules that plan its launches, and its table,
+`variants.py`."""

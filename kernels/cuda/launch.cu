@@ -81,9 +81,7 @@ const char* torch_unroll_error_text(int status) { return cudaGetErrorString(stat
 // Loads a kernel on the current device, so that its first launch may be part of a graph capture.
 int torch_unroll_preload(int kernel) {
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, table()[kernel].function);
-  cudaGetLastError();  // clears the error, which the next launch would otherwise report
-  return error;
+  return cleared(cudaFuncGetAttributes(&attributes, table()[kernel].function));
 }
 
 int torch_unroll_launch(int kernel, const LaunchConfig* config, const void* parameters, void* stream) {
@@ -95,7 +93,7 @@ int torch_unroll_launch(int kernel, const LaunchConfig* config, const void* para
 }
 
 // Writes the 128 bytes of a TensorMap.
-int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) { return encode_tensor_map(*spec, map); }
+int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) { return cleared(encode_tensor_map(*spec, map)); }
 
 // Counts the blocks that can be resident on the current device at once; for a launch with clusters, the clusters.
 int torch_unroll_resident(int kernel, const LaunchConfig* config, int* count) {

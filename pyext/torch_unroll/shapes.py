@@ -145,7 +145,7 @@ def pooled_size(
 
 
 def empty_rows_like(sequence: Tensor) -> Tensor:
-    """Returns an uninitialised tensor laid out like `sequence` if the last dimension of that is contiguous, else contiguous."""
+    """Returns an uninitialised tensor laid out like `sequence` if its last dimension is contiguous, else contiguous."""
     contiguous = sequence.stride(-1) == 1 or sequence.shape[-1] == 1
     return torch.empty_like(sequence if contiguous else sequence.contiguous())
 

@@ -118,7 +118,7 @@ def test_gradient_penalty(target: Target, frozen: bool) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_gradient_is_an_ordinary_tensor(target: Target) -> None:
-    """In-place operations, hooks and accumulation work on a gradient as on any other tensor."""
+    """A gradient can be changed in place, and accumulates in x.grad, like any other tensor."""
     x = torch.randn(1, 2, 6, 6, requires_grad=True)
     for call in (
         lambda: tu.max_pool2d(x, 2, engine=target.engine),

@@ -56,7 +56,7 @@ def _twice(function: Function, tensors: list[Tensor]) -> Function:
     return grad(_loss(grad(_loss(function))), _every(tensors))
 
 
-#: name -> a transform of a function, and a function from the op's tensors to the arguments of the transformed function.
+#: name -> what transforms a function, and what makes the arguments of the transformed function from the op's tensors.
 WAYS: dict[str, tuple[Callable[[Function, list[Tensor]], Function], Callable[[list[Tensor]], list[Tensor]]]] = {
     "grad": (lambda function, tensors: grad(_loss(function), _every(tensors)), list),
     "vmap": (lambda function, tensors: vmap(function), _batch),

@@ -23,7 +23,10 @@ _NAN = float("nan")
 
 @dataclass
 class _Lines:
-    """A tile, transposed if necessary so that its rows are the lines in question, and the values of all lines of the part."""
+    """A wrong tile, and the values of all lines (rows, or columns) of its part: of the matrix of results that has the tile.
+
+    If the lines are columns, all tensors are transposed, so that each row is a line.
+    """
 
     first: int  # the number of the tile's first line in the part
     wrong: Tensor

@@ -22,7 +22,7 @@ _COLUMNS = tile.TILE_COLUMNS
 
 
 def rnn_product(case: RnnCase, name: str, operands: bool) -> Product:
-    """The result `name` of a case, with or without its operands."""
+    """The result `name` of a case as matrices, and if `operands`, with the matrices whose products they are."""
     item = ARITHMETIC[case.arithmetic].itemsize
     rows = {"single_block": single_block.WARP_ROWS}.get(case.variant, tile.TILE_ROWS * max(case.row_tiles, 1))
     tiling = Tiling(rows, _COLUMNS, "unit", "sample" if name == "dh0" else "step and sample", fragments=True)
@@ -149,7 +149,7 @@ def first_wrong(case: RnnCase, name: str, wrong: Tensor) -> tuple[Tensor, Tensor
 
 
 def cell_product(case: RnnCellCase, name: str, operands: bool) -> Product:
-    """The result `name` of a single step, with or without its operands."""
+    """The result `name` of a single step as a matrix, and if `operands`, with the matrices whose product it is; dz is none."""
     item = ARITHMETIC[case.arithmetic].itemsize
     depth = Depth(tile.CHUNK_BYTES // item, item, warps=_WARPS)
     tiling = Tiling(tile.TILE_ROWS, _COLUMNS, "unit", "sample", fragments=True)

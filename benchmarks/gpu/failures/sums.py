@@ -179,7 +179,7 @@ def _named(failure: Failure, kind: str, units: Tensor, verb: bool = True) -> str
 
 
 def _content(failure: Failure, steps: Tensor) -> str:
-    """The taps, channels or images that are summed in a step, in words; empty if there are several steps."""
+    """The taps, channels or images that are summed in a step, in words; empty for several steps or an unlabelled depth."""
     label, depth = failure.tiles[0].part.label, failure.product.depth
     assert depth is not None
     if len(steps) != 1 or not label:

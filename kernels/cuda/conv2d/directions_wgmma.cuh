@@ -320,8 +320,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   wgmma_gemm<Tile, Conv2dImageProduct<T, Epilogue, 1, Tile, Major::depth>>(parameters);
 }
 
-// The channels C, which are contiguous in the packed filter (K, C, R, S), are columns of the product. For TF32, wgmma needs
-// the depth K to be contiguous, so the filter is transposed to (C, K, R, S).
+// The packed filter lies in memory as (K, R, S, C), so the channels C, which are the columns of the product, are contiguous. For
+// TF32, wgmma needs the depth K to be contiguous, so the filter is transposed and lies in memory as (C, R, S, K).
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_dgrad_wgmma_kernel(const __grid_constant__ Conv2dWgmmaParameters<T, Epilogue, kMostResidues> parameters) {

@@ -208,7 +208,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   mma_gemm<Tile, Conv2dFprop<T, Epilogue, Tile::kM, Tile::kN>, false, false>(parameters);
 }
 
-// The channels C, which are contiguous in the packed filter (K, C, R, S), are rows of the right operand, so its lines are depths.
+// The packed filter lies in memory as (K, R, S, C), so the channels C, which are the rows of the right operand, are contiguous,
+// and the operand's lines are depths.
 template <class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_dgrad_mma_kernel(const __grid_constant__ Conv2dDgradParameters<T, Epilogue> parameters) {

@@ -107,8 +107,9 @@ __device__ inline Destination<Result>& destination_of(WgmmaMemory<Tile>& memory)
   return *reinterpret_cast<Destination<Result>*>(memory.destination[threadIdx.x / 128]);
 }
 
-// Rounds one warp's part of a chunk of its warpgroup's sums and writes the results to shared memory, in lines that are columns if
-// `down`, else rows. `column` is the chunk's first column.
+// Writes a chunk of a warpgroup's results to the staging buffer, column by column if `down`, else row by row. Each warp writes
+// its own 16 rows. The epilogue is applied to the sums, and they are rounded to the stored type. `column` is the chunk's first
+// column.
 template <class Staging, class Result, int kFragments, int kCount>
 __device__ inline void stage_chunk(typename Result::Stored* to, const float (&sums)[kFragments][kCount], int chunk, bool down,
                                    const Result& result, int32_t column) {

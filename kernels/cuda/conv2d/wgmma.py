@@ -221,7 +221,7 @@ class Wgmma(TensorCoreVariant):
         return packed._replace(K=channels) if problem.direction == "dgrad" else packed._replace(C=channels)
 
     def packed_filter_bytes(self, problem: Conv2dProblem) -> int:
-        """Returns the bytes of the filter's copy; TF32's dgrad transposes the filter, to (C, K, R, S)."""
+        """Returns the bytes of the filter's copy, which dgrad in TF32 also transposes, so that K is innermost."""
         if problem.direction != "dgrad" or problem.dtype != "float32":
             return super().packed_filter_bytes(problem)
         K = padded(problem.group_channels[1], problem.dtype)

@@ -79,7 +79,7 @@ class EngineReport:
     name: str
     device: str
     serves: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    reasons: tuple[str, ...] = ()  # each with its remedy
+    reasons: tuple[str, ...] = ()  # each with its remedy, if there is one
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 2 -m torch_unroll train ...          # shares the same batches between processes
 
 A run that was killed continues from its last checkpoint, which holds the states of the random generators. Since the batches
-depend only on the settings, it ends with bitwise the same result as an uninterrupted run on the CPU, and on a GPU if all kernels
-of the network are deterministic. Several processes share every batch, and their gradients are averaged.
+depend only on the settings, one process ends with bitwise the same result as without the interruption: on the CPU, and on a GPU
+if all kernels of the network are deterministic. Several processes share every batch, and their gradients are averaged; three or
+more may add them in another order after an interruption.
 """
 
 from __future__ import annotations

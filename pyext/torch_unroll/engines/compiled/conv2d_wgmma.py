@@ -46,7 +46,7 @@ def fprop(call: Call, bias: Tensor | None, configuration: Configuration) -> None
 def dgrad(call: Call, configuration: Configuration) -> None:
     groups, K = call.problem.groups, call.problem.group_channels[1]
     outputs = padded_channels(K, call.w)
-    if call.w.dtype == torch.float32:  # TF32 operands of wgmma need the depth, here K, contiguous: w becomes (C, K, R, S)
+    if call.w.dtype == torch.float32:  # TF32 operands of wgmma need the depth contiguous, so K and C are exchanged
         w = _fetchable(call.launcher, call.w.unflatten(0, (groups, K)).transpose(1, 2).flatten(0, 1), 1)
     else:
         w = _dense(pack_channels(call.launcher, call.w, 1, images=K, padded_images=outputs))
