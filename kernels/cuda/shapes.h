@@ -3,7 +3,8 @@
 // The whole project uses these letters:
 //   convolution, pooling   N batch, C input channels, H W input, K output channels, R S filter, P Q output
 //   recurrence             T steps, N batch, I input size, H hidden size
-// Gradients are dx, dw, dh, ... Extents are int32. Strides, products and offsets are int64 and count elements.
+// Gradients are dx, dw, dh, ... Extents, and the stride, padding and dilation of a window, are int32. The strides of tensors in
+// these structs, and in kernels the products of extents and offsets into tensors, are int64 and count elements.
 #pragma once
 #include <platform/types.h>  // not in quotes, which would find the file next to this one before the emulator's
 

@@ -37,7 +37,7 @@ class Cost(NamedTuple):
 
     bytes: float  # through device memory
     instructions: float  # summed over all threads
-    loads: float  # under way at once, if the device holds all threads; each is taken to bring 16 bytes
+    loads: float  # in flight at once, as if all threads were resident; each is taken to bring 16 bytes
     threads: float  # of the whole launch
     in_turn: bool = False  # whether a multiprocessor has too few warps for some to execute while others load
 

@@ -63,7 +63,7 @@ def wgrad(call: Call, configuration: Configuration) -> None:
 
 
 def _flattened(w: Tensor) -> Tensor:
-    """Returns the filter for the 1×1 convolution of the columns: its taps, in the order C R S, have become channels."""
+    """Returns w, (K, C, R, S), as the 1×1 filter (K, C·R·S, 1, 1) that is applied to the columns."""
     return w.contiguous().flatten(1)[:, :, None, None]
 
 
