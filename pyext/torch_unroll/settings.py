@@ -25,8 +25,8 @@ class _Entry(Generic[Value]):
 
 
 class Setting(Generic[Value]):
-    """A value for all threads, and the blocks that set it: of the open blocks, the one that was entered last determines the
-    value.
+    """A value for all threads, which is set permanently or by blocks: of the permanent settings and the open blocks, the one that
+    was set or entered last determines the value.
 
     An owner is the object on whose behalf a value is set, such as a `conv2d_workspace`; it may have several blocks open.
     Blocks need not end in the reverse of the order in which they were entered (blocks of two threads, or of generators, do not):

@@ -1,5 +1,5 @@
-"""In the PTX of max pooling's variants `channels` and `staged`, loads and stores of global memory have the widths and numbers that
-kernels/cuda/max_pool2d/README.md promises: 16 bytes where possible, and each cell of a strip once."""
+"""In the PTX of max pooling's variants `channels` and `staged`, loads and stores of global memory have the widths and numbers
+that kernels/cuda/max_pool2d/README.md promises: 16 bytes where possible, and each cell of a strip once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The evidence of a wrong result: the number, places, values and pattern of the wrong elements, and some wrong tiles.
 
-Nothing else of a failure remains without the GPU, so the evidence contains everything that `explain` needs.
+Nothing else of a wrong result remains without the GPU, so the evidence, with the case, contains everything that `explain` needs.
 """
 
 from __future__ import annotations

@@ -93,9 +93,9 @@ def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
     """Hypothesizes that pieces are permuted within lines, by flipping bits of their numbers, where a line holds the rows of an
     operand at one depth.
 
-    Depths that are equal modulo 8 share one flip. A result is the sum, over the eight classes of depths, of what a class contributes
-    under its flip. With one unknown for each class and flip, which is 1 for the flip that was made and 0 for others, least squares
-    finds the flips.
+    Depths that are equal modulo 8 share one flip. A result is the sum, over the eight classes of depths, of what a class
+    contributes under its flip. With one unknown for each class and flip, which is 1 for the flip that was made and 0 for others,
+    least squares finds the flips.
     """
     piece = _PIECE_BYTES // depth.item
     for side, major in zip(("left", "right"), depth.major, strict=True):
