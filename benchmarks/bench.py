@@ -69,7 +69,7 @@ def check(device: torch.device) -> list[results.Row]:
 
 
 def checks_table(rows: list[results.Row]) -> str:
-    """A table of ops by engines with the number of right cases, and why the other engines cannot run here."""
+    """A table with the number of right cases of each op on each engine, and why the engines without a column cannot run here."""
     engines = [name for name in NAMES if any(row["providers"].get(name, {}).get("status") != "refused" for row in rows)]
     lines = []
     for op in SMALL:

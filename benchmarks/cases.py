@@ -51,7 +51,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Bytes that have to move: every input is read once and every output written once."""
+        """Bytes that have to move if a pass reads each input and writes each output once; 0 for `network`, where they are unknown."""
         return self.operation.bytes(self.shape, self.direction, self.torch_dtype.itemsize)
 
     def shrunk(self) -> Case:
@@ -66,8 +66,9 @@ class Case:
 class Operation(ABC):
     """What the runner needs to know about an op: its FLOPs and bytes, its inputs, and the source of the calls to compare.
 
-    An operation names its tensors. `dy` is the gradient of its output; directions with autograd differentiate all other tensors.
-    The calls of all operations but `network` are written as source, which `python -m benchmarks repro` also prints.
+    An operation names its tensors. `dy` is the gradient of its output; directions with autograd compute the gradients of the
+    other tensors. The calls of all operations but `network` are written as source, which `python -m benchmarks repro` also
+    prints.
     """
 
     name: ClassVar[str]

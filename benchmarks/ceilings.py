@@ -1,4 +1,7 @@
-"""The highest rates that the device reaches. Every run measures them, and the shares in its report are relative to them."""
+"""Ceilings: the rates of copies and large matrix products that torch reaches on the device, and the least times of launches.
+
+Every run measures them; the shares of the roofline in its report are relative to them.
+"""
 
 from __future__ import annotations
 

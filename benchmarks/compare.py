@@ -65,7 +65,7 @@ def changes(old: Document, new: Document) -> Iterator[Change]:
 
 def broken(old: Document, new: Document) -> list[str]:
     """Returns a line for each case and provider with a right result in the old file and a wrong, failed or refused one in the
-    new. A case that failed as a whole in the new file alone has one line instead.
+    new. A case that failed as a whole in the new file, but not in the old one, has one line instead.
 
     A provider without an entry in the new file is not reported, unless its case failed as a whole.
     """

@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Literal
 
-#: Seconds to wait for a killed process, because the driver may take long to remove an endless kernel from the GPU.
+#: Seconds to wait for the end of a killed process; the driver may take long to remove an endless kernel from the GPU.
 _SECONDS_TO_DIE = 10.0
 _LONGEST_DETAIL = 500
 

@@ -79,7 +79,7 @@ class Journal:
     """The finished cases of a run, in the file `<out>.partial`.
 
     The first line is the document without rows. Each case adds one line when it begins, and its row when it ends.
-    A case that has begun, and was neither ended nor stopped, has killed its process.
+    A case that has begun, and was neither ended nor stopped, is taken to have killed its process.
     """
 
     def __init__(self, out: Path):

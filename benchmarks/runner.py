@@ -38,7 +38,7 @@ def measure_case(case: Case, setting: Setting) -> results.Row:
 
 
 def failed(case: Case, status: str, error: BaseException) -> results.Row:
-    """The row of a case that could not be measured at all."""
+    """The row of a case that failed as a whole, without results of providers."""
     identity = {"case": case.key, "op": case.op, "direction": case.direction, "dtype": case.dtype, "layout": case.layout}
     message = f"{type(error).__name__}: {error}"[:500]
     return {**identity, "flops": 0, "bytes": 0, "status": status, "message": message, "providers": {}, "ratios": {}}

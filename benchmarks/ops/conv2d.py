@@ -42,7 +42,7 @@ class WindowShape(Shape):
 
 
 def shrink_extent(extent: int, window: int, stride: int, padding: int, dilation: int) -> int:
-    """At most `extent`, with the same remainder modulo the stride, and room for at least three windows if `extent` has it."""
+    """Returns `extent` or a smaller extent with the same remainder modulo the stride and with room for at least three windows."""
     least = max(1, dilation * (window - 1) + 1 - 2 * padding) + 2 * stride
     return min(extent, least + (extent - least) % stride) if extent > least else extent
 

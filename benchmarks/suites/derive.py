@@ -1,4 +1,4 @@
-"""The layers of a network: it runs once on tensors without data, while hooks record convolutions, poolings and recurrences."""
+"""The layers of a network: it runs once, while hooks on its modules record convolutions, max poolings and recurrences."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ _READERS: dict[type[nn.Module], tuple[str, Any]] = {
 
 
 def layers(model: nn.Module, x: Tensor) -> list[Entry]:
-    """Every convolution, max pooling and recurrence that `model(x)` runs, each shape once, with the names of its layers.
+    """The shapes of the Conv2d, MaxPool2d and RNN modules that `model(x)` runs, each once, with the names of its layers.
 
     A convolution that reads `x` itself needs no input gradient in training, so its shape has an entry of its own without dgrad.
     """

@@ -17,7 +17,7 @@ from torch_unroll.engines import refusal, resolve_precision
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels.planning import Configuration, force, selectors
 
-#: (op, direction) of a case -> the function, such as conv2d_dgrad, whose selector is tuned.
+#: (op, direction) of a case -> the engine's function, such as conv2d_dgrad, for which the fastest configuration is searched.
 FUNCTIONS = {
     ("conv2d", "fprop"): "conv2d_fprop",
     ("conv2d", "dgrad"): "conv2d_dgrad",
@@ -30,7 +30,7 @@ FUNCTIONS = {
 
 
 def engine_name(device: torch.device) -> str:
-    """Returns the compiled engine that serves a device.
+    """Returns the name of the compiled engine that serves a device.
 
     Raises:
         ValueError: there is none.
@@ -46,7 +46,7 @@ OPS = tuple(dict.fromkeys(op for op, _ in FUNCTIONS))
 
 
 def distinct(cases: Sequence[Case]) -> list[Case]:
-    """Returns the cases whose function can be tuned, one for each problem."""
+    """Returns the cases that can be searched, those in FUNCTIONS: one case for each problem."""
     tuned = [_canonical(case) for case in cases if (case.op, case.direction) in FUNCTIONS]
     return list({case.key: case for case in tuned}.values())
 

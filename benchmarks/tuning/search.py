@@ -1,7 +1,7 @@
 """The search: every candidate's result is compared with float64 before it is timed.
 
 Each problem is searched in a process of its own; one that hangs, crashes or loses the GPU affects no other problem.
-A search writes each finished problem to disk at once; after an interruption, the same command continues it.
+A search writes each finished problem to disk at once; after an interruption, the same command continues the search.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-// The geometry of each op, a part of the parameter structs of its kernels. kernels/shapes.py mirrors the structs of this file.
+// Structs for the geometry of the ops, which the parameters of many kernels contain. kernels/shapes.py mirrors them.
 //
-// The whole project uses these letters:
+// The project uses these letters for extents:
 //   convolution, pooling   N batch, C input channels, H W input, K output channels, R S filter, P Q output
 //   recurrence             T steps, N batch, I input size, H hidden size
-// Gradients are dx, dw, dh, ... Extents, and the stride, padding and dilation of a window, are int32. The strides of tensors in
-// these structs, and in kernels the products of extents and offsets into tensors, are int64 and count elements.
+// Gradients are dx, dw, dh, ... In these structs, extents and the stride, padding and dilation of a window are int32; the strides
+// of tensors are int64 and count elements.
 #pragma once
 #include <platform/types.h>  // not in quotes, which would find the file next to this one before the emulator's
 

@@ -43,7 +43,7 @@ def record(case: Case, wrong: list[tuple[str, Tensor, Tensor]]) -> dict[str, obj
 def whole(case: Case, name: str, change: Callable[[Part, int], Tensor]) -> Tensor:
     """The result `name` of a case if `change(part, step)` computes the unrounded sums of each part of the product.
 
-    `step` is the depth of a step. Without a fault, `change` adds the part's addend to the sums.
+    `step` is the depth of a step. Without a fault, `change` would return `part.sums` plus the part's addend.
     """
     product, expected = product_of(case, name, operands=True), case.expected()[name]
     result = expected.flatten().clone()

@@ -323,7 +323,7 @@ def test_workspace_stays_within_its_limit(variant: str) -> None:
     x, w, bias, dy = (
         torch.randint(-2, 3, t.shape).to(torch.float16) for t in case.inputs(torch.float16, torch.contiguous_format)
     )
-    limit = 2 * 8 * 9 * 36 * 2  # a chunk of images may use half: the columns of one image, or x and dy of fewer than seven
+    limit = 2 * 8 * 9 * 36 * 2  # a chunk may use half: the columns of one image, or x and dy of some of the seven images
     exact = case.exact(x.double(), w.double(), bias.double(), dy.double())
     with tu.conv2d_workspace(limit):
         for direction, result in case.ours(x, w, bias, dy, "ieee", variant).items():

@@ -96,7 +96,7 @@ def test_gradients_of_images_are_laid_out_as_torchs(target: Target, name: str, s
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: str, shape: str) -> None:
-    """Holds whether the gradients for dx and dw have the layouts of dx and dw, as those of a penalty have, or are contiguous."""
+    """The gradients of dx and dw have the layouts of dx and dw, as in a gradient penalty, or are contiguous: both are tested."""
     groups = SHAPES[shape][2]
     for x_layout, w_layout in product(("contiguous", "channels_last", "slice of channels"), ("contiguous", "channels_last")):
         leaves = factors(name, shape, x_layout, w_layout)
@@ -126,7 +126,7 @@ def test_second_gradients_are_laid_out_as_the_convolution(target: Target, name: 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_gradients_of_filters_have_their_strides(target: Target, name: str, size: tuple[int, ...]) -> None:
-    """Holds for filters whose dimensions lie in memory in any order without gaps, for second gradients and under autocast."""
+    """The dimensions of the filter lie in memory in any order, without gaps. Second gradients and autocast are tested too."""
     outputs = size[0] if name == "conv_transpose2d" else size[1]
     x = integers((2, outputs, 4, 4)).requires_grad_()
     for order in permutations(range(4)):

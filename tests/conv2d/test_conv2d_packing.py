@@ -34,7 +34,7 @@ def slice_of_channels(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A call of conv2d or conv_transpose2d whose images have whole pieces of channels in each group."""
+    """A call of conv2d or conv_transpose2d whose images have a multiple of 8 channels in each group."""
 
     x: tuple[int, ...] = (2, 16, 7, 5)
     w: tuple[int, ...] = (8, 16, 3, 2)

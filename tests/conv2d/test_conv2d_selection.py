@@ -173,7 +173,7 @@ def test_a_forced_configuration_is_followed_as_far_as_depth_and_workspace_go() -
     narrow = problem("float32", N=1, C=8, H=7, K=8, R=3, precision="tf32")
     two, many = Configuration("mma", "64x64", 2), Configuration("mma", "64x64", 99)
     assert choose("fprop", narrow, H200, two).configuration == two
-    assert choose("fprop", narrow, H200, many).configuration.splits == 5  # 72 taps make 5 steps of 16
+    assert choose("fprop", narrow, H200, many).configuration.splits == 5  # a depth of 72 makes 5 steps of 16
     assert choose("fprop", narrow._replace(workspace_limit=2 * 3 * 49 * 8 * 4), H200, many).configuration.splits == 3
     assert choose("fprop", narrow._replace(workspace_limit=0), H200, many).configuration.splits == 1
 

@@ -3,8 +3,8 @@
     python tests/emulator/delete_barriers.py [op ...]
 
 Deletes each barrier, wait or fence that the pattern BARRIER matches, one at a time, builds the op's kernels in race mode and runs
-quick_cases.py, which must fail. If it passes, the barrier must be listed in REDUNDANT. Of `__syncthreads_or(vote)`, only the
-thread's own vote remains.
+quick_cases.py, which must fail. If it passes, the barrier must be listed in REDUNDANT. `__syncthreads_or(vote)` is replaced by
+`(vote)`, the thread's own vote.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class Site:
     line: int
     start: int  # offsets in the text of the file
     end: int
-    rest: str  # what takes its place
+    rest: str  # the code that replaces the barrier
     text: str  # the line without its comment
 
 
 def sites(op: str) -> Iterator[Site]:
-    """Yields the barriers in the sources of an op that BARRIER matches."""
+    """Yields the matches of BARRIER in the sources of an op, except those in comments."""
     for path in sorted((SOURCES / op).glob("*.cuh")):
         text = path.read_text()
         for match in BARRIER.finditer(text):
@@ -103,7 +103,7 @@ class Mutants:
             return subprocess.CompletedProcess(command, 1, "", f"did not end within {_MINUTES_PER_RUN} minutes")
 
     def keep_only_launched(self, names: set[str]) -> None:
-        """Restricts later builds to these kernels, which makes them faster."""
+        """Speeds up later builds by restricting them to these kernels."""
         self.rows = [row for row in self.rows if row.expression in names]
 
     def without(self, site: Site) -> subprocess.CompletedProcess[str]:
@@ -124,7 +124,7 @@ NOTICED = re.compile(
 
 
 def reason(result: subprocess.CompletedProcess[str]) -> str | None:
-    """The line of output that reports the missing barrier; None if the quick cases pass.
+    """The part of the output that reports the missing barrier; None if the quick cases pass.
 
     Raises:
         RuntimeError: the quick cases fail for another reason.
@@ -140,7 +140,7 @@ def reason(result: subprocess.CompletedProcess[str]) -> str | None:
 def check(op: str) -> list[str]:
     """Prints a line for each barrier and returns the lines that contradict REDUNDANT.
 
-    If the quick cases fail with every barrier in place, returns only a line that says why.
+    If the quick cases report a missing barrier although every barrier is in place, returns only a line with that report.
     """
     mutants = Mutants(op)
     intact = mutants.run()

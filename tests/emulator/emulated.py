@@ -19,18 +19,18 @@ KERNELS = Path(__file__).parent / "kernels"
 
 
 class LaunchError(RuntimeError):
-    """A launch failed; the message is the emulator's report."""
+    """A launch or another call of the emulator failed; the message is the emulator's report."""
 
 
 class Statistics(NamedTuple):
-    """How many threads have run, and how often one was switched to another, since the library was loaded."""
+    """How many threads have run since the library was loaded, and how often the emulator switched between threads."""
 
     threads: int
     switches: int
 
 
 class Emulator:
-    """A loaded library of emulated kernels, by name expression, with the functions for tests in `runtime/launch.cpp`."""
+    """The kernels of a loaded library, launched by name expressions such as `box_kernel<true>`, and settings of the emulator."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -47,7 +47,7 @@ class Emulator:
         Raises:
             ValueError: the size of the parameters differs from that of the kernel's parameters.
             LaunchError: the launch exceeds a limit, or the emulator finds a mistake, such as a deadlock, a race or an access
-                outside of its memory.
+                outside of the memory that the kernel may use.
         """
         index = self.kernels[kernel]
         expected = self.library.torch_unroll_parameter_bytes(index)
@@ -69,7 +69,8 @@ class Emulator:
     def arithmetic(self, *, addition: bool | None = None, copied: bool | None = None) -> Iterator[None]:
         """Sets, for a `with` block, whether tensor cores truncate sums and whether copies truncate fp32 to TF32.
 
-        `addition` is the mode of the sums and `copied` that of the copies (`runtime/arithmetic.h`); None keeps the current mode.
+        `addition` sets the mode of the sums and `copied` that of the copies (`runtime/arithmetic.h`): True truncates, False
+        rounds, and None keeps the current mode.
         """
         choose = self.library.torch_unroll_emulator_arithmetic
         before = choose(*(-1 if mode is None else int(mode) for mode in (addition, copied)))
@@ -79,7 +80,7 @@ class Emulator:
             choose(before & 1, before >> 1)
 
     def allow_memory(self, *buffers: np.ndarray) -> None:
-        """Restricts the global memory that kernels may access to these arrays. Exists only in race mode."""
+        """Lets kernels access no global memory except these arrays. Exists only in race mode."""
         self.library.torch_unroll_emulator_forget_memory()
         for buffer in buffers:
             self.library.torch_unroll_emulator_allow_memory(ctypes.c_void_p(buffer.ctypes.data), ctypes.c_uint64(buffer.nbytes))
@@ -127,7 +128,7 @@ def launch_config(
     cluster: int = 1,
     cooperative: bool = False,
 ) -> LaunchConfig:
-    """A LaunchConfig; one number stands for an extent along x."""
+    """A LaunchConfig. If `grid` or `block` is one number, it is the extent along x, and the others are 1."""
     grid, block = ((extent, 1, 1) if isinstance(extent, int) else extent for extent in (grid, block))
     return LaunchConfig(grid=grid, block=block, shared_bytes=shared_bytes, cluster=(cluster, 1, 1), cooperative=cooperative)
 
@@ -143,5 +144,5 @@ def fill(structure: type[_Structure], *values: Any) -> _Structure:
 
 
 def arrays(dtype: str, *shape: int) -> np.ndarray:
-    """Standard normal values, the same in every call."""
+    """An array of standard normal values from a fixed seed."""
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)

@@ -1,4 +1,4 @@
-"""Replays golden records (golden/README.md) of a warp's instructions, and makes such records from the PTX manual's tables."""
+"""Replays golden records (golden/README.md) of a warp's instructions, and makes such records without the emulator."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ REPLAY: dict[str, Callable[[Emulator, Record], None]] = {
 }
 
 
-# ---- records, by the tables of the PTX manual -------------------------------------------------------------------------------
+# ---- records that are made without the emulator -----------------------------------------------------------------------------
 
 
 def _bits(values: np.ndarray, cpp: str) -> np.ndarray:
@@ -127,7 +127,7 @@ def _register(elements: np.ndarray) -> int:
 
 
 def _places(rows: list[int], count: int, transposed: bool) -> np.ndarray:
-    """The index in shared memory of the element in each lane, register and half of a register.
+    """The index in shared memory of the element that each half of each lane's registers holds: (lane, register, half).
 
     `rows` are the rows of 8 elements whose addresses the lanes pass to ldmatrix or stmatrix.
     """

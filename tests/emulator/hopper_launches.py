@@ -149,7 +149,7 @@ def arrived(rows: np.ndarray) -> np.ndarray:
 
 
 def random_matrix(dtype: str, rows: int, depth: int, seed: int) -> torch.Tensor:
-    """Small integers: their sums are exact, so tests need no tolerance, which could hide a permuted operand."""
+    """A matrix of small integers: sums of products are exact, so tests need no tolerance, which could hide a permuted operand."""
     return torch.randint(-8, 9, (rows, depth), generator=torch.Generator().manual_seed(seed)).to(getattr(torch, NAMES[dtype]))
 
 
@@ -158,7 +158,7 @@ def words(matrix: torch.Tensor) -> np.ndarray:
 
 
 def operand(source: model.Operand, start: int = 0) -> tuple[Operand, np.ndarray]:
-    """An operand for a kernel, `start` bytes into its part of shared memory, and the contents of that part.
+    """An operand for a kernel, and the contents of its part of shared memory, in which the operand starts at byte `start`.
 
     The bytes before the operand and after it, up to a multiple of 1024, represent NaN.
     """

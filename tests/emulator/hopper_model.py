@@ -86,14 +86,14 @@ def tf32(values: np.ndarray, *, truncate: bool = False) -> np.ndarray:
 
 
 class Operand(NamedTuple):
-    """An operand in shared memory and the fields of its descriptor, in bytes."""
+    """The bytes of an operand in shared memory, and how descriptors address it; the numbers are in bytes."""
 
     bytes: np.ndarray
     leading: int
     stride: int
     span: int
     step: int  # the distance between the parts that successive products read
-    start: int = 0  # the offset of the first product's operand from the first byte, which is at a multiple of 1024
+    start: int = 0  # the offset of the first product's part from the first byte, which is at a multiple of 1024
 
 
 def depth_major(matrix: np.ndarray, span: int) -> Operand:
@@ -114,8 +114,8 @@ def row_major(matrix: np.ndarray, span: int) -> Operand:
 def element_read(major: str, swizzle: int, start: int, leading: int, stride: int, size: int) -> np.ndarray:
     """The element that a descriptor selects for each of 64 rows and each depth of one product, as an index into a region.
 
-    `swizzle`, `start`, `leading` and `stride` are the descriptor's fields in bytes; `start` is relative to the region. `size` is
-    the number of bytes of an element.
+    The region is a part of shared memory at a multiple of 1024 bytes. `swizzle`, `start`, `leading` and `stride` are the
+    descriptor's fields in bytes; `start` is relative to the region. `size` is the number of bytes of an element.
     """
     depth = 32 // size
     mn, k = np.meshgrid(np.arange(64), np.arange(depth), indexing="ij")
@@ -123,7 +123,7 @@ def element_read(major: str, swizzle: int, start: int, leading: int, stride: int
         atom, line, byte = mn // 8 * stride, mn % 8, k * size
     else:
         atom, line, byte = mn * size // swizzle * leading + k // 8 * stride, k % 8, mn * size % swizzle
-    # The swizzle pattern repeats every eight lines; the start of the operand selects the line and the byte within it.
+    # The swizzle pattern repeats every eight lines. `start` selects a line of the pattern and a byte within that line.
     byte = byte + start % swizzle
     line = line + start // swizzle
     piece = byte // 16 ^ line % 8 // (128 // swizzle) % (swizzle // 16)

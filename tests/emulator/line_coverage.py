@@ -1,6 +1,6 @@
 """Measures which lines of kernels/cuda and which rows of the kernel table the tests run.
 
-Lines of platform/ do not count, because the emulator replaces it.
+Lines of platform/ do not count, because the emulator replaces most of its headers.
 
     python tests/emulator/line_coverage.py [--threshold PERCENT] [-n WORKERS] [options and files for pytest]
 """

@@ -1,4 +1,4 @@
-"""A pytest plugin for line_coverage.py: each process writes its line counts and the kernels it launched when pytest ends."""
+"""A pytest plugin for line_coverage.py: at its end, each process writes its line counts and the kernels that it launched."""
 
 from __future__ import annotations
 

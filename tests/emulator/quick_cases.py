@@ -27,13 +27,13 @@ from torch_unroll.kernels.cuda.rnn.variants import SELECTORS as RNN_SELECTORS
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import LaunchPlan
 
-#: The largest norm of a difference, relative to the norm of the result. It allows for sums in another order, but not for the
-#: errors that a missing barrier causes.
+#: The largest accepted norm of the difference between the engines, relative to the norm of engine `torch`'s result. It allows for
+#: sums in another order, but not for the errors that a missing barrier causes.
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 2e-3, torch.float64: 1e-10}
 
 
 class Narrow:
-    """A launcher that cuts grids to one block along y and z, for kernels whose blocks loop over the rest."""
+    """A launcher that cuts grids to one block along y and z, for kernels whose blocks loop over the work of missing ones."""
 
     properties, preload = cuda.LAUNCHER.properties, cuda.LAUNCHER.preload
 
@@ -57,7 +57,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 def each_variant(op: str, names: Sequence[str], call: Callable[[], None]) -> None:
-    """Makes a call on each of these variants of an op, and skips those that do not accept its problem."""
+    """Makes a call on each of these variants of an op, except those that do not accept the call's problem."""
     for name in names:
         try:
             with planning.force(op, name):
@@ -98,7 +98,7 @@ def conv2d_cases() -> None:
 
 
 def compare_infinite_filter() -> None:
-    """Compares dx for a filter with infinite taps: sums that multiply them by the zeros of padding are NaN and computed again."""
+    """Compares dx for a filter with infinite taps. A tap times a zero of the padding is NaN; such sums are computed again."""
     dy, w = (torch.randint(0, 2, size).mul(2).sub(1).to(torch.bfloat16) for size in ((2, 16, 12, 12), (16, 16, 3, 3)))
     w[0, :, 0, 0] = float("inf")
     arguments = (dy, w, (12, 12), Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")

@@ -1,4 +1,4 @@
-"""Compares mma.sync and wgmma in the truncating mode of `runtime/arithmetic.h` with its rule in exact rational arithmetic."""
+"""Compares mma.sync and wgmma, in the truncating mode of `runtime/arithmetic.h`, with that mode's rule in rational arithmetic."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def exponent(value: float, least: int) -> int:
 
 
 def cut(value: Fraction, place: int) -> Fraction:
-    """Truncates the bits below 2^place."""
+    """Truncates a value to a multiple of 2^place."""
     unit = Fraction(2) ** place
     return int(value / unit) * unit
 
@@ -194,7 +194,7 @@ def test_what_is_cut_off(matrices: Emulator, dtype: str, terms: tuple[float, flo
 
 
 def excess(c: Tensor, a: Tensor, b: Tensor, d: Tensor) -> float:
-    """The largest error of D = C + A B^T, as a fraction of the error bound of each sum."""
+    """The largest ratio of the error of an element of D = C + A B^T to the error bound of that element's sum."""
     wide = (c.double(), a.double(), b.double())
     exact, magnitude = wide[0] + wide[1] @ wide[2].T, wide[1].abs() @ wide[2].abs().T
     bound = sum_error(magnitude, a.shape[1] + 1, torch.float32, added=wide[0].abs())

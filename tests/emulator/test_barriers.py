@@ -1,4 +1,4 @@
-"""`delete_barriers.py` deletes every barrier, wait and fence of the kernels."""
+"""Tests that `delete_barriers.py` deletes every barrier, wait and fence of the kernels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tests.emulator.delete_barriers import REDUNDANT, sites
 from torch_unroll.kernels import SOURCES
 from torch_unroll.kernels.table import OPS
 
-#: A call of a function that is named after what barriers do.
+#: A call of a function whose name contains sync, wait, fence or arrive.
 CALL = re.compile(r"\b(\w*(?:sync|wait|fence|arrive)\w*)(?:<[^;]*?>)?\s*\(")
-#: Functions of such a name that are left in place: they exchange values within a warp, start a copy, pass the time while a thread
-#: polls, or arrive at a barrier, without which the emulator reports a deadlock.
+#: Functions of such a name that are left in place: they exchange values within a warp, start or group copies, pass the time while
+#: a thread polls, or arrive at an mbarrier; the emulator reports a missing arrival as a deadlock.
 OTHERS = {"__shfl_sync", "__shfl_xor_sync", "__any_sync", "copy_async", "copy_async_commit", "store_async", "spin_wait"}
 OTHERS |= {"mbarrier_arrive", "mbarrier_arrive_expect"}
 

@@ -261,7 +261,7 @@ def test_a_record_of_something_else_fails(emulator: Emulator, kind: str, tmp_pat
 
 @pytest.mark.parametrize(("truncate", "name"), [(False, "nearest_even"), (True, "truncate")])
 def test_the_record_decides_how_copies_round(emulator: Emulator, truncate: bool, name: str, tmp_path: Path) -> None:
-    """A record of one rounding can be replayed in that mode only; in the other mode, the failure says which mode fits."""
+    """A record of one rounding mode can be replayed in that mode only; in the other mode, the failure says which mode fits."""
     write(tmp_path, "tma_tf32", [tma_tf32_record(seed, truncate=truncate) for seed in range(8)])
     with emulator.arithmetic(copied=truncate):
         assert replay(emulator, tmp_path, "tma_tf32") == 8

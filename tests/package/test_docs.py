@@ -58,7 +58,7 @@ def test_links_resolve(page: str) -> None:
 
 
 def _rows_with_names() -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Returns the rows of docs/architecture.md: the question, the files, and the names to look for in them."""
+    """Returns the rows of the tables of docs/architecture.md: the question, the files, and the names to look for in the files."""
     rows = re.findall(r"^\| (.+?) \| (.+?) \| ?(.*?) ?\|$", PAGES["docs/architecture.md"], re.MULTILINE)
     code = re.compile(r"`([^`]+)`")
     return [(question, tuple(code.findall(files)), tuple(code.findall(names))) for question, files, names in rows]

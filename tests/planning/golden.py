@@ -1,7 +1,7 @@
-"""Launches of 5,000 random calls for each op, on five GPUs: what is launched, with which parameters, and how the work is cut.
+"""Digests of the launches of 5,000 random calls of each op, each planned for one of five GPUs: kernels, grids and parameters.
 
-Host code runs on tensors without memory, with a launcher that only records. A digest covers the numbers and types among the
-template arguments of a kernel but not the kernel's name, so it changes with a plan and does not change when a kernel is renamed.
+Host code runs on meta tensors, with a launcher that only records. A digest covers the numbers and types among the template
+arguments of a kernel but not the kernel's name, so it changes with a plan and does not change when a kernel is renamed.
 
     python -m tests.planning.golden              compares with the stored digests, and prints the groups of calls that differ
     python -m tests.planning.golden --show OP N  prints what call N of an op launches; run it on two commits to see a difference

@@ -1,4 +1,4 @@
-"""Rules of style that ruff and clang-format do not know, checked over every Python and C++ file of the repository.
+"""Rules of style that ruff and clang-format do not know, checked in the Python and C++ files of the repository.
 
     python -m tests.style.check [PATH ...]      only files at or below these paths, if any are given
 
@@ -39,8 +39,8 @@ class Fault(NamedTuple):
 
 
 def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yields the line and the name of everything that a module binds: variables, parameters, attributes, functions, classes,
-    aliases of imports and the captures of `match`. The name of an exception has a rule of its own."""
+    """Yields line and name of what a module binds: variables, parameters, attributes, functions, classes, aliases of imports and
+    captures of `match`. The name of an exception has a rule of its own."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
@@ -56,14 +56,14 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def forbidden_names(tree: ast.AST) -> Iterator[Fault]:
-    """Names of `FORBIDDEN_NAMES` that Python code binds."""
+    """Yields a fault for each name of `FORBIDDEN_NAMES` that Python code binds."""
     for line, name in bound_names(tree):
         if name in FORBIDDEN_NAMES:
             yield Fault(line, f"the name {name!r} does not say what the value is")
 
 
 def exception_names(tree: ast.AST) -> Iterator[Fault]:
-    """Exceptions that are not called `error`, `_` or `..._error`."""
+    """Yields a fault for each exception that is not called `error`, `_` or `..._error`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and node.name and not re.fullmatch(r"_|(\w+_)?error", node.name):
             yield Fault(node.lineno, f"the exception is bound as {node.name!r}: expected 'error' or a name that ends in '_error'")
@@ -75,7 +75,7 @@ def _docstring_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def long_functions(tree: ast.AST) -> Iterator[Fault]:
-    """Functions of more than `FUNCTION_LINES` lines, counted from the signature to the last line, without the docstring."""
+    """Yields a fault for each function of more than `FUNCTION_LINES` lines, from the signature on, without the docstring."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1 - _docstring_lines(node)
@@ -93,7 +93,7 @@ def _is_project_module(module: str) -> bool:
 
 
 def private_names(tree: ast.AST) -> Iterator[Fault]:
-    """Private names of other modules of the project that a module uses, by import or as an attribute."""
+    """Yields a fault where a module imports a private name of another module of the project, or uses one as an attribute."""
     project_names: set[str] = set()  # bound by imports from the project
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or _is_project_module(node.module or "")):
@@ -114,7 +114,7 @@ def private_names(tree: ast.AST) -> Iterator[Fault]:
 
 
 def long_file(text: str) -> Iterator[Fault]:
-    """A fault if a file has more than `FILE_LINES` lines."""
+    """Yields a fault if a file has more than `FILE_LINES` lines."""
     lines = len(text.splitlines())
     if lines > FILE_LINES:
         yield Fault(1, f"the file has {lines} lines, more than {FILE_LINES}")
@@ -141,7 +141,7 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def cpp_forbidden_names(text: str) -> Iterator[Fault]:
-    """Names of `FORBIDDEN_NAMES` that C++ code declares."""
+    """Yields a fault for each name of `FORBIDDEN_NAMES` that C++ code declares."""
     code = _COMMENT_OR_LITERAL.sub(_blank, text)
     places = {(match.start("name"), match["name"]) for pattern in _CPP_DECLARATIONS for match in pattern.finditer(code)}
     for start, name in sorted(places):

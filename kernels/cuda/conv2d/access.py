@@ -154,7 +154,7 @@ def _wgrad_walks(problem: Conv2dProblem, piece: int) -> Walks:
 def _filter_walk(w: _Image, rows: int, channels_inner: bool) -> Walk:
     """Returns the walk over the filter as a matrix.
 
-    The matrix's rows are dimension `rows` (0: K, 1: C); its columns are taps: filter positions with channels of the other one.
+    The matrix's rows are dimension `rows` (0: K, 1: C); its columns are taps, whose channels are the other of K and C.
     """
     columns = 1 - rows
     taps_in_pieces = w.comes_in_pieces(columns) if channels_inner else w.taps_come_in_pieces()

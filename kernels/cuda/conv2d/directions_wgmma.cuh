@@ -2,10 +2,10 @@
 // host describes the images and the filter as tensor maps, and positions as axes (wgmma_maps.py).
 //
 // The depth of fprop and dgrad is a sequence of blocks. A block is one filter position and as many of its channels as a span
-// holds; a step is as many blocks as make 128 bytes. Channels beyond the last one arrive as zeros in both operands. If the last
-// step has too few blocks, the missing ones are copied from channels beyond the tensor's last one, so that they arrive as zeros,
-// because a stage's barrier waits for the bytes of a whole step. (They are not copied from an image beyond the last one, because
-// it is not documented what an im2col copy that starts there brings.)
+// holds; a step is as many blocks as make 128 bytes. Channels beyond the last one arrive as zeros in both operands. A stage's
+// barrier waits for the bytes of a whole step. So if the last step has too few blocks, the missing ones are copied, too, from
+// channels beyond the tensor's last one, which arrive as zeros. (They are not copied from an image beyond the last one,
+// because it is not documented what an im2col copy that starts there brings.)
 #pragma once
 #include "conv2d/directions.cuh"
 #include "conv2d/sum_again.cuh"
@@ -111,8 +111,8 @@ struct Conv2dImageProduct {
   __device__ void fetch(unsigned char* a, unsigned char* b, uint64_t* barrier) {
     const int32_t first_depth = tile.group * parameters.depth_channels;
     for (int i = 0; i < blocks_per_step(); ++i) {
-      // A block beyond the last one is copied from channels beyond the last one, which arrive as zeros, because the stage's
-      // barrier counts its bytes too. It is copied at offset 0, because no offset may lie beyond the filter.
+      // A block beyond the last one is copied, too, because the stage's barrier waits for its bytes: from channels beyond the
+      // last one, which arrive as zeros, and at offset 0, because no offset may lie beyond the filter.
       const bool block_exists = block.r < image.vertical.taps;
       const int32_t channel = block_exists ? first_depth + block.channel : parameters.groups * parameters.depth_channels;
       copy_im2col(a + i * Tile::kM * parameters.span, image.map, channel, pixel.w, pixel.h, pixel.n,

@@ -2,11 +2,11 @@
 // adjoint, sum its elements that belong to the same pixel (col2im).
 //
 //   im2col_kernel   A thread owns one (n, c, p, q) at a time and copies the R*S pixels under the filter; neighbouring threads
-//                   write neighbouring columns of the matrix.
+//                   write neighbouring elements of a row (c, r, s) of the matrix.
 //   col2im_kernel   A thread owns one pixel of x at a time and sums its elements of the matrix, in the order of the filter. A
 //                   scatter would need atomics, whose order, and so whose rounding, changes from run to run.
 //
-// Index is int32_t if every count and every position fits, because 64-bit divisions would limit the speed of these kernels.
+// Index is int32_t if all counts and positions fit 32 bits, because 64-bit divisions would limit the speed of these kernels.
 #pragma once
 #include "conv2d/parameters.cuh"
 

@@ -1,8 +1,9 @@
 // Where the elements of convolution's matrices lie in memory.
 //
-// Each of the three directions is a matrix product. Only the variant im2col stores the column matrix in memory.
+// For each group, a direction is a matrix product; dgrad is one for each residue of the input positions modulo the stride (see
+// dgrad_axis). Only the variant im2col stores the column matrix in memory.
 //   fprop   y(pixel, K)   = columns of x(pixel, tap)  . filter(K, tap)         one row per output pixel n p q
-//   dgrad   dx(pixel, C)  = columns of dy(pixel, tap) . filter(C, tap)         one row per input pixel n h w
+//   dgrad   dx(pixel, C)  = columns of dy(pixel, tap) . filter(C, tap)         one row per input pixel n h w of a residue
 //   wgrad   dw(K, tap)    = dy(K, pixel)              . columns of x(tap, pixel)
 // A tap is a filter position together with one of its channels: r s c. All extents here are those of one group.
 //
@@ -57,8 +58,8 @@ __device__ inline Axis fprop_axis(int32_t source, int32_t result, int32_t filter
 // Describes the input positions h = i * stride + residue of one residue modulo the stride as a convolution of their own over dy.
 // The gradient at h has a contribution from output position (h + pad - r * dilation) / stride for each r for which this division
 // has no remainder. That is every (stride / gcd(stride, dilation))-th r; for some residues it is no r at all, and their dx is
-// zero. `residue` must be less than `result`. The largest product formed here is first * dilation, which is less than the extent
-// of the dilated filter; stride * dilation might not fit into 32 bits.
+// zero. `residue` must be less than `result`. The only product formed here, first * dilation, is at most
+// (filter - 1) * dilation, which the host requires to fit into 32 bits (beyond_positions in problem.py).
 __device__ inline Axis dgrad_axis(int32_t source, int32_t result, int32_t filter, int32_t stride, int32_t pad, int32_t dilation,
                                   int32_t residue) {
   int32_t divisor = stride, remainder = dilation;

@@ -5,7 +5,7 @@
 //
 // A block owns one tile of the result and one split of its depth. It forms tiles of the column matrix in shared memory by
 // cp.async, several stages ahead of the products. A warp owns kM / kWarpsM x kN / kWarpsN of the tile, in fragments of 16x8.
-// Results and the sums of splits are overwritten; wgrad's sums are overwritten or, if `accumulate`, added to.
+// fprop and dgrad overwrite the result or the sums of its splits; wgrad overwrites its sums or, if `accumulate`, adds to them.
 //
 // The tile. A step has 64 bytes of depth for each row and column of the tile, which is two mma deep. For 128x128x32 in 16 bits,
 // that is 16 KiB from L2 for 2^20 FLOP, or 64 FLOP for each byte. Three of the four stages, 48 KiB, are in flight while one is

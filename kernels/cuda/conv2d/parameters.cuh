@@ -1,5 +1,5 @@
 // The parameters of the convolution kernels; mirrored in parameters.py. Shapes and strides of tensors list dimensions in torch's
-// order; those of sums and packed copies list them in the order in memory. Strides count elements.
+// order; shapes of sums, columns and packed copies list them in the order in memory. Strides of tensors count elements.
 #pragma once
 #include "conv2d/epilogue.cuh"
 #include "platform/tensor_map.h"
@@ -118,7 +118,7 @@ struct PackChannelsParameters {
   T* to;                     // (N', H, W, groups, padded) contiguous, overwritten
   int64_t stride[4];         // of `from`: N C H W
   int32_t channels, padded;  // of a group
-  // N is a sequence of runs of `images`, such as the outputs of each group of a filter; in N', a run has `padded_images`.
+  // Dimension N consists of runs of `images`, such as the outputs of each group of a filter; in N', a run has `padded_images`.
   int32_t images, padded_images;
   int32_t H, W, groups, pixels_first;  // pixels_first: whether pixels lie closer together in `from` than channels
 };
@@ -141,7 +141,8 @@ struct Conv2dSumImageSplitsParameters {
   Epilogue epilogue;
 };
 
-// Here and in Col2imParameters, P and Q of the shape are the extents of the columns; w_stride, y_stride, K and groups are unused.
+// Here and in Col2imParameters, P and Q of the shape count window positions along H and W. Its w_stride, y_stride, K and groups
+// are unused.
 template <class T>
 struct Im2colParameters {
   const T* x;  // (N, C, H, W)

@@ -1,4 +1,7 @@
-"""ctypes mirrors of the structs of `parameters.cuh`, under the same names; `kernels/layout.py` checks that both agree."""
+"""ctypes mirrors of the parameter structs of convolution kernels; `kernels/layout.py` checks that both agree.
+
+The structs are those of `parameters.cuh` and the epilogues of `epilogue.cuh`.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ WORKSPACE_LIMIT = 256 << 20
 class Product(NamedTuple):
     """The matrix products of a direction: `parts` products, each of (rows, depth) by (depth, columns)."""
 
-    rows: int
+    rows: int  # in dgrad, of the residue that has the most
     columns: int
     depth: float  # of one part, on average
     parts: int  # groups; in dgrad, times the residues of the pixels modulo the stride
@@ -54,10 +54,10 @@ class Conv2dProblem(NamedTuple):
     y_aligned: bool = True
     #: Bytes that a call may allocate, besides a packed filter.
     #: One half is for packed images or for columns,
-    #:     N · groups · (channels of a group, rounded up to 16 bytes) · H · W · bytes of an element
+    #:     N · groups · (channels of a group, rounded up to 16 bytes) · pixels of a plane · bytes of an element
     #: for each image tensor that is packed, or N · C·R·S · P · Q · bytes of an element for columns; a call processes as many
     #: images at a time as fit, but at least one. The other half is for the sums of split products,
-    #:     splits · elements of the result · 4 bytes (8 of float64),
+    #:     splits · elements of the result, with padded channels · 4 bytes (8 for float64),
     #: which wgrad always needs, fprop and dgrad only if there are several splits.
     workspace_limit: int = WORKSPACE_LIMIT
 

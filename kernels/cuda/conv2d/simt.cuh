@@ -3,14 +3,15 @@
 // A block owns one tile of the result and one split of the depth. If there are several splits, split_k.cuh adds their sums. A
 // thread owns kThreadM x kThreadN elements of the tile. Its rows and its columns come in quads, each of four neighbours, so that
 // operands are read 16 bytes at a time.
-// Results and the sums of splits are overwritten; wgrad's sums are overwritten or, if `accumulate`, added to.
+// fprop and dgrad overwrite the result or the sums of its splits; wgrad overwrites its sums or, if `accumulate`, adds to them.
 //
 // For R = S = 1, stride 1 and no padding this is the plain matrix product: no position is outside the plane.
 //
 // The tile. In one step of a 128x128 tile, a thread reads 8 + 8 values for each depth and computes 64 FMAs: 64 bytes for 64 FMAs.
 // The 128 bytes per clock of shared memory supply that to 128 FMA lanes, even if no lanes read the same values. 64x64 serves
-// results of few tiles, and fp64, whose sums take twice the registers. The depth of a step is such that each thread moves 16
-// bytes of each operand in fp32 and fp64: 8 for 128 rows of fp32, 16 for 64 rows of fp32, 8 for 64 rows of fp64.
+// results of few tiles; 16-bit types, for which tensor cores are preferred; and fp64, whose sums take twice the registers. The
+// depth of a step is such that each thread moves 16 bytes of each operand in fp32 and fp64: 8 for 128 rows of fp32, 16 for 64
+// rows of fp32, 8 for 64 rows of fp64.
 #pragma once
 #include "conv2d/directions.cuh"
 #include "conv2d/sum_again.cuh"

@@ -1,4 +1,4 @@
-// Stores a tile of sums, which lies in shared memory, as results of any layout.
+// Stores a tile of sums or of finished results, which lies in shared memory, in the layout of the result.
 #pragma once
 #include "conv2d/results.cuh"
 #include "platform/vector.h"

@@ -36,7 +36,7 @@ class TensorCoreVariant(Conv2dVariant):
         )
 
     def passes(self, problem: Conv2dProblem) -> Passes:
-        """Counts the packing of image tensors, which is done for as many images at a time as fit, and of the filter."""
+        """Counts the packing of image tensors, done for as many images at a time as fit the workspace, and of the filter."""
         item, groups, direction = ITEM_BYTES[problem.dtype], problem.groups, problem.direction
         x_size, y_size = (problem.N, problem.C, problem.H, problem.W), (problem.N, problem.K, problem.P, problem.Q)
         bytes_per_image = moved_bytes = tensors = 0

@@ -2,16 +2,16 @@
 // are fp32. TMA forms the columns while it loads them into shared memory, from where wgmma multiplies them.
 // This file has what the three directions share; directions_wgmma.cuh has the directions.
 //
-// Two warpgroups multiply, and one thread of a ninth warp starts the copies. A copy brings 32 to 128 bytes of channels of each of
-// its pixels, at one filter position. The engine itself handles padding, strides, dilation and the ends of lines and images. Each
-// stage has two mbarriers: `full` completes when the stage's bytes have arrived, `empty` when every multiplying warp has waited
-// for its products of that stage. Blocks are persistent: the tiles of a block are gridDim.x apart, and while one is stored the
-// next one's stages fill.
+// Two warpgroups multiply, and one thread of a ninth warp starts the copies. An im2col copy brings 32, 64 or 128 bytes of
+// channels of each of its pixels, at one filter position; TMA itself handles padding, strides and the ends of lines and images.
+// Each stage has two mbarriers: `full` completes when the stage's bytes have arrived, `empty` when every multiplying warp has
+// waited for its products of that stage. Blocks are persistent: the tiles of a block are gridDim.x apart, and while one tile is
+// stored, the stages of the next one fill.
 //
 // The tile. A step is 128 bytes of depth, which is four wgmma deep. 128x256 keeps 128 sums in a thread and uses nearly all of the
 // shared memory. 128x128 and 128x64 leave room for two blocks, of which one multiplies while the other stores.
 //
-// Results and the sums of splits are overwritten; wgrad's sums are overwritten or, if `accumulate`, added to.
+// fprop and dgrad overwrite the result or the sums of its splits; wgrad overwrites its sums or, if `accumulate`, adds to them.
 #pragma once
 #include "conv2d/store_tile.cuh"
 #include "platform/memory.h"

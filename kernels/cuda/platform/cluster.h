@@ -1,7 +1,7 @@
 // Thread block clusters (sm_90 and later). The blocks of a cluster run at the same time and can access each other's shared
 // memory. A block must have started before another one accesses its memory, so a kernel that uses these functions has a cluster
-// barrier at its start. A block must not end while others still access its memory, which either another cluster barrier or
-// the protocol of the exchange ensures.
+// barrier at its start. A block must not end while others still access its memory; either another cluster barrier or the
+// order in which the blocks exchange data ensures this.
 #pragma once
 #include "platform/vector.h"
 
@@ -36,7 +36,8 @@ __device__ inline uint32_t cluster_address(const void* shared, uint32_t rank) {
   return address;
 }
 
-// Accesses to the shared memory of any block of the cluster. Values have 4, 8 or 16 bytes; an address is a multiple of that size.
+// Accesses to the shared memory of any block of the cluster. A value has 4, 8 or 16 bytes, and its address is a multiple
+// of this size.
 template <class T>
 __device__ inline T load_cluster(uint32_t address) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);

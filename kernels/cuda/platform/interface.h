@@ -13,7 +13,7 @@ struct TensorMapSpec {
   uint64_t extent[4], stride[3];  // extent in elements; stride in bytes, of dimensions 1, 2 and 3
   uint32_t box[4];                // the extents of a tiled box
   uint32_t element_stride[4];     // only every element_stride-th coordinate of the box is copied
-  int32_t lower[2], upper[2];     // im2col, (W, H): the first position; the last one, relative to the plane's last
+  int32_t lower[2], upper[2];     // im2col, (W, H): lower is the first position; upper is the last one minus the plane's last
   uint32_t channels, pixels;      // im2col: the extents of the box
   int32_t type, swizzle, im2col;  // type: 0 float16, 1 bfloat16, 2 float32 copied as TF32; swizzle in bytes; im2col: 0 or 1
 };

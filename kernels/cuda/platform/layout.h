@@ -2,7 +2,7 @@
 #pragma once
 #include <platform/types.h>
 
-// Whether a field has the same offset and size on both sides; the compiler's message shows the numbers.
+// Whether a field has the same offset and size in C++ and in Python; the compiler's message shows the numbers.
 template <uint64_t kOffset, uint64_t kSize, uint64_t kMirrorOffset, uint64_t kMirrorSize>
 struct SameField {
   static constexpr bool value = kOffset == kMirrorOffset && kSize == kMirrorSize;

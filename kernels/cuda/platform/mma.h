@@ -1,7 +1,7 @@
 // Warp-level matrix products, D += A B (mma.sync, sm_80 and later). All lanes of the warp take part.
 //
-// The tables use g = lane / 4 and t = lane % 4; k numbers the depth. A register holds two 16-bit elements, the one with the
-// lower k in its lower half.
+// The tables use g = lane / 4 and t = lane % 4; k numbers the depth. For m16n8k16, a register of A or B holds two 16-bit
+// elements: the one at the listed k in its lower half, the one at k + 1 in its upper half.
 //
 //              A (row-major)                        B (one column per lane group)   D
 //   m16n8k16   a[j]: row g + 8 (j&1), k 2t + 8 (j>>1)  b[j]: k 2t + 8j, column g       d[i]: row g + 8 (i>>1), column 2t + (i&1)

@@ -1,4 +1,4 @@
-// Shared memory is always dynamic: its size is part of the launch plan, and the emulator can give each block its own.
+// Kernels use dynamic shared memory only, so the launch plan sets its size, and the emulator can allocate it for each block.
 #pragma once
 #include "platform/types.h"
 

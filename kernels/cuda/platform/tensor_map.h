@@ -1,7 +1,7 @@
 // TMA, the Tensor Memory Accelerator (sm_90 and later): one thread's instruction copies a box of a tensor into shared memory.
 //
 // A TensorMap describes the tensor and the box. The host encodes it (kernels/tensor_map.py, platform/encode.h). A kernel receives
-// it in its parameters and must pass a reference into them, as the engine cannot read a copy in local memory.
+// the TensorMap in its parameters and must refer to it there, because TMA cannot read a copy in local memory.
 //
 // A tiled box is a range of coordinates in each dimension. In an im2col box, for images in N H W C, a row holds channels of one
 // pixel. The rows are the pixels under one filter position, which the offsets select, in the order of the outputs; they continue

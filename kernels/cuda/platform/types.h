@@ -1,4 +1,4 @@
-// Number types without a header of the toolkit, so that nvcc, NVRTC (which has no include path) and host compilers agree on them.
+// Number types, defined without a header of the CUDA toolkit, because NVRTC is given no include path.
 // The 16-bit types are for storage; arithmetic is done in the accumulator type.
 #pragma once
 

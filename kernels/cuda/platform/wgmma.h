@@ -6,18 +6,18 @@
 //
 // In lane l of warp w of the warpgroup, d[i] is row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2.
 //
-// Operands have the layout in which TMA writes them, with rows of one swizzle span (32, 64 or 128 bytes):
-//   Major::depth  A row of the span holds consecutive depths of one row of A (one column of B). Eight rows form an atom, and
-//                 atoms are `stride` bytes apart. The next product of the depth starts 32 bytes later within the span.
-//   Major::rows   A row of the span holds consecutive rows of A (columns of B) at one depth. Spans that are adjacent along
-//                 the rows are `leading` bytes apart, groups of eight depths are `stride` bytes apart. For 16-bit types only.
+// Operands have the layout in which TMA writes them, in lines whose length is the swizzle span (32, 64 or 128 bytes):
+//   Major::depth  A line holds consecutive depths of one row of A (one column of B). Eight lines form an atom, and atoms are
+//                 `stride` bytes apart. Within a line, the next product along the depth starts 32 bytes later.
+//   Major::rows   A line holds consecutive rows of A (columns of B) at one depth. Lines that continue each other along the rows
+//                 are `leading` bytes apart, groups of eight depths are `stride` bytes apart. For 16-bit types only.
 #pragma once
 #include "platform/types.h"
 
 enum class Major : int { depth, rows };
 
-// Describes an operand to wgmma. `shared` lies at a multiple of 1024 bytes or whole groups of eight rows after one; for
-// Major::depth, it may lie another 32, 64 or 96 bytes further, within the span.
+// Describes an operand to wgmma. `shared` lies at a multiple of 1024 bytes or whole groups of eight lines after one; for
+// Major::depth, it may lie another 32, 64 or 96 bytes further, within the line.
 __device__ inline uint64_t matrix_descriptor(const void* shared, uint32_t leading, uint32_t stride, uint32_t span) {
   const auto field = [](uint32_t bytes) { return uint64_t((bytes & 0x3ffff) >> 4); };
   const uint64_t swizzle = span == 128 ? 1 : span == 64 ? 2 : 3;

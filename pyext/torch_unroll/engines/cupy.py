@@ -1,7 +1,6 @@
 """Engine `cupy`: the sources of kernels/cuda, compiled by NVRTC on first use and loaded by CuPy; pip installs both.
 
-It launches the plans of engine `cuda` through the driver's cuLaunchKernelEx, because CuPy's own launch supports neither clusters
-nor parameters that are passed by value as one struct.
+It launches the plans of engine `cuda` through the driver's cuLaunchKernelEx, which accepts a cluster shape.
 """
 
 from __future__ import annotations

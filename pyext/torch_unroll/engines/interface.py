@@ -1,8 +1,8 @@
 """What every engine provides. Output strides and saved tensors do not depend on the engine.
 
 The floating-point tensors of a call have one dtype, all its tensors are on one device and may have any strides, and their sizes
-have been checked against each other. The letters are those of kernels/cuda/shapes.h; pairs are (height, width). `precision` is
-"tf32" or "ieee" and matters for float32 alone. If a kernel needs packed operands, the engine packs them within the call.
+have been checked against each other. The letters are those of kernels/cuda/shapes.h, and D is the number of directions; pairs are
+(height, width). `precision` is "tf32" or "ieee" and matters for float32 alone. If a kernel needs packed operands, the engine packs them within the call.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ class Pool2dGeometry(NamedTuple):
 class RnnOptions(NamedTuple):
     """How the steps of a recurrent layer are laid out in memory, and how each is computed.
 
-    A sequence is either padded, (T, N, ·), or packed, (total, ·). A packed sequence holds the rows of one step after the other;
-    step t has `batch_sizes[t]` rows, one for each sample that reaches it.
+    A sequence is either padded, (T, N, ·), or packed, (total, ·). A packed sequence holds the rows of step 0, then those of step 1,
+    and so on; step t has `batch_sizes[t]` rows, one for each sample that reaches it.
     """
 
-    lengths: Tensor | None  # (N), integers: the steps of each padded sample, to be clamped to [0, T]; None for T steps each
-    batch_sizes: tuple[int, ...] | None  # of a packed sequence; None for a padded one
+    #: (N), integers: the steps of each padded sample, to be clamped to [0, T]. None for T steps each, or for a packed sequence.
+    lengths: Tensor | None
+    batch_sizes: tuple[int, ...] | None  # (T), the rows of each step of a packed sequence; None for a padded sequence
     nonlinearity: str
     precision: str
 

@@ -26,7 +26,7 @@ Sizes = Sequence[int]
 #: The largest extent in pooling and recurrence. A kernel's loop counter may exceed an extent by one increment before the loop
 #: ends, and no increment is larger than 2^27.
 MOST = 2**31 - 2**27
-#: A tensor of at most this many elements is below every limit, the smallest of which is about 2^21 samples in rnn_cell.
+#: A tensor of at most this many elements has no extent above a limit; the lowest limit is about 2^21 samples, in rnn_cell.
 _FEW = 2**20
 
 _LIMITED = ("auto", "cuda", "cupy")

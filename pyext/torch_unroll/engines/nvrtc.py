@@ -1,7 +1,7 @@
 """Compiles rows of the kernel table at run time: NVRTC compiles the same sources as nvcc, without an include path or a GPU.
 
-The source of a kernel and every file that it includes are handed over in memory, so that `Recipe.digest` covers exactly what is
-compiled.
+The source of a kernel and the files of kernels/cuda that it includes are handed over in memory, so that `Recipe.digest` covers
+exactly what is compiled.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def sources(name: str) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the compiled code of a kernel depends on, besides the compiler."""
+    """A kernel, and the architecture to compile it for."""
 
     kernel: Kernel
     architecture: str  # "sm_80", "sm_90a", ...
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the compiled code: the same sources, options, architecture and compiler have the same digest."""
+        """A hash of what the compiled code depends on: sources, kernel, architecture, options and NVRTC's version."""
         total = hashlib.sha256()
         settings = (self.kernel.source, self.kernel.expression, self.architecture, *OPTIONS, *map(str, version()))
         files = (part for name, text in self._sources.items() for part in (name.encode(), text))

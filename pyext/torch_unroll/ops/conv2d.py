@@ -1,8 +1,8 @@
 """The operators of two-dimensional convolution: fprop, dgrad (the gradient of the input) and wgrad (that of the weight).
 
 Convolution is bilinear, so the derivative of each of the three operators is again one of the three: they call each other, which
-yields gradients of every order. A call saves only those of its two factors that a wanted gradient needs (both in forward mode and
-inside torch.func), and saves the tensors themselves, not packed copies.
+yields gradients of every order. A call saves only those of its two factors that a wanted gradient needs; in forward mode and
+inside torch.func, it saves both factors. It saves the tensors themselves, not packed copies.
 
 Images are computed in the layout that torch's convolution gives them: channels_last if an image or the filter is channels_last.
 An operator that is called on its own (`channels_last` None) decides this by its own tensors; the operators that compute the

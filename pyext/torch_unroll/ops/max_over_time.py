@@ -110,7 +110,7 @@ class MaxOverTimeBackward(Operator):
 
 
 class MaxOverTimeGather(Operator):
-    """x (T, N, C) -> (N, C): x at the steps that another forward chose; 0 where it chose none."""
+    """x (T, N, C) -> (N, C): x at the steps that MaxOverTimeForward chose for another tensor; 0 where it chose none."""
 
     @staticmethod
     def check(x, offsets, engine):

@@ -48,7 +48,7 @@ def split_batch(results: tuple[Tensor, Tensor], size: int, dim: int, with_offset
 
 
 def save_choice(ctx: Any, output: tuple[Tensor, ...]) -> None:
-    """Saves a forward's offsets and, if the Function is anchored, the anchor that follows them."""
+    """Saves a forward's offsets and, if there is one, the anchor that follows them (see `Operator.anchored`)."""
     offsets = output[1]
     ctx.mark_non_differentiable(offsets)
     ctx.set_materialize_grads(False)
@@ -219,8 +219,8 @@ class MaxPool2dBackward(Operator):
 
 
 class MaxPool2dGather(Operator):
-    """x (N, C, H, W) -> (N, C, P, Q): x at the cells that the windows of another forward chose; 0 for a window that chose
-    none."""
+    """x (N, C, H, W) -> (N, C, P, Q): x at the cells that MaxPool2dForward chose for another tensor; 0 for a window in
+    which it chose none."""
 
     @staticmethod
     def check(x, offsets, kernel_size, stride, padding, dilation, engine):

@@ -43,8 +43,8 @@ class Operator:
 
     #: Whether torch.autocast lowers the floating-point inputs, as it does for torch's operators of the same kind.
     autocast: bool = False
-    #: Whether the results of `backward` pass through `with_history` when one of the first two inputs requires a gradient. Those
-    #: two are the inputs that torch's backward reads.
+    #: Whether the results of `backward` pass through `with_history`, which makes them require a gradient under `create_graph`,
+    #: when one of the first two inputs requires a gradient. Those two are the inputs that torch's backward reads.
     has_history: bool = False
     #: Whether the Function returns an additional empty tensor, the anchor for `with_history`.
     anchored: bool = False
@@ -198,8 +198,8 @@ def _functions(definition: type[Operator], kernel: _Kernel, op: Any) -> _Functio
     return _Functions(
         dispatched=function(forward=forward_dispatched, backward=backward, jvp=jvp),
         direct=function(forward=forward_direct, backward=backward, jvp=jvp),
-        # Its backward is the definition's own, without `with_history`, since torch.func never asks whether a gradient requires a
-        # gradient.
+        # The backward of this Function is the definition's own, without `with_history`, since torch.func never asks whether a
+        # gradient requires a gradient.
         transformed=function(
             forward=forward_transformed,
             setup_context=definition.setup_context,

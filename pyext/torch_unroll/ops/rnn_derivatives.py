@@ -78,8 +78,8 @@ class Recurrence:
         return torch.stack(gradients)
 
     def curvature_term(self, h: Tensor, s: Tensor, a: Tensor) -> Tensor | None:
-        """f''(h_t) s_t a_t, where f'' is the derivative of f' with respect to h; None if that is 0 everywhere.
-        It is 0 past the length of a sample."""
+        """f''(h_t) s_t a_t, where f'' is the derivative of f' with respect to h; None if f'' is 0 everywhere.
+        The term is 0 past the length of a sample."""
         second = curvature(self.options.nonlinearity, h)
         if second is None:
             return None
@@ -106,6 +106,6 @@ class Recurrence:
 
 
 def _join_directions(start: Tensor, function: Callable[[int], Tensor], dim: int = -1) -> Tensor:
-    """Concatenates the result for each direction."""
+    """Concatenates the results of `function` for all directions along `dim`."""
     parts = [function(direction) for direction in range(start.shape[0])]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

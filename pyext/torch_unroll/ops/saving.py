@@ -26,6 +26,6 @@ def save_needed(ctx: Any, *tensors: tuple[Tensor | None, bool]) -> None:
 
 
 def stand_in(saved: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The saved tensor or, if it was not saved, zeros of its shape with the dtype and device of `like`, which take the memory of
-    one element."""
+    """The saved tensor or, if it was not saved, zeros of the given shape with the dtype and device of `like`. The zeros take the
+    memory of one element."""
     return like.new_zeros(()).expand(shape) if saved is None else saved

@@ -1,4 +1,4 @@
-// Kernels in clusters. Some of them make a mistake that a template argument selects.
+// Kernels that run in clusters. Some of them make a mistake that a template argument selects.
 #pragma once
 #include "platform/cluster.h"
 #include "platform/mbarrier.h"

@@ -1,4 +1,4 @@
-// Asynchronous copies, exchanges between blocks, and named barriers.
+// Kernels for the tests of asynchronous copies, exchanges between blocks, and named barriers.
 #pragma once
 #include "platform/memory.h"
 #include "platform/shared_memory.h"
@@ -21,6 +21,7 @@ __global__ void copy_kernel(const __grid_constant__ CopyParameters p) {
   for (int i = 0; i < Bytes / 4; ++i) p.y[at / 4 + i] = reinterpret_cast<const uint32_t*>(shared + at)[i];
 }
 
+// The shapes are those of exchange_kernel; the other kernels use the arrays in their own ways.
 struct ExchangeParameters {
   uint32_t* flags;  // (gridDim.x), zeros before the launch
   uint32_t* data;   // (gridDim.x, blockDim.x)
@@ -45,7 +46,7 @@ __global__ void exchange_kernel(const __grid_constant__ ExchangeParameters p) {
   }
 }
 
-// Passes 16 bytes from one block to another by one store and one load.
+// One block writes 16 bytes by a single store; the other block polls them by single loads.
 template <int Blocks>
 __global__ void wide_exchange_kernel(const __grid_constant__ ExchangeParameters p) {
   static_assert(Blocks == 2);

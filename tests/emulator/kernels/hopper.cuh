@@ -10,7 +10,7 @@ struct BoxParameters {
   unsigned char* to;  // receives the first `bytes` bytes of shared memory after the copy
   int32_t start[4], offset[2];
   int32_t at, bytes;  // at: the offset of the box in shared memory
-  int32_t expected;   // the bytes that the mbarrier expects
+  int32_t expected;   // how many bytes the mbarrier expects
   int32_t fill;       // the value of every byte before the copy
   int32_t mistake;    // a BoxMistake
 };
@@ -51,8 +51,8 @@ __global__ void box_kernel(const __grid_constant__ BoxParameters p) {
   for (int i = int(threadIdx.x); i < p.bytes; i += int(blockDim.x)) p.to[i] = shared[i];
 }
 
-// One operand in shared memory and its descriptor. `step` is the distance in bytes between the parts that successive products
-// read.
+// The bytes of one operand, which the kernel copies to shared memory, and the fields of its descriptor. `step` is the distance in
+// bytes between the parts that successive products read.
 struct Operand {
   const unsigned char* bytes;
   int32_t size;
@@ -101,7 +101,7 @@ __global__ void wgmma_kernel(const __grid_constant__ WgmmaParameters p) {
 enum class Ring { correct, wrong_parity, wrong_span, late_wait, wrong_bytes };
 
 struct RingParameters {
-  TensorMap a, b;  // (M, K), (N, K); boxes of 64 and kN rows by 128 bytes
+  TensorMap a, b;  // a: (M, K), boxes of 64 rows by 128 bytes; b: (N, K), boxes of kN rows by 128 bytes
   float* d;        // (M, N)
   int32_t N, steps;
 };

@@ -3,6 +3,7 @@
 #include "platform/mma.h"
 #include "platform/shared_memory.h"
 
+// The shapes are those of a product; stmatrix_kernel uses a and b for other matrices.
 template <class T>
 struct ProductParameters {
   const T* a;  // (M, K)
@@ -16,7 +17,7 @@ __device__ uint32_t pair(const T* from) {
   return uint32_t(from[1].bits) << 16 | from[0].bits;
 }
 
-// An m16n8k16 product of fragments that are loaded element by element, by the table at the head of platform/mma.h.
+// An m16n8k16 product of fragments that are loaded by the table at the head of kernels/cuda/platform/mma.h, without ldmatrix.
 template <class T>
 __global__ void mma_16bit_kernel(const __grid_constant__ ProductParameters<T> p) {
   const int g = int(threadIdx.x) / 4, t = int(threadIdx.x) % 4;

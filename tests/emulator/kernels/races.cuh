@@ -39,7 +39,7 @@ __global__ void rotate_kernel(const __grid_constant__ RaceParameters p) {
   p.y[threadIdx.x] = shared[threadIdx.x];
 }
 
-// The lanes of a warp exchange values through shared memory, which a shuffle does not order.
+// The lanes of a warp exchange values through shared memory. A shuffle does not order these accesses; __syncwarp does.
 template <bool kCorrect>
 __global__ void warp_exchange_kernel(const __grid_constant__ RaceParameters p) {
   float* shared = shared_memory<float>();
@@ -79,7 +79,7 @@ __global__ void hand_over_kernel(const __grid_constant__ RaceParameters p) {
   }
 }
 
-// The last block to finish sums the results of all, ordered by __threadfence and an atomic counter.
+// The last block to finish sums the results of all. __threadfence and an atomic counter order its reads after their writes.
 template <bool kCorrect>
 __global__ void last_block_kernel(const __grid_constant__ RaceParameters p) {
   if (threadIdx.x) return;
@@ -93,7 +93,7 @@ __global__ void last_block_kernel(const __grid_constant__ RaceParameters p) {
   p.y[0] = sum;
 }
 
-// Every thread copies a value and reads another thread's; in the mistaken kernel no thread waits for its copy.
+// Every thread copies a value and reads one that another thread copied. In the incorrect kernel no thread waits for its copy.
 template <bool kCorrect>
 __global__ void copied_kernel(const __grid_constant__ RaceParameters p) {
   float* shared = shared_memory<float>();

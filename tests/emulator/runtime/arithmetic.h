@@ -31,7 +31,7 @@ const Arithmetic& arithmetic();
 
 namespace truncating {
 constexpr int kPlaces = 25;
-// kOfZero stands for the exponent of zero, kOfInfinite for that of infinity and NaN. A sum of two exponents is at least
+// kOfZero represents the exponent of zero, kOfInfinite that of infinity and NaN. A sum of two exponents is at least
 // kNotFinite if one of them is kOfInfinite; otherwise it is below kLeast if one of them is kOfZero.
 constexpr int kOfZero = -0x1000, kOfInfinite = 0x4000, kNotFinite = 0x2000, kLeast = -300;
 

@@ -1,5 +1,6 @@
-// cp.async. A copy completes at a random moment between its issue and the wait for its group or the end of its thread. The copies
-// of a thread complete in any order. Until a copy completes, its destination is NaN.
+// cp.async. A copy completes at a random moment between its issue and the wait for its group or the end of its thread; in race
+// mode, only at that wait or end. The copies of a thread may complete in any order. Until a copy completes, its destination is
+// NaN.
 #include "platform/memory.h"
 #include "scheduler.h"
 
@@ -12,8 +13,8 @@ void land(const Copy& copy) {
   std::memset(copy.to + copy.source_bytes, 0, size_t(copy.bytes - copy.source_bytes));
 }
 
-// Completes a copy when its thread waits for it or ends. The write, which was reported to the race checker at the issue, is
-// reported again: otherwise a barrier would seem to order the copy even if no thread had waited for it before.
+// Completes a copy when its thread waits for it or ends. The write was reported to the race checker at the issue and is reported
+// again here. Otherwise a barrier between the issue and the wait would seem to order the write before accesses after the barrier.
 void land_at_wait(const Copy& copy) {
   see(copy.to, size_t(copy.bytes), Access::write, copy.where);
   land(copy);

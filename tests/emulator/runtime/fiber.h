@@ -13,7 +13,7 @@ constexpr size_t kStackBytes = 256 << 10;  // of address space; a page takes mem
 // Suspends one fiber and resumes the other. Unlike swapcontext it makes no system call.
 void switch_fiber(Fiber& from, Fiber& to);
 
-// Maps stacks once and reuses them in every later launch.
+// Maps stacks and reuses them in later launches, until unmap().
 class FiberPool {
  public:
   explicit FiberPool(void (*body)()) : body_(body) {}

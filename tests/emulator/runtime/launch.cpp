@@ -52,7 +52,7 @@ Status refuse(Status status, const char* name, std::string message) {
 
 unsigned volume(const uint32_t size[3]) { return size[0] * size[1] * size[2]; }
 
-// The limit of compute capability 9.0 that the launch exceeds; empty if it exceeds none.
+// Which rule of compute capability 9.0 the launch configuration violates; empty if it violates none.
 std::string against_limits(const LaunchConfig& config) {
   const uint32_t *grid = config.grid, *block = config.block;
   if (!grid[0] || !grid[1] || !grid[2] || grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535)
@@ -148,8 +148,8 @@ EXPORT uint64_t torch_unroll_emulator_launches(int kernel) {
   return size_t(kernel) < state().launches.size() ? state().launches[kernel] : 0;
 }
 EXPORT void torch_unroll_emulator_forget_launches() { state().launches.clear(); }
-// Gives the stacks of emulated threads back, which are otherwise kept for later launches. Linux limits the mappings of a process,
-// and every stack needs two.
+// Unmaps the stacks of emulated threads, which are otherwise kept for later launches. Linux limits the number of mappings of a
+// process, and every stack needs two.
 EXPORT void torch_unroll_emulator_unmap_stacks() {
   const std::lock_guard guard(state().mutex);
   scheduler().unmap_stacks();
@@ -159,7 +159,7 @@ EXPORT void torch_unroll_emulator_statistics(uint64_t* threads, uint64_t* switch
   *threads = scheduler().threads, *switches = scheduler().switches;
 }
 
-// Executes a copy to the offset `to` without a kernel; `memory` stands for an address in shared memory that is a multiple of
+// Executes a copy to the offset `to` without a kernel; `memory` represents an address in shared memory that is a multiple of
 // 1024. Also accepts boxes that the emulator refuses in kernels.
 EXPORT int torch_unroll_emulator_copy_box(const TensorMapSpec* spec, const int32_t (*start)[4], const int32_t* offset,
                                           uint32_t to, unsigned char* memory) {

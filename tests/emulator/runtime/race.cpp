@@ -1,5 +1,6 @@
-// The happens-before relation by vector clocks. Barriers, __syncwarp, releases and acquires pass one thread's clock to others.
-// Shuffles, votes and matrix instructions order no memory, so they pass none.
+// The happens-before relation by vector clocks. Barriers, __syncwarp, fences, releases and acquires pass the clocks of threads to
+// other threads. Waits for TMA and wgmma pass the clocks of copies and products (race.h). Shuffles, votes, mma.sync, ldmatrix and
+// stmatrix order no memory, so they pass none.
 #ifdef EMULATOR_RACE
 #include "race.h"
 

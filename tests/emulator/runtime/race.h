@@ -1,5 +1,5 @@
-// How the scheduler reports to the race checker which accesses of other threads happen before a thread's next access. Without
-// race mode these functions do nothing.
+// The functions that inform the race checker which accesses of other threads happen before a thread's next access. Without race
+// mode they do nothing.
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/memory.h"
@@ -12,9 +12,9 @@ namespace emulator {
 struct Block;
 struct Thread;
 
-// The vector clock of a moment. In the part of a block, entry t is the clock of the block's thread or actor t (see below) at the
-// latest of its moments that happened before. A clock is not changed once it is shared, so all threads that met at a barrier
-// refer to the same one.
+// The vector clock of a moment has parts for blocks. Entry t of a block's part is the clock of the block's thread or actor t (see
+// below) at the latest of its moments that happened before this one. A clock is not changed once it is shared, so all threads
+// that met at a barrier refer to the same one.
 struct Clock {
   using Part = std::shared_ptr<const std::vector<uint32_t>>;
   std::vector<std::pair<uint32_t, Part>> parts;  // in ascending order of their blocks
@@ -22,7 +22,7 @@ struct Clock {
 };
 using SharedClock = std::shared_ptr<const Clock>;
 
-// A moment in the execution of a thread: what happened before it, and the thread's own clock.
+// A moment of a thread or actor (see below): what is known to have happened before it, and the clock of the thread or actor.
 struct Moment {
   SharedClock known;
   uint32_t block, thread, clock;
@@ -31,14 +31,14 @@ struct Moment {
 struct Knowledge {
   SharedClock known;
   uint32_t clock = 1;
-  SharedClock fenced;                  // what was known at the last fence; later relaxed stores release it
-  SharedClock offered;                 // what the values read by relaxed loads release; the next fence acquires it
+  SharedClock fenced;                  // what was known at the last fence; later relaxed writes release it
+  SharedClock offered;                 // what was released with the values that relaxed accesses read; the next fence acquires it
   std::vector<uint32_t> proxy_fences;  // the thread's clock at each fence_proxy_async
 };
 
-// Actors are what accesses memory without being a thread: the products of one warp, or the copies that complete at one mbarrier.
-// Each has a clock, as a thread has, and an index after those of the threads. A thread that waits for such products or copies
-// acquires the moment of their actor.
+// An actor accesses memory without being a thread: it is the products of one warp, or the copies that complete at one mbarrier.
+// Like a thread, it has a clock and an index; the indices of actors follow those of the threads. A thread that waits for such
+// products or copies acquires the moment of their actor.
 struct Actors {
   std::vector<uint32_t> clocks;  // of the warps' products, then of the mbarriers' copies
   std::vector<const uint64_t*> barriers;

@@ -17,7 +17,8 @@ namespace emulator {
 namespace {
 constexpr unsigned kRedZone = 1024;  // bytes after a block's shared memory; a write there fails the launch
 constexpr size_t kSharedBytes = (Limits::kSharedPerBlock + kRedZone + 4095) & ~size_t(4095);
-constexpr unsigned kLeaveOneIn = 32;  // next() leaves the preferred block once in this many calls, on average
+// On average once in this many calls, next() gives up a preferred block that has ready threads.
+constexpr unsigned kLeaveOneIn = 32;
 // A launch is in a deadlock after 100,000 polls without progress, and this many more for each thread of the resident blocks.
 constexpr uint64_t kIdlePollsPerThread = 400;
 

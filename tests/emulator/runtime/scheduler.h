@@ -1,4 +1,4 @@
-// Runs the threads of a launch as fibers, in a random order that follows from a seed. Blocks exist while they are resident.
+// Runs the threads of a launch as fibers, in a random order that follows from a seed. Only resident blocks have threads.
 #pragma once
 #include "emulator/runtime.h"
 #include "emulator/vector_types.h"
@@ -26,7 +26,7 @@ struct Thread {
   Block* block = nullptr;
   uint3 index{};
   unsigned linear = 0;
-  Fiber* fiber = nullptr;           // on which the thread is suspended, or null
+  Fiber* fiber = nullptr;           // the fiber on which the thread is suspended, or null
   const char* waits_for = nullptr;  // null if the thread neither waits nor polls
   Where where;                      // of the wait
   Predicates predicates{};          // the result of the last barrier
@@ -55,7 +55,7 @@ struct Collective {
 struct Warp {
   uint32_t alive = 0;
   std::vector<Collective> pending;              // with disjoint masks
-  std::shared_ptr<struct WgmmaQueue> products;  // null before the first product
+  std::shared_ptr<struct WgmmaQueue> products;  // null until the warp first calls a wgmma function
 };
 
 struct Block {
@@ -135,7 +135,7 @@ class Scheduler {
   Random& random() { return random_; }
   const LaunchRequest& request() const { return request_; }
   const FiberPool& fibers() const { return fibers_; }
-  void unmap_stacks() { fibers_.unmap(), running_ = nullptr; }  // between launches
+  void unmap_stacks() { fibers_.unmap(), running_ = nullptr; }  // only between launches
   const std::vector<Block*>& active() const { return active_; }
   const std::vector<std::unique_ptr<Block>>& blocks() const { return blocks_; }
   std::unordered_map<const uint64_t*, MBarrier>& mbarriers() { return mbarriers_; }
@@ -173,7 +173,7 @@ class Scheduler {
   Random random_;
   std::vector<unsigned> order_;  // the clusters that have not started; the last one starts next
   std::vector<Block*> active_;
-  std::vector<std::unique_ptr<Block>> blocks_;  // the active and the unused ones
+  std::vector<std::unique_ptr<Block>> blocks_;  // all blocks, active or not
   std::vector<Block*> unused_;
   std::vector<std::unique_ptr<Cluster>> clusters_;
   std::vector<Cluster*> unused_clusters_;
@@ -188,7 +188,7 @@ Scheduler& scheduler();
 bool owns_shared_memory_at(const void* address);  // in or within 4096 bytes of any block's shared memory
 void thread_exited(Thread& thread);               // completes barriers and collectives that waited for this thread
 void finish_copies(Thread& thread);               // completes the thread's asynchronous copies
-void cluster_barrier_check(Cluster& cluster);     // completes the cluster's barrier if all running threads have arrived
+void cluster_barrier_check(Cluster& cluster);     // completes the cluster's barrier if no thread is left to arrive
 void mbarrier_complete(uint64_t* barrier, int bytes, const Moment& moment, const Where& where);
 void mbarrier_require(const uint64_t* barrier, const Where& where);  // fails the launch unless the barrier is initialised
 void finish_products(const Warp& warp);  // fails the launch unless the warp has waited for all of its products

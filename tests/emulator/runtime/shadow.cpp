@@ -1,4 +1,4 @@
-// Finds races and accesses outside of memory: compares each access to a byte with the earlier ones that are recorded.
+// Finds races, by comparing each access to a byte with recorded earlier ones, and accesses outside of memory.
 #ifdef EMULATOR_RACE
 #include "shadow.h"
 
@@ -14,14 +14,14 @@
 
 namespace emulator {
 namespace {
-// The moment at which an asynchronous access was issued, and a cache of epochs that happened before it, since neighbouring bytes
-// often have the same epoch.
+// The moment at which an asynchronous access was issued, and a cache of epochs (see below) that happened before it, since
+// neighbouring bytes often have the same epoch.
 struct Issuer {
   const Moment& moment;
   mutable uint64_t ordered[8] = {};
 };
 
-// The moment of an access in one word: its clock, block, thread or other actor, and whether it was atomic. 0 is no access.
+// The moment of an access in one word: its clock, block, thread or actor, and whether it was atomic. 0 is no access.
 struct Epoch {
   uint64_t word = 0;
   static Epoch at(uint32_t clock, uint32_t block, uint32_t thread, bool atomic) {
@@ -38,7 +38,7 @@ struct Epoch {
     if (block() == self.block->linear && thread() == self.linear) return true;
     return self.knowledge.known && self.knowledge.known->at(block(), thread()) >= clock();
   }
-  uint32_t known_to(const Moment& self) const {  // the clock of the epoch's actor at its latest moment before `self`
+  uint32_t known_to(const Moment& self) const {  // the clock of the epoch's thread or actor at its latest moment before `self`
     if (block() == self.block && thread() == self.thread) return self.clock;
     return self.known ? self.known->at(block(), thread()) : 0;
   }
@@ -58,8 +58,8 @@ struct Cell {
   Epoch write, read[kReaders];
   uint32_t write_code = 0, read_code[kReaders] = {};
 };
-// A code says where in the source an access was made: the offset of its return address in the shared object or, with kReported,
-// an index into Shadow::reported. kAsynchronous marks the accesses of TMA and of wgmma.
+// A code says where in the source an access was made. It is the return address of the call that reported the access, as an offset
+// in the shared object, or, with kReported, an index into Shadow::reported. kAsynchronous marks the accesses of TMA and of wgmma.
 constexpr uint32_t kReported = 1u << 31, kAsynchronous = 1u << 30;
 constexpr size_t kPageBytes = 64, kMaxPages = 1 << 16;
 struct Page {
@@ -117,8 +117,8 @@ Page& page_of(uintptr_t address) {
   return *all.last;
 }
 
-// The source line of a code, such as "kernel.cuh:12". For inlined code, it is the innermost line outside of the emulator's
-// headers.
+// The source line of the access with this code, such as "kernel.cuh:12". If functions are inlined there, it is the innermost line
+// outside of the emulator's headers.
 std::string place(uint32_t code) {
   if (code & kReported) {
     const Where& where = shadow().reported[code & ~(kReported | kAsynchronous)];
@@ -221,8 +221,8 @@ void check_byte(const char* actor, Cell& cell, uintptr_t address, Access access,
   cell.read[slot] = now, cell.read_code[slot] = code;
 }
 
-// Whether other threads may access the memory; false for a thread's stack, the parameters and the object's own data. Fails the
-// launch if the access is outside of memory.
+// Whether an access must be checked for races; false for threads' stacks, the kernel's parameters and the library's own data.
+// Fails the launch if the access is outside of the memory that kernels may access.
 bool is_memory(uintptr_t address, size_t bytes, Access access, uint32_t code) {
   const Shadow& all = shadow();
   if (address >= all.image && address < all.image_end) return false;

@@ -4,7 +4,7 @@
 #include "scheduler.h"
 
 namespace emulator {
-constexpr uint32_t kMaxActor = 2047;  // the largest index of a thread or another actor (race.h) in its block
+constexpr uint32_t kMaxActor = 2047;  // the largest index of a thread or actor (race.h) in its block
 
 // Checks an access against earlier ones and records it. `code` is the return address of the call that reports it.
 void check_access(const void* address, size_t bytes, Access access, const void* code);

@@ -9,7 +9,7 @@ namespace emulator {
 // Why the driver's encoders would refuse the map; empty if they accept it. They also accept maps without swizzle, which the
 // kernels do not use.
 std::string refused_by_driver(const TensorMapSpec& spec);
-// Writes the 128 bytes of a map, or returns why it cannot be encoded.
+// Writes the 128 bytes of a map and returns an empty string, or returns why the map cannot be encoded.
 std::string encode_tensor_map(const TensorMapSpec& spec, void* map);
 // Returns false if encode_tensor_map did not write the 128 bytes.
 bool decode_tensor_map(const void* map, TensorMapSpec& spec);
@@ -33,10 +33,10 @@ class Box {
   int pitch() const { return spec_.swizzle ? spec_.swizzle : row_bytes(); }
   int payload() const { return rows_ * row_bytes(); }
   BoxRow next();
-  // The destination of a piece of a row. It and `to`, the destination of the box, are offsets in bytes from an address that is a
-  // multiple of 1024.
+  // The destination of a 16-byte piece of a row. It and `to`, the destination of the box, are offsets in bytes from an address
+  // that is a multiple of 1024.
   uint32_t place(uint32_t to, int row, int piece) const;
-  // Copies the whole box. `memory` stands for the address that is a multiple of 1024, from which `to` is an offset.
+  // Copies the whole box. `memory` represents the address that is a multiple of 1024, from which `to` is an offset.
   void copy(unsigned char* memory, uint32_t to);
 
  private:

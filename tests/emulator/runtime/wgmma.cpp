@@ -46,7 +46,7 @@ struct Product {
 // What the warps of a warpgroup have issued, to check that they issue the same products.
 struct Warpgroup {
   std::deque<Issue> issues;  // the products that not all warps have issued
-  uint64_t dropped = 0;      // the number of earlier products
+  uint64_t dropped = 0;      // the number of products before those
   uint64_t issued[4] = {};   // the number that each warp has issued
 };
 }  // namespace

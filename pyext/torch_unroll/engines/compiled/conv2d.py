@@ -1,6 +1,6 @@
 """The engine functions of convolution, unfold and fold: they select a variant and run its host code.
 
-Every function takes the launcher first. A call with an empty tensor launches no kernel of the library; torch fills its result.
+The functions of an engine take the launcher first. A call with an empty tensor launches no kernel of the library; torch fills its result.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Call:
         return [self.on(x, self.w, y) for x, y in zip(self.x.split(images), self.y.split(images), strict=True)]
 
     def on(self, x: Tensor, w: Tensor, y: Tensor) -> Call:
-        """Returns the same call on other tensors; the call itself, with its cached problem, if they are its own tensors."""
+        """Returns the same call on other tensors; if these are its own tensors, the call itself, with its cached problem."""
         if x is self.x and w is self.w and y is self.y:
             return self
         return replace(self, x=x, w=w, y=y)

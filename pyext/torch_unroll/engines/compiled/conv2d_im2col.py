@@ -55,7 +55,8 @@ def wgrad(call: Call, configuration: Configuration) -> None:
         accumulate = sums is not None
         if sums is None:
             sums = allocate_filter_sums(product, plan)
-            configuration = configuration._replace(splits=plan.splits)  # later chunks add to the sums of the first
+            # Later chunks add to the sums of the first, so they may not have more splits than the first.
+            configuration = configuration._replace(splits=plan.splits)
         im2col(chunk, columns)
         launch_wgrad(product, plan, sums, accumulate)
     assert sums is not None

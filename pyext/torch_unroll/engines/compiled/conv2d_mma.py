@@ -1,4 +1,4 @@
-"""Host code of the variant mma: packs what does not come in whole pieces, and launches the product, chunk by chunk."""
+"""Host code of the variant mma: packs operands that do not come in whole pieces of 16 bytes, and launches a product per chunk."""
 
 from __future__ import annotations
 

@@ -40,14 +40,15 @@ def packed_bytes(groups: int, *tensors: Tensor) -> int:
 def pack_channels(
     launcher: Launcher, tensor: Tensor, groups: int, images: int | None = None, padded_images: int | None = None
 ) -> Tensor:
-    """Returns a tensor (N, groups · channels, H, W) with channels innermost, each group's padded with zeros to whole pieces.
+    """Returns a copy of a tensor (N, groups · channels, H, W) with channels innermost in memory. The channels of each group are
+    padded with zeros to whole pieces of 16 bytes.
 
     Args:
         images, padded_images: each run of `images` along dimension 0 is padded to `padded_images`, for the outputs of each group
             of a filter; by default, dimension 0 is not padded.
 
     Returns:
-        The tensor itself, if it is packed already.
+        The copy, or the tensor itself if it is packed already.
     """
     N, C, H, W = tensor.shape
     images, padded_images = images or N, padded_images or N

@@ -1,7 +1,7 @@
 """Host code of the variant wgmma: packs what TMA cannot fetch, makes tensor maps and launches the product.
 
-A parameter struct with its maps depends only on a plan and on where tensors are in memory. Structs are cached, because the
-allocator mostly returns the same addresses in every step of a training loop.
+Parameter structs and their tensor maps depend on the addresses of tensors. Both are cached, because the allocator mostly returns
+the same addresses in every step of a training loop.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def wgrad(call: Call, configuration: Configuration) -> None:
         accumulate = sums is not None
         if sums is None:
             sums = allocate_workspace((plan.splits, groups * outputs, R * S * channels), call.x, torch.float32)
-            configuration = configuration._replace(splits=plan.splits)  # later chunks add to the sums of the first
+            # Later chunks add to the sums of the first, so they may not have more splits than the first.
+            configuration = configuration._replace(splits=plan.splits)
         struct = _wgrad_struct(call.launcher, x.device, plan, _memory(x), _memory(dy), sums.data_ptr(), accumulate)
         call.launcher.launch(plan.launch, struct, x.device)
         del x, dy
@@ -102,7 +103,7 @@ def _launch_image(
 
 
 class _Memory(NamedTuple):
-    """Where a tensor is in memory."""
+    """The address, size and strides (in elements) of a tensor."""
 
     address: int
     size: Four
@@ -177,7 +178,7 @@ def _wgrad_struct(
 ) -> ctypes.Structure:
     """Returns the parameters of wgrad, which callers must not change. `sums` is an address."""
     problem, item = plan.problem, ITEM_BYTES[plan.problem.dtype]
-    pixels = STEP_BYTES // item  # of a step
+    pixels = STEP_BYTES // item  # that one step covers
     C, K = problem.group_channels
     return Conv2dWgradWgmmaParameters(
         x=_image(launcher, device, problem.dtype, x, plan.images[0], plan.span // item, pixels),

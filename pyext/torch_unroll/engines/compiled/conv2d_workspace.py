@@ -14,7 +14,7 @@ _limit = WORKSPACE_LIMIT
 
 
 def workspace_limit() -> int:
-    """Returns how many bytes one call may allocate besides its inputs, its outputs and a packed filter."""
+    """Returns the limit in bytes, which counts neither inputs and outputs nor a packed filter."""
     return _limit
 
 

@@ -18,7 +18,7 @@ from torch_unroll.shapes import dtype_name, is_channels_last, pooled_size, pooli
 
 
 def _aligned(*tensors: Tensor) -> bool:
-    """Whether all tensors start at a multiple of 16 bytes, as everything that torch allocates does."""
+    """Whether all tensors start at a multiple of 16 bytes, as all memory that torch allocates does."""
     return all(tensor.data_ptr() % PIECE_BYTES == 0 for tensor in tensors)
 
 
@@ -61,8 +61,8 @@ def _problem_of_offsets(
 
 
 def _problem_of_time(direction: str, dtype: torch.dtype, steps: int, N: int, C: int, **options: Any) -> Pool2dProblem:
-    """Returns the maximum over time as pooling: each (n, c) is a plane of `steps` rows and one column, covered by one window, and
-    channels are adjacent in memory."""
+    """Returns the maximum over time as pooling: each (n, c) is a plane of `steps` rows and one column, covered by one window. In
+    memory, the channels of the results are adjacent."""
     geometry = Pool2dGeometry((steps, 1), (1, 1), (0, 0), (1, 1))
     return _problem(direction, dtype, (N, C, steps, 1), (1, 1), geometry, channels_last=True, **options)
 

@@ -31,7 +31,7 @@ def rnn_forward(
     h0: Tensor,
     options: RnnOptions,
 ) -> Tensor:
-    """Runs all steps of a layer: h[t] = f(z[t] + W_hh h[t - 1]).
+    """Runs all steps of a layer: h[t] = f(z[t] + W_hh h[t - 1]). Direction 1 reads h[t + 1] instead of h[t - 1].
 
     Args:
         z: (T, N, D·H), or packed (total, D·H).
@@ -68,9 +68,9 @@ def rnn_backward(
     h0: Tensor,
     options: RnnOptions,
 ) -> tuple[Tensor, Tensor]:
-    """Back-propagates through time: dz[t] = f' · (dh[t] + W_hhᵀ dz[t + 1]).
+    """Back-propagates through time: dz[t] = f' · (dh[t] + W_hhᵀ dz[t + 1]). Direction 1 reads dz[t - 1] instead of dz[t + 1].
 
-    f' is the derivative of f at z[t] + W_hh h[t - 1], computed from h[t].
+    f' is the derivative of f at the argument for which f is h[t], and is computed from h[t].
 
     Args:
         dh: like h.
@@ -101,8 +101,8 @@ def rnn_backward(
 
 
 class _Layer:
-    """What a pass needs besides z, h and their gradients. It holds the tensors that it makes for the kernels (the padded matrix,
-    the lengths and the offsets of packed steps), so that they live until the launch.
+    """The matrix, extents, lengths and options of a layer, which its forward and backward passes need. It holds the tensors that
+    it makes for the kernels (the padded matrix, the lengths and the offsets of packed steps), so that they live until the launch.
 
     Args:
         w: (D, H, H), the matrix that multiplies the state: W_hh forward, its transpose backward.
@@ -258,7 +258,8 @@ def _step_stride(tensor: Tensor) -> StepStride:
 
 
 def _rows_aligned(length: int, *tensors: Tensor) -> bool:
-    """Whether all rows start at multiples of 16 bytes, and also those of the second direction, `length` elements further on."""
+    """Whether all rows start at multiples of 16 bytes, and so does the element at `length` of each row, where the features of the
+    second direction start."""
     for tensor in tensors:
         start = 0 if tensor.is_meta else tensor.data_ptr()  # torch aligns what it allocates to more than 16 bytes
         if start % 16 or any(extent * tensor.element_size() % 16 for extent in (length, *tensor.stride()[:-1])):
@@ -267,8 +268,8 @@ def _rows_aligned(length: int, *tensors: Tensor) -> bool:
 
 
 def _padded_rows(w: Tensor) -> Tensor:
-    """Returns w (D, H, H) with its rows contiguous and padded with zeros to a multiple of 16 bytes, or w itself if they already
-    are and w starts at a multiple of 16 bytes."""
+    """Returns a contiguous copy of w (D, H, H) whose rows are padded with zeros to a multiple of 16 bytes; w itself if it is
+    contiguous, needs no padding and starts at a multiple of 16 bytes."""
     H = w.shape[-1]
     per_fragment = FRAGMENT_BYTES // w.element_size()
     if H % per_fragment == 0 and w.is_contiguous() and w.data_ptr() % 16 == 0:

@@ -41,7 +41,7 @@ class _Rows(NamedTuple):
     """Where kernels find the steps of a layer in a sequence that is viewed as (rows, D·H)."""
 
     first_row: Tensor  # (T), the row of sample 0 at each step
-    row_step: int  # from the row of one sample to that of the next
+    row_step: int  # how many rows further on the next sample's row is
     lengths: Tensor  # (N), the steps of each sample
 
 

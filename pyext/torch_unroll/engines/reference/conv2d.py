@@ -26,7 +26,7 @@ def _window(kernel_size: Pair, geometry: Conv2dGeometry) -> Pool2dGeometry:
 
 
 def _im2col(x: Tensor, output_size: Pair, window: Pool2dGeometry) -> Tensor:
-    """x (N, C, H, W) -> (N, C, R·S, P, Q)."""
+    """Returns the columns (N, C, R·S, P, Q) of x (N, C, H, W)."""
     (N, C, H, W), (R, S) = x.shape, window.kernel_size
     columns = x.new_zeros(N, C, R * S, *output_size)
     for cell, outputs, pixels in cells((H, W), output_size, window):
@@ -35,7 +35,7 @@ def _im2col(x: Tensor, output_size: Pair, window: Pool2dGeometry) -> Tensor:
 
 
 def _col2im(columns: Tensor, x_size: Pair, window: Pool2dGeometry) -> Tensor:
-    """columns (N, C, R·S, P, Q) -> (N, C, H, W), summing the cells that cover a pixel."""
+    """Returns (N, C, H, W) from columns (N, C, R·S, P, Q): each pixel is the sum of the cells that cover it."""
     N, C, _, P, Q = columns.shape
     x = columns.new_zeros(N, C, *x_size)
     for cell, outputs, pixels in cells(x_size, (P, Q), window):

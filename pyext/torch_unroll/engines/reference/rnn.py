@@ -4,7 +4,7 @@
     dz_t = f'_t (dh_t + W_hhᵀ dz_{t+1})                   dh_0 = W_hhᵀ dz_1
     u_t  = f'_t (p_t + W_hh u_{t-1})                      the tangent of h_t for tangents p_t of z_t and u_0 of h_0
 
-f'_t, the derivative of f at z_t + W_hh h_{t-1}, is a function of h_t alone, so h is all that is kept for the backward pass.
+f'_t, the derivative of f at z_t + W_hh h_{t-1}, is a function of h_t alone, so the backward pass does not need z.
 Forward, direction 0 runs from the first step to the last and direction 1 from the last to the first; the backward pass runs the
 opposite way.
 """
@@ -50,7 +50,7 @@ class _Layer:
 
 
 def _replace_running(state: Tensor, rows: Tensor, running: Tensor | None) -> Tensor:
-    """Returns the state (N, H) with the rows of the samples that are still running replaced."""
+    """Returns the state (N, H) in which `rows` replace those of the samples that are still running."""
     if running is not None:
         return torch.where(running, rows, state)
     return rows if len(rows) == len(state) else torch.cat((rows, state[len(rows) :]))

@@ -47,6 +47,6 @@ enum class Order { relaxed, acquire, release };
 void synchronise(const void* address, size_t bytes, bool writes, Order order, const Where& where);
 void fence();
 
-// For functions that access a kernel's memory and report it by see() or synchronise(): the compiler does not instrument them.
+// For functions that the compiler must not instrument: they report their accesses to a kernel's memory by see() or synchronise().
 #define EMULATOR_UNSEEN __attribute__((no_sanitize("thread"), noinline))
 }  // namespace emulator

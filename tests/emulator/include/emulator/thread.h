@@ -1,4 +1,4 @@
-// Built-in variables, barriers of a block, fences, the clock, and loads and stores with a cache hint.
+// Built-in variables, barriers of a block, fences, the clock, __nanosleep, and loads and stores with a cache hint.
 #pragma once
 #include "emulator/runtime.h"
 #include "emulator/vector_types.h"

@@ -15,10 +15,10 @@ namespace emulator {
 template <class T>
 struct Shuffle {
   T value, result;
-  int source;  // a lane
+  int source;  // the lane to read
 };
 
-// The value of an absent lane is undefined on a GPU; here all its bits are set.
+// A value read from a lane that does not take part is undefined on a GPU; here all its bits are set.
 template <class T>
 EMULATOR_UNSEEN T shuffle(const char* what, uint32_t mask, T value, int source, const Where& where) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);

@@ -1,5 +1,5 @@
-// Replaces kernels/cuda/platform/cluster.h. As on a GPU, an address has the rank in its top byte and the offset below. An access
-// to a block that has not started or has ended fails the launch (runtime/cluster.cpp).
+// Replaces kernels/cuda/platform/cluster.h. As on a GPU, a cluster address has the block's rank in its top byte and an offset in
+// the lower bytes. An access to the memory of a block that has not started or has ended fails the launch (runtime/cluster.cpp).
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/vector.h"

@@ -1,5 +1,6 @@
-// Replaces kernels/cuda/platform/mbarrier.h with the state machine of the PTX manual. Its state is kept outside of the kernel's
-// memory (runtime/mbarrier.cpp). Using a barrier that is not initialised, too many arrivals and too many bytes fail the launch.
+// Replaces kernels/cuda/platform/mbarrier.h with the state machine of the PTX manual. The state of an mbarrier is kept outside of
+// the kernel's memory (runtime/mbarrier.cpp). The launch fails if a barrier is used before its initialisation, or has too many
+// arrivals or too many pending bytes.
 #pragma once
 #include "emulator/runtime.h"
 #include "platform/types.h"

@@ -1,6 +1,6 @@
 // Replaces kernels/cuda/platform/memory.h. All bits of an asynchronous copy's destination are set when the copy is issued; the
-// data arrive at a random moment before the wait ends (runtime/copies.cpp). Another thread may run before any of the loads,
-// stores and additions.
+// data arrive at a random moment before the wait ends (runtime/copies.cpp). Another thread may run before each load_*,
+// store_* and add_*.
 #pragma once
 #include "emulator/runtime.h"
 #include "emulator/vector_types.h"
