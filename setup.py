@@ -1,8 +1,8 @@
 """Compiles the CUDA kernels into the package if nvcc is present; pyproject.toml describes everything else.
 
 Without nvcc or a host compiler the package is installed without the compiled kernels: the engines that compile at run time still
-work if their packages are installed, and `python -m torch_unroll doctor` says what is missing. No GPU is needed, so a wheel can
-be built on any machine. `TORCH_CUDA_ARCH_LIST`, `MAX_JOBS` and `CUDA_HOME` apply; `TORCH_UNROLL_SKIP_CUDA=1` leaves the compiled
+work if their packages are installed, and `python -m torch_unroll doctor` says what is missing. No GPU is needed to build
+a wheel. `TORCH_CUDA_ARCH_LIST`, `MAX_JOBS` and `CUDA_HOME` apply; `TORCH_UNROLL_SKIP_CUDA=1` leaves the compiled
 kernels out.
 """
 
@@ -19,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
-# An empty module stands in for the package torch_unroll, whose __init__.py imports torch; its `kernels` does not need torch.
+# An empty module replaces the package torch_unroll, whose __init__.py imports torch; torch_unroll.kernels does not need torch.
 package = ModuleType("torch_unroll")
 package.__path__ = [str(ROOT / "pyext" / "torch_unroll")]
 sys.modules["torch_unroll"] = package
@@ -29,7 +29,7 @@ from torch_unroll.kernels.table import kernels  # noqa: E402
 
 
 class BuildKernels(build_ext):
-    """Compiles the kernel table. The object uses no Python API, so its name contains no Python version or ABI."""
+    """Compiles the kernel table into a library, which uses no Python API, so its name contains no Python version or ABI."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return f"{fullname.replace('.', '/')}.so"
@@ -51,7 +51,7 @@ class BuildKernels(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """A wheel that fits every version of Python, and one platform if it contains compiled kernels."""
+    """A wheel for every version of Python 3, and for a single platform if it contains compiled kernels."""
 
     def get_tag(self) -> tuple[str, str, str]:
         _, _, platform = super().get_tag()

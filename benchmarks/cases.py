@@ -51,7 +51,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Bytes that have to move if a pass reads each input and writes each output once; 0 for `network`, where they are unknown."""
+        """Bytes that have to move if a pass reads each input and writes each output once; 0 for `network`: not known."""
         return self.operation.bytes(self.shape, self.direction, self.torch_dtype.itemsize)
 
     def shrunk(self) -> Case:

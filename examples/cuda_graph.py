@@ -1,7 +1,7 @@
 """Captures a training step into a CUDA graph and replays it on new data.
 
-A graph saves the host's time for every launch, which is most of the time of a small network. No kernel can be compiled or loaded
-during the capture, so `tu.warmup` loads the kernels before it.
+A graph saves the time that the host takes for each launch; in a small network, launches take most of the time. No kernel can be
+compiled or loaded during the capture, so `tu.warmup` loads the kernels before it.
 Prints the difference between the replayed and the eager gradients, which is 0: the kernels are deterministic.
 Needs a GPU: without one it says so and exits with status 0.
 """

@@ -160,7 +160,7 @@ def _emulated_steps(
 ) -> tuple[list[Step], list[str]]:
     compiler = find_host_compiler()
     flags = [*_HOST_FLAGS, *_host_architecture()]
-    # nvcc includes its cuda_runtime.h in every source file; so does this build with the emulator's.
+    # nvcc includes its cuda_runtime.h in every source file; this build includes the emulator's in the same way.
     stand_ins = [f"-I{EMULATOR / 'include'}", *folders, "-include", "cuda_runtime.h"]
     runtime = [f"-I{EMULATOR / 'include'}", f"-I{SOURCES}", f"-DEMULATOR_{mode.upper()}"]
     steps = [

@@ -1,10 +1,10 @@
 """Checks that the structs that Python passes to C++ have the same memory layout on both sides.
 
-Each struct of the device code has a mirror, a `ctypes.Structure` whose fields have the same names. nvcc, g++ and NVRTC compile
-the device code together with a check (`statement`) that fails to compile if a field has another offset or size in the mirror, or
-is missing on either side. A built object contains the `record` of the mirrors that it was compiled with; when it is loaded, the
-record is compared with the current mirrors, which may be newer. A field of a mirror is padding if its name begins with an
-underscore.
+Each such struct of the device code has a mirror, a `ctypes.Structure` whose fields have the same names. nvcc, g++ and NVRTC
+compile the device code together with a check (`statement`) that fails to compile if a field has another offset or size in the
+mirror, or is missing on either side. A built object contains the `record` of the mirrors that it was compiled with; when it is
+loaded, the record is compared with the current mirrors, which may be newer. A field of a mirror is padding if its name begins
+with an underscore.
 """
 
 from __future__ import annotations

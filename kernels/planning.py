@@ -37,7 +37,7 @@ class Configuration(NamedTuple):
 
     variant: str
     tile: str = ""  # what a block computes, as the variant names it, e.g. "128x128"; empty if there is no choice
-    splits: int = 1  # how many blocks share the work of one tile
+    splits: int = 1  # how many blocks share a tile; in `split` of max pooling, how many threads share a window
 
     def __str__(self) -> str:
         tile = f" {self.tile}" if self.tile else ""

@@ -227,7 +227,7 @@ void hand_off() {
   DeviceArray<uint64_t> boxes(256);
   uint32_t* flags = reinterpret_cast<uint32_t*>(boxes.data + 128);
   for (bool flag_in_data : {true, false})
-    for (int partner : {1, 2, 17, 33, 65, 97, multiprocessors() - 1})  // multiprocessors at different distances through L2
+    for (int partner : {1, 2, 17, 33, 65, 97, multiprocessors() - 1})  // blocks that may differ in their distance from block 0
       measure(flag_in_data ? "l2_flag_in_data" : "l2_release_acquire", detail("partner", partner), 2,
               {.grid = unsigned(multiprocessors()), .block = 32, .cooperative = true}, clearing(boxes), ping_pong_l2, boxes.data,
               flags, partner, flag_in_data);

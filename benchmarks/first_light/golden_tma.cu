@@ -1,6 +1,7 @@
-// Golden data for the emulator: what TMA writes and where, and how it converts fp32 to TF32. In the tensor from which
-// boxes are copied, the element of linear index i is i + 1, so a dump shows the source of each element, and 0 is the engine's
-// fill. The destination of a box is filled with 0xFFFF beforehand, so that the dump also shows what was not written.
+// Golden data for the emulator: what TMA writes and where, and how it converts fp32 to TF32. In measurements `im2col`
+// and `tiled`, the element of linear index i of the tensor is i + 1, so a dump shows the source of each element, and 0 where TMA
+// filled in an element outside of the tensor. The destination of a box is filled with 0xFFFF beforehand, so that the dump also
+// shows what was not written.
 #include <cuda.h>
 #include <cudaTypedefs.h>
 

@@ -100,7 +100,7 @@ void descriptors() {
     for (const auto& [leading, stride] : {std::pair{1024u, 128u}, {128u, 256u}, {2048u, 256u}})
       run({false, operand, true, NO_SWIZZLE, 0, leading, stride});
     for (const auto& [swizzle, span] : {std::pair{SWIZZLE_32, 32u}, {SWIZZLE_64, 64u}, {SWIZZLE_128, 128u}})
-      for (uint32_t start : {0u, 16 * span})  // the first k tile, and the next one
+      for (uint32_t start : {0u, 16 * span})  // the first k tile and, if `apart` is 1, the next one
         for (uint32_t apart : {1u, 2u})
           for (uint32_t leading : {2048u, 8192u}) run({false, operand, true, swizzle, start, leading, 8 * span * apart});
   }

@@ -1,6 +1,5 @@
-// The PTX instructions of Hopper that the programs of first light use: clocks, mbarriers, clusters, bulk copies, wgmma. A wait
-// for an mbarrier gives up after PATIENCE, so bytes that never arrive lead to a wrong dump or a reported timeout rather than a
-// hang.
+// PTX instructions that the programs of first light use: clocks, mbarriers, clusters, bulk copies, wgmma. A wait for an mbarrier
+// gives up after PATIENCE, so bytes that never arrive lead to a wrong dump or a reported timeout rather than a hang.
 #pragma once
 #include "platform/memory.h"
 #include "platform/mma.h"
@@ -20,7 +19,7 @@ __device__ inline unsigned long long nanoseconds() {
 }
 constexpr long long PATIENCE = 400'000'000;  // cycles after which a wait gives up
 
-// ---- mbarriers (8 bytes of shared memory)
+// ---- mbarriers (8 bytes of shared memory each)
 __device__ inline void barrier_init(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }

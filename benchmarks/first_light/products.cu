@@ -18,7 +18,8 @@ __device__ void finish(Result* result, long long started, float sum) {
   if (sum == 12345.f) result->sink = sum;  // never true; keeps the compiler from removing the products
 }
 
-// Loads W from `words` words of shared memory: the compiler keeps loaded values in registers, but might recompute constants.
+// Loads W from `words` words of shared memory, because the compiler keeps loaded values in registers, but might recompute
+// constants.
 __device__ void load_w(uint32_t (&w)[TILES][4], const void* shared, uint32_t words) {
   for (int i = 0; i < TILES * 4; ++i)
     w[i / 4][i % 4] = static_cast<const volatile uint32_t*>(shared)[(threadIdx.x + uint32_t(i)) % words];

@@ -29,7 +29,7 @@ class Measurement:
 
     program: str
     name: str
-    seconds: int = 27  # the limit, so that all measurements together take about ten minutes even if each of them hangs
+    seconds: int = 27  # the limit; all measurements together take at most about ten minutes
 
     @property
     def title(self) -> str:

@@ -131,7 +131,7 @@ def run(options: argparse.Namespace, command: str = "", **planted: Any) -> int:
     `command` is the command line that continues the run. `planted` replaces fields of the plan in tests.
     """
     began = time.monotonic()
-    # use_deterministic_algorithms would import torch._inductor.config in every process, which takes seconds.
+    # use_deterministic_algorithms imports torch._inductor.config, which would take seconds in every process if not preloaded.
     isolation.preload("benchmarks.gpu.timings", "torch._inductor.config")
     place.require_folder(options.out)
     with alone(options.out):

@@ -83,8 +83,8 @@ def anything(plan: Plan, engines: Sequence[str]) -> bool:
 
 
 def run_exactness(plan: Plan, engine: str) -> None:
-    """Runs the unfinished exact jobs of an engine; one that dies is continued after the case in which it died,
-    at most CONTINUATIONS times."""
+    """Runs the unfinished exact jobs of an engine. A job that dies is continued after the case in which it died, at most
+    CONTINUATIONS times."""
     done = plan.store.done("checks.jsonl")
     died_in = {record["resumes"]: record["died_in"] for record in plan.store.lines["checks.jsonl"] if "resumes" in record}
     waiting = [replace(job, after=died_in.get(job.key, -1) + 1) for job in exact_jobs(plan, engine) if job.key not in done]

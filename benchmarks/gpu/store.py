@@ -32,7 +32,7 @@ class Store:
     """`run.json`, and the files of `LINES` with a line for each finished job.
 
     Raises:
-        ForeignError: the folder holds a run whose IDENTITY differs, or that was written by another version.
+        ForeignError: the folder holds a run that differs in a field of IDENTITY, or that was written by another version.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, Any]):

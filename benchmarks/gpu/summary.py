@@ -21,7 +21,10 @@ def rows_of(records: Sequence[Record], engine: str) -> set[str]:
 
 
 def never_launched(records: Sequence[Record], capability: Sequence[int] | None) -> list[str]:
-    """The kernels that the GPU can run but no job of engine cuda launched. The emulator (None) counts as 9.0."""
+    """The kernels that the GPU can run but no job of engine cuda launched.
+
+    For the emulator, `capability` is None and counts as 9.0.
+    """
     known = tuple(capability) if capability else (9, 0)
     launched = rows_of(records, "cuda")
     return [row.expression for row in kernels() if row.expression not in launched and runs(row.architecture, known)]

@@ -49,7 +49,7 @@ _FIRST = (
 
 
 def first(small: bool) -> list[str]:
-    """The keys of the most telling cases; if `small`, the key of one small case of each op, for the emulator."""
+    """The keys of the most telling cases; if `small`, the key of one small case for each op among them, for the emulator."""
     names = [f"{op}/{direction}/{rest}" for op, directions, rest in _FIRST for direction in directions]
     if not small:
         return names
@@ -94,7 +94,7 @@ def run_timing(key: str, device_name: str, seed: int) -> None:
 def _tiles(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
     """Times each tile of each variant with the number of splits that is predicted to be fastest.
 
-    Returns the row of the search, with the prediction of each tile. Tiles with wrong results are not timed.
+    Returns the row of the search, with the predicted time of each tile. Tiles with wrong results are not timed.
     """
     stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
     with fair(case.dtype), stream:

@@ -64,7 +64,7 @@ def run_cases(
     cases: list[Case], engine: Any, device: torch.device, after: int = 0, seconds: float = COMPILED_CASE_SECONDS
 ) -> bool:
     """Judges the cases from number `after` on, and returns whether each was right or refused. A case that takes longer than
-    `seconds` or loses the device ends the process, and is the last case in its output."""
+    `seconds` or loses the device ends the process, and is the last case in the output."""
     rows: set[str] = set()
     bad = 0
     for number, case in enumerate(cases[after:], after):

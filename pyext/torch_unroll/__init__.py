@@ -2,8 +2,8 @@
 
     import torch_unroll as tu
 
-Functions that are named like torch's accept the same arguments and `engine=`; `tu.nn` has versions of torch.nn's modules that
-run on these kernels.
+Functions that are named like torch's accept the same arguments and `engine=`; `tu.nn` has the modules of
+torch.nn; those for 2-D convolution, 2-D max pooling, unfold, fold and Elman RNNs run on these kernels.
 """
 
 from torch_unroll import models, nn

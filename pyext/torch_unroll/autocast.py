@@ -1,5 +1,5 @@
-"""How torch.autocast lowers the inputs of this package's ops: as for torch's corresponding operators, it converts them to the
-dtype that autocast is set to."""
+"""How torch.autocast lowers the inputs of convolution and recurrence: as for torch's corresponding operators, it converts them
+to the dtype that autocast is set to. The other ops of this package are not affected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: The device types for which the operators have a rule for autocast.
+#: The device types for which the operators of convolution and recurrence have a rule for autocast.
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 
 

@@ -1,7 +1,7 @@
-"""The checks that every operator makes before addresses are computed from its inputs, by whichever route it was called.
+"""The checks that an operator makes before addresses are computed from its inputs, however it was called.
 
-The public functions report mistakes as torch does, but graphs, traces and `torch.ops.torch_unroll` bypass them. A check reads
-shapes, dtypes, devices and layouts, never data, so its result is cached: a repeated call costs one look-up.
+The public functions report mistakes as torch does, but graphs, traces and `torch.ops.torch_unroll` bypass these functions. An
+operator's check reads no data of tensors, so it is cached (`remembering`), and a repeated call costs only a look-up.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def is_symbolic(*extents: int) -> bool:
 
 
 def is_strided(tensor: Tensor) -> bool:
-    """Whether memory, shape and strides describe a tensor completely, as they do if it is not sparse, nested or quantized."""
+    """Whether a tensor is strided and neither nested nor quantized: memory, shape and strides then describe it completely."""
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
 
 
@@ -136,7 +136,7 @@ def unwrapped(tensor: Tensor) -> Tensor:
 
 
 def require_alike(like: Tensor, like_name: str, **others: Tensor | None) -> None:
-    """Requires that all tensors have the strided layout and the dtype and device of `like`; those that are None pass."""
+    """Requires that all tensors are strided and have the dtype and device of `like`; None passes."""
     require_strided(like, like_name)
     for name, tensor in others.items():
         if tensor is not None:
@@ -145,7 +145,7 @@ def require_alike(like: Tensor, like_name: str, **others: Tensor | None) -> None
 
 
 def require_place(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
-    """Requires that a tensor has the strided layout and the device of `like`."""
+    """Requires that a tensor is strided and on the device of `like`."""
     require_strided(tensor, name)
     require(tensor.device == like.device, f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
 
@@ -179,7 +179,7 @@ def require_numbers(values: Sequence[int], name: str, count: int, least: int, mo
 
 
 def require_one_of(value: str, name: str, known: Sequence[str]) -> None:
-    """Requires one of the known names."""
+    """Raises ValueError unless the value is one of the known names."""
     if value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 

@@ -30,7 +30,7 @@ from torch_unroll.torch_function import ask
 
 
 def _require_common(input: Any, weight: Any, bias: Any, stride: Pair, dilation: Pair, groups: int) -> None:
-    """The checks that convolution and its transpose have in common. Tensors are passed as `facts` describes them."""
+    """The checks that convolution and its transpose have in common. A tensor is passed as the tuple that `facts` returns."""
     for name, value in (("stride", stride), ("dilation", dilation)):
         require_each((number > 0 for number in value), f"{name}: expected numbers above 0, got {value}")
     (x, *kind), (w, *kind_of_w) = input, weight
@@ -150,8 +150,9 @@ def conv2d(
         padding: an int, a pair, "valid", or "same" (only with a stride of 1).
         groups: a divisor of C and K.
         engine: the name of an engine, such as "cuda" (see `torch_unroll.available_engines`). None stands for the engine that
-            `torch_unroll.use_engine` sets. Without one, floating-point calls on the GPU are served by the first engine that
-            accepts them, and other calls, or sizes beyond the limits of the compiled kernels, by torch's own operator.
+            `torch_unroll.use_engine` or TORCH_UNROLL_ENGINE names. If neither names one, floating-point calls on the GPU are
+            served by the first engine that accepts them, and other calls, or sizes beyond the limits of the compiled kernels,
+            by torch's own operator.
         precision: how fp32 products are computed: "tf32", "ieee", or "conv" to follow
             `torch.backends.cudnn.conv.fp32_precision`.
 

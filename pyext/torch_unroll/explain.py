@@ -100,7 +100,7 @@ def _times(extents: tuple[int, int, int]) -> str:
 
 
 def _without_history(arguments: Any) -> Any:
-    """The arguments of a call with every tensor detached, so that the caller's graph is neither recorded nor freed."""
+    """The arguments of a call with every tensor detached, so that backward neither enters nor frees the caller's graph."""
     detached: dict[Tensor, Tensor] = {}  # a tensor that is passed twice remains one tensor
 
     def detach(tensor: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def _without_history(arguments: Any) -> Any:
 
 def _unclaimed(op: str, input: Tensor, arguments: Mapping[str, Any]) -> str:
     """What serves a call with engine "auto" that no engine claims: engine `torch` where torch lacks the operator or an option of
-    the call, else torch's own operator."""
+    the call, and for recurrence within torch.compile and torch.func; else torch's own operator."""
     if op == "max_over_time":
         return "torch"
     if op not in ("rnn", "rnn_cell"):

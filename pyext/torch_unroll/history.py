@@ -2,8 +2,8 @@
 gradient.
 
 torch's backward operators take inputs of the forward even where their results do not depend on them, so these results require
-gradients under `create_graph`. Their gradient with respect to such an input is zero, or None. Code that penalises gradients
-relies on both properties.
+gradients under `create_graph`. The gradient of such a result with respect to such an input is zero, or None. Code that
+penalises gradients relies on both properties.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def in_batched_gradients() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_included(_LEGACY_VMAP)
 
 
-#: The default anchor of `with_history`. With it, a gradient's own gradient with respect to the inputs of the forward is None
-#: instead of zero.
+#: The default anchor of `with_history`. An anchor is an empty tensor that gives a gradient the history of the tensors that the
+#: anchor was computed from. This one was computed from none, so a gradient's own gradient with respect to the inputs of the
+#: forward is None instead of zero.
 _NOWHERE = torch.empty(0, device="cpu", requires_grad=True)
 
 
@@ -84,7 +85,7 @@ class _GradientWithHistory(Function):
 def gradient_with_history(tensor: Tensor, *others: Tensor) -> Tensor:
     """The tensor, with a gradient that passes through `with_history` if one of the other tensors of the call requires a gradient,
     except under torch.compile and torch.func. This is for a term, such as a bias, that is part of torch's operator but that this
-    package adds outside its own."""
+    package adds outside its own operator."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return tensor
     if tensor.requires_grad and torch.is_grad_enabled() and any(other.requires_grad for other in others):

@@ -124,8 +124,9 @@ def max_pool2d_with_indices(*args: Any, engine: str | None = None, **kwargs: Any
 def max_over_time(x: Tensor, lengths: Tensor | None = None, *, engine: str | None = None) -> Tensor:
     """The largest value of each channel over the steps of a sequence: max pooling with one window that spans all of time.
 
-    Equivalent to `torch.where(steps < lengths, x, -inf).amax(0)`, but with the gradient of pooling: all of it goes to the first
-    of equal values, or to the last NaN. A sequence of length 0 yields -inf, and its gradient is dropped.
+    Equivalent to `torch.where(t < lengths, x, -inf).amax(0)`, where t is the step of each element, but with the gradient of
+    pooling: all of it goes to the first of equal values, or to the last NaN. A sequence of length 0 yields -inf, and its gradient
+    is dropped.
 
     Args:
         x: (T, N, C) with T > 0; fp16, bf16, fp32 or fp64, with any strides.

@@ -17,7 +17,7 @@ from torch_unroll import quantization
 from torch_unroll.nn.locally_connected import LocallyConnected2d
 from torch_unroll.nn.twins import OURS, TORCHS
 
-#: torch.nn's other convolutions, max poolings and recurrences, and the base classes from which users derive their own.
+#: torch.nn's convolutions, max poolings and recurrences without kernels here, and the base classes from which users derive more.
 _WITHOUT_KERNELS = (
     *(getattr(torch.nn, f"{kind}{dims}d") for kind in ("Conv", "ConvTranspose", "MaxPool") for dims in (1, 3)),
     *(getattr(torch.nn, f"{kind}{dims}d") for kind in ("AdaptiveMaxPool", "MaxUnpool") for dims in (1, 2, 3)),

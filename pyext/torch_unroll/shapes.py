@@ -1,5 +1,5 @@
-"""Sizes, layouts and argument checks that all ops share. Errors have torch's types; they name the argument, the expected value
-and the actual one."""
+"""Sizes, layouts and argument checks that several ops share. Errors have torch's types; they name the argument, the expected
+value and the actual one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ Size = int | Sequence[int]
 
 
 def index(value: Any, name: str, overflow: type[Exception] = ValueError) -> int:
-    """A size as an int. Accepts whatever `operator.index` accepts (integers of numpy, integer tensors of one element) except
-    bools.
+    """A size as an int; under a compiler it may be symbolic, and in a trace a tensor.
+
+    Accepts whatever `operator.index` accepts (integers of numpy, integer tensors of one element) except bools.
 
     Raises:
         TypeError: not an integer.
@@ -84,7 +85,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether these strides place every element once and leave no gap, in any order of the dimensions."""
+    """Whether a tensor of this size and these strides fills its memory without gaps or overlaps, in any order of dimensions."""
     expected = 1
     for extent, step in sorted(zip(size, stride, strict=True), key=lambda dimension: dimension[1]):
         if extent != 1:

@@ -1,4 +1,4 @@
-"""Functions with the signatures of torch's C++ functions, which accept arguments by position or by name, in several overloads."""
+"""Functions with the signatures of torch's C++ functions, which accept arguments by position or by name; some are overloaded."""
 
 from __future__ import annotations
 

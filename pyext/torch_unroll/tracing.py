@@ -79,7 +79,7 @@ def _stacked(numbers: Any) -> Any:
 
 
 def recordable(library: torch.library.Library, schema: str, op: Any, arity: int) -> Callable[..., Any]:
-    """Registers a twin of an operator that takes a tensor in place of each number and each list of numbers.
+    """Registers a twin of an operator; the twin takes a tensor in place of each integer and each list of integers.
 
     The twin is an operator of its own, because opcheck accepts no operator with overloads. The first `arity` arguments are the
     operator's tensors.

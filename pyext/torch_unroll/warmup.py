@@ -16,8 +16,8 @@ def warmup(
     device: torch.device | str | None = None,
     engine: str | None = None,
 ) -> None:
-    """Compiles and loads kernels, so that no later call waits for that and the first call of a process may be captured in a CUDA
-    graph.
+    """Compiles and loads kernels, so that later calls that launch them need not wait, and the first call of a process may be
+    captured in a CUDA graph.
 
     Engine `cuda` only has to load its kernels; `cupy` and `numba` compile a kernel when it is first launched, which is not
     possible during a capture. `cupy` caches compiled kernels on disk (`python -m torch_unroll compile` fills the cache ahead of

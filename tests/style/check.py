@@ -75,7 +75,7 @@ def _docstring_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def long_functions(tree: ast.AST) -> Iterator[Fault]:
-    """Yields a fault for each function of more than `FUNCTION_LINES` lines, from the signature on, without the docstring."""
+    """Yields a fault for each function of more than `FUNCTION_LINES` lines, not counting its decorators and its docstring."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1 - _docstring_lines(node)

@@ -84,7 +84,7 @@ def exact_offsets(window: Window, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class MaxPool2dCase(Case):
-    """One kernel of pooling: forward or backward by a variant, or gather, or indices."""
+    """One direction of pooling (forward, backward, gather or indices) by one variant."""
 
     op: ClassVar[str] = "max_pool2d"
     direction: str  # "forward", "backward", "gather" or "indices"

@@ -37,7 +37,10 @@ ROW_TILES = {variant.name: variant.row_tiles for variant in (GRID_EXCHANGE, CLUS
 
 
 class Inputs(NamedTuple):
-    """Inputs as float64 on the CPU. Row i of a direction's weight holds `sign[i]` in column `order[i]`, and 0 elsewhere."""
+    """Inputs on the CPU: `order` and `lengths` are integers, and the others float64.
+
+    Row i of the weight of direction d holds `sign[d, i]` in column `order[d, i]`, and 0 elsewhere.
+    """
 
     z: Tensor
     h0: Tensor

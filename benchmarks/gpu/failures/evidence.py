@@ -129,7 +129,7 @@ def ranges(numbers: Iterable[int], most: int = 12) -> str:
 
 
 def _kept(product: Product, wrong_by_part: Mapping[int, Tensor], flat: Tensor, spoiled: Tensor) -> list[dict[str, Any]]:
-    """The first wrong tiles with all their values, taken from the parts in turn, as many as there is room for."""
+    """The first wrong tiles with all their values, taken from the parts in turn: as many as fit, at most `_MOST_TILES`."""
     waiting = [
         [(number, tile) for tile in tiles_of(product.parts[number], product.tiling, wrong)]
         for number, wrong in wrong_by_part.items()

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.failures.products import padded
 from benchmarks.gpu.failures.tiles import Failure, Hypothesis, WrongTile
 
-#: The most rules that are tried at a time: for rows, and for columns. A line that equals more than _MOST_ALIKE others suggests
+#: The most rules that are tried in one search for rows or for columns. A line that equals more than _MOST_ALIKE others suggests
 #: no rule.
 _MOST_RULES, _MOST_ALIKE = 6, 64
 #: The most pairs of lines, and the most single values, that one comparison of a tile with all lines looks at.
@@ -23,7 +23,7 @@ _NAN = float("nan")
 
 @dataclass
 class _Lines:
-    """A wrong tile, and the values of all lines (rows, or columns) of its part: of the matrix of results that has the tile.
+    """A wrong tile, and the values of all lines (rows, or columns) of its part, which is the matrix that contains the tile.
 
     If the lines are columns, all tensors are transposed, so that each row is a line.
     """
@@ -42,8 +42,8 @@ def lines(failure: Failure) -> Iterator[Hypothesis]:
     """Hypothesizes that each wrong line (row or column) has the values of another line, its source.
 
     Sources are looked for by one rule for all lines, and for each line by itself. A rule adds a distance to the number of a line,
-    or flips bits of the number. If the addend of a product, such as the bias, differs from line to line, there is a second
-    hypothesis for each: that only the product is the source's, and the wrong line's own addend was added to it.
+    or flips bits of the number. If the addend of a product, such as the bias, differs from line to line, each
+    hypothesis has a second form: only the product is that of the source, and the wrong line's own addend was added to it.
     """
     tiling = failure.product.tiling
     for across, kind, line, are in ((0, "wrong row", "row", tiling.rows_are), (1, "wrong column", "column", tiling.columns_are)):

@@ -35,7 +35,7 @@ def max_pool2d_product(case: MaxPool2dCase, name: str, operands: bool) -> Produc
 
 
 def unfold_product(case: UnfoldCase, name: str, operands: bool) -> Product:
-    """The result of a case as a matrix: taps by positions for unfold, lines of the image by positions in a line for fold."""
+    """The result of a case as a matrix; its rows are channels and taps for unfold, and lines of the image for fold."""
     expected = case.expected()[name]
     rows, columns = expected.shape[-2:]
     place = torch.arange(expected.numel()).view(-1, columns)

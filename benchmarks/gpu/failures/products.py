@@ -1,7 +1,7 @@
 """Results as the kernels see them: matrices that are cut into tiles, with the operands that the kernels multiply.
 
-When the evidence of a wrong result is collected, only the places of its elements and the tiling are computed. The operands, in
-the order in which the kernel walks the depth, are computed when the failure is analysed.
+When the evidence of a wrong result is collected, the operands are not computed. They are computed, in the order in which the
+kernel walks the depth, when the failure is analysed.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Depth(NamedTuple):
 
 @dataclass
 class Part:
-    """One matrix of a result, such as a group, a residue modulo the stride, or a direction of a recurrence.
+    """One matrix of a result, such as that of a group, of a residue modulo the stride, or of a direction of a recurrence.
 
-    If it has operands, it is `left @ right.mT + addend`. `label[kind][d]` is the number of the unit (tap, channel, image) to
-    which depth d belongs, and -1 for padding.
+    If it has operands, its elements result from `left @ right.mT + addend`. `label[kind][d]` is the number of the unit of this
+    kind ("tap", "channel" or "image") to which depth d belongs, and -1 for padding.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Product:
     alternatives: list[tuple[str, str, Callable[[], Tensor]]] = field(default_factory=list)
 
     def finished(self, values: Tensor, place: Tensor, dtype: torch.dtype) -> Tensor:
-        """Applies relu to sums, sets the elements that `kept` excludes to 0, and rounds the others; NaN among them stays NaN."""
+        """Applies relu if `relu` is set, sets the elements that `kept` excludes to 0, and rounds the others."""
         if self.relu:
             values = values.clamp(min=0)
         if self.kept is not None:

@@ -22,7 +22,7 @@ _COLUMNS = tile.TILE_COLUMNS
 
 
 def rnn_product(case: RnnCase, name: str, operands: bool) -> Product:
-    """The result `name` of a case as matrices, and if `operands`, with the matrices whose products they are."""
+    """The result `name` of a case as matrices, with the operands of the products if `operands` is set."""
     item = ARITHMETIC[case.arithmetic].itemsize
     rows = {"single_block": single_block.WARP_ROWS}.get(case.variant, tile.TILE_ROWS * max(case.row_tiles, 1))
     tiling = Tiling(rows, _COLUMNS, "unit", "sample" if name == "dh0" else "step and sample", fragments=True)
@@ -78,7 +78,7 @@ class _Pass:
     def state(self, d: int, back: int = 1) -> Tensor:
         """The state `back` steps before each step: (T, N, H), or (1, N, H) for result dh0.
 
-        With `back` 1, it is the state that the step multiplies by the weight.
+        The state is h for result h, and dz for results dz and dh0. With `back` 1, it is what the step multiplies by the weight.
         """
         T, N, H = self.case.T, self.case.N, self.case.H
         carried = (self.h if self.name == "h" else self.dz)[:, :, d * H : (d + 1) * H]
@@ -149,7 +149,7 @@ def first_wrong(case: RnnCase, name: str, wrong: Tensor) -> tuple[Tensor, Tensor
 
 
 def cell_product(case: RnnCellCase, name: str, operands: bool) -> Product:
-    """The result `name` of a single step as a matrix, and if `operands`, with the matrices whose product it is; dz is none."""
+    """The result `name` of a single step as a matrix, with its operands if `operands` is set; dz is no product and has none."""
     item = ARITHMETIC[case.arithmetic].itemsize
     depth = Depth(tile.CHUNK_BYTES // item, item, warps=_WARPS)
     tiling = Tiling(tile.TILE_ROWS, _COLUMNS, "unit", "sample", fragments=True)

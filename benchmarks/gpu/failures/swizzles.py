@@ -1,7 +1,7 @@
 """Hypotheses that operands were read from other places of a stage than those they were written to.
 
-Either pieces of 16 bytes are permuted within lines, or the descriptors of wgmma have the swizzle or the strides of another span,
-or wrong distances along the depth.
+Either pieces of 16 bytes are permuted within lines, or the descriptors of wgmma have the swizzle or the strides of another span
+(the bytes within which a swizzle permutes pieces), or wrong distances along the depth.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _along_rows(failure: Failure, depth: Depth) -> Iterator[Hypothesis]:
 
 
 def _eighths(tile: WrongTile, row: Tensor, column: Tensor, side: str, flip: int) -> Tensor:
-    """Sums the products over every eighth depth to (elements, 8), with the bits `flip` of the row or column number flipped."""
+    """Sums the products over depths equal modulo 8 to (elements, 8), with the bits `flip` of the row or column number flipped."""
     assert tile.left is not None
     assert tile.right is not None
     left, right = (row ^ flip, column) if side == "left" else (row, column ^ flip)

@@ -28,7 +28,7 @@ _BOX_BITS = 10
 
 @dataclass
 class WrongTile:
-    """A tile that contains wrong elements. Tensors have the tile's rows and columns, and are float64 unless stated otherwise."""
+    """A tile that contains wrong elements. Unless stated otherwise, tensors have its rows and columns; values are float64."""
 
     part: Part
     number: tuple[int, int]
@@ -99,7 +99,7 @@ class Failure:
         self.tiles = [self._tile(kept, evidence["dtype"]) for kept in evidence.get("kept", ())]
         results = torch.cat([tile.result[tile.wrong] for tile in self.tiles]) if self.tiles else torch.zeros(0)
         self.wrong = len(results)
-        #: The bits that the agreement of one element is worth, since a random prediction agrees with some elements by chance.
+        #: The bits that the agreement of one element is worth; fewer if some values are frequent and thus easily guessed.
         shares = torch.unique(results, return_counts=True)[1].double() / max(self.wrong, 1)
         self.bits = max(0.5, -log2(float((shares**2).sum()))) if self.wrong else 0.0
 

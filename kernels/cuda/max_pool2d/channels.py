@@ -73,7 +73,7 @@ def _block(problem: Pool2dProblem, most: int) -> tuple[int, int, int]:
     """Returns a block of at most `most` threads, which extends along a row first, then over strips, then over images."""
     items, strips = _extents(problem)
     x = power_of_two(items)
-    if items > most:  # the multiple of a warp that leaves the fewest threads of the last block idle
+    if items > most:  # from most / 2 to most, the multiple of a warp that leaves the fewest threads idle
         x = min(range(most // 2, most + 1, 32), key=lambda threads: (-items % threads, -threads))
     y = min(most // x, power_of_two(strips))
     z = min(most // (x * y), power_of_two(problem.N), Z_LIMIT)

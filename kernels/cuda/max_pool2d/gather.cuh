@@ -4,8 +4,8 @@
 // A thread computes Width outputs that are neighbours in memory, with loads and stores of up to 16 bytes. It finds the position
 // of the first output by division and advances that position for each of the others.
 //
-// Contract: every tensor is dense, all in the same memory format; what is loaded or stored in pieces starts at a multiple of 16
-// bytes. Every element of the outputs is written once; no output overlaps an input.
+// Contract: every tensor is dense, all in the same memory format. In gather, offsets and ddy start at multiples of 16 bytes; in
+// indices, the tensor of indices does. Every element of the outputs is written once; no output overlaps an input.
 #pragma once
 #include "max_pool2d/dense.cuh"
 #include "max_pool2d/parameters.cuh"

@@ -32,7 +32,7 @@ class Pool2dProblem(NamedTuple):
     """
 
     direction: str  # "forward", "backward", "gather" or "indices"
-    dtype: str  # of x; "int64" for indices, which read no x
+    dtype: str  # of x and its gradients; "int64" in the direction "indices"
     N: int
     C: int
     H: int
@@ -141,7 +141,8 @@ class Pool2dProblem(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """The key of the problem in choices.json; None if `layout` is None or a tensor is not aligned."""
+        """The key of the problem in choices.json, where the function's name precedes it; None if `layout` is None or a tensor is
+        not aligned."""
         if self.layout is None or not self.aligned:
             return None
         names = ("N", "C", "H", "W", "P", "Q")

@@ -20,7 +20,7 @@ _BY_ARGUMENTS = {row.arguments: row for row in KERNELS}
 
 class GridExchange(SliceVariant):
     """Accepts aligned problems whose W fits into the registers and shared memory of the device. The caller fills the output with
-    the sentinel before the launch."""
+    the sentinel, all bits set, before the launch."""
 
     name = "grid_exchange"
     row_tiles = ROW_TILES

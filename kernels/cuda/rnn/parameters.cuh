@@ -25,7 +25,7 @@ struct RnnParameters {
   const int64_t* step_offsets;  // (T): the first row of each step of packed data; null: padded data
   StepStride z_stride, h_stride, dh_stride, dz_stride;
   int32_t w_stride;       // H rounded up to whole 16 bytes; the padding is 0
-  int32_t aligned_state;  // every row of h0 and h, or of dz, starts and ends at multiples of 16 bytes
+  int32_t aligned_state;  // whether every row of h0 and h, or of dz, starts and ends at multiples of 16 bytes
   int32_t step;           // which step this launch computes; only rnn_step_kernel reads it
   int32_t D;
   RnnShape shape;

@@ -26,7 +26,7 @@ class Recurrence(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """The key of the pass in the table of measurements, which holds aligned passes only."""
+        """The key of the pass in choices.json, where the function's name precedes it; None if the pass is not aligned."""
         return f"{self.math}/T={self.T},N={self.N},H={self.H},D={self.D}" if self.aligned else None
 
     @property

@@ -1,4 +1,4 @@
-// Time, samples and addresses of one pass over a layer, shared by all recurrent kernels.
+// Time, samples and addresses of one pass over a layer, for the kernels that compute all or one of its steps.
 #pragma once
 #include "rnn/parameters.cuh"
 

@@ -1,4 +1,4 @@
-"""The variant single_block (single_block.cuh): one block for every 8 samples, a whole pass in one launch."""
+"""The variant single_block (single_block.cuh): one block for every 8 samples of a direction, a whole pass in one launch."""
 
 from __future__ import annotations
 

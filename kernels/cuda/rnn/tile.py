@@ -12,7 +12,8 @@ MATHS = ("half", "bfloat16", "tfloat32", "float", "double")
 
 
 def arithmetic(dtype: str, precision: str) -> str:
-    """Returns the C++ name of how elements of a dtype are multiplied: the type's own name, or tfloat32."""
+    """Returns the C++ name of how elements of a dtype are multiplied: the type's own name, or tfloat32 for
+    float32 with precision "tf32"."""
     return "tfloat32" if dtype == "float32" and precision == "tf32" else CPP_TYPES[dtype]
 
 

@@ -2,7 +2,8 @@
 
 The floating-point tensors of a call have one dtype, all its tensors are on one device and may have any strides, and their sizes
 have been checked against each other. The letters are those of kernels/cuda/shapes.h, and D is the number of directions; pairs are
-(height, width). `precision` is "tf32" or "ieee" and matters for float32 alone. If a kernel needs packed operands, the engine packs them within the call.
+(height, width). `precision` is "tf32" or "ieee" and matters for float32 alone. If a kernel needs packed operands, the engine
+packs them within the call.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Pool2dGeometry(NamedTuple):
 class RnnOptions(NamedTuple):
     """How the steps of a recurrent layer are laid out in memory, and how each is computed.
 
-    A sequence is either padded, (T, N, ·), or packed, (total, ·). A packed sequence holds the rows of step 0, then those of step 1,
-    and so on; step t has `batch_sizes[t]` rows, one for each sample that reaches it.
+    A sequence is either padded, (T, N, ·), or packed, (total, ·). A packed sequence holds the rows of step 0, then those of step
+    1, and so on; step t has `batch_sizes[t]` rows, one for each sample that reaches it.
     """
 
     #: (N), integers: the steps of each padded sample, to be clamped to [0, T]. None for T steps each, or for a packed sequence.

@@ -99,7 +99,7 @@ class GoogLeNet(torch.nn.Module):
 
     Args:
         num_classes: the number of classes.
-        aux_logits: whether the network has the two auxiliary classifiers; in torchvision's class this is the default.
+        aux_logits: whether the network has the two auxiliary classifiers; in torchvision's class, the default is True.
         transform_input: whether images that are normalised by ImageNet's means and deviations are rescaled to [-1, 1], on which
             torchvision's weights were trained.
         init_weights: whether the weights of convolutions and linear layers are drawn from a normal distribution with deviation

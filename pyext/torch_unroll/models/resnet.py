@@ -84,7 +84,7 @@ class Bottleneck(torch.nn.Module):
 
 
 def _initialise(model: torch.nn.Module) -> None:
-    """Draws the filters from a normal distribution whose variance preserves the scale of activations (He et al. 2015)."""
+    """Draws the filters from a normal distribution whose variance preserves the scale of gradients (He et al. 2015)."""
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -99,7 +99,7 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
         self.engine = engine
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """As in `torch.nn.ConvTranspose2d`, `output_size`, (H, W) or all extents, selects one of the possible output sizes."""
+        """As in `torch.nn.ConvTranspose2d`, `output_size`, (H, W) or the full shape, selects one of the possible output sizes."""
         if is_recorded(self, input, output_size):
             return record(self, input, output_size)
         if self.padding_mode != "zeros":

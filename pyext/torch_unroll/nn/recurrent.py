@@ -19,7 +19,7 @@ _MODES = {f"RNN_{nonlinearity.upper()}": nonlinearity for nonlinearity in NONLIN
 
 
 class RNN(RNNBase):
-    """`torch.nn.RNN` computed by `torch_unroll.rnn`: same constructor, parameters, state_dict, repr and pickling.
+    """`torch.nn.RNN` computed by `torch_unroll.rnn`: same constructor, parameters, state_dict and repr. It can be pickled.
 
     It is derived from nn.RNN's base class, because torch.compile rejects every subclass of nn.RNN itself. As in nn.RNN, `mode`
     determines what is computed; `nonlinearity` only records the constructor's argument.
@@ -138,7 +138,7 @@ class RNN(RNNBase):
 
 
 class RNNCell(torch.nn.RNNCell):
-    """`torch.nn.RNNCell` computed by `torch_unroll.rnn_cell`: same constructor, parameters, state_dict, repr and pickling.
+    """`torch.nn.RNNCell` computed by `torch_unroll.rnn_cell`: same constructor, parameters, state_dict and repr.
 
     Args beyond torch's: nonlinearity "sigmoid" and "identity"; `engine`, as in `torch_unroll.rnn_cell`.
     """

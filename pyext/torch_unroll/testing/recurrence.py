@@ -54,7 +54,7 @@ def _assert_derivative(dz: Tensor, dh: Tensor, error: Tensor, h: Tensor, nonline
 
 
 def _product(state: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """The product of states (T, N, D·H) with the matrix (D, H, H) of each direction, and the product of their magnitudes."""
+    """The product of states (T, N, D·H) with w (D, H, H), one matrix for each direction, and the product of their magnitudes."""
 
     def multiply(a: Tensor, b: Tensor) -> Tensor:
         return torch.einsum("tndk,dhk->tndh", a.unflatten(2, (len(w), -1)), b).flatten(2)
@@ -63,8 +63,11 @@ def _product(state: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _before(steps: Tensor, first: Tensor, lengths: Sequence[int], *, up: bool) -> Tensor:
-    """The state from which each step of one direction starts, (T, N, H): `first` (N, H) at the start, then what `steps` (T, N, H)
-    holds for the step before it in time (`up`) or after it; 0 past a sample's length."""
+    """The state (T, N, H) from which each step of one direction starts.
+
+    It is `first` (N, H) for the first step that the direction computes; for any other step t, it is the entry of `steps`
+    (T, N, H) for step t - 1 if `up`, else for step t + 1. Past a sample's length it is 0.
+    """
     before = torch.zeros_like(steps)
     for n, length in enumerate(lengths):
         order = range(length) if up else range(length - 1, -1, -1)

@@ -20,7 +20,7 @@ class Advice:
 
 
 def advice(survey: Survey) -> list[Advice]:
-    """Why calls are not faster on this machine: no GPU or no kernels first, then the GPUs, precision and variables."""
+    """What keeps calls from being faster here: first a lack of a GPU or kernels, then GPUs, precision, environment variables."""
     if not survey.torch_sees_gpu:
         return [_why_no_gpu(survey), *_environment_advice(survey)]
     return [*_object_advice(survey), *_machine_advice(survey), *_environment_advice(survey)]

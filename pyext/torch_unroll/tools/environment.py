@@ -22,7 +22,7 @@ from torch_unroll.shapes import dtype_name
 
 #: Packages that engines, benchmarks and builds use.
 PACKAGES = ("torch", "numpy", "cupy-cuda12x", "cupy-cuda13x", "numba", "numba-cuda", "cuda-core", "triton", "ninja")
-#: Environment variables that change what runs, or how fast it runs.
+#: Environment variables that change what is built, what runs, or how fast it runs.
 VARIABLES = (
     "CUDA_HOME",
     "CUDA_LAUNCH_BLOCKING",
@@ -69,7 +69,7 @@ class KernelObject:
     kernels: int = 0  # how many it contains
     stale: tuple[str, ...] = ()  # the rows of the table that it lacks
     unloadable: tuple[str, ...] = ()  # the kernels in it that the GPU cannot load
-    refusal: str | None = None  # the driver's error
+    refusal: str | None = None  # the driver's error for the first of those
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class Run:
         self._set_random_state(state["random"][self.settings.rank])
 
     def _random_state(self) -> torch.Tensor:
-        """The state of the CPU's random numbers, followed by that of the device's if it is a GPU."""
+        """The state of the CPU's random generator, followed by that of the GPU's if the run uses a GPU."""
         state = torch.get_rng_state()
         return torch.cat([state, torch.cuda.get_rng_state(self.device)]) if self.device.type == "cuda" else state
 

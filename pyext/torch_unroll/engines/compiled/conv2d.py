@@ -1,6 +1,7 @@
 """The engine functions of convolution, unfold and fold: they select a variant and run its host code.
 
-The functions of an engine take the launcher first. A call with an empty tensor launches no kernel of the library; torch fills its result.
+The functions of an engine take the launcher first. A call with an empty tensor launches no kernel of the library; torch fills its
+result.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ def rnn_forward(
     h0: Tensor,
     options: RnnOptions,
 ) -> Tensor:
-    """Runs all steps of a layer: h[t] = f(z[t] + W_hh h[t - 1]). Direction 1 reads h[t + 1] instead of h[t - 1].
+    """Runs all steps of a layer: h[t] = f(z[t] + W_hh h[t - 1]).
+
+    In direction 1, h[t + 1] takes the place of h[t - 1].
 
     Args:
         z: (T, N, D·H), or packed (total, D·H).
@@ -68,9 +70,9 @@ def rnn_backward(
     h0: Tensor,
     options: RnnOptions,
 ) -> tuple[Tensor, Tensor]:
-    """Back-propagates through time: dz[t] = f' · (dh[t] + W_hhᵀ dz[t + 1]). Direction 1 reads dz[t - 1] instead of dz[t + 1].
+    """Back-propagates through time: dz[t] = f' · (dh[t] + W_hhᵀ dz[t + 1]).
 
-    f' is the derivative of f at the argument for which f is h[t], and is computed from h[t].
+    f' is the derivative of f at z[t] + W_hh h[t - 1], computed from h[t]. In direction 1, t - 1 and t + 1 are exchanged.
 
     Args:
         dh: like h.
