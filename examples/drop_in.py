@@ -17,7 +17,8 @@ def main() -> None:
     images = torch.randn(2, 3, 12, 12, device=device)
     expected = model(images)
 
-    # On a GPU, no engine needs to be chosen: by default, calls on CUDA tensors go to the first engine that runs.
+    # Only on a CPU does an engine have to be named: by default, calls on CPU tensors go to torch's own operators, and calls on
+    # CUDA tensors to the first engine that runs.
     engine = next(name for name, reason in tu.available_engines(device).reasons.items() if reason is None)
     with tu.use_engine(engine):
         with tu.override():

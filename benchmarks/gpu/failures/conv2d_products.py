@@ -150,8 +150,8 @@ def _dgrad(walk: _Walk, operands: bool) -> Iterator[Part]:
 def _axis(
     residue: int, extent: int, stride: int, taps: int, dilation: int, pad: int, outputs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Along one axis: the pixels of a residue, the filter positions that contribute to them, and for each pixel and position the
-    output whose gradient contributes, -1 if there is none."""
+    """For dgrad along one axis: the pixels of dx whose index has this residue modulo the stride, the filter positions that
+    reach them, and for each pixel and position the index of the element of dy that is multiplied, -1 if there is none."""
     pixels, positions = torch.arange(residue, extent, stride), torch.arange(taps)
     positions = positions[(residue + pad - positions * dilation) % stride == 0]
     output = (pixels[:, None] + pad - positions * dilation) // stride

@@ -51,8 +51,9 @@ class WgmmaTile(Tile):
     def rate(self) -> float:
         """The share of the dense rate that the bandwidth of shared memory, 128 bytes a clock, allows.
 
-        In a step, the products of each 64 rows of a warpgroup read these rows and the warpgroup's columns, and the copies write
-        all rows and columns. At the dense rate, a step of 64x64 sums takes 128 clocks.
+        A step covers STEP_BYTES of depth. In it, a warpgroup multiplies its rows 64 at a time, and each time reads those 64 rows
+        and all of its columns from shared memory. The copies write the rows and columns of the whole tile for a later step. At
+        the dense rate, a step takes 128 clocks for each 64x64 part of the tile.
         """
         rows, columns = self.rows // self.down, self.columns // self.across
         read = self.down * self.across * rows // 64 * (64 + columns) * STEP_BYTES
