@@ -38,7 +38,8 @@ class conv2d_workspace:  # noqa: N801 (a context manager, named like torch.no_gr
     multiple of 32, 64 or 128 bytes.
 
     A call stays within the limit unless a single image, or a single split of wgrad, does not fit into its half. A packed filter
-    is not counted. `torch_unroll.explain` reports how much a call takes.
+    is not counted, and neither is the copy that variant `wgmma` makes of an image tensor whose strides TMA cannot describe, such
+    as a channels_last batch made by `expand`. `torch_unroll.explain` reports how much a call takes.
 
     Args:
         limit: bytes, 0 or more.

@@ -112,8 +112,9 @@ def _by_unit(products: Tensor, units: Tensor) -> Tensor:
 
 
 def _solutions(matrix: Tensor, wanted: Tensor) -> Iterator[Tensor]:
-    """Integer combinations of columns that may equal `wanted`: the column that agrees with it most often, times -1 and times 1;
-    and the rounded solution of least squares, if several of its coefficients are not 0 and none is large."""
+    """Integer coefficients of the columns with which their sum may equal `wanted`: for each sign, the single column that, with
+    that sign, equals `wanted` in the most elements; then the rounded solution of least squares, if several of its coefficients
+    are not 0 and none is large."""
     for sign in (-1.0, 1.0):
         agrees = (matrix * sign == wanted[:, None]).sum(0)
         solution = torch.zeros(matrix.shape[1], dtype=torch.float64)

@@ -1,7 +1,8 @@
 """Hypotheses that operands were read from other places of a stage than those they were written to.
 
-Either pieces of 16 bytes are permuted within lines, or the descriptors of wgmma have the swizzle or the strides of another span
-(the bytes within which a swizzle permutes pieces), or wrong distances along the depth.
+Either pieces of 16 bytes are permuted within lines, or a descriptor of wgmma is wrong. A span is the 32, 64 or 128 bytes within
+which a swizzle permutes pieces. A wrong descriptor has the swizzle of a span of another width, or the strides of one, or wrong
+distances from one part of the depth to the next.
 """
 
 from __future__ import annotations
