@@ -56,7 +56,8 @@ def combinations(failure: Failure) -> Iterator[Hypothesis]:
 
 
 def _samples(failure: Failure) -> list[_Sample]:
-    """For each tile, some of the wrong elements whose sums can be derived from their values."""
+    """For each tile, some of the wrong elements whose sum is known: the value minus the addend. It is unknown if the element was
+    not written, was set to 0 by ReLU, or does not depend on the product."""
     usable = []
     for tile in failure.tiles:
         elements = tile.wrong & (tile.result < UNWRITTEN) & ((tile.result > 0) if failure.product.relu else True)

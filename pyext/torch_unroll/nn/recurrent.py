@@ -71,8 +71,8 @@ class RNN(RNNBase):
         """Does nothing. In torch's module it moves the weights into one block of memory for cuDNN."""
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Checks the input as torch does, but against the parameters that forward reads, since functional_call and
-        parametrizations replace those."""
+        """Checks the input as torch does, but against the parameters that forward reads. Torch checks against the list
+        `_flat_weights`, which may hold the old ones when functional_call or a parametrization replaces them."""
         dtype = getattr(self, self._flat_weights_names[0]).dtype
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
