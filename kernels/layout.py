@@ -64,7 +64,7 @@ def _same(offset: str, value: str, label: str, field: Field) -> str:
 
 
 def statement(function: str, name: str, structure: type[ctypes.Structure]) -> str:
-    """A C++ function template that can be instantiated only with a struct that is laid out like its mirror."""
+    """A C++ function template that can be instantiated only with a struct that is laid out like the mirror `structure`."""
     lines = [
         "template <class Struct>",
         f"__device__ constexpr auto {function}(const Struct& whole) {{",

@@ -266,7 +266,7 @@ def test_packed_rows_too_many_for_two_directions_are_refused(engine: str) -> Non
 @pytest.mark.parametrize("samples", [1, 2, 6])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_one_sequence_for_every_state(target: Target, samples: int, bidirectional: bool, layers: int) -> None:
-    """torch's operators broadcast an unbatched input over the states of a batch."""
+    """torch's operators broadcast an unbatched input over the states of a batch, and so does tu.rnn."""
     D = 2 if bidirectional else 1
     weights: list[Tensor] = []
     for layer in range(layers):

@@ -16,8 +16,8 @@
 
 enum class Major : int { depth, rows };
 
-// Describes an operand to wgmma. `shared` lies at a multiple of 1024 bytes or whole groups of eight lines after one; for
-// Major::depth, it may lie another 32, 64 or 96 bytes further, within the line.
+// Describes an operand to wgmma. The address of `shared` is a multiple of 1024 bytes, plus any number of whole groups of eight
+// lines. For Major::depth, it may also be 32, 64 or 96 bytes into a line.
 __device__ inline uint64_t matrix_descriptor(const void* shared, uint32_t leading, uint32_t stride, uint32_t span) {
   const auto field = [](uint32_t bytes) { return uint64_t((bytes & 0x3ffff) >> 4); };
   const uint64_t swizzle = span == 128 ? 1 : span == 64 ? 2 : 3;

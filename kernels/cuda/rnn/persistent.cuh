@@ -65,8 +65,8 @@ __device__ inline Bits<T> bits_of(T value) {
   return both.bits;
 }
 
-// Returns, in each lane, the aligned group of 16 bytes to which its element belongs, gathered from neighbouring lanes. The whole
-// warp takes part.
+// Consecutive lanes hold consecutive elements. Returns, in each lane, the 16 bytes that its element forms with those of its
+// neighbours: of 8, 4 or 2 lanes, the first of which is a multiple of that number. The whole warp takes part.
 __device__ inline uint4 gather_lanes(uint16_t bits) {
   const int lane = int(threadIdx.x) % 32, first = lane & ~7;
   const uint32_t other = __shfl_xor_sync(~0u, uint32_t(bits), 1);

@@ -68,7 +68,7 @@ class MaxOverTimeForward(Operator):
 
 
 class MaxOverTimeBackward(Operator):
-    """dy (N, C) -> dx (T, N, C): dy at the steps that were chosen, 0 elsewhere. `steps` is T."""
+    """dy (N, C) -> dx (T, N, C): dy at the steps in `offsets`, 0 elsewhere. The argument `steps` is T."""
 
     @staticmethod
     def check(dy, offsets, steps, engine):

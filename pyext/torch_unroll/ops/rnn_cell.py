@@ -1,5 +1,5 @@
-"""The operators of a single recurrent step: forward and backward, whose derivatives are composed of matrix products, pointwise
-functions and these operators."""
+"""The forward and backward operators of a single recurrent step. Their derivatives are composed of matrix products, pointwise
+functions and the two operators themselves."""
 
 from __future__ import annotations
 
