@@ -65,8 +65,8 @@ __device__ inline Bits<T> bits_of(T value) {
   return both.bits;
 }
 
-// Consecutive lanes hold consecutive elements. Returns, in each lane, the 16 bytes that its element forms with those of its
-// neighbours: of 8, 4 or 2 lanes, the first of which is a multiple of that number. The whole warp takes part.
+// Each lane passes the bits of one element. An aligned group of lanes holds 16 bytes together: 8 lanes for 2-byte elements, 4 for
+// 4-byte ones, 2 for 8-byte ones. Returns the 16 bytes of the lane's group in lane order. The whole warp takes part.
 __device__ inline uint4 gather_lanes(uint16_t bits) {
   const int lane = int(threadIdx.x) % 32, first = lane & ~7;
   const uint32_t other = __shfl_xor_sync(~0u, uint32_t(bits), 1);
