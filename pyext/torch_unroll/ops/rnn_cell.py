@@ -1,5 +1,5 @@
-"""The forward and backward operators of a single recurrent step. Their derivatives are composed of matrix products, pointwise
-functions and the two operators themselves."""
+"""The forward and backward operators of a single recurrent step. Their derivatives are composed of matrix products, sums,
+pointwise functions and the two operators themselves."""
 
 from __future__ import annotations
 
