@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch_unroll.engines import NAMES, claims, refusal, resolve, select
-from torch_unroll.engines.compiled.recording import recording
+from torch_unroll.engines.compiled.recording import TORCHS_OWN, recording
 from torch_unroll.kernels.planning import Selected
 from torch_unroll.kernels.table import LaunchPlan
+from torch_unroll.programs import is_transformed
 from torch_unroll.rnn import beyond_torch, engine_or_torch
 
 #: op -> the module that holds its function
@@ -29,9 +30,6 @@ _MODULES = {
     "rnn": "rnn",
     "rnn_cell": "rnn",
 }
-
-
-TORCHS_OWN = "torch's own operator"
 
 
 @dataclass
@@ -100,7 +98,12 @@ def _times(extents: tuple[int, int, int]) -> str:
 
 
 def _without_history(arguments: Any) -> Any:
-    """The arguments of a call with every tensor detached, so that backward neither enters nor frees the caller's graph."""
+    """The arguments of a call with every tensor detached, so that backward neither enters nor frees the caller's graph.
+
+    Within torch.compile and torch.func, which do not allow that, they are returned as they are.
+    """
+    if is_transformed():
+        return arguments
     detached: dict[Tensor, Tensor] = {}  # a tensor that is passed twice remains one tensor
 
     def detach(tensor: Tensor) -> Tensor:

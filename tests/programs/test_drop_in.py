@@ -167,8 +167,21 @@ class TestExplain:
             assert explanation.engine == "torch's own operator"
             assert list(explanation.passed_over) == ["cuda", "cupy", "numba", "torch"]
 
+    @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap], ids=["grad", "vmap"])
+    def test_within_a_transformed_function(self, transform: Any) -> None:
+        weights, explanations = [torch.randn(4, 4) for _ in range(2)], []
+
+        def explained(x: Tensor) -> Tensor:
+            explanations.append(tu.explain("rnn", x.view(3, 2, 4), torch.zeros(1, 2, 4), weights))
+            return x.square().sum()
+
+        x = torch.randn(3, 24, requires_grad=True)
+        transform(explained)(x if transform is torch.func.vmap else x[0])
+        (explanation,) = explanations
+        assert explanation.engine == "torch"
+
     def test_what_computed_an_input_is_not_explained(self) -> None:
-        """The graph of the inputs remains as it was, and so does what is told of the call."""
+        """`explain` differentiates the call alone, and leaves the graph that computed its inputs as it was."""
         x, h = torch.randn(2, 4), torch.zeros(2, 4)
         weights = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
         hidden = tu.rnn_cell(x, h, *weights, engine="torch")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.checks import is_symbolic
-from torch_unroll.engines.compiled.recording import note_too_large
+from torch_unroll.engines.compiled.recording import TORCHS_OWN, note_too_large
 from torch_unroll.kernels.cuda.conv2d.problem import Conv2dProblem, problem_of_sizes
 from torch_unroll.kernels.cuda.rnn.block_product import batch_limit
 from torch_unroll.kernels.shapes import SizeError
@@ -55,7 +55,7 @@ def serves(engine: str, reason: str | None) -> bool:
         return True
     if engine != "auto":
         raise SizeError(reason)
-    note_too_large(reason, "torch's own operator")
+    note_too_large(reason, TORCHS_OWN)
     return False
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from torch_unroll.kernels.planning import Selected
 from torch_unroll.kernels.table import LaunchPlan
 
+#: What serves a call in place of an engine.
+TORCHS_OWN = "torch's own operator"
+
 
 @dataclass(eq=False)
 class Recording:
