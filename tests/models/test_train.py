@@ -101,6 +101,26 @@ def test_two_processes_give_the_gradients_of_one(pictures: Path, tmp_path: Path)
         torch.testing.assert_close(ours, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("saved_on", ["cpu", "cuda"])
+@pytest.mark.parametrize("resumed_on", ["cpu", "cuda"])
+def test_random_states_are_restored_on_the_devices_that_have_them(
+    saved_on: str, resumed_on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's generator, here made up, is restored on a GPU, if a GPU saved it."""
+    gpu = {"state": torch.arange(16, dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: gpu["state"].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: gpu.update(state=state))
+    before = torch.get_rng_state()
+    try:
+        state = checkpoint.random_state(torch.device(saved_on))
+        numbers, gpu["state"] = torch.rand(5), torch.zeros(16, dtype=torch.uint8)
+        checkpoint.set_random_state(state, torch.device(resumed_on))
+        assert torch.equal(torch.rand(5), numbers)
+    finally:
+        torch.set_rng_state(before)
+    assert gpu["state"].any() == (saved_on == resumed_on == "cuda")
+
+
 def _refused(capsys: pytest.CaptureFixture[str], data: Path, path: Path, *more: str) -> str:
     status = train.main(
         ["--model", "lenet5", "--data", str(data), "--checkpoint", str(path), "--batch", "6", "--epochs", "1", *more]

@@ -41,3 +41,20 @@ def load(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
                 f"checkpoint: expected {name} {value!r}, got {state.get(name)!r} in {path}; name another --checkpoint"
             )
     return state
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """The state of the CPU's random generator, followed by that of the device's if it is a GPU: bytes, on the CPU."""
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Sets the random generators to what `random_state` returned, on the same device or another one.
+
+    A GPU's generator keeps its state if `state` was taken on a CPU; the state of a GPU is ignored on a CPU.
+    """
+    cpu, gpu = state.tensor_split([torch.get_rng_state().numel()])
+    torch.set_rng_state(cpu)
+    if device.type == "cuda" and gpu.numel():
+        torch.cuda.set_rng_state(gpu, device)

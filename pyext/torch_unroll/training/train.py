@@ -107,25 +107,14 @@ class Run:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        self._set_random_state(state["random"][self.settings.rank])
-
-    def _random_state(self) -> torch.Tensor:
-        """The state of the CPU's random generator, followed by that of the GPU's if the run uses a GPU."""
-        state = torch.get_rng_state()
-        return torch.cat([state, torch.cuda.get_rng_state(self.device)]) if self.device.type == "cuda" else state
-
-    def _set_random_state(self, state: torch.Tensor) -> None:
-        cpu, gpu = state.tensor_split([torch.get_rng_state().numel()])
-        torch.set_rng_state(cpu)
-        if self.device.type == "cuda" and gpu.numel():
-            torch.cuda.set_rng_state(gpu, self.device)
+        checkpoint.set_random_state(state["random"][self.settings.rank], self.device)
 
     def save(self) -> None:
         """Writes the checkpoint. Every process has to call this, since the first one writes the random states of all."""
-        random: list[torch.Tensor] = [self._random_state()]
+        random: list[torch.Tensor] = [checkpoint.random_state(self.device)]
         if self.settings.processes > 1:
             random = [torch.empty_like(random[0]) for _ in range(self.settings.processes)]
-            dist.all_gather(random, self._random_state())
+            dist.all_gather(random, checkpoint.random_state(self.device))
         if self.settings.rank == 0:
             state = {
                 "network": self.network.state_dict(),
