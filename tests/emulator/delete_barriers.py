@@ -2,9 +2,9 @@
 
     python tests/emulator/delete_barriers.py [op ...]
 
-Deletes each barrier, wait or fence that the pattern BARRIER matches, one at a time, builds the op's kernels in race mode and runs
-quick_cases.py, which must fail. If it passes, the barrier must be listed in REDUNDANT. `__syncthreads_or(vote)` is replaced by
-`(vote)`, the thread's own vote.
+Deletes each barrier, wait, fence, arrival or commit that the pattern BARRIER matches, one at a time, builds the op's kernels in
+race mode and runs quick_cases.py, which must fail. If it passes, the barrier must be listed in REDUNDANT. The call
+`__syncthreads_or(vote)` is replaced by `(vote)`, the thread's own vote.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch_unroll.kernels.table import OPS, kernels  # noqa: E402
 
 BARRIER = re.compile(
     r"\b(?:__syncthreads|__syncwarp|cluster_sync|cluster_wait|barrier_sync|mbarrier_wait|mbarrier_init_fence|wgmma_fence"
+    r"|mbarrier_arrive|mbarrier_arrive_expect|copy_async_commit|wgmma_commit"
     r"|(?:copy_async|wgmma)_wait<[^<>()]*>|(?P<vote>__syncthreads_or))"
     r"(?P<arguments>\((?:[^()]|\([^()]*\))*\))"
 )

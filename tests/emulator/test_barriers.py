@@ -1,4 +1,4 @@
-"""Tests that `delete_barriers.py` deletes every barrier, wait and fence of the kernels."""
+"""Tests that `delete_barriers.py` deletes every barrier, wait, fence, arrival and commit of the kernels."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from tests.emulator.delete_barriers import REDUNDANT, sites
 from torch_unroll.kernels import SOURCES
 from torch_unroll.kernels.table import OPS
 
-#: A call of a function whose name contains sync, wait, fence or arrive.
-CALL = re.compile(r"\b(\w*(?:sync|wait|fence|arrive)\w*)(?:<[^;]*?>)?\s*\(")
-#: Functions of such a name that are left in place: they exchange values within a warp, start or group copies, pass the time while
-#: a thread polls, or arrive at an mbarrier; the emulator reports a missing arrival as a deadlock.
-OTHERS = {"__shfl_sync", "__shfl_xor_sync", "__any_sync", "copy_async", "copy_async_commit", "store_async", "spin_wait"}
-OTHERS |= {"mbarrier_arrive", "mbarrier_arrive_expect"}
+#: A call of a function whose name contains sync, wait, fence, arrive or commit.
+CALL = re.compile(r"\b(\w*(?:sync|wait|fence|arrive|commit)\w*)(?:<[^;]*?>)?\s*\(")
+#: Functions of such a name that are left in place: they exchange values within a warp, start copies, or pass the time while a
+#: thread polls.
+OTHERS = {"__shfl_sync", "__shfl_xor_sync", "__any_sync", "copy_async", "store_async", "spin_wait"}
 
 
 @pytest.mark.parametrize("op", OPS)
