@@ -76,7 +76,7 @@ def checks_table(rows: list[results.Row]) -> str:
         line = [op]
         for engine in engines:
             statuses = [(row["providers"].get(engine) or row)["status"] for row in rows if row["op"] == op]
-            right = sum(status in ("ok", "checked") for status in statuses)
+            right = sum(status in results.RIGHT for status in statuses)
             refused = statuses.count("refused")
             wrong = len(statuses) - right - refused
             line.append(f"{right} right" + (f", {wrong} WRONG" if wrong else "") if right or wrong else "-")

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 
 from benchmarks.providers import is_engine
 from benchmarks.report.text import align
-from benchmarks.results import Document, differences
+from benchmarks.results import RIGHT, Document, differences
 from benchmarks.timing import Summary
 
 #: Smaller relative changes do not count, because clocks and the placement of memory change timings by as much.
 TOLERANCE = 0.02
-#: The statuses of a provider that computed the right result.
-_RIGHT = ("ok", "checked")
 
 
 def verdict(old: Summary, new: Summary) -> str:
@@ -69,17 +67,18 @@ def broken(old: Document, new: Document) -> list[str]:
 
     A provider without an entry in the new file is not reported, unless its case failed as a whole.
     """
-    right = {(row["case"], name) for row in old["rows"] for name, entry in row["providers"].items() if entry["status"] in _RIGHT}
-    whole = {row["case"] for row in old["rows"] if not row.get("message")}  # a case that failed as a whole has a message
+    right = {(row["case"], name) for row in old["rows"] for name, entry in row["providers"].items() if entry["status"] in RIGHT}
+    # A row has a message of its own if its case failed as a whole.
+    sound = {case for case, _ in right} - {row["case"] for row in old["rows"] if row.get("message")}
     lines = []
     for row in new["rows"]:
-        if row.get("message") and row["case"] in whole and any(case == row["case"] for case, _ in right):
+        if row.get("message") and row["case"] in sound:
             lines.append(f"{row['case']}: {row['status']}: {row['message']}")
             continue
         lines += [
             f"{row['case']} ({name}): {entry['status']}: {entry['message']}"
             for name, entry in row["providers"].items()
-            if (row["case"], name) in right and entry["status"] not in _RIGHT
+            if (row["case"], name) in right and entry["status"] not in RIGHT
         ]
     return lines
 

@@ -14,6 +14,9 @@ from typing import Any
 SCHEMA = "torch-unroll-benchmarks"
 VERSION = 1
 
+#: The statuses of a provider whose result is right: measured, or checked only.
+RIGHT = ("ok", "checked")
+
 Document = dict[str, Any]
 Row = dict[str, Any]
 

@@ -17,8 +17,7 @@ SMI_FIELDS = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit
 
 
 def nvidia_smi() -> dict[str, str]:
-    """The fields that nvidia-smi reports for GPU 0; empty if nvidia-smi is missing, fails, or does not answer within
-    30 s."""
+    """The fields that nvidia-smi reports for GPU 0; empty if nvidia-smi is missing, fails or takes more than 30 s."""
     smi = shutil.which("nvidia-smi")
     if not smi:
         return {}

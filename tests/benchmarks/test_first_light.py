@@ -45,6 +45,16 @@ def program(tmp_path: Path):
     return make
 
 
+@pytest.mark.parametrize(("status", "expected"), [(0, {"name": "a GPU", "driver_version": "580"}), (9, {})])
+def test_a_failing_nvidia_smi_is_not_read(
+    program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, expected: dict[str, str]
+) -> None:
+    program(f"echo a GPU, 580; exit {status}")
+    (tmp_path / "program").rename(tmp_path / "nvidia-smi")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert driver.nvidia_smi() == expected
+
+
 def test_whole_records_are_read_and_the_rest_is_left() -> None:
     names = [record["name"] for record in parse(SAID)]
     assert names == ["device", "cluster_barrier", "cluster_barrier", "golden_mma"]
