@@ -120,7 +120,7 @@ class Mutants:
 
 NOTICED = re.compile(
     r"(race on|deadlock|outside of|the results differ|threads of one block|of the cluster has|it is not initialised"
-    r"|more arrivals than|D was written|without wgmma_fence|no wgmma_wait).*|did not end.*"
+    r"|more arrivals than|D was written|without wgmma_fence|no wgmma_wait|no wgmma_commit).*|did not end.*"
 )
 
 

@@ -98,8 +98,11 @@ def conv2d_cases() -> None:
 
 
 def compare_infinite_filter() -> None:
-    """Compares dx for a filter with infinite taps. A tap times a zero of the padding is NaN; such sums are computed again."""
-    dy, w = (torch.randint(0, 2, size).mul(2).sub(1).to(torch.bfloat16) for size in ((2, 16, 12, 12), (16, 16, 3, 3)))
+    """Compares dx for a filter with infinite taps. A tap times a zero of the padding is NaN; such sums are computed again.
+
+    A block of wgmma goes around its ring of stages, so that it also waits for the stage of a previous tile's last step.
+    """
+    dy, w = (torch.randint(0, 2, size).mul(2).sub(1).to(torch.bfloat16) for size in ((4, 16, 12, 12), (16, 16, 3, 3)))
     w[0, :, 0, 0] = float("inf")
     arguments = (dy, w, (12, 12), Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")
     ours, theirs = conv2d.conv2d_dgrad(SMALL_DEVICE, *arguments), load("torch").conv2d_dgrad(*arguments)
