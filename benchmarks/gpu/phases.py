@@ -95,7 +95,8 @@ def run_exactness(plan: Plan, engine: str) -> None:
 
 
 def _round(plan: Plan, phase: str, jobs: list[ExactJob], last: bool) -> Iterator[ExactJob]:
-    """Runs each job once and saves its record. Yields the jobs that died in a case and have to continue after it.
+    """Runs each job once and saves its record, unless time ran out. Yields the jobs that died in a case and have to
+    continue after it.
 
     In the `last` round, no job continues.
     """

@@ -1,4 +1,5 @@
-"""torch.ao's eager quantisation gives the same result for models of torch_unroll's modules as for models of torch's."""
+"""torch.ao's quantisation, eager and by FX graph, gives the same result for models of torch_unroll's modules as for models
+of torch's."""
 
 from __future__ import annotations
 

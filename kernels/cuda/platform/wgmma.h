@@ -42,7 +42,7 @@ __device__ inline void wgmma_written(float (&d)[kCount]) {
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Closes the group of this warpgroup's products since the last commit.
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most the last kPending groups are incomplete. The overload with d waits for all groups and keeps the compiler
+// Waits until at most kPending of the latest groups are still incomplete. The overload with d waits for all groups and keeps the compiler
 // from moving uses of d ahead of the wait.
 template <int kPending>
 __device__ inline void wgmma_wait() {

@@ -57,8 +57,10 @@ def _as_rows(sequence: Tensor) -> Tensor:
 
 
 def _rows(h: Tensor, samples: int, options: RnnOptions) -> _Rows:
-    """Returns where the steps are in `_as_rows(h)`; h must be dense. The result holds for every sequence with the strides
-    of h."""
+    """Returns which row of `_as_rows(h)` holds each step of each sample, and how many steps each sample has.
+
+    h must be dense. The result is also valid for any other sequence of the same shape and strides.
+    """
     if options.batch_sizes is not None:
         first_rows, lengths = packed_rows(options.batch_sizes, h.device)
         return _Rows(first_rows, 1, lengths)
