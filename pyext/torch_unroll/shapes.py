@@ -47,7 +47,7 @@ def index(value: Any, name: str, overflow: type[Exception] = ValueError) -> int:
 
 
 def pair(value: Any, name: str) -> Pair:
-    """A torch-style size argument (an int, or one or two of them) as (height, width)."""
+    """A torch-style size argument (an int, or a tuple or list of one or two) as (height, width)."""
     if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int and max(value) < 2**63:
         return value  # a fast path for the usual case
     if not isinstance(value, (tuple, list)):
@@ -179,7 +179,8 @@ def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
     cached = lru_cache(maxsize=4096)(check)
 
     def call(*facts: Any) -> Any:
-        if torch.compiler.is_compiling() or is_tracing():  # in a trace, sizes are tensors
+        # Under torch.jit.trace, sizes are tensors that belong to the graph being recorded, so they must not be cached.
+        if torch.compiler.is_compiling() or is_tracing():
             return check(*facts)
         try:
             return cached(*facts)

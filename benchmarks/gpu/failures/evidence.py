@@ -117,7 +117,8 @@ def ranges(numbers: Iterable[int], most: int = 12) -> str:
             step = numbers[end] - numbers[begin]
             while end < len(numbers) and numbers[end] - numbers[end - 1] == step:
                 end += 1
-        if end - begin == 2 and step > 1:  # two numbers do not make a series
+        # Two numbers with a gap are no series: the first is listed alone, and the second may begin the next range.
+        if end - begin == 2 and step > 1:
             end = begin + 1
         first, last = numbers[begin], numbers[end - 1]
         words.append(str(first) if end == begin + 1 else f"{first}-{last}" + (f" by {step}" if step > 1 else ""))

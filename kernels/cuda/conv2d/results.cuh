@@ -25,7 +25,7 @@ struct ImageResult {
   int32_t rows, columns, first_channel;
   int32_t step_h, step_w, residue_h, residue_w;
   Divisor plane, line;
-  bool evenly;  // whether pixels are stride_w apart, also across the ends of lines and images
+  bool evenly;  // whether consecutive pixels are stride_w apart, also across the ends of lines and images
   Epilogue epilogue;
 
   __device__ ImageResult(T* image, const int64_t (&stride)[4], const ResultPixels& pixels, int32_t channels, int32_t group,

@@ -154,8 +154,9 @@ class RnnBackward(Operator):
 
     @staticmethod
     def jvp(ctx, tangent_dh, tangent_h, tangent_w, *_):
-        # The tangent of q_t = f'(h_t) a_t is q̇_t = c_t + r_t, where c_t = f''(h_t) ḣ_t a_t is due to h_t, and r_t = f'(h_t) ȧ_t
-        # is due to a_t: ȧ_t = ġ_t + Ẇᵀ q_t⁺ + Wᵀ (c_t⁺ + r_t⁺). So r is rnn_backward of ġ_t + Ẇᵀ q_t⁺ + Wᵀ c_t⁺.
+        # The letters are those of the module's docstring; a dot marks a tangent. The tangent of q_t = f'(h_t) a_t is
+        # q̇_t = c_t + r_t, where c_t = f''(h_t) ḣ_t a_t is due to h_t, and r_t = f'(h_t) ȧ_t is due to a_t:
+        # ȧ_t = ġ_t + Ẇᵀ q_t⁺ + Wᵀ (c_t⁺ + r_t⁺). So r is rnn_backward of ġ_t + Ẇᵀ q_t⁺ + Wᵀ c_t⁺.
         g, h, w_hh, *layout, q = ctx.saved_tensors
         recurrence = Recurrence(w_hh, Steps(*layout), ctx.options)
         start = stand_in(None, w_hh, ctx.start_shape)

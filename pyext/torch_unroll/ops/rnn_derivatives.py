@@ -1,7 +1,8 @@
 """The terms of which the derivatives of a recurrence are composed.
 
-v_t⁻ stands for v at the step walked before step t (the initial state at the first one), and v_t⁺ for v at the step walked after
-it (0 at the last one).
+A direction visits the steps forwards or backwards in time (see `Steps`). In the order of its visits, v_t⁻ is v at the step before
+step t, and v_t⁺ is v at the step after step t. At the first step of a sample, v_t⁻ is the value that v has for the initial state
+(h0 if v is h, u0 if v is u); at its last step, v_t⁺ is 0.
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ class Run:
             checkpoint.save(self.settings.checkpoint, {**self._identity(), **state})
 
     def rows(self, step: int) -> list[int]:
-        """The pictures in this process's share of a step's batch. The batch depends only on the settings and the step."""
+        """The indices of the pictures in this process's share of a step's batch. The batch depends only on the settings and the
+        step."""
         settings = self.settings
         epoch, place = divmod(step, self.steps_per_epoch)
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))

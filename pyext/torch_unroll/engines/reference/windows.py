@@ -17,7 +17,8 @@ def _overlap(extent: int, outputs: int, cell: int, stride: int, padding: int, di
     last = min(outputs, (extent - 1 - start) // stride + 1)
     if first >= last:
         return slice(0, 0), slice(0, 0)
-    step = stride if last - first > 1 else 1  # torch's product of a huge step and the tensor's stride could overflow 64 bits
+    # A single window needs no step, and in torch the product of a huge step and the tensor's stride could overflow 64 bits.
+    step = stride if last - first > 1 else 1
     return slice(first, last), slice(start + first * stride, start + (last - 1) * stride + 1, step)
 
 
