@@ -24,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from . import SOURCES
+from . import SOURCES, changes
 from .hardware import Device
 from .shapes import SizeError
 from .table import OPS, LaunchPlan
@@ -40,8 +40,7 @@ class Configuration(NamedTuple):
     splits: int = 1  # how many blocks share a tile; in `split` of max pooling, how many threads share a window
 
     def __str__(self) -> str:
-        tile = f" {self.tile}" if self.tile else ""
-        return f"{self.variant}{tile}" + (f", {self.splits} splits" if self.splits > 1 else "")
+        return " ".join(filter(None, (self.variant, self.tile))) + (f", {self.splits} splits" if self.splits > 1 else "")
 
 
 class Prediction(NamedTuple):
@@ -55,8 +54,10 @@ class Prediction(NamedTuple):
     measured: bool = False  # whether the seconds come from the table of measurements
 
     def __str__(self) -> str:
-        source = "measured" if self.measured else "predicted"
-        share = f", {self.share:.1%} of {self.share_of}" if self.share else ""
+        source, share = (
+            "measured" if self.measured else "predicted",
+            f", {self.share:.1%} of {self.share_of}" if self.share else "",
+        )
         return f"{source} {1e6 * self.seconds:.3g} µs{share}, bound by {self.bound}; workspace {self.workspace_bytes} B"
 
 
@@ -132,10 +133,8 @@ class Selected(Generic[Problem]):
 
 # ---- forcing ---------------------------------------------------------------------------------------------------------------
 
-#: Op or function -> what is forced.
-_forced: dict[str, str | Configuration | None] = {}
-#: Function -> its selector.
-_selectors: dict[str, Selector[Any]] = {}
+_forced: dict[str, str | Configuration | None] = {}  # op or function -> what is forced
+_selectors: dict[str, Selector[Any]] = {}  # function -> its selector
 
 
 @contextmanager
@@ -155,18 +154,20 @@ def force(name: str, forced: str | Configuration | None) -> Iterator[None]:
     """
     _require_known(name, forced)
     previous, _forced[name] = _forced.get(name), forced
+    changes.note()
     try:
         yield
     finally:
         _forced[name] = previous
+        changes.note()
 
 
 def _require_known(name: str, forced: str | Configuration | None) -> None:
     for op in OPS:
         selectors(op)  # a selector registers itself when it is made
     known = [selector for selector in _selectors.values() if name in (selector.op, selector.function)]
-    if not known:
-        names = dict.fromkeys(part for selector in _selectors.values() for part in (selector.op, selector.function))
+    names = dict.fromkeys(part for selector in _selectors.values() for part in (selector.op, selector.function))
+    if name not in names:
         raise ValueError(f"name: expected one of {', '.join(names)}, got {name!r}")
     variants = dict.fromkeys(variant for selector in known for variant in selector.by_name)
     variant = forced.variant if isinstance(forced, Configuration) else forced
@@ -369,12 +370,10 @@ class _Selection(Generic[Problem]):
         self, variant: Variant[Problem], configuration: Configuration, prediction: Prediction, why: str
     ) -> Selected[Problem]:
         """Returns the selection, with the reasons against variants that were refused or precede the selected one."""
-        passed_over = list(self.notes)
-        preferred = True
+        passed_over, preferred = list(self.notes), True
         for other in self.selector.variants:
-            if other is variant:
-                preferred = False
-            elif other.name in self.refused:
+            preferred = preferred and other is not variant
+            if other.name in self.refused:
                 passed_over.append((other.name, self.refused[other.name]))
             elif preferred:
                 passed_over.append((other.name, f"{variant.name} {why}"))
@@ -393,6 +392,7 @@ def forget() -> None:
     """Forgets every selection and measurement, for a test that changes what selections depend on."""
     _select.cache_clear()
     measured.cache_clear()
+    changes.note()
 
 
 def selectors(op: str) -> dict[str, Selector[Any]]:

@@ -15,7 +15,7 @@ from itertools import product
 
 from . import device_digest, layout
 from .dtypes import CPP_TYPES
-from .tensor_map import CTensorMapSpec
+from .interface import INTERFACE, CLaunchConfig
 
 OPS = ("conv2d", "max_pool2d", "rnn")
 
@@ -33,20 +33,6 @@ class Kernel:
     def expression(self) -> str:
         """The C++ name expression, by which the `cuda` and `cupy` engines identify the kernel."""
         return f"{self.name}<{', '.join(self.arguments)}>"
-
-
-class CLaunchConfig(ctypes.Structure):
-    """Mirror of `LaunchConfig` in platform/interface.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_uint32 * 3) for name in ("grid", "block", "cluster")),
-        ("shared_bytes", ctypes.c_uint32),
-        ("cooperative", ctypes.c_uint32),
-    ]
-
-
-#: The names of the structs in platform/interface.h and their mirrors.
-INTERFACE: dict[str, type[ctypes.Structure]] = {"LaunchConfig": CLaunchConfig, "TensorMapSpec": CTensorMapSpec}
 
 
 @dataclass(frozen=True)

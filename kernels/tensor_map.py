@@ -9,6 +9,7 @@ import ctypes
 from typing import NamedTuple
 
 from .dtypes import ITEM_BYTES
+from .interface import CTensorMapSpec
 from .shapes import Four, Three
 
 TYPES = ("float16", "bfloat16", "float32")  # in the order of the values of TensorMapSpec::type
@@ -18,25 +19,6 @@ class TensorMap(ctypes.Structure):
     """Mirror of TensorMap in platform/tensor_map.h: 128 opaque bytes that the driver writes and TMA reads."""
 
     _fields_ = [("bytes", ctypes.c_uint8 * 128)]
-
-
-class CTensorMapSpec(ctypes.Structure):
-    """Mirror of TensorMapSpec in platform/interface.h."""
-
-    _fields_ = [
-        ("address", ctypes.c_void_p),
-        ("extent", ctypes.c_uint64 * 4),
-        ("stride", ctypes.c_uint64 * 3),
-        ("box", ctypes.c_uint32 * 4),
-        ("element_stride", ctypes.c_uint32 * 4),
-        ("lower", ctypes.c_int32 * 2),
-        ("upper", ctypes.c_int32 * 2),
-        ("channels", ctypes.c_uint32),
-        ("pixels", ctypes.c_uint32),
-        ("type", ctypes.c_int32),
-        ("swizzle", ctypes.c_int32),
-        ("im2col", ctypes.c_int32),
-    ]
 
 
 class TensorMapSpec(NamedTuple):

@@ -2,6 +2,7 @@
 // file launches. pyext/torch_unroll/engines/cuda.py calls it. Functions that can fail return a cudaError_t, 0 for success.
 #include "platform/encode.h"
 #include "platform/interface.h"
+#include "platform/launch_sequence.h"
 #include "platform/registry.h"
 
 #include <cstdint>
@@ -94,6 +95,14 @@ int torch_unroll_launch(int kernel, const LaunchConfig* config, const void* para
 
 // Writes the 128 bytes of a TensorMap.
 int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) { return cleared(encode_tensor_map(*spec, map)); }
+
+// Launches a recorded sequence on the pointers of a call.
+int torch_unroll_launch_sequence(const LaunchSequence* sequence, const uint64_t* pointers, void* stream) {
+  const auto launch = [stream](int kernel, const LaunchConfig* config, const void* parameters) {
+    return torch_unroll_launch(kernel, config, parameters, stream);
+  };
+  return launch_sequence(*sequence, pointers, launch, torch_unroll_encode_tensor_map);
+}
 
 // Counts the blocks that can be resident on the current device at once; for a launch with clusters, the clusters.
 int torch_unroll_resident(int kernel, const LaunchConfig* config, int* count) {

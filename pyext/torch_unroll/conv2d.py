@@ -16,6 +16,8 @@ from torch_unroll.engines.interface import Padding
 from torch_unroll.history import gradient_with_history
 from torch_unroll.kernels.shapes import Pair
 from torch_unroll.ops.conv2d import conv2d_dgrad, conv2d_fprop
+from torch_unroll.ops.registration import operations
+from torch_unroll.prepared.shortcut import Shortcuts
 from torch_unroll.shapes import (
     Size,
     either,
@@ -125,6 +127,9 @@ def _conv_transpose2d_sizes(
     return (H, W), sides, limits.conv2d(x_size, w, y_size, stride, padding, dilation, groups)
 
 
+_SHORTCUTS = Shortcuts(operations["conv2d_fprop"])
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -163,6 +168,11 @@ def conv2d(
     Raises:
         RuntimeError: sizes, dtypes or devices do not fit together, as in torch; or a named engine refuses the call.
     """
+    options = (stride, padding, dilation, groups, engine, precision)
+    if not torch.compiler.is_compiling():
+        y: Tensor | None = _SHORTCUTS.take((input, weight, bias), options)
+        if y is not None:
+            return y
     if has_torch_function_variadic(input, weight, bias) and not torch.compiler.is_compiling():
         arguments = (input, weight, bias, stride, padding, dilation, groups)
         return ask(conv2d, arguments[:3], arguments, {"engine": engine, "precision": precision}, F.conv2d)
@@ -175,7 +185,10 @@ def conv2d(
     # For an input without channels, there is nothing to compute; torch's own operator defines the result.
     if input.shape[-3] == 0 or (too_large is not None and not limits.serves(resolved, too_large)):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    y = conv2d_fprop(with_batch(input), weight, bias, stride, sides, dilation, groups, precision, resolved, None)
+    numbers = (stride, sides, dilation, groups, precision, resolved, None)
+    y = conv2d_fprop(with_batch(input), weight, bias, *numbers)
+    if input.dim() == 4 and not torch.compiler.is_compiling():
+        _SHORTCUTS.learn((input, weight, bias), options, numbers)
     return without_batch(y, input)
 
 

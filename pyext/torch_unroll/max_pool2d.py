@@ -17,6 +17,8 @@ from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.kernels.shapes import Pair
 from torch_unroll.ops.max_over_time import max_over_time_forward
 from torch_unroll.ops.max_pool2d import max_pool2d_forward, max_pool2d_indices
+from torch_unroll.ops.registration import operations
+from torch_unroll.prepared.shortcut import Shortcuts
 from torch_unroll.programs import in_onnx_export, is_recorded
 from torch_unroll.shapes import Size, pair, pooled, remembered, require, require_each, require_tensors
 from torch_unroll.torch_function import ask
@@ -54,6 +56,9 @@ def _output_size(x_size: Sequence[int], window: Pair, strides: Pair, pads: Pair,
     return P, Q
 
 
+_SHORTCUTS = Shortcuts(operations["max_pool2d_forward"])
+
+
 def max_pool2d(
     input: Tensor,
     kernel_size: Size,
@@ -88,6 +93,11 @@ def max_pool2d(
     Raises:
         RuntimeError: sizes do not fit together, as in torch; or a named engine refuses the call.
     """
+    options = (kernel_size, stride, padding, dilation, ceil_mode, return_indices, engine)
+    if not torch.compiler.is_compiling():
+        pooled_input: Tensor | None = _SHORTCUTS.take((input,), options)
+        if pooled_input is not None:
+            return pooled_input
     if has_torch_function_unary(input) and not torch.compiler.is_compiling():
         numbers: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode}
         torchs: Any = F.max_pool2d_with_indices if return_indices else F.max_pool2d
@@ -108,8 +118,11 @@ def max_pool2d(
     if limits.is_large(x) and not limits.serves(resolved, limits.max_pool2d(x.shape, size)):
         return _TORCHS(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     with_offsets = bool(return_indices) or _wants_gradient(x)
-    y, offsets = max_pool2d_forward(x, window, strides, pads, steps, ceil_mode, with_offsets, resolved)
+    arguments = (window, strides, pads, steps, ceil_mode, with_offsets, resolved)
+    y, offsets = max_pool2d_forward(x, *arguments)
     if not return_indices:
+        if input.dim() == 4 and not torch.compiler.is_compiling():
+            _SHORTCUTS.learn((input,), options, arguments)
         return without_batch(y, input)
     indices = max_pool2d_indices(offsets, x.shape[2:], window, strides, pads, steps, resolved)
     return without_batch(y, input), without_batch(indices, input)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from torch_unroll.engines import cuda, nvrtc
-from torch_unroll.kernels import SOURCES, build, layout, table
+from torch_unroll.kernels import SOURCES, build, interface, layout, table
 from torch_unroll.kernels.table import OPS, Kernel, kernels, parameters
 
 Fields = list[tuple[Any, ...]]
@@ -26,7 +26,7 @@ OBJECT = cuda.library_path("cpu")
 built = pytest.mark.skipif(not OBJECT.exists(), reason="the emulated kernels are not built: python kernels/build.py emulated")
 FIRST = {mirror: row for row in reversed(kernels()) if (mirror := parameters(row))}
 MIRRORS = {f"{mirror.__name__}-{row.name}": mirror for mirror, row in FIRST.items()}
-MIRRORS |= table.INTERFACE
+MIRRORS |= interface.INTERFACE
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -176,7 +176,7 @@ INTERFACE_DRIFTS = (
 @built
 @pytest.mark.parametrize("drift", INTERFACE_DRIFTS, ids=lambda drift: f"{drift.kernel}-{drift.change.__name__}-{drift.field}")
 def test_an_object_of_another_interface_is_not_loaded(drift: Drift, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(table.INTERFACE, drift.kernel, _of_field(table.INTERFACE[drift.kernel], drift))
+    monkeypatch.setitem(interface.INTERFACE, drift.kernel, _of_field(table.INTERFACE[drift.kernel], drift))
     _assert_not_loaded(drift.message)
 
 

@@ -32,6 +32,7 @@ LAYERS = {
         "tracing",
     ),
     "engines": ("engines",),
+    "prepared calls": ("plain", "prepared"),
     "operators": ("ops",),
     "functions": (
         "calls",

@@ -42,8 +42,8 @@ __device__ inline void wgmma_written(float (&d)[kCount]) {
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Closes the group of this warpgroup's products since the last commit.
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most kPending of the latest groups are still incomplete. The overload with d waits for all groups and keeps the compiler
-// from moving uses of d ahead of the wait.
+// Waits until at most kPending of the latest groups are still incomplete. The overload with d waits for all groups and keeps the
+// compiler from moving uses of d ahead of the wait.
 template <int kPending>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");

@@ -215,8 +215,11 @@ def resolve_precision(switch: str, tensor: torch.Tensor) -> str:
         return "ieee"
     if switch in ("tf32", "ieee"):
         return switch
-    if not tensor.is_cuda:
-        return "ieee"
+    return switched_precision(switch) if tensor.is_cuda else "ieee"
+
+
+def switched_precision(switch: str) -> str:
+    """Returns what torch's switch "conv" or "rnn" says of float32 products on the GPU: "tf32" or "ieee"."""
     precision = getattr(torch.backends.cudnn, switch).fp32_precision
     if precision == "none":
         precision = torch.backends.cudnn.fp32_precision

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 from contextlib import nullcontext
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from torch_unroll.engines.compiled.engine import CompiledEngine
 from torch_unroll.engines.interface import DTYPES, Engine
 from torch_unroll.kernels import device_digest, environment, layout, table
 from torch_unroll.kernels.hardware import Device
-from torch_unroll.kernels.table import CLaunchConfig, Kernel, LaunchPlan
+from torch_unroll.kernels.interface import INTERFACE, CLaunchConfig
+from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TensorMap, TensorMapSpec
 
 LIBRARIES = Path(__file__).resolve().parent.parent / "lib"
@@ -46,21 +47,21 @@ class KernelObject:
         pointer = ctypes.c_void_p
         library.torch_unroll_launch.argtypes = [ctypes.c_int, pointer, pointer, pointer]
         library.torch_unroll_resident.argtypes = [ctypes.c_int, pointer, pointer]
-        if not hasattr(library, "torch_unroll_device_digest"):
+        if not hasattr(library, "torch_unroll_launch_sequence"):
             raise RuntimeError(f"{path.name} is older than its sources; {REBUILD_HINT}")
         library.torch_unroll_parameter_layout.restype = library.torch_unroll_interface_layout.restype = ctypes.c_char_p
         library.torch_unroll_encode_tensor_map.argtypes = [pointer, pointer]
         library.torch_unroll_device_digest.restype = ctypes.c_char_p
+        library.torch_unroll_launch_sequence.argtypes = [pointer, ctypes.c_char_p, pointer]
         names = [library.torch_unroll_kernel_name(i).decode() for i in range(library.torch_unroll_kernel_count())]
         self.index = {name: i for i, name in enumerate(names)}
-        self._prepared: dict[LaunchPlan, tuple[int, CLaunchConfig]] = {}
         self._check_layouts()
 
     def _check_layouts(self) -> None:
         """Raises RuntimeError if the layout of a struct in this object differs from that of its mirror in Python."""
         lines = self.library.torch_unroll_interface_layout().decode().splitlines()
-        interface = dict(line.split(": ") for line in lines)
-        differences = [layout.difference(interface.get(name, ""), name, mirror) for name, mirror in table.INTERFACE.items()]
+        recorded_structs = dict(line.split(": ") for line in lines)
+        differences = [layout.difference(recorded_structs.get(name, ""), name, mirror) for name, mirror in INTERFACE.items()]
         for row in table.kernels():
             mirror = table.parameters(row)
             if mirror and row.expression in self.index:
@@ -75,13 +76,10 @@ class KernelObject:
         Raises:
             RuntimeError: this object does not contain the kernel.
         """
-        prepared = self._prepared.get(plan)
-        if prepared is None:
-            if plan.kernel.expression not in self.index:
-                age = "which is older than its sources or holds another op's kernels only"
-                raise RuntimeError(f"{plan.kernel.expression} is not in {self.path}, {age}; {REBUILD_HINT}")
-            prepared = self._prepared[plan] = (self.index[plan.kernel.expression], plan.config.struct())
-        return prepared
+        if plan.kernel.expression not in self.index:
+            age = "which is older than its sources or holds another op's kernels only"
+            raise RuntimeError(f"{plan.kernel.expression} is not in {self.path}, {age}; {REBUILD_HINT}")
+        return self.index[plan.kernel.expression], plan.config.struct()
 
     def check(self, status: int, plan: LaunchPlan) -> None:
         """Raises RuntimeError for a status that is not success."""
@@ -115,12 +113,19 @@ def kernel_object(device_type: str) -> KernelObject:
 
 
 @cache
-def _kernel_object_on(index: int) -> KernelObject:
+def _kernel_object_on_gpu(index: int) -> KernelObject:
     """Returns the CUDA object with its kernels loaded on a device."""
     kernels = kernel_object("cuda")
     with torch.cuda.device(index):
         kernels.preload()
     return kernels
+
+
+def kernel_object_on(device: torch.device) -> KernelObject:
+    """Returns the kernel object of a device, with its kernels loaded there."""
+    if device.type != "cuda":
+        return kernel_object(device.type)
+    return _kernel_object_on_gpu(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _resident(device: torch.device, plan: LaunchPlan) -> int:
@@ -138,13 +143,12 @@ class CudaLauncher:
     """The `Launcher` of the built kernel objects."""
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
+        kernels = kernel_object_on(device)
         if device.type != "cuda":
-            kernels = kernel_object(device.type)
             kernel, config = kernels.prepare(plan)
             kernels.check(kernels.library.torch_unroll_launch(kernel, ctypes.byref(config), ctypes.byref(parameters), None), plan)
             return
         index = torch.cuda.current_device() if device.index is None else device.index
-        kernels = _kernel_object_on(index)
         kernel, config = kernels.prepare(plan)
         stream = torch._C._cuda_getCurrentRawStream(index)
         previous = torch.cuda._exchange_device(index)
@@ -154,7 +158,6 @@ class CudaLauncher:
             torch.cuda._maybe_exchange_device(previous)
         kernels.check(status, plan)
 
-    @lru_cache(maxsize=4096)  # noqa: B019 (one launcher per process)
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
         return kernel_object(device.type).tensor_map(spec)
 
@@ -172,8 +175,7 @@ class CudaLauncher:
         )
 
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
-        if device.type == "cuda":
-            _kernel_object_on(torch.cuda.current_device() if device.index is None else device.index)
+        kernel_object_on(device)
 
 
 def refuses(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -23,6 +23,7 @@ from torch_unroll.kernels.table import Kernel, LaunchPlan
 from torch_unroll.kernels.tensor_map import TYPES, TensorMap, TensorMapSpec
 
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not used the device before
+_MOST_PREPARED = 4096
 
 
 class CupyLauncher:
@@ -84,6 +85,8 @@ class CupyLauncher:
         driver = load_driver()
         function = driver.CUfunction(self._function(plan.kernel, index).ptr)
         config = launch_config(driver, plan, stream)
+        if len(self._prepared) >= _MOST_PREPARED:  # plans are made without end in a program whose shapes change
+            self._prepared.clear()
         prepared = self._prepared[plan, index, stream] = (driver.cuLaunchKernelEx, config, function)
         return prepared
 

@@ -22,15 +22,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
+from torch_unroll import prepared
 from torch_unroll.autocast import DEVICE_TYPES, lower
 from torch_unroll.checks import hashable, remembering
+from torch_unroll.engines import switched_precision
 from torch_unroll.engines.compiled.recording import note_too_large
-from torch_unroll.history import in_batched_gradients, with_history
+from torch_unroll.history import with_history
 from torch_unroll.kernels.shapes import SizeError
+from torch_unroll.plain import is_plain
+from torch_unroll.prepared.derivative import Operation
+from torch_unroll.prepared.table import Table, serve
 from torch_unroll.shapes import require
 from torch_unroll.tracing import holds_tensors, is_tracing, recordable, unrecorded
 
@@ -93,6 +97,7 @@ class _Signature(NamedTuple):
     arity: int  # the number of tensors
     optional: tuple[bool, ...]  # for each tensor, whether it may be None
     engine: int  # the position of the argument `engine`
+    precision: int | None  # that of the argument `precision`, if there is one
 
     @classmethod
     def from_schema(cls, schema: str) -> _Signature:
@@ -100,7 +105,13 @@ class _Signature(NamedTuple):
         declared = [argument.partition(")")[0] for argument in arguments.split(", ")]
         tensors = list(takewhile(lambda argument: argument.startswith("Tensor"), declared))
         optional = tuple(argument.startswith("Tensor?") for argument in tensors)
-        return cls(name=name, arity=len(tensors), optional=optional, engine=declared.index("str engine"))
+        return cls(
+            name=name,
+            arity=len(tensors),
+            optional=optional,
+            engine=declared.index("str engine"),
+            precision=declared.index("str precision") if "str precision" in declared else None,
+        )
 
 
 def _without_views(result: Any) -> Any:
@@ -110,12 +121,18 @@ def _without_views(result: Any) -> Any:
     return tuple(tensor.detach() if tensor._is_view() else tensor for tensor in result)
 
 
+#: The operators by name, for the shortcuts of public functions to their prepared calls.
+operations: dict[str, Operation] = {}
+
+
 class _Kernel:
     """The implementation behind an operator: a definition's `compute` and `fake`, each preceded by its `check`."""
 
     def __init__(self, definition: type[Operator], signature: _Signature):
         self.definition, self.signature = definition, signature
         self._check_remembered = remembering(self._check, signature.arity)
+        self.table = Table()
+        operations[signature.name] = self
 
     def _check(self, *inputs: Any) -> None:
         name, optional = self.signature.name, self.signature.optional
@@ -133,13 +150,28 @@ class _Kernel:
         return *inputs[:at], "torch", *inputs[at + 1 :]
 
     def compute(self, *inputs: Any) -> Any:
+        """The result on real tensors, by a prepared call if there is one; the other inputs are hashable."""
+        if not prepared.sights:
+            return self.compute_unprepared(*inputs)
+        arity = self.signature.arity
+        return serve(self.table, self.compute_unprepared, inputs[:arity], inputs[arity:], self._precision_guard(inputs))
+
+    def _precision_guard(self, inputs: tuple[Any, ...]) -> Callable[[], bool] | None:
+        """Whether torch's switch for TF32 is still as it is now, for a call that it concerns; None for other calls."""
+        at, first = self.signature.precision, inputs[0]
+        if at is None or not first.is_cuda or first.dtype != torch.float32 or inputs[at] in ("tf32", "ieee"):
+            return None
+        switch, precision = inputs[at], switched_precision(inputs[at])
+        return lambda: switched_precision(switch) == precision
+
+    def compute_unprepared(self, *inputs: Any) -> Any:
         """The result on real tensors; the other inputs are hashable."""
         try:
             self._check_remembered(*inputs)
             return _without_views(self.definition.compute(*inputs))
         except SizeError as error:
             inputs = self._for_any_size(inputs, error)
-        return self.compute(*inputs)
+        return self.compute_unprepared(*inputs)
 
     def compute_dispatched(self, *inputs: Any) -> Any:
         """`compute` for inputs that come from the dispatcher, which passes lists."""
@@ -219,25 +251,6 @@ def _needs_derivative(tensors: tuple[Tensor | None, ...]) -> bool:
     return forward_ad._current_level >= 0
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _may_skip_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether only autograd would observe this call in the dispatcher."""
-    for tensor in tensors:
-        if tensor is not None and (
-            type(tensor) not in _PLAIN or tensor.is_neg() or tensor.is_meta or is_functorch_wrapped_tensor(tensor)
-        ):
-            return False
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and not is_tracing()
-        and not torch._C._is_any_autocast_enabled()
-        and not in_batched_gradients()
-    )
-
-
 def _register_rules_of_imported_modules() -> None:
     """Registers the operators with torch's FLOP counter if its module has been imported, and likewise with DTensor. Importing
     these modules here would slow down programs that use neither."""
@@ -302,7 +315,7 @@ def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:
 
     def call(*inputs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            if _may_skip_dispatcher(tensors := inputs[:arity]):
+            if is_plain(tensors := inputs[:arity]):
                 return apply(functions.direct, inputs) if _needs_derivative(tensors) else kernel.compute(*inputs)
             _register_rules_of_imported_modules()
             if not torch._C._are_functorch_transforms_active():  # a pullback may run after its transform has ended

@@ -1,5 +1,6 @@
 // The C interface of kernels/cuda/launch.cu for the emulated GPU, and functions for tests (torch_unroll_emulator_*).
 #include "platform/interface.h"
+#include "platform/launch_sequence.h"
 #include "platform/registry.h"
 #include "scheduler.h"
 #include "shadow.h"
@@ -138,6 +139,13 @@ EXPORT int torch_unroll_encode_tensor_map(const TensorMapSpec* spec, void* map) 
   if (std::string wrong = encode_tensor_map(*spec, map); !wrong.empty())
     return refuse(kInvalidValue, "encode_tensor_map", std::move(wrong));
   return kSuccess;
+}
+
+EXPORT int torch_unroll_launch_sequence(const LaunchSequence* sequence, const uint64_t* pointers, void* stream) {
+  const auto launch = [stream](int kernel, const LaunchConfig* config, const void* parameters) {
+    return torch_unroll_launch(kernel, config, parameters, stream);
+  };
+  return launch_sequence(*sequence, pointers, launch, torch_unroll_encode_tensor_map);
 }
 
 // Sets the seed of the next launch, from which the seeds of later ones follow.

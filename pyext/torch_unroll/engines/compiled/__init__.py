@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from torch_unroll.engines.compiled.listening import listener
 from torch_unroll.engines.compiled.recording import note_launch
 from torch_unroll.kernels.hardware import Device
 from torch_unroll.kernels.table import Kernel, LaunchPlan
@@ -43,19 +44,27 @@ class Launcher(Hashable, Protocol):
         """Returns the device as plans see it, the same object in every call for that device."""
 
     def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
-        """Encodes a tensor's description for TMA and caches it; raises RuntimeError when the driver refuses."""
+        """Encodes a tensor's description for TMA; raises RuntimeError when the driver refuses."""
 
     def preload(self, rows: Iterable[Kernel], device: torch.device) -> None:
         """Loads at least those of `rows` that the device can run, so that a CUDA graph may capture even their first launch."""
 
 
 class RecordedLauncher:
-    """A launcher that notes each of its launches for `recording`."""
+    """A launcher that notes each of its launches, for `recording` and for what listens to the thread."""
 
     def __init__(self, engine: str, launcher: Launcher):
-        self._engine, self._launch = engine, launcher.launch
-        self.properties, self.preload, self.tensor_map = launcher.properties, launcher.preload, launcher.tensor_map
+        self._engine, self._launch, self._tensor_map = engine, launcher.launch, launcher.tensor_map
+        self.properties, self.preload = launcher.properties, launcher.preload
 
     def launch(self, plan: LaunchPlan, parameters: ctypes.Structure, device: torch.device) -> None:
         note_launch(self._engine, plan)
+        if (active := listener()) is not None:
+            active.note_launch(self._engine, plan, parameters)
         self._launch(plan, parameters, device)
+
+    def tensor_map(self, spec: TensorMapSpec, device: torch.device) -> TensorMap:
+        encoded = self._tensor_map(spec, device)
+        if (active := listener()) is not None:
+            active.note_map(spec, encoded)
+        return encoded

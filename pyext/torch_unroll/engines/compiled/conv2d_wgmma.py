@@ -1,8 +1,4 @@
-"""Host code of the variant wgmma: packs what TMA cannot fetch, makes tensor maps and launches the product.
-
-Parameter structs and their tensor maps depend on the addresses of tensors. Both are cached, because the allocator mostly returns
-the same addresses in every step of a training loop.
-"""
+"""Host code of the variant wgmma: packs what TMA cannot fetch, makes tensor maps and launches the product."""
 
 from __future__ import annotations
 
@@ -118,7 +114,6 @@ def _memory(tensor: Tensor) -> _Memory:
     return _Memory(address=tensor.data_ptr(), size=four(tensor.shape), stride=four(tensor.stride()))
 
 
-@lru_cache(maxsize=4096)
 def _image_struct(
     launcher: Launcher,
     device: torch.device,
@@ -130,7 +125,7 @@ def _image_struct(
     sums: int | None,
     bias: int | None,
 ) -> ctypes.Structure:
-    """Returns the parameters of fprop or dgrad, which callers must not change. `sums` and `bias` are addresses."""
+    """Returns the parameters of fprop or dgrad. `sums` and `bias` are addresses."""
     problem, item, is_fprop = plan.problem, ITEM_BYTES[plan.problem.dtype], plan.problem.direction == "fprop"
     block = plan.span // item
     channels, rows = (block, plan.tile.columns) if is_fprop or item == 4 else (STEP_BYTES // item, block)
@@ -172,11 +167,10 @@ def _image_struct(
     return struct
 
 
-@lru_cache(maxsize=4096)
 def _wgrad_struct(
     launcher: Launcher, device: torch.device, plan: WgmmaPlan, x: _Memory, dy: _Memory, sums: int, accumulate: bool
 ) -> ctypes.Structure:
-    """Returns the parameters of wgrad, which callers must not change. `sums` is an address."""
+    """Returns the parameters of wgrad. `sums` is an address."""
     problem, item = plan.problem, ITEM_BYTES[plan.problem.dtype]
     pixels = STEP_BYTES // item  # that one step covers
     C, K = problem.group_channels

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.compiled.recording import note_workspace
+from torch_unroll.kernels import changes
 from torch_unroll.kernels.cuda.conv2d.problem import WORKSPACE_LIMIT
 
 _limit = WORKSPACE_LIMIT
@@ -22,6 +23,7 @@ def set_workspace_limit(limit: int) -> None:
     """Sets the limit for every later call of the process, on behalf of `tu.conv2d_workspace`."""
     global _limit
     _limit = limit
+    changes.note()
 
 
 def allocate_workspace(

@@ -28,6 +28,8 @@ class Recording:
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
     #: For the first call with engine "auto" that was too large for the compiled kernels: the reason, and what served it instead.
     too_large: tuple[str, str] | None = None
+    #: For each call of an operator, whether it is prepared, and why not if it is not.
+    preparation: list[str] = field(default_factory=list)
     _live_bytes: int = 0
 
     def _release(self, bytes_: int) -> None:
@@ -46,6 +48,17 @@ def recording() -> Iterator[Recording]:
         yield record
     finally:
         _recordings.remove(record)
+
+
+def is_recording() -> bool:
+    """Whether a `recording` block is open. Prepared calls are then served as usual, since they note nothing."""
+    return bool(_recordings)
+
+
+def note_prepared(state: str) -> None:
+    """Notes whether a call of an operator is prepared."""
+    for record in _recordings:
+        record.preparation.append(state)
 
 
 def note_launch(engine: str, plan: LaunchPlan) -> None:

@@ -1,0 +1,31 @@
+"""Calls that nothing but autograd observes on their way through torch's dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from torch_unroll.engines.compiled.listening import listener
+from torch_unroll.history import in_batched_gradients
+from torch_unroll.tracing import is_tracing
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether no mode, tensor subclass, transform, trace or autocast would observe a call of these tensors."""
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in _PLAIN or tensor.is_neg() or tensor.is_meta or is_functorch_wrapped_tensor(tensor)
+        ):
+            return False
+    return (
+        torch._C._len_torch_dispatch_stack() == (0 if listener() is None else 1)  # what listens is itself a mode
+        and not torch._C._are_functorch_transforms_active()
+        and not is_tracing()
+        and not torch._C._is_any_autocast_enabled()
+        and not in_batched_gradients()
+    )
