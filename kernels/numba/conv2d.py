@@ -80,9 +80,9 @@ def multiply(a, b, total):
 
 
 @cuda.jit
-def conv2d_fprop_kernel(x, w, bias, stride, padding, dilation, groups, y):
-    """x, w, bias (K, or empty) -> y. The rows of a tile are k, its columns (n, p, q). Blocks take the tiles of all groups in
-    turn."""
+def conv2d_fprop_kernel(x, w, bias, bias2, stride, padding, dilation, groups, y):
+    """x, w, two biases (each K, or empty) -> y. The rows of a tile are k, its columns (n, p, q). Blocks take the
+    tiles of all groups in turn."""
     N, _, H, W = x.shape
     K, channels, R, S = w.shape
     P, Q = y.shape[2:]
@@ -113,6 +113,8 @@ def conv2d_fprop_kernel(x, w, bias, stride, padding, dilation, groups, y):
         if k < filters and pixel < pixels:
             if bias.shape[0] > 0:
                 total += widen(bias[group * filters + k])
+            if bias2.shape[0] > 0:
+                total += widen(bias2[group * filters + k])
             y[n, group * filters + k, p, q] = narrow(total, y)
 
 

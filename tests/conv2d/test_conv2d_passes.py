@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.conv2d.test_conv2d_kernels import FORMATS, STRANGE, Watcher
 from torch_unroll.engines import cuda
 from torch_unroll.engines.compiled import conv2d
-from torch_unroll.engines.compiled.conv2d_sums import add_image_splits
+from torch_unroll.engines.compiled.conv2d_sums import Biases, add_image_splits
 from torch_unroll.engines.interface import DTYPES, Pool2dGeometry
 from torch_unroll.kernels.cuda.conv2d import im2col
 from torch_unroll.testing import assert_as_accurate, assert_exact
@@ -57,16 +57,16 @@ RESULT_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_splits_of_an_image_are_added(dtype: torch.dtype, size: tuple[int, int, int, int], layout: str) -> None:
     N, channels, H, W = size
     sums = torch.randint(-9, 10, (5, N, H, W, channels)).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    bias = torch.randint(-9, 10, (channels,)).to(dtype)
+    bias, bias2 = torch.randint(-9, 10, (2, channels)).to(dtype)
     exact = sums.sum(0).permute(0, 3, 1, 2)
-    for addend in (None, bias):
+    for biases in (Biases(), Biases(bias), Biases(None, bias2), Biases(bias, bias2)):
         result = RESULT_LAYOUTS[layout](torch.full(size, float("nan"), dtype=dtype))
-        add_image_splits(cuda.LAUNCHER, sums, result, addend)
-        assert_exact(result.double(), (exact if addend is None else exact + addend.view(-1, 1, 1)).double())
+        add_image_splits(cuda.LAUNCHER, sums, result, biases)
+        assert_exact(result.double(), (exact + biases.total(result).view(-1, 1, 1)).double())
 
 
 def test_splits_are_added_in_their_order() -> None:
     sums = torch.tensor([1e8, 1.0, -1e8, 1.0]).view(4, 1, 1, 1, 1).expand(4, 2, 3, 3, 8).contiguous()
     result = torch.empty(2, 8, 3, 3)
-    add_image_splits(cuda.LAUNCHER, sums, result)
+    add_image_splits(cuda.LAUNCHER, sums, result, Biases())
     assert_exact(result, torch.ones(2, 8, 3, 3))

@@ -91,10 +91,21 @@ def conv2d_cases() -> None:
         def call(engine: str, x: Tensor = x, w: Tensor = w, layout: torch.memory_format = layout) -> Tensor:
             return tu.conv2d(x.to(memory_format=layout), w, None, 2, 1, engine=engine)
 
-        each_variant("conv2d", [variant.name for variant in CONV2D_VARIANTS], partial(compare, call, (x, w)))
+        names = [variant.name for variant in CONV2D_VARIANTS]
+        each_variant("conv2d", names, partial(compare, call, (x, w)))
+        each_variant("conv2d_wgrad", names, partial(compare_bias_gradient, dtype, layout))
     x, w = leaf(1, 3, 6, 7, dtype=torch.float64), leaf(4, 3, 2, 2, dtype=torch.float64)
     compare(lambda engine: tu.conv2d(x, w, engine=engine), (x, w))
     each_variant("conv2d_dgrad", [variant.name for variant in CONV2D_VARIANTS], compare_infinite_filter)
+
+
+def compare_bias_gradient(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Compares dw and db of a convolution of small integers, whose sums are exact."""
+    x, dy = (torch.randint(-2, 3, size).to(dtype).contiguous(memory_format=layout) for size in ((2, 24, 9, 8), (2, 40, 9, 8)))
+    arguments = (dy, x, (3, 3), Conv2dGeometry((1, 1), (1, 1, 1, 1), (1, 1), 1), "ieee")
+    ours, theirs = conv2d.conv2d_wgrad_bias(cuda.LAUNCHER, *arguments), load("torch").conv2d_wgrad_bias(*arguments)
+    if not all(map(torch.equal, ours, theirs)):
+        raise AssertionError("the gradients of filter and bias differ")
 
 
 def compare_infinite_filter() -> None:

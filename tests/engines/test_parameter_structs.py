@@ -139,7 +139,7 @@ DRIFTS = (
     Drift("rnn_step_kernel", _dropped, "cell", "RnnParameters.cell", (168, 4), None),
     Drift("rnn_cell_forward_kernel", _swapped, "w_ih", "RnnCellParameters.w_ih", (16, 8), (24, 8)),
     Drift("im2col_kernel", _swapped, "x", "Im2colParameters.x", (0, 8), (8, 8)),
-    Drift("conv2d_wgrad_simt_kernel", _widened, "splits", "Conv2dWgradParameters.splits", (200, 4), (200, 8)),
+    Drift("conv2d_wgrad_simt_kernel", _widened, "splits", "Conv2dWgradParameters.splits", (264, 4), (264, 8)),
     Drift("conv2d_dgrad_wgmma_kernel", _padded, "sums", "Conv2dWgmmaParameters.sums", (3208, 8), (3216, 8)),
     Drift("max_pool2d_gather_kernel", _padded, "dense", "MaxPool2dGatherParameters.dense", (144, 24), (152, 24)),
     Drift("max_pool2d_indices_kernel", _inserted, "indices", "MaxPool2dIndicesParameters.indices", (8, 8), (16, 8)),
@@ -262,7 +262,7 @@ PLANTS = (
         "conv2d/parameters.cuh",
         "int32_t splits, channels_inner;",
         "int64_t splits, channels_inner;",
-        "Conv2dSumSplitsParameters.splits is at offset 176 with 4 bytes in Python",
+        "Conv2dSumSplitsParameters.splits is at offset 192 with 4 bytes in Python",
     ),
     Plant(
         "another length",

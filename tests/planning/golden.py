@@ -128,11 +128,13 @@ def _conv2d(random: Random, engine: CompiledEngine) -> None:
     direction = random.choice(("fprop", "dgrad", "wgrad", "unfold", "fold")) if random.random() < 0.1 else None
     direction = direction or random.choice(("fprop", "dgrad", "wgrad"))
     if direction == "fprop":
-        engine.conv2d_fprop(x, w, random.choice((None, torch.empty(K, dtype=dtype, device=META))), *geometry)
+        bias, bias2 = (random.choice((None, torch.empty(K, dtype=dtype, device=META))) for _ in range(2))
+        engine.conv2d_fprop(x, w, bias, *geometry, bias2=bias2)
     elif direction == "dgrad":
         engine.conv2d_dgrad(y, w, (H, W), *geometry)
     elif direction == "wgrad":
-        engine.conv2d_wgrad(y, x, (R, S), *geometry)
+        wgrad = random.choice((engine.conv2d_wgrad, engine.conv2d_wgrad_bias))
+        wgrad(y, x, (R, S), *geometry)
     else:
         window = Pool2dGeometry((R, S), stride, (top, left), dilation)
         P, Q = (

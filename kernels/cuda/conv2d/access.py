@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-from ...dtypes import accumulator_bytes
+from ...dtypes import ITEM_BYTES, accumulator_bytes
 from ...shapes import Four
 from .parameters import CWalks
 from .problem import Conv2dProblem
@@ -119,12 +120,31 @@ def sum_walk(columns: int, dtype: str) -> Walk:
     return Walk.COLUMN_PIECES if columns % (16 // accumulator_bytes(dtype)) == 0 else Walk.COLUMNS
 
 
+@lru_cache(maxsize=4096)
+def filter_gradient_walk(dtype: str, sizes: Four, strides: Four, aligned: bool, groups: int, channels_inner: bool) -> Walk:
+    """Returns the walk over dw (K, C/groups, R, S) as the result of wgrad: rows are output channels, columns are taps.
+
+    Pieces have 16 bytes.
+    """
+    piece = 16 // ITEM_BYTES[dtype]
+    aligned = aligned and (groups == 1 or sizes[0] // groups * strides[0] % piece == 0)
+    dw = _Image(sizes=sizes, strides=strides, aligned=aligned, piece=piece)
+    if channels_inner:
+        return Walk.COLUMN_PIECES if dw.comes_in_pieces(1) else Walk.COLUMNS
+    in_pieces = _has_contiguous_taps(sizes, strides) and dw.taps_come_in_pieces()
+    return Walk.COLUMN_PIECES if in_pieces else Walk.COLUMNS
+
+
+def _has_contiguous_taps(sizes: Four, strides: Four) -> bool:
+    """Whether the taps of each output channel of a filter (K, C, R, S) are contiguous in this order."""
+    _, _, R, S = sizes
+    return strides[1:] == (R * S, S, 1)
+
+
 def _fprop_walks(problem: Conv2dProblem, piece: int) -> Walks:
     """Returns the walks over x (output pixels, taps), w (output channels, taps) and y (output pixels, output channels)."""
     x, w, y = _images(problem, piece)
-    _, channel, line, cell = problem.w_strides
-    taps_contiguous = (cell, line, channel) == (1, problem.S, problem.R * problem.S)
-    channels_inner = x.has_channels_closer() or not taps_contiguous
+    channels_inner = x.has_channels_closer() or not _has_contiguous_taps(w.sizes, w.strides)
     a = x.walk(pixels_are_rows=True, shifted=not problem.is_pointwise)
     if a == Walk.COLUMN_PIECES and not channels_inner:
         a = Walk.COLUMNS

@@ -35,6 +35,7 @@ class Passes(NamedTuple):
     moved_bytes: int = 0  # read and written
     launches: int = 0
     workspace_bytes: int = 0
+    chunks: int = 1  # of the batch, each of which is a product of its own
 
 
 def peak(problem: Conv2dProblem, device: Device) -> int:
@@ -66,6 +67,8 @@ class Conv2dVariant(Variant[Conv2dProblem]):
     Derived classes say which tiles there are, which share of the dense rate each reaches, and what else a call launches.
     """
 
+    #: Whether the blocks of wgrad can write dw, if there is one split and one chunk.
+    writes_dw = True
     #: Whether a block computes several tiles in turn, and fetches the operands of the next tile while it stores a tile's results.
     persistent = False
 
@@ -83,7 +86,7 @@ class Conv2dVariant(Variant[Conv2dProblem]):
 
     def passes(self, problem: Conv2dProblem) -> Passes:
         """Returns what a call does besides the product and the sum of its splits."""
-        return Passes()
+        return Passes(chunks=ceil_divide(problem.N, problem.images_per_launch(0)))
 
     # ---- methods of `Variant` --------------------------------------------------------------------------------------------
 
@@ -122,9 +125,10 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         return SPLIT_MARGIN if configuration.splits > 1 and problem.direction != "wgrad" else 1.0
 
     def workspace_bytes(self, problem: Conv2dProblem, splits: int) -> int:
-        """Returns the bytes that a call allocates besides its inputs and outputs."""
-        stored = splits if splits > 1 or problem.direction == "wgrad" else 0
-        return self.passes(problem).workspace_bytes + stored * split_bytes(self.product_problem(problem))
+        """Returns the bytes that a call allocates besides its inputs and outputs, and besides the sums of a bias gradient."""
+        passes = self.passes(problem)
+        writes_sums = splits > 1 or (problem.direction == "wgrad" and (passes.chunks > 1 or not self.writes_dw))
+        return passes.workspace_bytes + (splits * split_bytes(self.product_problem(problem)) if writes_sums else 0)
 
     def predict(self, problem: Conv2dProblem, configuration: Configuration, device: Device) -> Prediction:
         """Predicts the time of a call.
@@ -133,7 +137,8 @@ class Conv2dVariant(Variant[Conv2dProblem]):
         - LAUNCH_SECONDS for each kernel;
         - the product's time, or, if that is longer, the time in which operands and results go once through device memory
           (if the product stores sums of splits, these count in place of the results);
-        - the time of the passes before and after the product: packing or im2col, and adding the sums of the splits.
+        - the time of the passes before and after the product: packing or im2col, and adding the sums of the splits, which
+          wgrad is taken to do for one split, too.
         """
         computed, passes, hardware = self.product_problem(problem), self.passes(problem), rates(device)
         direction, item = problem.direction, ITEM_BYTES[problem.dtype]

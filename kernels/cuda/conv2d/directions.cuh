@@ -171,6 +171,9 @@ struct Conv2dWgrad {
             .columns = taps,
             .accumulate = parameters.accumulate != 0};
   }
+  __device__ FilterResult<T> filter_result(const Parameters& parameters) const {
+    return {parameters.gradient, tile.group, b.taps};
+  }
 
  private:
   __device__ Conv2dWgrad(const Parameters& parameters, const Conv2dShape& shape)

@@ -7,6 +7,7 @@
 // channels beyond the tensor's last one, which arrive as zeros. (They are not copied from an image beyond the last one,
 // because it is not documented what an im2col copy that starts there brings.)
 #pragma once
+#include "conv2d/bias_gradient.cuh"
 #include "conv2d/directions.cuh"
 #include "conv2d/sum_again.cuh"
 #include "conv2d/wgmma.cuh"
@@ -91,6 +92,7 @@ struct Conv2dImageProduct {
         pixel(image, tile.row),
         block(begin * blocks_per_step(), channel_blocks, channels, at_least_one(image.horizontal.taps)) {}
 
+  __device__ static int32_t blocks(const Parameters&) { return int32_t(gridDim.x); }  // that share the tiles
   __device__ int32_t blocks_per_step() const { return kStepBytes / parameters.span; }
   __device__ int32_t all_steps() const {
     return ceil_divide(image.vertical.taps * image.horizontal.taps * channel_blocks, blocks_per_step());
@@ -269,6 +271,8 @@ struct Conv2dWgradProduct {
                          ceil_divide(parameters.N * parameters.x.vertical.pixels * parameters.x.horizontal.pixels, kPixels))),
         step(begin) {}
 
+  __device__ static int32_t blocks(const Parameters& parameters) { return parameters.product_blocks; }
+
   __device__ static OperandLayout layout_a(uint32_t) { return OperandLayout::row_major(kSpan); }
   __device__ static OperandLayout layout_b(uint32_t span) { return OperandLayout::row_major(span); }
 
@@ -298,7 +302,15 @@ struct Conv2dWgradProduct {
     ++step;
   }
 
+  // Describes where a warpgroup's part of the tile goes: to dw, or to the sums of its split.
   __device__ void describe(WgmmaMemory<Tile>& memory, int group_row, int group_column) const {
+    if (parameters.gradient.dw) {
+      const Taps taps(parameters.x.vertical.taps, parameters.x.horizontal.taps, channel_blocks * channels, true);
+      destination_of<FilterResult<T>>(memory) = {.result = FilterResult<T>(parameters.gradient, tile.group, taps),
+                                                 .row = tile.row + group_row,
+                                                 .column = tile.column + group_column};
+      return;
+    }
     const int64_t first = (int64_t(tile.part) * parameters.groups + tile.group) * parameters.K;
     destination_of<SumResult<float>>(memory) = {.result = {.data = parameters.sums + first * columns,
                                                            .rows = parameters.K,
@@ -309,8 +321,24 @@ struct Conv2dWgradProduct {
   }
 
   template <int kFragments, int kCount>
-  __device__ static void store(const Parameters&, WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount], int32_t) {
-    store_sums<SumResult<float>>(memory, sums, Walk::column_pieces);
+  __device__ static void store(const Parameters& parameters, WgmmaMemory<Tile>& memory, const float (&sums)[kFragments][kCount],
+                               int32_t) {
+    if (parameters.gradient.dw)
+      store_sums<FilterResult<T>>(memory, sums, parameters.walk);
+    else
+      store_sums<SumResult<float>>(memory, sums, Walk::column_pieces);
+  }
+
+  // Computes the part of the bias gradient that belongs to a block beyond those of the product.
+  __device__ static void sum_bias_gradient(const Parameters& parameters) {
+    const OutputGradient<T> dy{.data = parameters.dy_data,
+                               .stride = parameters.dy_stride,
+                               .N = parameters.N,
+                               .height = parameters.x.vertical.pixels,
+                               .width = parameters.x.horizontal.pixels,
+                               .groups = parameters.groups,
+                               .channels = parameters.K};
+    sum_pixels<Tile::kThreads, 16 / int(sizeof(T))>(parameters, dy, parameters.steps_per_split * kPixels, false);
   }
 };
 
@@ -332,5 +360,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_wgrad_wgmma_kernel(const __grid_constant__ Conv2dWgradWgmmaParameters<T> parameters) {
-  wgmma_gemm<Tile, Conv2dWgradProduct<T, Tile>>(parameters);
+  using Product = Conv2dWgradProduct<T, Tile>;
+  if (int32_t(blockIdx.x) >= parameters.product_blocks) return Product::sum_bias_gradient(parameters);
+  wgmma_gemm<Tile, Product>(parameters);
 }

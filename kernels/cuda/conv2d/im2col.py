@@ -66,6 +66,7 @@ class Im2col(Simt):
 
     name = "im2col"
     last_resort = True
+    writes_dw = False  # its product is that of a 1x1 filter
 
     def refuses(self, problem: Conv2dProblem, device: Device) -> str | None:
         """Returns which sizes are too large, or None. Positions are never too large: the kernels use 64 bits if need be."""
@@ -91,11 +92,12 @@ class Im2col(Simt):
         item = ITEM_BYTES[problem.dtype]
         image_bytes = problem.C * problem.H * problem.W * item
         column_bytes = problem.C * problem.R * problem.S * problem.P * problem.Q * item
-        images = problem.images_per_launch(column_bytes)
+        chunks = ceil_divide(problem.N, problem.images_per_launch(column_bytes))
         return Passes(
             moved_bytes=problem.N * (image_bytes + column_bytes),
-            launches=2 * ceil_divide(problem.N, images) - 1,
-            workspace_bytes=images * column_bytes,
+            launches=2 * chunks - 1,
+            workspace_bytes=problem.images_per_launch(column_bytes) * column_bytes,
+            chunks=chunks,
         )
 
 

@@ -88,11 +88,10 @@ struct Taps {
   bool channels_inner;
   Divisor inner, width;
 
+  __device__ Taps(int32_t R, int32_t S, int32_t channels, bool channels_inner)
+      : count(R * S * channels), channels_inner(channels_inner), inner(channels_inner ? channels : R * S), width(S) {}
   __device__ Taps(const Axis& vertical, const Axis& horizontal, int32_t channels, bool channels_inner)
-      : count(vertical.taps * horizontal.taps * channels),
-        channels_inner(channels_inner),
-        inner(channels_inner ? channels : vertical.taps * horizontal.taps),
-        width(horizontal.taps) {}
+      : Taps(vertical.taps, horizontal.taps, channels, channels_inner) {}
 
   __device__ void split(int32_t tap, int32_t& r, int32_t& s, int32_t& c) const {
     int32_t outer, rest;

@@ -5,13 +5,14 @@
 //
 // A block owns one tile of the result and one split of its depth. It forms tiles of the column matrix in shared memory by
 // cp.async, several stages ahead of the products. A warp owns kM / kWarpsM x kN / kWarpsN of the tile, in fragments of 16x8.
-// fprop and dgrad overwrite the result or the sums of its splits; wgrad overwrites its sums or, if `accumulate`, adds to them.
+// Results and the sums of splits are overwritten; wgrad adds to its sums if `accumulate`.
 //
 // The tile. A step has 64 bytes of depth for each row and column of the tile, which is two mma deep. For 128x128x32 in 16 bits,
 // that is 16 KiB from L2 for 2^20 FLOP, or 64 FLOP for each byte. Three of the four stages, 48 KiB, are in flight while one is
 // read. 64 sums and 24 words of fragments fit the 128 registers that a thread has if two blocks are resident, each of which
 // computes while the other waits. 64x64 serves results that have few tiles or are narrow.
 #pragma once
+#include "conv2d/bias_gradient.cuh"
 #include "conv2d/directions.cuh"
 #include "conv2d/store_tile.cuh"
 #include "conv2d/sum_again.cuh"
@@ -198,6 +199,8 @@ __device__ inline void mma_gemm(const typename Direction::Parameters& parameters
   };
   if constexpr (Direction::kImage) {
     if (parameters.splits.count > 1) return store(direction.split_result(parameters));
+  } else {
+    if (parameters.gradient.dw) return store(direction.filter_result(parameters));
   }
   store(direction.result(parameters));
 }
@@ -220,5 +223,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_wgrad_mma_kernel(const __grid_constant__ Conv2dWgradParameters<T> parameters) {
+  if (int32_t(blockIdx.x) >= parameters.product_blocks) return sum_bias_gradient<Tile::kThreads, 16 / int(sizeof(T))>(parameters);
   mma_gemm<Tile, Conv2dWgrad<T, Tile::kM, Tile::kN>, true, true>(parameters);
 }

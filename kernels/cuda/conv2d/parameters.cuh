@@ -46,14 +46,27 @@ struct Conv2dDgradParameters {
   Epilogue epilogue;
 };
 
+// The gradients of filter and bias. The blocks of wgrad write them if the depth has one split and the batch one chunk, so that
+// there is nothing to add; otherwise the pointers are null, and split_k.cuh writes the gradients.
+template <class T>
+struct FilterGradient {
+  T* dw;                      // (K, C/groups, R, S), overwritten
+  T* db;                      // (K) contiguous, overwritten if there are blocks for it
+  int64_t stride[4];          // of dw
+  int32_t channels, outputs;  // of a group of dw; either may be padded in the operands and in the sums
+};
+
 template <class T>
 struct Conv2dWgradParameters {
-  const T* dy;           // (N, K, P, Q)
-  const T* x;            // (N, C, H, W)
-  Accumulator<T>* sums;  // (splits, K, taps), overwritten or, if `accumulate`, added to
+  const T* dy;                // (N, K, P, Q)
+  const T* x;                 // (N, C, H, W)
+  Accumulator<T>* sums;       // (splits, K, taps), overwritten or, if `accumulate`, added to; unused if dw is written
+  Accumulator<T>* bias_sums;  // (splits, K), like `sums`
+  FilterGradient<T> gradient;
   Conv2dShape shape;
   Walks walks;
   int32_t splits, pixels_per_split, accumulate;
+  int32_t product_blocks;  // the blocks beyond them sum the bias gradient
 };
 
 // ---- wgmma -------------------------------------------------------------------------------------------------------------
@@ -102,12 +115,18 @@ struct Conv2dWgmmaParameters {
 template <class T>
 struct Conv2dWgradWgmmaParameters {
   Im2colImage x;
-  TensorMap dy;  // an im2col map as well, for a 1x1 filter: a box has consecutive pixels, across the ends of lines and images
-  float* sums;   // (splits, groups * K, R, S, C padded to whole spans), overwritten or, if `accumulate`, added to
+  TensorMap dy;      // an im2col map as well, for a 1x1 filter: a box has consecutive pixels, across the ends of lines and images
+  const T* dy_data;  // the tensor that this map describes, (N, groups * K, P, Q)
+  int64_t dy_stride[4];
+  float* sums;       // (splits, groups * K, R, S, C padded to whole spans), overwritten or, if `accumulate`, added to
+  float* bias_sums;  // (splits, groups * K), like `sums`
+  FilterGradient<T> gradient;
   int32_t N, groups;
   int32_t C, K;  // of a group
   int32_t span, splits, steps_per_split, tiles;
   int32_t accumulate;
+  int32_t product_blocks;  // the blocks beyond them sum the bias gradient
+  Walk walk;               // over dw; unused if sums are written
 };
 
 // ---- what runs before and after products -------------------------------------------------------------------------------
@@ -125,8 +144,10 @@ struct PackChannelsParameters {
 
 template <class T>
 struct Conv2dSumSplitsParameters {
-  const Accumulator<T>* sums;  // (splits, groups * outputs, taps), taps in the order of `channels_inner`
-  T* dw;                       // (K, C/groups, R, S), overwritten
+  const Accumulator<T>* sums;       // (splits, groups * outputs, taps), taps in the order of `channels_inner`
+  const Accumulator<T>* bias_sums;  // (splits, groups * outputs); unused if there are no blocks for db
+  T* dw;                            // (K, C/groups, R, S), overwritten
+  T* db;                            // (K) contiguous, overwritten by the blocks beyond those of dw
   Conv2dShape shape;
   int32_t splits, channels_inner;
   int32_t channels, outputs;  // of a group in `sums`; either may be padded

@@ -43,13 +43,19 @@ class CSplits(ctypes.Structure):
 class CBiasEpilogue(ctypes.Structure):
     """Mirror of `BiasEpilogue`."""
 
-    _fields_ = _pointers("bias")
+    _fields_ = _pointers("bias", "bias2")
 
 
 class CNoEpilogue(ctypes.Structure):
     """Mirror of `NoEpilogue`, which is empty; C++ gives it one byte."""
 
     _fields_ = [("_padding", ctypes.c_uint8)]
+
+
+class CFilterGradient(ctypes.Structure):
+    """Mirror of `FilterGradient`."""
+
+    _fields_ = [*_pointers("dw", "db"), ("stride", ctypes.c_int64 * 4), *_int32("channels", "outputs")]
 
 
 class CIm2colAxis(ctypes.Structure):
@@ -106,10 +112,11 @@ class Conv2dWgradParameters(ctypes.Structure):
     """Mirror of the struct of this name."""
 
     _fields_ = [
-        *_pointers("dy", "x", "sums"),
+        *_pointers("dy", "x", "sums", "bias_sums"),
+        ("gradient", CFilterGradient),
         ("shape", Conv2dShape),
         ("walks", CWalks),
-        *_int32("splits", "pixels_per_split", "accumulate"),
+        *_int32("splits", "pixels_per_split", "accumulate", "product_blocks"),
     ]
 
 
@@ -145,8 +152,11 @@ Conv2dWgradWgmmaParameters = _aligned_to_maps(
     [
         ("x", CIm2colImage),
         ("dy", TensorMap),
-        *_pointers("sums"),
-        *_int32("N", "groups", "C", "K", "span", "splits", "steps_per_split", "tiles", "accumulate"),
+        *_pointers("dy_data"),
+        ("dy_stride", ctypes.c_int64 * 4),
+        *_pointers("sums", "bias_sums"),
+        ("gradient", CFilterGradient),
+        *_int32("N", "groups", "C", "K", "span", "splits", "steps_per_split", "tiles", "accumulate", "product_blocks", "walk"),
     ],
 )
 
@@ -168,7 +178,7 @@ class Conv2dSumSplitsParameters(ctypes.Structure):
     """Mirror of the struct of this name."""
 
     _fields_ = [
-        *_pointers("sums", "dw"),
+        *_pointers("sums", "bias_sums", "dw", "db"),
         ("shape", Conv2dShape),
         *_int32("splits", "channels_inner", "channels", "outputs"),
     ]

@@ -58,7 +58,8 @@ class Conv2dProblem(NamedTuple):
     #: for each image tensor that is packed, or N · C·R·S · P · Q · bytes of an element for columns; a call processes as many
     #: images at a time as fit, but at least one. The other half is for the sums of split products,
     #:     splits · elements of the result, with padded channels · 4 bytes (8 for float64),
-    #: which wgrad always needs, fprop and dgrad only if there are several splits.
+    #: which are needed if there are several splits, and in wgrad also if there are several chunks of the batch. A bias gradient
+    #: needs splits · K · 4 bytes (8 for float64) more.
     workspace_limit: int = WORKSPACE_LIMIT
 
     @property

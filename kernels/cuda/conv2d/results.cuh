@@ -55,6 +55,7 @@ struct ImageResult {
     return n * stride_n + (i * step_h + residue_h) * stride_h + (j * step_w + residue_w) * stride_w;
   }
   __device__ int64_t column(int32_t channel) const { return channel * stride_c; }
+  __device__ bool has_column(int32_t channel) const { return channel < columns; }
   __device__ T narrowed(Accumulator<T> sum, int32_t column) const { return epilogue(sum, first_channel + column); }
   __device__ T finished(T value, int64_t) const { return value; }
 };
@@ -79,6 +80,42 @@ struct SumResult {
 
   __device__ int64_t row(int32_t index) const { return int64_t(index) * columns; }
   __device__ int64_t column(int32_t index) const { return index; }
+  __device__ bool has_column(int32_t index) const { return index < columns; }
   __device__ T narrowed(T sum, int32_t) const { return sum; }
   __device__ T finished(T sum, int64_t offset) const { return accumulate ? data[offset] + sum : sum; }
+};
+
+// The gradient of one group's filter: rows are output channels, columns are taps, of which those of padded channels do not exist.
+template <class T>
+struct FilterResult {
+  using Stored = T;
+  T* data;
+  int64_t stride_k, stride_c, stride_r, stride_s;
+  int32_t rows, columns, channels;
+  Taps taps;
+
+  __device__ FilterResult(const FilterGradient<T>& gradient, int32_t group, const Taps& taps)
+      : data(gradient.dw + int64_t(group) * gradient.outputs * gradient.stride[0]),
+        stride_k(gradient.stride[0]),
+        stride_c(gradient.stride[1]),
+        stride_r(gradient.stride[2]),
+        stride_s(gradient.stride[3]),
+        rows(gradient.outputs),
+        columns(taps.count),
+        channels(gradient.channels),
+        taps(taps) {}
+
+  __device__ int64_t row(int32_t k) const { return k * stride_k; }
+  __device__ int64_t column(int32_t tap) const {
+    int32_t r, s, c;
+    taps.split(tap, r, s, c);
+    return c * stride_c + r * stride_r + s * stride_s;
+  }
+  __device__ bool has_column(int32_t tap) const {
+    int32_t r, s, c;
+    taps.split(tap, r, s, c);
+    return tap < columns && c < channels;
+  }
+  __device__ T narrowed(Accumulator<T> sum, int32_t) const { return narrow<T>(sum); }
+  __device__ T finished(T value, int64_t) const { return value; }
 };

@@ -3,7 +3,7 @@
 // A block owns one tile of the result and one split of the depth. If there are several splits, split_k.cuh adds their sums. A
 // thread owns kThreadM x kThreadN elements of the tile. Its rows and its columns come in quads, each of four neighbours, so that
 // operands are read 16 bytes at a time.
-// fprop and dgrad overwrite the result or the sums of its splits; wgrad overwrites its sums or, if `accumulate`, adds to them.
+// Results and the sums of splits are overwritten; wgrad adds to its sums if `accumulate`.
 //
 // For R = S = 1, stride 1 and no padding this is the plain matrix product: no position is outside the plane.
 //
@@ -13,6 +13,7 @@
 // depth of a step is such that each thread moves 16 bytes of each operand in fp32 and fp64: 8 for 128 rows of fp32, 16 for 64
 // rows of fp32, 8 for 64 rows of fp64.
 #pragma once
+#include "conv2d/bias_gradient.cuh"
 #include "conv2d/directions.cuh"
 #include "conv2d/sum_again.cuh"
 #include "platform/shared_memory.h"
@@ -125,7 +126,7 @@ __device__ inline void store_sums(const Result& result, const Sum (&sums)[Tile::
 #pragma unroll
     for (int j = 0; j < Tile::kThreadN; j += kColumnPiece) {
       const int32_t n = column + j / 4 * (Tile::kThreadColumns * 4) + j % 4;
-      if (n >= result.columns) continue;
+      if (!result.has_column(n)) continue;
       const int64_t offset = row_offset + result.column(n);
       Vector<Stored, kRowPiece * kColumnPiece> piece;
 #pragma unroll
@@ -232,6 +233,15 @@ __device__ inline void simt_gemm(const typename Direction::Parameters& parameter
         store_sums<Walk::columns, Tile>(result, sums, m, n);
       return after_storing(result);
     }
+  } else {
+    if (parameters.gradient.dw) {
+      const auto result = direction.filter_result(parameters);
+      if (walks.c == Walk::column_pieces)
+        store_sums<Walk::column_pieces, Tile>(result, sums, m, n);
+      else
+        store_sums<Walk::columns, Tile>(result, sums, m, n);
+      return;
+    }
   }
   const auto result = direction.result(parameters);
   switch (walks.c) {
@@ -262,5 +272,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     conv2d_wgrad_simt_kernel(const __grid_constant__ Conv2dWgradParameters<T> parameters) {
+  if (int32_t(blockIdx.x) >= parameters.product_blocks) return sum_bias_gradient<Tile::kThreads, 1>(parameters);
   simt_gemm<Tile, Conv2dWgrad<T, Tile::kM, Tile::kN>>(parameters);
 }

@@ -1,7 +1,7 @@
 // The second step of a product whose depth is split over blocks: adds the sums of the splits in the order of the splits, so that
 // the result does not depend on which block finished first, and rounds once.
 //
-//   conv2d_sum_splits         dw of wgrad. A thread owns one element.
+//   conv2d_sum_splits         dw of wgrad, and db if there are blocks for it. A thread owns one element.
 //   conv2d_sum_image_splits   y of fprop and dx of dgrad. A thread owns four neighbouring channels of one pixel, a block
 //                             32 pixels by 32 channels.
 #pragma once
@@ -12,23 +12,35 @@
 
 constexpr int kSumSplitsThreads = 256;
 
+template <class Sum>
+__device__ inline Sum sum_of_splits(const Sum* from, int64_t plane, int32_t splits) {
+  Sum sum = 0;
+  for (int32_t split = 0; split < splits; ++split) sum += from[split * plane];
+  return sum;
+}
+
 template <class T>
 __global__ void __launch_bounds__(kSumSplitsThreads)
     conv2d_sum_splits_kernel(const __grid_constant__ Conv2dSumSplitsParameters<T> parameters) {
   const Conv2dShape& shape = parameters.shape;
   const int32_t filter = shape.R * shape.S, taps = parameters.channels * filter;
   const int32_t blocks = (taps + kSumSplitsThreads - 1) / kSumSplitsThreads;  // for one output channel
-  const int32_t k = int32_t(blockIdx.x) / blocks, tap = int32_t(blockIdx.x) % blocks * kSumSplitsThreads + int32_t(threadIdx.x);
+  const int32_t group_outputs = shape.K / shape.groups, outputs = shape.groups * parameters.outputs;
+  const auto row = [&](int32_t k) { return k / group_outputs * parameters.outputs + k % group_outputs; };
+  int32_t k = int32_t(blockIdx.x) / blocks;
+  if (k >= shape.K) {
+    k = (int32_t(blockIdx.x) - shape.K * blocks) * kSumSplitsThreads + int32_t(threadIdx.x);
+    if (k < shape.K) parameters.db[k] = narrow<T>(sum_of_splits(parameters.bias_sums + row(k), outputs, parameters.splits));
+    return;
+  }
+  const int32_t tap = int32_t(blockIdx.x) % blocks * kSumSplitsThreads + int32_t(threadIdx.x);
   if (tap >= taps) return;
   const int32_t c = parameters.channels_inner ? tap % parameters.channels : tap / filter;
   const int32_t cell = parameters.channels_inner ? tap / parameters.channels : tap % filter;
   if (c >= shape.C / shape.groups) return;  // a padded channel
 
-  const int32_t group_outputs = shape.K / shape.groups, row = k / group_outputs * parameters.outputs + k % group_outputs;
-  const Accumulator<T>* from = parameters.sums + int64_t(row) * taps + tap;
-  const int64_t plane = int64_t(shape.groups) * parameters.outputs * taps;
-  Accumulator<T> sum = 0;
-  for (int32_t split = 0; split < parameters.splits; ++split) sum += from[split * plane];
+  const Accumulator<T> sum =
+      sum_of_splits(parameters.sums + int64_t(row(k)) * taps + tap, int64_t(outputs) * taps, parameters.splits);
   parameters.dw[k * shape.w_stride[0] + c * shape.w_stride[1] + cell / shape.S * shape.w_stride[2] +
                 cell % shape.S * shape.w_stride[3]] = narrow<T>(sum);
 }

@@ -34,9 +34,13 @@ KERNELS = (
 
 
 @lru_cache(maxsize=4096)
-def plan_sum_splits(dtype: str, K: int, taps: int) -> LaunchPlan:
-    """Plans the kernel that adds the splits of wgrad; a thread owns one tap of one of the K output channels."""
-    config = LaunchConfig(grid=(K * ceil_divide(taps, _THREADS), 1, 1), block=(_THREADS, 1, 1))
+def plan_sum_splits(dtype: str, K: int, taps: int, with_bias: bool) -> LaunchPlan:
+    """Plans the kernel that adds the splits of wgrad.
+
+    A thread owns one tap of one of the K output channels or, in the last blocks, one element of the bias gradient.
+    """
+    blocks = K * ceil_divide(taps, _THREADS) + (ceil_divide(K, _THREADS) if with_bias else 0)
+    config = LaunchConfig(grid=(blocks, 1, 1), block=(_THREADS, 1, 1))
     return LaunchPlan(_sum_splits_kernel(dtype), config, "sum_splits")
 
 

@@ -14,7 +14,7 @@ __device__ inline void store_lines(const Result& result, const Staged* staged, i
   for (int index = thread; index < kLines * kLinePieces; index += kThreads) {
     const int line = index / kLinePieces, along = index % kLinePieces * kPiece;
     const int32_t row = first_row + (kRows ? along : line), column = first_column + (kRows ? line : along);
-    if (row >= result.rows || column >= result.columns) continue;
+    if (row >= result.rows || !result.has_column(column)) continue;
     const int64_t offset = result.row(row) + result.column(column);
     Vector<typename Result::Stored, kPiece> piece;
 #pragma unroll

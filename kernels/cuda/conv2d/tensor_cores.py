@@ -57,7 +57,7 @@ class TensorCoreVariant(Conv2dVariant):
             workspace_bytes += filter_bytes
             moved_bytes += filter_bytes + problem.K * problem.taps * item
             launches += 1
-        return Passes(moved_bytes=moved_bytes, launches=launches, workspace_bytes=workspace_bytes)
+        return Passes(moved_bytes=moved_bytes, launches=launches, workspace_bytes=workspace_bytes, chunks=chunks)
 
     def packed_filter_bytes(self, problem: Conv2dProblem) -> int:
         """Returns the bytes of the filter's packed copy; 0 if the filter is not packed."""

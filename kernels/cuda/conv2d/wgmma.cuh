@@ -5,13 +5,13 @@
 // Two warpgroups multiply, and one thread of a ninth warp starts the copies. An im2col copy brings 32, 64 or 128 bytes of
 // channels of each of its pixels, at one filter position; TMA itself handles padding, strides and the ends of lines and images.
 // Each stage has two mbarriers: `full` completes when the stage's bytes have arrived, `empty` when every multiplying warp has
-// waited for its products of that stage. Blocks are persistent: the tiles of a block are gridDim.x apart, and while one tile is
-// stored, the stages of the next one fill.
+// waited for its products of that stage. Blocks are persistent: the tiles of a block are as far apart as there are blocks, and
+// while one tile is stored, the stages of the next one fill.
 //
 // The tile. A step is 128 bytes of depth, which is four wgmma deep. 128x256 keeps 128 sums in a thread and uses nearly all of the
 // shared memory. 128x128 and 128x64 leave room for two blocks, of which one multiplies while the other stores.
 //
-// fprop and dgrad overwrite the result or the sums of its splits; wgrad overwrites its sums or, if `accumulate`, adds to them.
+// Results and the sums of splits are overwritten; wgrad adds to its sums if `accumulate`.
 #pragma once
 #include "conv2d/store_tile.cuh"
 #include "platform/memory.h"
@@ -181,7 +181,7 @@ __device__ inline void wgmma_gemm(const typename Product::Parameters& parameters
     if (lane != 0) return;
     RingPosition<Tile::kStages> position;
     Product::prefetch(parameters);
-    for (int32_t number = int32_t(blockIdx.x); number < parameters.tiles; number += int32_t(gridDim.x)) {
+    for (int32_t number = int32_t(blockIdx.x); number < parameters.tiles; number += Product::blocks(parameters)) {
       Product product(parameters, number);
       for (int32_t step = product.begin; step < product.end; ++step, position.next()) {
         // In the first turn every stage is empty, and this wait returns at once.
@@ -197,7 +197,7 @@ __device__ inline void wgmma_gemm(const typename Product::Parameters& parameters
   const int group = warp / 4, group_row = group / Tile::kAcross * Tile::kGroupM,
             group_column = group % Tile::kAcross * Tile::kGroupN;
   uint32_t steps = 0;  // of all tiles so far
-  for (int32_t number = int32_t(blockIdx.x); number < parameters.tiles; number += int32_t(gridDim.x)) {
+  for (int32_t number = int32_t(blockIdx.x); number < parameters.tiles; number += Product::blocks(parameters)) {
     const Product product(parameters, number);
     if (product.tile.row >= product.rows) continue;  // the tile lies beyond its residue's pixels and has no steps
     // The destination is described before the products, whose sums leave no registers for it.

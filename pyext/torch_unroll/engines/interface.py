@@ -74,9 +74,11 @@ class Engine(Protocol):
         geometry: Conv2dGeometry,
         precision: str,
         layout: torch.memory_format | None = None,
+        bias2: Tensor | None = None,
     ) -> Tensor:
-        """Computes y (N, K, P, Q) from x (N, C, H, W), w (K, C/groups, R, S) and bias (K).
+        """Computes y (N, K, P, Q) from x (N, C, H, W), w (K, C/groups, R, S), bias (K) and bias2 (K).
 
+        Both biases are added before the one rounding.
         `layout` is the memory format of y; None stands for torch's rule, `shapes.output_memory_format` of x and w.
         """
 
@@ -107,6 +109,18 @@ class Engine(Protocol):
 
         `dw_stride` holds the strides of dw, which lay it out without gaps; None makes dw contiguous.
         """
+
+    def conv2d_wgrad_bias(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        w_size: Pair,
+        geometry: Conv2dGeometry,
+        precision: str,
+        dw_stride: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Computes what `conv2d_wgrad` computes, and the bias gradient db (K), contiguous: the sum of dy over the pixels of all
+        images. It is summed in float32, or float64 for float64, and rounded once."""
 
     def unfold(self, x: Tensor, geometry: Pool2dGeometry) -> Tensor:
         """Copies the windows of x (N, C, H, W) into columns (N, C·R·S, P·Q)."""

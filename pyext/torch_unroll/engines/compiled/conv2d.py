@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher, conv2d_im2col, conv2d_mma, conv2d_simt, conv2d_wgmma
 from torch_unroll.engines.compiled.conv2d_call import Call
+from torch_unroll.engines.compiled.conv2d_sums import Biases, contiguous_biases
 from torch_unroll.engines.compiled.recording import note_selection
 from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry
 from torch_unroll.kernels.cuda.conv2d.variants import SELECTORS
@@ -21,7 +22,7 @@ from torch_unroll.kernels.shapes import Pair
 from torch_unroll.shapes import convolved_size, output_memory_format, unfolded_size
 
 #: Variant -> its host function.
-_FPROP: dict[str, Callable[[Call, Tensor | None, Configuration], None]] = {
+_FPROP: dict[str, Callable[[Call, Biases, Configuration], None]] = {
     "wgmma": conv2d_wgmma.fprop,
     "mma": conv2d_mma.fprop,
     "simt": conv2d_simt.fprop,
@@ -33,7 +34,7 @@ _DGRAD: dict[str, Callable[[Call, Configuration], None]] = {
     "simt": conv2d_simt.dgrad,
     "im2col": conv2d_im2col.dgrad,
 }
-_WGRAD: dict[str, Callable[[Call, Configuration], None]] = {
+_WGRAD: dict[str, Callable[[Call, Tensor | None, Configuration], None]] = {
     "wgmma": conv2d_wgmma.wgrad,
     "mma": conv2d_mma.wgrad,
     "simt": conv2d_simt.wgrad,
@@ -63,16 +64,17 @@ def conv2d_fprop(
     geometry: Conv2dGeometry,
     precision: str,
     layout: torch.memory_format | None = None,
+    bias2: Tensor | None = None,
 ) -> Tensor:
-    K = w.shape[0]
+    K, biases = w.shape[0], contiguous_biases(bias, bias2)
     P, Q = convolved_size(x.shape[2:], w.shape[2:], *geometry[:3])
     y = _output((x.shape[0], K, P, Q), x, layout or output_memory_format(x, w))
     if not x.numel() or not w.numel():
-        return y.zero_() if bias is None else y.copy_(bias.view(1, K, 1, 1).expand_as(y))
+        return y.copy_(biases.total(y).view(1, K, 1, 1).expand_as(y))
     if y.numel():
         call = Call(launcher, "fprop", x=x, w=w, y=y, geometry=geometry, precision=precision)
         configuration = _select(call)
-        _FPROP[configuration.variant](call, None if bias is None else bias.contiguous(), configuration)
+        _FPROP[configuration.variant](call, biases, configuration)
     return y
 
 
@@ -104,13 +106,41 @@ def conv2d_wgrad(
     precision: str,
     dw_stride: Sequence[int] | None = None,
 ) -> Tensor:
+    return _wgrad(launcher, dy, x, w_size, geometry, precision, dw_stride, None)
+
+
+def conv2d_wgrad_bias(
+    launcher: Launcher,
+    dy: Tensor,
+    x: Tensor,
+    w_size: Pair,
+    geometry: Conv2dGeometry,
+    precision: str,
+    dw_stride: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    db = dy.new_empty(dy.shape[1])
+    return _wgrad(launcher, dy, x, w_size, geometry, precision, dw_stride, db), db
+
+
+def _wgrad(
+    launcher: Launcher,
+    dy: Tensor,
+    x: Tensor,
+    w_size: Pair,
+    geometry: Conv2dGeometry,
+    precision: str,
+    dw_stride: Sequence[int] | None,
+    db: Tensor | None,
+) -> Tensor:
+    """Returns dw, and overwrites db with the bias gradient if it is wanted."""
     dw = _output((dy.shape[1], x.shape[1] // geometry.groups, *w_size), dy, torch.contiguous_format, dw_stride)
     if not dy.numel() or not x.numel():
+        if db is not None:
+            torch.sum(dy, (0, 2, 3), out=db)
         return dw.zero_()
-    if dw.numel():
-        call = Call(launcher, "wgrad", x=x, w=dw, y=dy, geometry=geometry, precision=precision)
-        configuration = _select(call)
-        _WGRAD[configuration.variant](call, configuration)
+    call = Call(launcher, "wgrad", x=x, w=dw, y=dy, geometry=geometry, precision=precision)
+    configuration = _select(call)
+    _WGRAD[configuration.variant](call, db, configuration)
     return dw
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from torch_unroll.engines.compiled.conv2d_call import Call
-from torch_unroll.engines.compiled.conv2d_sums import add_image_splits, allocate_image_sums, sum_dtype
-from torch_unroll.engines.compiled.conv2d_workspace import allocate_workspace
+from torch_unroll.engines.compiled.conv2d_gradient import FilterGradient
+from torch_unroll.engines.compiled.conv2d_sums import Biases, add_image_splits, allocate_image_sums
 from torch_unroll.kernels.cuda.conv2d.gemm import GemmPlan
 from torch_unroll.kernels.cuda.conv2d.parameters import (
-    CBiasEpilogue,
     Conv2dDgradParameters,
     Conv2dFpropParameters,
     Conv2dWgradParameters,
@@ -17,8 +16,8 @@ from torch_unroll.kernels.cuda.conv2d.parameters import (
 )
 
 
-def launch_fprop(call: Call, plan: GemmPlan, bias: Tensor | None) -> None:
-    """Computes y from x, w and, unless it is None, a contiguous bias (K)."""
+def launch_fprop(call: Call, plan: GemmPlan, biases: Biases) -> None:
+    """Computes y from x, w and the biases."""
     sums = allocate_image_sums(plan.splits, call.y)
     struct = Conv2dFpropParameters(
         x=call.x.data_ptr(),
@@ -27,11 +26,11 @@ def launch_fprop(call: Call, plan: GemmPlan, bias: Tensor | None) -> None:
         shape=call.problem.shape(),
         walks=plan.c_walks,
         splits=_splits(plan, sums),
-        epilogue=CBiasEpilogue(bias=None if bias is None else bias.data_ptr()),
+        epilogue=biases.struct(),
     )
     call.launcher.launch(plan.launch, struct, call.x.device)
     if sums is not None:
-        add_image_splits(call.launcher, sums, call.y, bias)
+        add_image_splits(call.launcher, sums, call.y, biases)
 
 
 def launch_dgrad(call: Call, plan: GemmPlan) -> None:
@@ -47,27 +46,26 @@ def launch_dgrad(call: Call, plan: GemmPlan) -> None:
     )
     call.launcher.launch(plan.launch, struct, call.x.device)
     if sums is not None:
-        add_image_splits(call.launcher, sums, call.x)
+        add_image_splits(call.launcher, sums, call.x, Biases())
 
 
-def launch_wgrad(call: Call, plan: GemmPlan, sums: Tensor, accumulate: bool) -> None:
-    """Computes the sums of each split of dw from dy and x; overwrites `sums` or, if `accumulate`, adds to them."""
+def launch_wgrad(call: Call, plan: GemmPlan, gradient: FilterGradient) -> None:
+    """Computes a chunk's part of a filter's gradient, and of the bias gradient if it is wanted, from dy and x."""
+    to = gradient.destination(plan.splits, plan.walks.channels_inner)
     struct = Conv2dWgradParameters(
         dy=call.y.data_ptr(),
         x=call.x.data_ptr(),
-        sums=sums.data_ptr(),
+        sums=to.sums,
+        bias_sums=to.bias_sums,
+        gradient=to.struct(),
         shape=call.problem.shape(),
-        walks=plan.c_walks,
+        walks=plan.c_walks if to.dw is None else plan.walks._replace(c=to.walk).struct(),
         splits=plan.splits,
         pixels_per_split=plan.split_depth,
-        accumulate=accumulate,
+        accumulate=to.accumulate,
+        product_blocks=plan.launch.config.grid[0],
     )
-    call.launcher.launch(plan.launch, struct, call.x.device)
-
-
-def allocate_filter_sums(call: Call, plan: GemmPlan) -> Tensor:
-    """Returns memory for the sums of each split of wgrad, (splits, K, taps)."""
-    return allocate_workspace((plan.splits, call.problem.K, call.problem.taps), call.x, sum_dtype(call.x.dtype))
+    call.launcher.launch(gradient.launch(plan.launch, plan.splits), struct, call.x.device)
 
 
 def _splits(plan: GemmPlan, sums: Tensor | None) -> CSplits:

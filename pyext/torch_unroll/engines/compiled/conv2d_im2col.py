@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.compiled.conv2d_call import Call
-from torch_unroll.engines.compiled.conv2d_gemm import allocate_filter_sums, launch_dgrad, launch_fprop, launch_wgrad
-from torch_unroll.engines.compiled.conv2d_sums import add_filter_splits
+from torch_unroll.engines.compiled.conv2d_gemm import launch_dgrad, launch_fprop, launch_wgrad
+from torch_unroll.engines.compiled.conv2d_gradient import FilterGradient
+from torch_unroll.engines.compiled.conv2d_sums import Biases
 from torch_unroll.engines.compiled.conv2d_workspace import allocate_workspace
 from torch_unroll.kernels.cuda.conv2d.im2col import IM2COL, plan_gather
 from torch_unroll.kernels.cuda.conv2d.parameters import Col2imParameters, Im2colParameters
@@ -29,12 +30,12 @@ def col2im(call: Call, columns: Tensor) -> None:
     call.launcher.launch(plan_gather(call.problem, "col2im", call.device.multiprocessors), struct, call.x.device)
 
 
-def fprop(call: Call, bias: Tensor | None, configuration: Configuration) -> None:
+def fprop(call: Call, biases: Biases, configuration: Configuration) -> None:
     w, (chunks, columns) = _flattened(call.w), _chunks(call)
     for chunk in chunks:
         im2col(chunk, columns)
         product = chunk.pointwise(columns[: chunk.problem.N], w, chunk.y)
-        launch_fprop(product, IM2COL.plan(product.problem, configuration, call.device), bias)
+        launch_fprop(product, IM2COL.plan(product.problem, configuration, call.device), biases)
 
 
 def dgrad(call: Call, configuration: Configuration) -> None:
@@ -45,22 +46,17 @@ def dgrad(call: Call, configuration: Configuration) -> None:
         col2im(chunk, columns)
 
 
-def wgrad(call: Call, configuration: Configuration) -> None:
+def wgrad(call: Call, db: Tensor | None, configuration: Configuration) -> None:
     chunks, columns = _chunks(call)
     shape_of_w = torch.empty((call.problem.K, call.problem.taps, 1, 1), device="meta")
-    sums = None
+    # The product is that of a 1×1 filter, so its blocks do not see dw as it is.
+    gradient = FilterGradient(call, db, len(chunks), *call.problem.group_channels, may_write=False)
     for chunk in chunks:
         product = chunk.pointwise(columns[: chunk.problem.N], shape_of_w, chunk.y)
-        plan = IM2COL.plan(product.problem, configuration, call.device)
-        accumulate = sums is not None
-        if sums is None:
-            sums = allocate_filter_sums(product, plan)
-            # Later chunks add to the sums of the first, so they may not have more splits than the first.
-            configuration = configuration._replace(splits=plan.splits)
+        plan = IM2COL.plan(product.problem, gradient.limited(configuration), call.device)
         im2col(chunk, columns)
-        launch_wgrad(product, plan, sums, accumulate)
-    assert sums is not None
-    add_filter_splits(call, sums, False, *call.problem.group_channels)
+        launch_wgrad(product, plan, gradient)
+    gradient.add_splits(channels_inner=False)
 
 
 def _flattened(w: Tensor) -> Tensor:

@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.compiled.conv2d_call import Call
-from torch_unroll.engines.compiled.conv2d_gemm import allocate_filter_sums, launch_dgrad, launch_fprop, launch_wgrad
+from torch_unroll.engines.compiled.conv2d_gemm import launch_dgrad, launch_fprop, launch_wgrad
+from torch_unroll.engines.compiled.conv2d_gradient import FilterGradient
 from torch_unroll.engines.compiled.conv2d_packing import pack_channels, packed_bytes, padded_channels
-from torch_unroll.engines.compiled.conv2d_sums import add_filter_splits
+from torch_unroll.engines.compiled.conv2d_sums import Biases
 from torch_unroll.kernels.cuda.conv2d.mma import MMA
 from torch_unroll.kernels.planning import Configuration
 
 
-def fprop(call: Call, bias: Tensor | None, configuration: Configuration) -> None:
+def fprop(call: Call, biases: Biases, configuration: Configuration) -> None:
     groups, w = call.problem.groups, pack_channels(call.launcher, call.w, 1)
     for chunk in call.chunks(packed_bytes(groups, call.x)):
         product = chunk.on(pack_channels(call.launcher, chunk.x, groups), w, chunk.y)
-        launch_fprop(product, MMA.plan(product.problem, configuration, call.device), bias)
+        launch_fprop(product, MMA.plan(product.problem, configuration, call.device), biases)
         del product  # frees the packed images before the next chunk's are allocated
 
 
@@ -30,22 +31,16 @@ def dgrad(call: Call, configuration: Configuration) -> None:
         del product
 
 
-def wgrad(call: Call, configuration: Configuration) -> None:
+def wgrad(call: Call, db: Tensor | None, configuration: Configuration) -> None:
     groups = call.problem.groups
     channels, outputs = (padded_channels(count, call.x) for count in call.problem.group_channels)
     shape_of_w = torch.empty((groups * outputs, channels, *call.w.shape[2:]), device="meta")
-    plan = sums = None
-    for chunk in call.chunks(packed_bytes(groups, call.x, call.y)):
+    chunks = call.chunks(packed_bytes(groups, call.x, call.y))
+    gradient = FilterGradient(call, db, len(chunks), channels, outputs)
+    for chunk in chunks:
         x, dy = (pack_channels(call.launcher, image, groups) for image in (chunk.x, chunk.y))
         product = chunk.on(x, shape_of_w, dy)
-        if plan is not None:  # later chunks add to the sums of the first, so they may not have more splits than it
-            configuration = configuration._replace(splits=plan.splits)
-        plan = MMA.plan(product.problem, configuration, call.device)
-        accumulate = sums is not None
-        if sums is None:
-            sums = allocate_filter_sums(product, plan)
-        launch_wgrad(product, plan, sums, accumulate)
+        plan = MMA.plan(product.problem, gradient.limited(configuration), call.device)
+        launch_wgrad(product, plan, gradient)
         del x, dy, product
-    assert sums is not None
-    assert plan is not None
-    add_filter_splits(call, sums, plan.walks.channels_inner, channels, outputs)
+    gradient.add_splits(plan.walks.channels_inner)

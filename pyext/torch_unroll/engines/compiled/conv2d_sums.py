@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,37 @@ from torch_unroll.kernels.cuda.conv2d.split_k import plan_sum_image_splits, plan
 from torch_unroll.shapes import dtype_name
 
 
+class Biases(NamedTuple):
+    """The biases (K) of fprop, each contiguous or None. All are added to a sum before it is rounded."""
+
+    first: Tensor | None = None
+    second: Tensor | None = None
+
+    @property
+    def addresses(self) -> tuple[int | None, int | None]:
+        """The addresses of both, None for one that does not exist."""
+        first, second = self
+        return None if first is None else first.data_ptr(), None if second is None else second.data_ptr()
+
+    def struct(self) -> CBiasEpilogue:
+        """Returns the epilogue that adds them."""
+        bias, bias2 = self.addresses
+        return CBiasEpilogue(bias=bias, bias2=bias2)
+
+    def total(self, y: Tensor) -> Tensor:
+        """Returns their sum (K), in the dtype in which products with the result `y` are summed."""
+        total = y.new_zeros(y.shape[1], dtype=sum_dtype(y.dtype))
+        for bias in self:
+            if bias is not None:
+                total += bias
+        return total
+
+
+def contiguous_biases(first: Tensor | None, second: Tensor | None) -> Biases:
+    """Returns biases of any stride in the form that kernels accept."""
+    return Biases(None if first is None else first.contiguous(), None if second is None else second.contiguous())
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype in which products are summed."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -32,8 +64,8 @@ def allocate_image_sums(splits: int, result: Tensor) -> Tensor | None:
     return allocate_workspace((splits, N, H, W, channels), result, sum_dtype(result.dtype))
 
 
-def add_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Tensor | None = None) -> None:
-    """Overwrites `result`, (N, channels, H, W) of any strides, with the sum of all splits and of `bias`, which is contiguous."""
+def add_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, biases: Biases) -> None:
+    """Overwrites `result`, (N, channels, H, W) of any strides, with the sum of all splits and of the biases."""
     N, channels, H, W = result.shape
     struct = Conv2dSumImageSplitsParameters(
         sums=sums.data_ptr(),
@@ -44,27 +76,33 @@ def add_image_splits(launcher: Launcher, sums: Tensor, result: Tensor, bias: Ten
         H=H,
         W=W,
         splits=sums.shape[0],
-        epilogue=CBiasEpilogue(bias=None if bias is None else bias.data_ptr()),
+        epilogue=biases.struct(),
     )
     launcher.launch(plan_sum_image_splits(dtype_name(result.dtype), N * H * W, channels), struct, result.device)
 
 
-def add_filter_splits(call: Call, sums: Tensor, channels_inner: bool, channels: int, outputs: int) -> None:
-    """Overwrites dw, the call's `w`, with the sum of all splits.
+def add_filter_splits(
+    call: Call, sums: Tensor, channels_inner: bool, channels: int, outputs: int, bias: tuple[Tensor, Tensor] | None
+) -> None:
+    """Overwrites dw, the call's `w`, with the sum of all splits, and likewise db if there is a `bias`.
 
     Args:
         sums: (splits, groups · outputs, taps).
         channels, outputs: the channels and output channels of a group in `sums`; either may be padded.
         channels_inner: whether channels, not filter positions, are innermost in the order of the taps.
+        bias: db (K) and its sums (splits, groups · outputs), both contiguous.
     """
+    db, bias_sums = bias or (None, None)
     struct = Conv2dSumSplitsParameters(
         sums=sums.data_ptr(),
+        bias_sums=None if bias_sums is None else bias_sums.data_ptr(),
         dw=call.w.data_ptr(),
+        db=None if db is None else db.data_ptr(),
         shape=call.problem.shape(),
         splits=sums.shape[0],
         channels_inner=channels_inner,
         channels=channels,
         outputs=outputs,
     )
-    plan = plan_sum_splits(call.problem.dtype, call.problem.K, sums.shape[2])
+    plan = plan_sum_splits(call.problem.dtype, call.problem.K, sums.shape[2], bias is not None)
     call.launcher.launch(plan, struct, call.w.device)

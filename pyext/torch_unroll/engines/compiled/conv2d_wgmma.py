@@ -11,8 +11,9 @@ from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.conv2d_call import Call, four
+from torch_unroll.engines.compiled.conv2d_gradient import Destination, FilterGradient
 from torch_unroll.engines.compiled.conv2d_packing import pack_channels, packed_bytes, padded_channels
-from torch_unroll.engines.compiled.conv2d_sums import add_filter_splits, add_image_splits, allocate_image_sums
+from torch_unroll.engines.compiled.conv2d_sums import Biases, add_image_splits, allocate_image_sums
 from torch_unroll.engines.compiled.conv2d_workspace import allocate_workspace
 from torch_unroll.kernels.cuda.conv2d.parameters import (
     CBiasEpilogue,
@@ -30,12 +31,12 @@ from torch_unroll.kernels.shapes import Four
 from torch_unroll.shapes import dtype_name
 
 
-def fprop(call: Call, bias: Tensor | None, configuration: Configuration) -> None:
+def fprop(call: Call, biases: Biases, configuration: Configuration) -> None:
     groups, w = call.problem.groups, _fetchable(call.launcher, call.w, 1)
     for chunk in call.chunks(packed_bytes(groups, call.x)):
         product = chunk.on(_fetchable(call.launcher, chunk.x, groups), w, chunk.y)
         plan = WGMMA.plan(product.problem, configuration, call.device)
-        _launch_image(call.launcher, plan, product.x, w, chunk.y, bias)
+        _launch_image(call.launcher, plan, product.x, w, chunk.y, biases)
         del product  # frees the packed images before the next chunk's are allocated
 
 
@@ -50,34 +51,28 @@ def dgrad(call: Call, configuration: Configuration) -> None:
     for chunk in call.chunks(packed_bytes(groups, call.y)):
         product = chunk.on(chunk.x, shape_of_w, _fetchable(call.launcher, chunk.y, groups))
         plan = WGMMA.plan(product.problem, configuration, call.device)
-        _launch_image(call.launcher, plan, product.y, w, chunk.x, None)
+        _launch_image(call.launcher, plan, product.y, w, chunk.x, Biases())
         del product
 
 
-def wgrad(call: Call, configuration: Configuration) -> None:
+def wgrad(call: Call, db: Tensor | None, configuration: Configuration) -> None:
     groups, (C, K), (R, S) = call.problem.groups, call.problem.group_channels, call.w.shape[2:]
     inputs, outputs = padded_channels(C, call.x), padded_channels(K, call.x)
     channels = whole_spans(call.problem.dtype, inputs)
     shape_of_w = call.w if (inputs, outputs) == (C, K) else torch.empty((groups * outputs, inputs, R, S), device="meta")
-    sums = None
-    for chunk in call.chunks(packed_bytes(groups, call.x, call.y)):
+    chunks = call.chunks(packed_bytes(groups, call.x, call.y))
+    gradient = FilterGradient(call, db, len(chunks), channels, outputs)
+    for chunk in chunks:
         x, dy = _fetchable(call.launcher, chunk.x, groups), _fetchable(call.launcher, chunk.y, groups)
-        plan = WGMMA.plan(chunk.on(x, shape_of_w, dy).problem, configuration, call.device)
-        accumulate = sums is not None
-        if sums is None:
-            sums = allocate_workspace((plan.splits, groups * outputs, R * S * channels), call.x, torch.float32)
-            # Later chunks add to the sums of the first, so they may not have more splits than the first.
-            configuration = configuration._replace(splits=plan.splits)
-        struct = _wgrad_struct(call.launcher, x.device, plan, _memory(x), _memory(dy), sums.data_ptr(), accumulate)
-        call.launcher.launch(plan.launch, struct, x.device)
+        plan = WGMMA.plan(chunk.on(x, shape_of_w, dy).problem, gradient.limited(configuration), call.device)
+        to = gradient.destination(plan.splits, channels_inner=True)
+        struct = _wgrad_struct(call.launcher, x.device, plan, _memory(x), _memory(dy), to)
+        call.launcher.launch(gradient.launch(plan.launch, plan.splits), struct, x.device)
         del x, dy
-    assert sums is not None
-    add_filter_splits(call, sums, True, channels, outputs)
+    gradient.add_splits(channels_inner=True)
 
 
-def _launch_image(
-    launcher: Launcher, plan: WgmmaPlan, image: Tensor, filter: Tensor, result: Tensor, bias: Tensor | None
-) -> None:
+def _launch_image(launcher: Launcher, plan: WgmmaPlan, image: Tensor, filter: Tensor, result: Tensor, biases: Biases) -> None:
     """Computes the result of fprop or dgrad from the packed filter and the image that it gathers from, x or dy."""
     sums = allocate_image_sums(plan.splits, result)
     struct = _image_struct(
@@ -88,11 +83,11 @@ def _launch_image(
         filter=_memory(filter),
         result=_memory(result),
         sums=None if sums is None else sums.data_ptr(),
-        bias=None if bias is None or sums is not None else bias.data_ptr(),
+        biases=biases.addresses if sums is None else (None, None),
     )
     launcher.launch(plan.launch, struct, result.device)
     if sums is not None:
-        add_image_splits(launcher, sums, result, bias)
+        add_image_splits(launcher, sums, result, biases)
 
 
 # ---- parameter structs -------------------------------------------------------------------------------------------------------
@@ -123,9 +118,9 @@ def _image_struct(
     filter: _Memory,
     result: _Memory,
     sums: int | None,
-    bias: int | None,
+    biases: tuple[int | None, int | None],
 ) -> ctypes.Structure:
-    """Returns the parameters of fprop or dgrad. `sums` and `bias` are addresses."""
+    """Returns the parameters of fprop or dgrad. `sums` and `biases` are addresses."""
     problem, item, is_fprop = plan.problem, ITEM_BYTES[plan.problem.dtype], plan.problem.direction == "fprop"
     block = plan.span // item
     channels, rows = (block, plan.tile.columns) if is_fprop or item == 4 else (STEP_BYTES // item, block)
@@ -154,7 +149,7 @@ def _image_struct(
     )
     struct.images[: len(images)] = images
     if is_fprop:
-        struct.epilogue = CBiasEpilogue(bias=bias)
+        struct.epilogue = CBiasEpilogue(*biases)
     else:
         struct.operands = COperandsInMemory(
             dy=image.address,
@@ -168,16 +163,20 @@ def _image_struct(
 
 
 def _wgrad_struct(
-    launcher: Launcher, device: torch.device, plan: WgmmaPlan, x: _Memory, dy: _Memory, sums: int, accumulate: bool
+    launcher: Launcher, device: torch.device, plan: WgmmaPlan, x: _Memory, dy: _Memory, to: Destination
 ) -> ctypes.Structure:
-    """Returns the parameters of wgrad. `sums` is an address."""
+    """Returns the parameters of wgrad."""
     problem, item = plan.problem, ITEM_BYTES[plan.problem.dtype]
     pixels = STEP_BYTES // item  # that one step covers
     C, K = problem.group_channels
     return Conv2dWgradWgmmaParameters(
         x=_image(launcher, device, problem.dtype, x, plan.images[0], plan.span // item, pixels),
         dy=_image(launcher, device, problem.dtype, dy, unshifted(problem.P, problem.Q), pixels, pixels).map,
-        sums=sums,
+        dy_data=dy.address,
+        dy_stride=dy.c_stride,
+        sums=to.sums,
+        bias_sums=to.bias_sums,
+        gradient=to.struct(),
         N=problem.N,
         groups=problem.groups,
         C=C,
@@ -186,7 +185,9 @@ def _wgrad_struct(
         splits=plan.splits,
         steps_per_split=plan.steps_per_split,
         tiles=plan.tiles,
-        accumulate=accumulate,
+        accumulate=to.accumulate,
+        product_blocks=plan.launch.config.grid[0],
+        walk=to.walk,
     )
 
 

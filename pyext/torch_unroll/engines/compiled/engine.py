@@ -32,8 +32,9 @@ class CompiledEngine:
         geometry: Conv2dGeometry,
         precision: str,
         layout: torch.memory_format | None = None,
+        bias2: Tensor | None = None,
     ) -> Tensor:
-        return conv2d.conv2d_fprop(self.launcher, x, w, bias, geometry, precision, layout)
+        return conv2d.conv2d_fprop(self.launcher, x, w, bias, geometry, precision, layout, bias2)
 
     def conv2d_dgrad(
         self,
@@ -56,6 +57,17 @@ class CompiledEngine:
         dw_stride: Sequence[int] | None = None,
     ) -> Tensor:
         return conv2d.conv2d_wgrad(self.launcher, dy, x, w_size, geometry, precision, dw_stride)
+
+    def conv2d_wgrad_bias(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        w_size: Pair,
+        geometry: Conv2dGeometry,
+        precision: str,
+        dw_stride: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return conv2d.conv2d_wgrad_bias(self.launcher, dy, x, w_size, geometry, precision, dw_stride)
 
     def unfold(self, x: Tensor, geometry: Pool2dGeometry) -> Tensor:
         return conv2d.unfold(self.launcher, x, geometry)

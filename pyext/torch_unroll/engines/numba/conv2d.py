@@ -15,7 +15,7 @@ from torch_unroll.kernels.numba.types import TILE
 from torch_unroll.kernels.shapes import Pair
 from torch_unroll.shapes import convolved_size, output_memory_format, unfolded_size
 
-__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold", "warmup"]
+__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "conv2d_wgrad_bias", "fold", "unfold", "warmup"]
 
 
 def _tiles(rows: int, columns: int) -> int:
@@ -39,13 +39,15 @@ def conv2d_fprop(
     geometry: Conv2dGeometry,
     precision: str,
     layout: torch.memory_format | None = None,
+    bias2: Tensor | None = None,
 ) -> Tensor:
     N, K, groups = x.shape[0], w.shape[0], geometry.groups
     P, Q = convolved_size(x.shape[2:], w.shape[2:], geometry.stride, geometry.padding, geometry.dilation)
     y = _output((N, K, P, Q), x, w, layout)
     if y.numel():
-        tiles, bias = groups * _tiles(K // groups, N * P * Q), x.new_empty(0) if bias is None else bias
-        launch_tiles(kernels.conv2d_fprop_kernel, tiles, x.device, x, w, bias, *_arguments(geometry), y)
+        tiles = groups * _tiles(K // groups, N * P * Q)
+        biases = (x.new_empty(0) if addend is None else addend for addend in (bias, bias2))
+        launch_tiles(kernels.conv2d_fprop_kernel, tiles, x.device, x, w, *biases, *_arguments(geometry), y)
     return y
 
 
@@ -88,6 +90,17 @@ def conv2d_wgrad(
         launch_tiles(kernels.conv2d_wgrad_kernel, parts * tiles, x.device, dy, x, *arguments, sums)
         launch_elements(kernels.conv2d_sum_splits_kernel, dw.numel(), x.device, sums, dw)
     return dw
+
+
+def conv2d_wgrad_bias(
+    dy: Tensor,
+    x: Tensor,
+    w_size: Pair,
+    geometry: Conv2dGeometry,
+    precision: str,
+    dw_stride: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    return conv2d_wgrad(dy, x, w_size, geometry, precision, dw_stride), dy.sum((0, 2, 3))
 
 
 def unfold(x: Tensor, geometry: Pool2dGeometry) -> Tensor:

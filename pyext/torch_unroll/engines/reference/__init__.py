@@ -16,6 +16,7 @@ class ReferenceEngine:
     conv2d_fprop = staticmethod(conv2d.conv2d_fprop)
     conv2d_dgrad = staticmethod(conv2d.conv2d_dgrad)
     conv2d_wgrad = staticmethod(conv2d.conv2d_wgrad)
+    conv2d_wgrad_bias = staticmethod(conv2d.conv2d_wgrad_bias)
     unfold = staticmethod(conv2d.unfold)
     fold = staticmethod(conv2d.fold)
     max_pool2d_forward = staticmethod(max_pool2d.max_pool2d_forward)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry
-from torch_unroll.engines.reference.arithmetic import product
+from torch_unroll.engines.reference.arithmetic import accumulator, product
 from torch_unroll.engines.reference.windows import cells
 from torch_unroll.kernels.shapes import Pair
 from torch_unroll.shapes import convolved_size, output_memory_format, unfolded_size
 
-__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "fold", "unfold"]
+__all__ = ["conv2d_dgrad", "conv2d_fprop", "conv2d_wgrad", "conv2d_wgrad_bias", "fold", "unfold"]
 
 
 def _window(kernel_size: Pair, geometry: Conv2dGeometry) -> Pool2dGeometry:
@@ -50,13 +50,15 @@ def conv2d_fprop(
     geometry: Conv2dGeometry,
     precision: str,
     layout: torch.memory_format | None = None,
+    bias2: Tensor | None = None,
 ) -> Tensor:
     N, groups, (K, channels, R, S) = x.shape[0], geometry.groups, w.shape
     P, Q = convolved_size(x.shape[2:], (R, S), geometry.stride, geometry.padding, geometry.dilation)
     columns = _im2col(x, (P, Q), _window((R, S), geometry)).reshape(N, groups, channels * R * S, P * Q)
     y = product(w.reshape(groups, K // groups, channels * R * S), columns, precision).reshape(N, K, P, Q)
-    if bias is not None:
-        y = y + bias.to(y.dtype).view(1, K, 1, 1)
+    for addend in (bias, bias2):
+        if addend is not None:
+            y = y + addend.to(y.dtype).view(1, K, 1, 1)
     return y.to(x.dtype).clone(memory_format=layout or output_memory_format(x, w))
 
 
@@ -89,6 +91,18 @@ def conv2d_wgrad(
     dw = product(dy.reshape(N, groups, K // groups, P * Q), columns.transpose(2, 3), precision).sum(0)
     dw = dw.reshape(K, C // groups, *w_size).to(x.dtype)
     return dw if dw_stride is None else dw.new_empty_strided(dw.shape, dw_stride).copy_(dw)
+
+
+def conv2d_wgrad_bias(
+    dy: Tensor,
+    x: Tensor,
+    w_size: Pair,
+    geometry: Conv2dGeometry,
+    precision: str,
+    dw_stride: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    db = dy.sum((0, 2, 3), dtype=accumulator(dy.dtype)).to(dy.dtype)
+    return conv2d_wgrad(dy, x, w_size, geometry, precision, dw_stride), db
 
 
 def unfold(x: Tensor, geometry: Pool2dGeometry) -> Tensor:
