@@ -20,6 +20,7 @@ from benchmarks.measure import Setting
 from benchmarks.microbench import microbench
 from benchmarks.names import DIRECTIONS, DTYPES, LAYOUTS, find
 from benchmarks.ops import OPERATIONS, parse
+from benchmarks.overhead.command import main as overhead
 from benchmarks.providers import BASELINES
 from benchmarks.report import readme
 from benchmarks.report.files import write
@@ -43,6 +44,7 @@ Start here:
   python -m benchmarks compare old.json new.json             FASTER, SLOWER, SAME or UNSURE, case by case
   python -m benchmarks choices --suite resnet50 --write      find the fastest variants, tiles and splits, for the ops' tables
   python -m benchmarks gpu --minutes 8                       on a GPU: check every kernel, and time the most telling cases
+  python -m benchmarks overhead                              the host time of a call, beside torch's; needs no GPU
   python -m benchmarks repro 'conv2d/fprop/bf16/channels_last/N=32,C=64,H=56,W=56,K=64,R=3,S=3,padding=1'
 
 Every result is compared with float64 before it is timed. benchmarks/README.md says how cases are measured.
@@ -66,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("out"), metavar="FOLDER", help="folder of bench.json and bench.png (out)"
     )
     commands.add_parser("gpu", help="check and measure everything on a GPU within minutes", add_help=False)
+    commands.add_parser("overhead", help="measure what a call costs on the host; needs no GPU", add_help=False)
     commands.add_parser("microbench", help="measure the GPU itself (benchmarks/first_light)", add_help=False)
     return parser
 
@@ -303,7 +306,7 @@ _COMMANDS = {
     "bench": _bench,
 }
 #: The commands that parse their own arguments.
-_DELEGATED = {"microbench": microbench, "gpu": gpu}
+_DELEGATED = {"microbench": microbench, "gpu": gpu, "overhead": overhead}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -96,18 +96,18 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
     return summarize([their / our for our, their in zip(ours, theirs, strict=True)])
 
 
-def loop_sampler(call: Callable[[], object], seconds: float = 1e-3) -> Sampler:
-    """A sampler by the host's clock; each sample is the mean over consecutive calls that together take about `seconds`."""
+def loop_sampler(call: Callable[[], object], seconds: float = 1e-3, clock: Callable[[], float] = time.perf_counter) -> Sampler:
+    """A sampler by a clock of the host; each sample is the mean over consecutive calls that together take about `seconds`."""
     call()
-    began = time.perf_counter()
+    began = clock()
     call()
-    once = max(time.perf_counter() - began, 1e-7)
+    once = max(clock() - began, 1e-7)
     calls = max(1, round(seconds / once))
 
     def sample() -> float:
-        began = time.perf_counter()
+        began = clock()
         for _ in range(calls):
             call()
-        return (time.perf_counter() - began) / calls
+        return (clock() - began) / calls
 
     return sample

@@ -71,6 +71,7 @@ COMMANDS = {
     "benchmarks": ["-m", "benchmarks", "--help"],
     "list": ["-m", "benchmarks", "list"],
     "first_light": ["-m", "benchmarks.first_light", "--help"],
+    "overhead": ["-m", "benchmarks", "overhead", "--rounds", "1", "--only", "max_pool2d/fprop"],
     "choices": ["-c", "import benchmarks.tuning.search, benchmarks.runner, benchmarks.report, benchmarks.isolation"],
 }
 
