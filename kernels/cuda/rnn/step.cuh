@@ -3,7 +3,7 @@
 //
 // A block owns 16 units and 8 kColumnTiles samples of one direction. Its 8 warps split K, so that a block reads its rows of W
 // once per step, from L2 or DRAM. Each element of an output is written once. A backward pass has one more launch after its last
-// step, which writes dh0.
+// step if dh0 is wanted, which writes it.
 #pragma once
 #include "rnn/block_product.cuh"
 #include "rnn/sequence.cuh"
@@ -41,13 +41,16 @@ __global__ void __launch_bounds__(kProductWarps * 32, 1) rnn_step_kernel(const _
   add_warps<Math>(tile, [&](int row, int column, Accumulator<T> product) {
     const int unit = first_unit + row, n = first_n + column;
     if (unit >= H || n >= N) return;
+    const int length = length_of(p, n);
+    const Result result{length, element_offset(p, direction, n, unit)};
+    const Accumulator<T> received = Pass::received(p, order, p.step, result, product);
     if (after_last) {
-      p.dh0[(int64_t(direction) * N + n) * H + unit] = narrow<T>(product);
-    } else if (t < length_of(p, n)) {
-      const typename Pass::template Row<T> inputs(p, t, n, direction * H + unit);
-      Pass::state_row(p, t, n)[direction * H + unit] = Pass::evaluate(p, inputs.at(0), product);
-    } else if (!p.step_offsets) {
-      Pass::state_row(p, t, n)[direction * H + unit] = T{};
+      p.dh0[result.element] = narrow<T>(received);
+      return;
     }
+    T value{};
+    if (t < length) value = Pass::evaluate(p, typename Pass::template Row<T>(p, t, n, direction * H + unit).at(0), received);
+    if (t < length || !p.step_offsets) Pass::state_row(p, t, n)[direction * H + unit] = value;
+    Pass::keep_last(p, order, p.step, result, value);
   });
 }

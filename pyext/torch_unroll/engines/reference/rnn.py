@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.interface import RnnOptions
+from torch_unroll.engines.packed import batch_size
 from torch_unroll.engines.reference.arithmetic import accumulator, product
 from torch_unroll.nonlinearity import apply, slope
 from torch_unroll.shapes import empty_rows_like
@@ -43,6 +44,10 @@ class _Layer:
             running = None if lengths is None else (t < lengths).unsqueeze(1)
             yield running, [rows[t] for rows in by_step]
 
+    def no_state(self, rows: Tensor) -> Tensor:
+        """Returns a state (D, N, H) of zeros for a sequence."""
+        return rows.new_zeros(len(self.w), batch_size(rows, self.options.batch_sizes), self.w.shape[-1])
+
     def carry(self, direction: int, state: Tensor, transposed: bool) -> Tensor:
         """Returns the product of each row of state (n, H) with W_hh, or with its transpose."""
         w = self.w[direction]
@@ -61,29 +66,40 @@ def _zero_ended(rows: Tensor, running: Tensor | None) -> Tensor:
     return rows if running is None else torch.where(running, rows, torch.zeros_like(rows))
 
 
-def rnn_forward(z: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> Tensor:
+def rnn_forward(z: Tensor, w_hh: Tensor, h0: Tensor | None, options: RnnOptions, h_n: Tensor | None = None) -> Tensor:
     h = empty_rows_like(z)
     layer = _Layer(h, w_hh, options)
-    for direction, state in enumerate(h0.unbind(0)):
+    for direction, state in enumerate(layer.no_state(z) if h0 is None else h0.unbind(0)):
         for running, (z_t, h_t) in layer.steps(direction, False, z, h):
             new = apply(options.nonlinearity, z_t + layer.carry(direction, state[: len(z_t)], False)).to(h.dtype)
             h_t.copy_(_zero_ended(new, running))
             state = _replace_running(state, new, running)
+        if h_n is not None:
+            h_n[direction] = state
     return h
 
 
-def rnn_backward(dh: Tensor, h: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> tuple[Tensor, Tensor]:
-    dz, dh0 = empty_rows_like(h), torch.zeros_like(h0, memory_format=torch.contiguous_format)
+def rnn_backward(
+    dh: Tensor | None,
+    h: Tensor,
+    w_hh: Tensor,
+    h0: Tensor | None,
+    options: RnnOptions,
+    dh_n: Tensor | None = None,
+    with_dh0: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    layer, dz = _Layer(h, w_hh, options), empty_rows_like(h)
+    dh = torch.zeros_like(h) if dh is None else dh
+    dh0 = layer.no_state(h) if dh_n is None else dh_n.clone(memory_format=torch.contiguous_format)
     sum_dtype = accumulator(h.dtype)
-    layer = _Layer(h, w_hh, options)
-    for direction in range(len(h0)):
+    for direction in range(len(dh0)):
         carried = dh0[direction].to(sum_dtype)
         for running, (dh_t, h_t, dz_t) in layer.steps(direction, True, dh, h, dz):
             new = slope(options.nonlinearity, h_t.to(sum_dtype), dh_t + carried[: len(dh_t)])
             dz_t.copy_(_zero_ended(new, running))
             carried = _replace_running(carried, layer.carry(direction, dz_t, True), running)
         dh0[direction] = carried
-    return dz, dh0
+    return dz, dh0 if with_dh0 else None
 
 
 def rnn_tangent(p: Tensor, h: Tensor, w_hh: Tensor, u0: Tensor, options: RnnOptions) -> Tensor:
