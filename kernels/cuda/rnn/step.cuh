@@ -25,13 +25,14 @@ __global__ void __launch_bounds__(kProductWarps * 32, 1) rnn_step_kernel(const _
     state[i] = previous_state<Pass>(p, order, p.step, first_n + i * kTileColumns + lane_group(), direction, written);
   }
 
-  const T* w = p.w + (int64_t(direction) * H + first_unit) * p.w_stride;
+  const int64_t w_stride = p.w[direction].row;
+  const T* w = p.w[direction].data + first_unit * w_stride;
   WarpTile<Math, 1> tile[kColumnTiles];
   accumulate<Math>(
       tile, H,
       [&](int half, int k) {
         const int row = lane_group() + 8 * half;
-        return load_fragment<Math>(w + int64_t(row) * p.w_stride, k, first_unit + row < H ? p.w_stride : 0);
+        return load_fragment<Math>(w + row * w_stride, k, first_unit + row < H ? H : 0);
       },
       [&](int i, int k) {
         const int K = state[i] ? H : 0;

@@ -58,6 +58,10 @@ class RnnOptions(NamedTuple):
     precision: str
 
 
+#: W_hh of all directions: one tensor (D, H, H), or a tensor (H, H) for each direction.
+RecurrentWeights = Tensor | Sequence[Tensor]
+
+
 class Engine(Protocol):
     """The functions of an engine."""
 
@@ -146,8 +150,10 @@ class Engine(Protocol):
     def max_over_time_gather(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Reads from x (T, N, C) the step that each offset names, (N, C); 0 where it names none."""
 
-    def rnn_forward(self, z: Tensor, w_hh: Tensor, h0: Tensor | None, options: RnnOptions, h_n: Tensor | None = None) -> Tensor:
-        """Computes h (like z) from z (T, N, D·H) or packed (total, D·H), w_hh (D, H, H) and h0 (D, N, H). h is 0 past a sample's
+    def rnn_forward(
+        self, z: Tensor, w_hh: RecurrentWeights, h0: Tensor | None, options: RnnOptions, h_n: Tensor | None = None
+    ) -> Tensor:
+        """Computes h (like z) from z (T, N, D·H) or packed (total, D·H), w_hh and h0 (D, N, H). h is 0 past a sample's
         length.
 
         None stands for an h0 of zeros. `h_n` (D, N, H), if passed, is contiguous and is overwritten with every sample's state
@@ -158,7 +164,7 @@ class Engine(Protocol):
         self,
         dh: Tensor | None,
         h: Tensor,
-        w_hh: Tensor,
+        w_hh: RecurrentWeights,
         h0: Tensor | None,
         options: RnnOptions,
         dh_n: Tensor | None = None,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher
 from torch_unroll.engines.compiled.recording import note_selection, note_workspace
-from torch_unroll.engines.interface import NONLINEARITIES, RnnOptions
+from torch_unroll.engines.interface import NONLINEARITIES, RecurrentWeights, RnnOptions
 from torch_unroll.engines.packed import batch_size, packed_rows, set_state
 from torch_unroll.kernels.cuda.rnn.grid_exchange import GRID_EXCHANGE
-from torch_unroll.kernels.cuda.rnn.parameters import ElmanCell, RnnCellParameters, RnnParameters, StepStride
+from torch_unroll.kernels.cuda.rnn.parameters import ElmanCell, RnnCellParameters, RnnMatrix, RnnParameters, StepStride
 from torch_unroll.kernels.cuda.rnn.problem import CellStep, Recurrence
 from torch_unroll.kernels.cuda.rnn.step import STEP
 from torch_unroll.kernels.cuda.rnn.tile import FRAGMENT_BYTES
@@ -27,7 +26,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def rnn_forward(
     launcher: Launcher,
     z: Tensor,
-    w_hh: Tensor,
+    w_hh: RecurrentWeights,
     h0: Tensor | None,
     options: RnnOptions,
     h_n: Tensor | None = None,
@@ -38,7 +37,7 @@ def rnn_forward(
 
     Args:
         z: (T, N, D·H), or packed (total, D·H).
-        w_hh: (D, H, H).
+        w_hh: (D, H, H), or D tensors (H, H).
         h0: (D, N, H), or None for zeros.
         h_n: (D, N, H), contiguous, or None; it is overwritten with the state after the step that a direction computes last.
 
@@ -52,9 +51,8 @@ def rnn_forward(
             set_state(h_n, h0)
         return h
     h0 = None if h0 is None else h0.contiguous()
-    layer = _Layer(launcher, w_hh, h, options)
+    layer = _Layer(launcher, w_hh, h, options, backward=False)
     layer.launch(
-        backward=False,
         products=layer.T,
         state=h,
         aligned=_rows_aligned(layer.H, h, *(() if h0 is None else (h0,))),
@@ -72,7 +70,7 @@ def rnn_backward(
     launcher: Launcher,
     dh: Tensor | None,
     h: Tensor,
-    w_hh: Tensor,
+    w_hh: RecurrentWeights,
     h0: Tensor | None,
     options: RnnOptions,
     dh_n: Tensor | None = None,
@@ -94,15 +92,15 @@ def rnn_backward(
     """
     dh, h = None if dh is None else _unit_stride(dh), _unit_stride(h)
     dz = torch.empty_like(h)
-    dh0 = h.new_empty(len(w_hh), batch_size(h, options.batch_sizes), w_hh.shape[-1]) if with_dh0 else None
+    D = len(w_hh)
+    dh0 = h.new_empty(D, batch_size(h, options.batch_sizes), h.shape[-1] // D) if with_dh0 else None
     if h.numel() == 0:
         if dh0 is not None:
             set_state(dh0, dh_n)
         return dz, dh0
     dh_n = None if dh_n is None else dh_n.contiguous()
-    layer = _Layer(launcher, w_hh.mT, dz, options)
+    layer = _Layer(launcher, w_hh, dz, options, backward=True)
     layer.launch(
-        backward=True,
         products=layer.T + with_dh0,
         state=dz,
         aligned=_rows_aligned(layer.H, dz),
@@ -118,32 +116,63 @@ def rnn_backward(
     return dz, dh0
 
 
+class _Matrix(NamedTuple):
+    """The matrix of a direction, which multiplies the state: W_hh in the forward pass, its transpose in the backward pass."""
+
+    data: int
+    row: int  # strides
+    column: int
+
+    def is_aligned(self, H: int, item_bytes: int) -> bool:
+        """Whether its rows are contiguous, and start and end at multiples of FRAGMENT_BYTES."""
+        bytes_ = (self.data, self.row * item_bytes, H * item_bytes)
+        return self.column == 1 and not any(number % FRAGMENT_BYTES for number in bytes_)
+
+
+def _matrices(w_hh: RecurrentWeights, transposed: bool) -> list[_Matrix]:
+    """Returns the matrix of each direction."""
+    if isinstance(w_hh, Tensor):
+        start, (step, *strides), item_bytes = w_hh.data_ptr(), w_hh.stride(), w_hh.element_size()
+        parts = [(start + d * step * item_bytes, *strides) for d in range(len(w_hh))]
+    else:
+        parts = [(w.data_ptr(), *w.stride()) for w in w_hh]
+    return [_Matrix(data, column, row) if transposed else _Matrix(data, row, column) for data, row, column in parts]
+
+
+def _packed(w_hh: RecurrentWeights, transposed: bool) -> Tensor:
+    """Returns a contiguous copy of the matrices, whose rows are padded with zeros to a multiple of FRAGMENT_BYTES."""
+    D, H, first = len(w_hh), w_hh[0].shape[0], w_hh[0]
+    padding = -H % (FRAGMENT_BYTES // first.element_size())
+    padded = (first.new_zeros if padding else first.new_empty)(D, H, H + padding)
+    for part, w in zip(padded, w_hh, strict=True):
+        part[:, :H].copy_(w.mT if transposed else w)
+    return padded
+
+
 class _Layer:
-    """The matrix, extents, lengths and options of a layer, which its forward and backward passes need. It holds the tensors that
-    it makes for the kernels (the padded matrix, the lengths and the offsets of packed steps), so that they live until the launch.
+    """The extents, lengths and options of a pass over a layer. It holds the tensors that it makes for the kernels (a copy of the
+    matrices, the lengths and the offsets of packed steps), so that they live until the launch.
 
     Args:
-        w: (D, H, H), the matrix that multiplies the state: W_hh forward, its transpose backward.
         sequence: the output, (T, N, D·H) or packed.
     """
 
-    def __init__(self, launcher: Launcher, w: Tensor, sequence: Tensor, options: RnnOptions):
+    def __init__(self, launcher: Launcher, w_hh: RecurrentWeights, sequence: Tensor, options: RnnOptions, *, backward: bool):
         self.launcher, self.nonlinearity, self.precision = launcher, options.nonlinearity, options.precision
-        self.dtype, self.device = w.dtype, w.device
-        self.D, self.H = w.shape[:2]
+        self.w_hh, self.backward = w_hh, backward
+        self.dtype, self.device = sequence.dtype, sequence.device
+        self.D = len(w_hh)
+        self.H = sequence.shape[-1] // self.D
         self.N = batch_size(sequence, options.batch_sizes)
         self.T = sequence.shape[0] if options.batch_sizes is None else len(options.batch_sizes)
-        self.w = _padded_rows(w)
-        if self.w is not w:
-            note_workspace(self.w)
         self.lengths = self.step_offsets = None
         if options.batch_sizes is not None:
             self.step_offsets, self.lengths = packed_rows(options.batch_sizes, self.device)
         elif options.lengths is not None:
             self.lengths = options.lengths.to(torch.int64).contiguous()
 
-    def launch(self, *, backward: bool, products: int, state: Tensor, aligned: bool, **fields: Any) -> None:
-        """Launches a pass.
+    def launch(self, *, products: int, state: Tensor, aligned: bool, **fields: Any) -> None:
+        """Launches the pass.
 
         Args:
             products: how often the state is multiplied by the matrix.
@@ -152,7 +181,7 @@ class _Layer:
             fields: the pass's own fields of `RnnParameters`.
         """
         problem = Recurrence(
-            backward=backward,
+            backward=self.backward,
             T=self.T,
             N=self.N,
             H=self.H,
@@ -161,22 +190,28 @@ class _Layer:
             precision=self.precision,
             aligned=aligned,
         )
-        selector = SELECTORS["rnn_backward" if backward else "rnn_forward"]
+        selector = SELECTORS["rnn_backward" if self.backward else "rnn_forward"]
         selected = selector.select(problem, self.launcher.properties(self.device))
         note_selection(selected)
         if selected.variant is GRID_EXCHANGE:
             state.view(_INTEGERS[state.element_size()]).fill_(-1)  # sets all bits of every element: the sentinel
         plan = selected.plan
-        parameters = self.parameters(aligned_state=aligned, products=products, **fields)
+        matrices, aligned_w = _matrices(self.w_hh, self.backward), True
+        if not all(matrix.is_aligned(self.H, state.element_size()) for matrix in matrices):
+            aligned_w = selected.variant is STEP
+            if aligned_w:  # every step reads the matrices again, so a copy pays
+                packed = _packed(self.w_hh, self.backward)
+                note_workspace(packed)
+                matrices = _matrices(packed, False)
+        parameters = self.parameters(matrices, aligned_w=aligned_w, aligned_state=aligned, products=products, **fields)
         for step in range(products if selected.variant is STEP else 1):
             parameters.step = step
             self.launcher.launch(plan, parameters, self.device)
 
-    def parameters(self, **fields: Any) -> RnnParameters:
+    def parameters(self, matrices: list[_Matrix], **fields: Any) -> RnnParameters:
         """Returns the struct with the layer's own fields and those of a pass."""
         return RnnParameters(
-            w=self.w.data_ptr(),
-            w_stride=self.w.stride(1),
+            w=(RnnMatrix * 2)(*(RnnMatrix(*matrix) for matrix in matrices)),
             lengths=_address(self.lengths),
             step_offsets=_address(self.step_offsets),
             D=self.D,
@@ -290,13 +325,3 @@ def _rows_aligned(length: int, *tensors: Tensor) -> bool:
         if start % 16 or any(extent * tensor.element_size() % 16 for extent in (length, *tensor.stride()[:-1])):
             return False
     return True
-
-
-def _padded_rows(w: Tensor) -> Tensor:
-    """Returns a contiguous copy of w (D, H, H) whose rows are padded with zeros to a multiple of 16 bytes; w itself if it is
-    contiguous, needs no padding and starts at a multiple of 16 bytes."""
-    H = w.shape[-1]
-    per_fragment = FRAGMENT_BYTES // w.element_size()
-    if H % per_fragment == 0 and w.is_contiguous() and w.data_ptr() % 16 == 0:
-        return w
-    return F.pad(w, (0, -H % per_fragment)).contiguous() if H % per_fragment else w.clone(memory_format=torch.contiguous_format)
