@@ -11,8 +11,10 @@ A block computes tiles of TILE samples x TILE units, a thread one element of eac
 shared memory.
 
 Sequences are (rows, D·H): sample n's row of step t is first_row[t] + n·row_step, for padded and packed data alike. w (D, H, H),
-h0 (D, N, H). Sample n has lengths[n] steps; the rows of later steps are not written, all other results are. Forward, direction 0
-goes from the first step to the last and direction 1 from the last to the first; the backward pass goes the opposite way.
+h0, h_n and their gradients (D, N, H). These four and dh may be empty: an empty input stands for zeros, and an empty output is not
+wanted. Sample n has lengths[n] steps; the rows of later steps are not written, and neither is h_n of a sample without steps; all
+other results are. Forward, direction 0 goes from the first step to the last and direction 1 from the last to the first; the
+backward pass goes the opposite way.
 """
 
 from __future__ import annotations
@@ -76,23 +78,27 @@ def tile_product(a, row, b, first_column, total):
 
 
 @cuda.jit(device=True)
-def forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, d, samples, units, h):
+def forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, d, samples, units, h, h_n):
     """Computes step s of direction d for one tile, which starts at sample `samples` and unit `units`."""
     T, H = first_row.shape[0], w.shape[2]
     n, j = samples + cuda.threadIdx.y, units + cuda.threadIdx.x
     length = lengths[n] if n < lengths.shape[0] else 0
     t, before = (s, s - 1) if d == 0 else (T - 1 - s, T - s)
-    state, state_row = h0[d], n
+    state, state_row = h[:, d * H : (d + 1) * H], -1
     if 0 <= before < length:
-        state, state_row = h[:, d * H : (d + 1) * H], first_row[before] + n * row_step
+        state_row = first_row[before] + n * row_step
+    elif h0.shape[0] > 0:
+        state, state_row = h0[d], n
     total = tile_product(state, state_row if t < length else -1, w[d], units, zero(h))
     if t < length and j < H:
         row, column = first_row[t] + n * row_step, d * H + j
         h[row, column] = narrow(apply(nonlinearity, widen(z[row, column]) + total), h)
+        if h_n.shape[0] > 0 and t == (length - 1 if d == 0 else 0):
+            h_n[d, n, j] = h[row, column]
 
 
 @cuda.jit(device=True)
-def backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0):
+def backward_step(dh, h, w_transposed, dh_n, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0):
     """Computes step s of the backward pass for one tile; step T, after the last one, computes dh0."""
     T, H = first_row.shape[0], w_transposed.shape[2]
     n, j = samples + cuda.threadIdx.y, units + cuda.threadIdx.x
@@ -102,46 +108,51 @@ def backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearit
         after = length - 1
     row_after = first_row[after] + n * row_step if 0 <= after < length else -1
     total = tile_product(dz[:, d * H : (d + 1) * H], row_after, w_transposed[d], units, zero(dz))
+    if n >= lengths.shape[0] or j >= H:
+        return
+    if row_after < 0 and dh_n.shape[0] > 0:
+        total += widen(dh_n[d, n, j])
     if s == T:
-        if n < lengths.shape[0] and j < H:
-            dh0[d, n, j] = narrow(total, dh0)
-    elif t < length and j < H:
+        dh0[d, n, j] = narrow(total, dh0)
+    elif t < length:
         row, column = first_row[t] + n * row_step, d * H + j
-        dz[row, column] = narrow((widen(dh[row, column]) + total) * slope(nonlinearity, widen(h[row, column])), dz)
+        if dh.shape[0] > 0:
+            total += widen(dh[row, column])
+        dz[row, column] = narrow(total * slope(nonlinearity, widen(h[row, column])), dz)
 
 
 @cuda.jit
-def rnn_step_kernel(z, w, h0, first_row, row_step, lengths, nonlinearity, s, h):
+def rnn_step_kernel(z, w, h0, first_row, row_step, lengths, nonlinearity, s, h, h_n):
     """Computes step s. Grid: tiles of samples, tiles of units, directions."""
     samples, units = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
-    forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, cuda.blockIdx.z, samples, units, h)
+    forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, cuda.blockIdx.z, samples, units, h, h_n)
 
 
 @cuda.jit
-def rnn_step_backward_kernel(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, dz, dh0):
+def rnn_step_backward_kernel(dh, h, w_transposed, dh_n, first_row, row_step, lengths, nonlinearity, s, dz, dh0):
     """Computes step s of the backward pass. Grid: tiles of samples, tiles of units, directions."""
     samples, units = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
     d = cuda.blockIdx.z
-    backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0)
+    backward_step(dh, h, w_transposed, dh_n, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0)
 
 
 @cuda.jit
-def rnn_single_block_kernel(z, w, h0, first_row, row_step, lengths, nonlinearity, h):
+def rnn_single_block_kernel(z, w, h0, first_row, row_step, lengths, nonlinearity, h, h_n):
     """Computes all steps. Grid: tiles of samples, directions."""
     samples, d = cuda.blockIdx.x * TILE, cuda.blockIdx.y
     for s in range(first_row.shape[0]):
         for units in range(0, w.shape[2], TILE):
-            forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, d, samples, units, h)
+            forward_step(z, w, h0, first_row, row_step, lengths, nonlinearity, s, d, samples, units, h, h_n)
         cuda.syncthreads()  # the next step reads what other threads have written in this one
 
 
 @cuda.jit
-def rnn_single_block_backward_kernel(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, dz, dh0):
-    """Computes all steps of the backward pass. Grid: tiles of samples, directions."""
+def rnn_single_block_backward_kernel(dh, h, w_transposed, dh_n, first_row, row_step, lengths, nonlinearity, dz, dh0):
+    """Computes all steps of the backward pass, and dh0 if it is wanted. Grid: tiles of samples, directions."""
     samples, d = cuda.blockIdx.x * TILE, cuda.blockIdx.y
-    for s in range(first_row.shape[0] + 1):
+    for s in range(first_row.shape[0] + (1 if dh0.shape[0] > 0 else 0)):
         for units in range(0, w_transposed.shape[2], TILE):
-            backward_step(dh, h, w_transposed, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0)
+            backward_step(dh, h, w_transposed, dh_n, first_row, row_step, lengths, nonlinearity, s, d, samples, units, dz, dh0)
         cuda.syncthreads()  # see rnn_single_block_kernel
 
 

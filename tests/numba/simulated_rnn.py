@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import torch_unroll as tu
 from torch_unroll.engines import load, use_engine
-from torch_unroll.engines.interface import DTYPES, NONLINEARITIES, RnnOptions
+from torch_unroll.engines.interface import DTYPES, NONLINEARITIES, Engine, RnnOptions
 from torch_unroll.engines.numba import rnn as host
 from torch_unroll.kernels.numba import rnn as kernels
 from torch_unroll.testing import assert_as_accurate, assert_exact
@@ -48,6 +48,37 @@ def _check(lengths: Tensor | None, sizes: tuple[int, ...] | None, nonlinearity: 
     )
     for name, mine, its, exact in zip(("dz", "dh0"), *results, strict=True):
         assert_as_accurate(mine, its, exact, name)
+
+
+def _run(
+    engine: Engine, dtype: torch.dtype, options: RnnOptions, tensors: list[Tensor], wanted: tuple[bool, ...]
+) -> list[Tensor]:
+    """Returns h, h_n, dz and dh0 of an engine, of which `wanted` leaves out h_n or dh0, and h0, dh or dh_n of the inputs."""
+    z, w, h0, dh = (tensor.to(dtype) for tensor in tensors)
+    with_h0, with_h_n, with_dh, with_dh_n, with_dh0 = wanted
+    h_n = torch.full_like(h0, torch.nan) if with_h_n else None
+    h = engine.rnn_forward(z, w, h0 if with_h0 else None, options, h_n)
+    dh_n = h0.flip(-1) if with_dh_n else None
+    dz, dh0 = engine.rnn_backward(dh if with_dh else None, h, w, None, options, dh_n, with_dh0)
+    assert (dh0 is not None) == with_dh0
+    return [tensor for tensor in (h, h_n, dz, dh0) if tensor is not None]
+
+
+@pytest.mark.parametrize(
+    "wanted", [(True,) * 5, (False,) * 5, (True, False) * 2 + (True,), (False, True) * 2 + (False,)], ids=str
+)
+@pytest.mark.parametrize("layout", ["padded", "lengths", "packed"])
+def test_states_that_are_left_out(variant: str, layout: str, wanted: tuple[bool, ...]) -> None:
+    z, w, h0, dh = _tensors(torch.float32)
+    options = OPTIONS._replace(lengths=torch.tensor([2, 0, 9]) if layout == "lengths" else None)
+    if layout == "packed":
+        options, z, dh = options._replace(batch_sizes=(3, 2, 1)), z.flatten(0, 1)[:6], dh.flatten(0, 1)[:6]
+    results = (
+        _run(engine, dtype, options, [z, w, h0, dh], wanted)
+        for engine, dtype in ((MINE, torch.float32), (REFERENCE, torch.float32), (REFERENCE, torch.float64))
+    )
+    for mine, its, exact in zip(*results, strict=True):
+        assert_as_accurate(mine, its, exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -138,6 +169,7 @@ def test_empty_batch_and_the_same_bits_twice(variant: str) -> None:
     assert_exact(MINE.rnn_forward(z, w, h0, OPTIONS), MINE.rnn_forward(z, w, h0, OPTIONS))
     h = MINE.rnn_forward(z[:, :0], w, h0[:, :0], OPTIONS)
     dz, dh0 = MINE.rnn_backward(dh[:, :0], h, w, h0[:, :0], OPTIONS)
+    assert dh0 is not None
     assert (h.shape, dz.shape, dh0.shape) == ((3, 0, 10), (3, 0, 10), (2, 0, 5))
 
 

@@ -29,7 +29,7 @@ class ClusterExchange {
         tiles(slice.tiles),
         blocks(slice.slices),
         H(p.shape.H),
-        products(p.shape.T + Pass::backward) {
+        products(p.products) {
     for (int tile = 0; tile < tiles; ++tile) {
       state.fill(2 * tile, p, Pass::initial(p), slice.direction, (slice.first_tile + tile) * kTileColumns);
       state.fill(2 * tile + 1, p, nullptr, slice.direction, 0);

@@ -19,13 +19,21 @@ class ElmanCell(ctypes.Structure):
     _fields_ = [("nonlinearity", ctypes.c_int32)]
 
 
+class RnnMatrix(ctypes.Structure):
+    """`RnnMatrix` of parameters.cuh."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("row", ctypes.c_int64), ("column", ctypes.c_int64)]
+
+
 class RnnParameters(ctypes.Structure):
     """`RnnParameters` of parameters.cuh."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("z", "h0", "h", "dh", "dz", "dh0", "w", "lengths", "step_offsets")),
+        *((name, ctypes.c_void_p) for name in ("z", "h0", "h", "h_n", "dh", "dh_n", "dz", "dh0")),
+        ("w", RnnMatrix * 2),
+        *((name, ctypes.c_void_p) for name in ("lengths", "step_offsets")),
         *((name, StepStride) for name in ("z_stride", "h_stride", "dh_stride", "dz_stride")),
-        *((name, ctypes.c_int32) for name in ("w_stride", "aligned_state", "step", "D")),
+        *((name, ctypes.c_int32) for name in ("aligned_w", "aligned_state", "products", "step", "D")),
         ("shape", RnnShape),
         ("cell", ElmanCell),
     ]

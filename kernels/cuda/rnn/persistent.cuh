@@ -147,7 +147,8 @@ template <class Math, int kRowTiles, class Exchange>
 __device__ inline void multiply_state(WarpTile<Math, kRowTiles>& product, const SliceWeights<Math, kRowTiles>& weights,
                                       const StateReader<Math, Exchange>& state) {
   constexpr int kChunks = kChunksInRegisters<Math, kRowTiles>;
-  constexpr int kInFlight = kChunks < 8 ? kChunks : 8;  // with 16 bytes per lane, up to 32 KiB of loads in flight in a block
+  // With 16 bytes per lane, up to 32 KiB of loads are in flight in a block. The sums of IEEE fp32 leave registers for 6 chunks.
+  constexpr int kMost = kSame<Math, float> ? 6 : 8, kInFlight = kChunks < kMost ? kChunks : kMost;
   Fragment<Math> b[kInFlight];
 #pragma unroll
   for (int i = 0; i < kInFlight; ++i) b[i] = state.start(i);
@@ -200,12 +201,19 @@ class SliceResults {
     for (int i = 0; i < kCount; ++i) {
       if (column(i) >= kTileColumns) break;  // all lanes of a warp agree on this, as publish requires
       const int unit = slice.first_unit + row(i), n = (slice.first_tile + tile) * kTileColumns + column(i);
-      const bool active = t < length_of(p, n), inside = unit < H && n < N;
+      const int length = length_of(p, n);
+      const bool active = t < length, inside = unit < H && n < N;
       const Accumulator<T> sum = sums.total(row(i), column(i));
       T value{};
-      if (inside)
-        value = after_last ? narrow<T>(sum) : active ? Pass::evaluate(p, inputs[i], sum) : exchange.held_state(column(i), unit);
-      T* out = after_last ? p.dh0 + (int64_t(slice.direction) * N + n) * H : Pass::state_row(p, t, n) + slice.direction * H;
+      if (inside) {
+        const Result result{length, element_offset(p, slice.direction, n, unit)};
+        const Accumulator<T> received = Pass::received(p, order, s, result, sum);
+        value = after_last ? narrow<T>(received)
+                : active   ? Pass::evaluate(p, inputs[i], received)
+                           : exchange.held_state(column(i), unit);
+        if (!after_last) Pass::keep_last(p, order, s, result, value);
+      }
+      T* out = after_last ? p.dh0 + element_offset(p, slice.direction, n) : Pass::state_row(p, t, n) + slice.direction * H;
       const bool stored = inside && (after_last || active || !p.step_offsets);
       exchange.publish(s, column(i), unit, value, out, stored, after_last || active);
     }
@@ -241,8 +249,7 @@ __device__ inline void run_slice(const RnnParameters<Storage<Math>>& p) {
   results.fetch(p, slice, order, 0, 0);
 
   int parity = 0;
-  // A backward pass multiplies once more after the last step, which gives dh0.
-  for (int s = 0; s < order.steps + Pass::backward; ++s)
+  for (int s = 0; s < p.products; ++s)
     for (int tile = 0; tile < slice.tiles; ++tile, parity ^= 1) {
       exchange.begin_step(order, s, tile);
       WarpTile<Math, kRowTiles> product;

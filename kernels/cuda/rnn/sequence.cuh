@@ -28,6 +28,20 @@ struct TimeOrder {
   __device__ int previous(int t, int length) const { return descending ? (t + 1 < length ? t + 1 : -1) : t - 1; }
   // The time of the step that the pass computes last, for a sample with at least one step.
   __device__ int last(int length) const { return descending ? 0 : length - 1; }
+  // Whether step s is the first one of the pass at which a sample is active. A sample without steps starts after the last step.
+  __device__ bool starts(int s, int length) const { return s == (descending ? steps - length : length > 0 ? 0 : steps); }
+};
+
+// The offset of a unit of sample n in a (D, N, H) tensor.
+template <class T>
+__device__ inline int64_t element_offset(const RnnParameters<T>& p, int direction, int n, int unit = 0) {
+  return (int64_t(direction) * p.shape.N + n) * p.shape.H + unit;
+}
+
+// One result of a step: a unit of a sample, which has `length` steps. `element` is its offset in a (D, N, H) tensor.
+struct Result {
+  int length;
+  int64_t element;
 };
 
 // A pass says which tensor holds the state and what a unit computes from the product of a step. Both passes have the same
@@ -63,6 +77,19 @@ struct ForwardPass {
   static __device__ const T* initial(const RnnParameters<T>& p) {
     return p.h0;
   }
+  // Returns what a result of step s receives from the step before: the product, unless the pass starts there with something else.
+  template <class T>
+  static __device__ Accumulator<T> received(const RnnParameters<T>&, const TimeOrder&, int, const Result&,
+                                            Accumulator<T> product) {
+    return product;
+  }
+  // Writes an element of h_n if it is known after step s. `value` is the state after the step if the sample is active at it.
+  template <class T>
+  static __device__ void keep_last(const RnnParameters<T>& p, const TimeOrder& order, int s, const Result& result, T value) {
+    if (!p.h_n) return;
+    if (result.length > 0 && order.time(s) == order.last(result.length)) p.h_n[result.element] = value;
+    if (result.length == 0 && s == 0) p.h_n[result.element] = p.h0 ? p.h0[result.element] : T{};
+  }
 };
 
 template <class Cell>
@@ -77,8 +104,9 @@ struct BackwardPass {
   struct Row {
     const T *dh, *h;
     __device__ Row(const RnnParameters<T>& p, int t, int n, int column)
-        : dh(p.dh + row_start(p, p.dh_stride, t, n) + column), h(p.h + row_start(p, p.h_stride, t, n) + column) {}
-    __device__ Inputs<T> at(int unit) const { return {dh[unit], h[unit]}; }
+        : dh(p.dh ? p.dh + row_start(p, p.dh_stride, t, n) + column : nullptr),
+          h(p.h + row_start(p, p.h_stride, t, n) + column) {}
+    __device__ Inputs<T> at(int unit) const { return {dh ? dh[unit] : T{}, h[unit]}; }
   };
   template <class T>
   static __device__ T evaluate(const RnnParameters<T>& p, const Inputs<T>& inputs, Accumulator<T> product) {
@@ -92,6 +120,15 @@ struct BackwardPass {
   static __device__ const T* initial(const RnnParameters<T>&) {
     return nullptr;
   }
+  // The step at which the pass starts receives dh_n.
+  template <class T>
+  static __device__ Accumulator<T> received(const RnnParameters<T>& p, const TimeOrder& order, int s, const Result& result,
+                                            Accumulator<T> product) {
+    if (!order.starts(s, result.length)) return product;
+    return p.dh_n ? widen(p.dh_n[result.element]) : Accumulator<T>(0);
+  }
+  template <class T>
+  static __device__ void keep_last(const RnnParameters<T>&, const TimeOrder&, int, const Result&, T) {}
 };
 
 template <class Pass, class T>
@@ -111,5 +148,5 @@ __device__ inline const T* previous_state(const RnnParameters<T>& p, const TimeO
   written = active && previous >= 0;
   if (written) return Pass::state_row(p, previous, n) + direction * p.shape.H;
   const T* initial = Pass::initial(p);
-  return active && initial ? initial + (int64_t(direction) * p.shape.N + n) * p.shape.H : nullptr;
+  return active && initial ? initial + element_offset(p, direction, n) : nullptr;
 }

@@ -58,16 +58,19 @@ class LaneResults {
       const int sample = first_sample + i, n = first_n + sample;
       if (n >= p.shape.N) continue;
       const bool active = t < length[i];
-      T* out = after_last ? p.dh0 + (int64_t(direction) * p.shape.N + n) * H : Pass::state_row(p, t, n) + direction * H;
+      const int64_t first_element = element_offset(p, direction, n, first_unit);
+      T* out = after_last ? p.dh0 + element_offset(p, direction, n) : Pass::state_row(p, t, n) + direction * H;
 #pragma unroll
       for (int unit = 0; unit < kRowTiles * kTileRows; unit += 8) {
         if (first_unit + unit >= H) continue;
         const int r = unit / kTileRows, result = unit % kTileRows / 4 + i;
-        T value = narrow<T>(product.sum[r][result]);
+        const Result at{length[i], first_element + unit};
+        const Accumulator<T> received = Pass::received(p, order, s, at, product.sum[r][result]);
+        T value = narrow<T>(received);
         if (!after_last) {
-          value = active ? Pass::evaluate(p, inputs[r][result], product.sum[r][result])
-                         : *state.at(buffer, sample, first_unit + unit);
+          value = active ? Pass::evaluate(p, inputs[r][result], received) : *state.at(buffer, sample, first_unit + unit);
           *state.at(1 - buffer, sample, first_unit + unit) = value;
+          Pass::keep_last(p, order, s, at, value);
         }
         if (after_last || active || !p.step_offsets) out[first_unit + unit] = after_last || active ? value : T{};
       }
@@ -102,8 +105,7 @@ __global__ void __launch_bounds__(single_block::kMaxWarps * 32)
 
   LaneResults<Math, Pass> results(p, direction, first_n);
   results.fetch(p, order, 0);
-  // A backward pass multiplies once more after the last step, which gives dh0.
-  for (int s = 0; s < order.steps + Pass::backward; ++s) {
+  for (int s = 0; s < p.products; ++s) {
     WarpTile<Math, kRowTiles> product;
     auto column = [&](int chunk) {
       Fragment<Math> b = state.template fragment<Math>(s & 1, chunk * kChunk<Math> + first_k);

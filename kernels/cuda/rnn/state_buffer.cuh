@@ -32,7 +32,7 @@ struct StateBuffers {
     for (int i = int(threadIdx.x); i < kTileColumns * width; i += int(blockDim.x)) {
       const int sample = i / width, unit = i % width, n = first_sample + sample;
       const bool inside = initial && unit < p.shape.H && n < p.shape.N;
-      *at(buffer, sample, unit) = inside ? initial[(int64_t(direction) * p.shape.N + n) * p.shape.H + unit] : T{};
+      *at(buffer, sample, unit) = inside ? initial[element_offset(p, direction, n, unit)] : T{};
     }
   }
 };

@@ -3,7 +3,7 @@
 //
 // A block owns 16 units and 8 kColumnTiles samples of one direction. Its 8 warps split K, so that a block reads its rows of W
 // once per step, from L2 or DRAM. Each element of an output is written once. A backward pass has one more launch after its last
-// step, which writes dh0.
+// step if dh0 is wanted, which writes it.
 #pragma once
 #include "rnn/block_product.cuh"
 #include "rnn/sequence.cuh"
@@ -25,13 +25,14 @@ __global__ void __launch_bounds__(kProductWarps * 32, 1) rnn_step_kernel(const _
     state[i] = previous_state<Pass>(p, order, p.step, first_n + i * kTileColumns + lane_group(), direction, written);
   }
 
-  const T* w = p.w + (int64_t(direction) * H + first_unit) * p.w_stride;
+  const int64_t w_stride = p.w[direction].row;
+  const T* w = p.w[direction].data + first_unit * w_stride;
   WarpTile<Math, 1> tile[kColumnTiles];
   accumulate<Math>(
       tile, H,
       [&](int half, int k) {
         const int row = lane_group() + 8 * half;
-        return load_fragment<Math>(w + int64_t(row) * p.w_stride, k, first_unit + row < H ? p.w_stride : 0);
+        return load_fragment<Math>(w + row * w_stride, k, first_unit + row < H ? H : 0);
       },
       [&](int i, int k) {
         const int K = state[i] ? H : 0;
@@ -41,13 +42,16 @@ __global__ void __launch_bounds__(kProductWarps * 32, 1) rnn_step_kernel(const _
   add_warps<Math>(tile, [&](int row, int column, Accumulator<T> product) {
     const int unit = first_unit + row, n = first_n + column;
     if (unit >= H || n >= N) return;
+    const int length = length_of(p, n);
+    const Result result{length, element_offset(p, direction, n, unit)};
+    const Accumulator<T> received = Pass::received(p, order, p.step, result, product);
     if (after_last) {
-      p.dh0[(int64_t(direction) * N + n) * H + unit] = narrow<T>(product);
-    } else if (t < length_of(p, n)) {
-      const typename Pass::template Row<T> inputs(p, t, n, direction * H + unit);
-      Pass::state_row(p, t, n)[direction * H + unit] = Pass::evaluate(p, inputs.at(0), product);
-    } else if (!p.step_offsets) {
-      Pass::state_row(p, t, n)[direction * H + unit] = T{};
+      p.dh0[result.element] = narrow<T>(received);
+      return;
     }
+    T value{};
+    if (t < length) value = Pass::evaluate(p, typename Pass::template Row<T>(p, t, n, direction * H + unit).at(0), received);
+    if (t < length || !p.step_offsets) Pass::state_row(p, t, n)[direction * H + unit] = value;
+    Pass::keep_last(p, order, p.step, result, value);
   });
 }

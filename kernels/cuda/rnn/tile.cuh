@@ -52,8 +52,8 @@ struct Fragment {
   };
 };
 
-// Elements k .. k + size - 1 of a row of K elements; zeros past its end. The row starts at a multiple of 16 bytes, and K is a
-// multiple of `size`.
+// Elements k .. k + size - 1 of a row of K elements; zeros past its end. The row starts at a multiple of 16 bytes, and it is
+// padded with zeros to a multiple of `size` elements.
 template <class Math>
 __device__ inline Fragment<Math> load_fragment(const Storage<Math>* row, int k, int K) {
   Fragment<Math> fragment;

@@ -58,6 +58,10 @@ class RnnOptions(NamedTuple):
     precision: str
 
 
+#: W_hh of all directions: one tensor (D, H, H), or a tensor (H, H) for each direction.
+RecurrentWeights = Tensor | Sequence[Tensor]
+
+
 class Engine(Protocol):
     """The functions of an engine."""
 
@@ -160,13 +164,32 @@ class Engine(Protocol):
     def max_over_time_gather(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Reads from x (T, N, C) the step that each offset names, (N, C); 0 where it names none."""
 
-    def rnn_forward(self, z: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> Tensor:
-        """Computes h (like z) from z (T, N, D·H) or packed (total, D·H), w_hh (D, H, H) and h0 (D, N, H). h is 0 past a sample's
-        length."""
+    def rnn_forward(
+        self, z: Tensor, w_hh: RecurrentWeights, h0: Tensor | None, options: RnnOptions, h_n: Tensor | None = None
+    ) -> Tensor:
+        """Computes h (like z) from z (T, N, D·H) or packed (total, D·H), w_hh and h0 (D, N, H). h is 0 past a sample's
+        length.
 
-    def rnn_backward(self, dh: Tensor, h: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> tuple[Tensor, Tensor]:
-        """Back-propagates through time: computes dz (like h) and dh0 (like h0) from dh (like h), h and w_hh. dz is 0 past a
-        sample's length. The values of h0 are not read."""
+        None stands for an h0 of zeros. `h_n` (D, N, H), if passed, is contiguous and is overwritten with every sample's state
+        after the step that a direction computes last, which is h0 for a sample without steps.
+        """
+
+    def rnn_backward(
+        self,
+        dh: Tensor | None,
+        h: Tensor,
+        w_hh: RecurrentWeights,
+        h0: Tensor | None,
+        options: RnnOptions,
+        dh_n: Tensor | None = None,
+        with_dh0: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Back-propagates through time: computes dz (like h) and dh0 (D, N, H) from dh (like h), h and w_hh. dz is 0 past a
+        sample's length. The values of h0 are not read.
+
+        `dh_n` (D, N, H) is the gradient of the h_n of `rnn_forward`; None stands for a dh, or a dh_n, of zeros. Without
+        `with_dh0`, None takes the place of dh0.
+        """
 
     def rnn_cell_forward(
         self,

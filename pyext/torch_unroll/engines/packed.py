@@ -1,4 +1,4 @@
-"""Where kernels find the rows of packed sequences."""
+"""The batch of a sequence, padded or packed, and where kernels find the rows of packed ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+
+def batch_size(sequence: Tensor, batch_sizes: tuple[int, ...] | None) -> int:
+    """Returns the number of samples N of a padded sequence (T, N, ·), or of a packed one (total, ·) with its batch sizes."""
+    if batch_sizes is None:
+        return sequence.shape[1]
+    return batch_sizes[0] if batch_sizes else 0
+
+
+def set_state(state: Tensor, value: Tensor | None) -> None:
+    """Overwrites a state (D, N, H), with zeros if the value is None."""
+    if value is None:
+        state.zero_()
+    else:
+        state.copy_(value)
 
 
 def packed_rows(batch_sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:

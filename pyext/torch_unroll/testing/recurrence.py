@@ -99,34 +99,66 @@ def assert_forward_steps(
     _assert_activation(h[inside], (z.double() + product)[inside], error[inside], nonlinearity, "h")
 
 
+def last_states(h: Tensor, h0: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Returns h_n (D, N, H), the states after the steps that the directions compute last, from h (T, N, D·H) and h0 (D, N, H)."""
+    h_n = h0.clone()
+    for d, steps in enumerate(h.unflatten(2, (len(h0), -1)).unbind(2)):
+        for n, length in enumerate(lengths):
+            if length:
+                h_n[d, n] = steps[0 if d else length - 1, n]
+    return h_n
+
+
+def _add_to_last(dh: Tensor, dh_n: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Returns dh (T, N, D·H) with dh_n (D, N, H) added at the steps from which `last_states` takes h_n."""
+    total = dh.clone()
+    for d, steps in enumerate(total.unflatten(2, (len(dh_n), -1)).unbind(2)):
+        for n, length in enumerate(lengths):
+            if length:
+                steps[0 if d else length - 1, n] += dh_n[d, n]
+    return total
+
+
 def assert_backward_steps(
     dz: Tensor,
-    dh0: Tensor,
+    dh0: Tensor | None,
     dh: Tensor,
     h: Tensor,
     w: Tensor,
     lengths: Sequence[int],
     nonlinearity: str,
     precision: str,
+    dh_n: Tensor | None = None,
 ) -> None:
-    """Checks a backward pass: dz (T, N, D·H), padded, and dh0 (D, N, H), from dh and the h of a forward pass."""
-    assert dz.dtype == dh0.dtype == h.dtype
+    """Checks a backward pass: dz (T, N, D·H), padded, and dh0 (D, N, H), if it was computed, from dh, the h of a forward pass and
+    dh_n (D, N, H), the gradient of its last states."""
+    assert dz.dtype == h.dtype
     directions = dz.unflatten(2, (len(w), -1)).unbind(2)
-    nothing = torch.zeros_like(dh0[0])
+    nothing = torch.zeros_like(directions[0][0])
+    dh, magnitude_dh = dh.double(), dh.double().abs()
+    if dh_n is not None:
+        dh = _add_to_last(dh, dh_n.double(), lengths)
+        magnitude_dh = _add_to_last(magnitude_dh, dh_n.double().abs(), lengths)
     after = torch.cat([_before(part, nothing, lengths, up=d != 0) for d, part in enumerate(directions)], 2)
     transposed = w.transpose(1, 2)
     product, magnitude = _product(after, transposed)
     options = {"operand": _operand(precision)}
-    error = sum_error(magnitude, w.shape[1] + 1, h.dtype, added=dh.double().abs(), **options)
+    error = sum_error(magnitude, w.shape[1] + 2, h.dtype, added=magnitude_dh, **options)
     active = _active(h, lengths)
     assert not dz.masked_fill(active, 0).any(), "dz: not zero behind the end of a sample"
     inside = active.expand_as(h)
-    _assert_derivative(dz[inside], (dh.double() + product)[inside], error[inside], h[inside], nonlinearity, "dz")
+    _assert_derivative(dz[inside], (dh + product)[inside], error[inside], h[inside], nonlinearity, "dz")
 
+    if dh0 is None:
+        return
+    assert dh0.dtype == h.dtype
+    ended = torch.tensor([length == 0 for length in lengths], device=h.device)
     for d, part in enumerate(directions):
         steps = [0 if d == 0 else length - 1 for length in lengths]
         last = torch.stack([part[t, n] if lengths[n] else nothing[n] for n, t in enumerate(steps)])
         exact, products = _product(last[None], transposed[d : d + 1])
+        if dh_n is not None:  # the last state of a sample without steps is h0
+            exact[0, ended] = dh_n[d, ended].double()
         assert_within(dh0[d], exact[0], sum_bound(exact[0], products[0], w.shape[1], h.dtype, **options), f"dh0 of {d}")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll.engines.compiled import Launcher, RecordedLauncher, conv2d, max_pool2d, rnn
-from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry, RnnOptions
+from torch_unroll.engines.interface import Conv2dGeometry, Pool2dGeometry, RecurrentWeights, RnnOptions
 from torch_unroll.kernels.shapes import Pair
 from torch_unroll.kernels.table import kernels_of
 from torch_unroll.shapes import dtype_name
@@ -98,11 +98,22 @@ class CompiledEngine:
     def max_over_time_gather(self, x: Tensor, offsets: Tensor) -> Tensor:
         return max_pool2d.max_over_time_gather(self.launcher, x, offsets)
 
-    def rnn_forward(self, z: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> Tensor:
-        return rnn.rnn_forward(self.launcher, z, w_hh, h0, options)
+    def rnn_forward(
+        self, z: Tensor, w_hh: RecurrentWeights, h0: Tensor | None, options: RnnOptions, h_n: Tensor | None = None
+    ) -> Tensor:
+        return rnn.rnn_forward(self.launcher, z, w_hh, h0, options, h_n)
 
-    def rnn_backward(self, dh: Tensor, h: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> tuple[Tensor, Tensor]:
-        return rnn.rnn_backward(self.launcher, dh, h, w_hh, h0, options)
+    def rnn_backward(
+        self,
+        dh: Tensor | None,
+        h: Tensor,
+        w_hh: RecurrentWeights,
+        h0: Tensor | None,
+        options: RnnOptions,
+        dh_n: Tensor | None = None,
+        with_dh0: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        return rnn.rnn_backward(self.launcher, dh, h, w_hh, h0, options, dh_n, with_dh0)
 
     def rnn_cell_forward(
         self,

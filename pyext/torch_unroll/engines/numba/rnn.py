@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_unroll.engines.interface import NONLINEARITIES, RnnOptions
+from torch_unroll.engines.interface import NONLINEARITIES, RecurrentWeights, RnnOptions
 from torch_unroll.engines.numba.launch import launch
-from torch_unroll.engines.packed import packed_rows
+from torch_unroll.engines.packed import batch_size, packed_rows, set_state
 from torch_unroll.kernels.arithmetic import ceil_divide
 from torch_unroll.kernels.numba import rnn as kernels
 from torch_unroll.kernels.numba.types import TILE
@@ -81,36 +81,62 @@ def _is_single_block(H: int) -> bool:
     return _forced == "single_block" if _forced else H <= SINGLE_BLOCK_MAX_H
 
 
-def rnn_forward(z: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> Tensor:
-    h, (D, N, H) = empty_rows_like(z), h0.shape
+def _stacked(w_hh: RecurrentWeights) -> Tensor:
+    """Returns W_hh as one tensor (D, H, H)."""
+    return w_hh if isinstance(w_hh, Tensor) else torch.stack(tuple(w_hh))
+
+
+def _state(state: Tensor | None, model: Tensor) -> Tensor:
+    """Returns a (D, N, H) tensor as kernels take it: an empty one stands for None."""
+    return model.new_empty(0, 0, 0) if state is None else state
+
+
+def rnn_forward(z: Tensor, w_hh: RecurrentWeights, h0: Tensor | None, options: RnnOptions, h_n: Tensor | None = None) -> Tensor:
+    w = _stacked(w_hh)
+    h, N, (D, H, _) = empty_rows_like(z), batch_size(z, options.batch_sizes), w.shape
     if options.lengths is not None:
         h.zero_()  # kernels do not write past the lengths
+    if h_n is not None:  # kernels do not write to samples without steps
+        set_state(h_n, h0)
     if h.numel():
         rows = _rows(h, N, options)
-        inputs = (_as_rows(_with_strides_of(h, z)), w_hh, h0, *rows, NONLINEARITIES.index(options.nonlinearity))
+        inputs = (_as_rows(_with_strides_of(h, z)), w, _state(h0, h), *rows, NONLINEARITIES.index(options.nonlinearity))
+        outputs = (_as_rows(h), _state(h_n, h))
         if _is_single_block(H):
-            launch(kernels.rnn_single_block_kernel, _grid(N, D), (TILE, TILE), *inputs, _as_rows(h))
+            launch(kernels.rnn_single_block_kernel, _grid(N, D), (TILE, TILE), *inputs, *outputs)
         else:
             for s in range(len(rows.first_row)):
-                launch(kernels.rnn_step_kernel, _grid(N, ceil_divide(H, TILE), D), (TILE, TILE), *inputs, s, _as_rows(h))
+                launch(kernels.rnn_step_kernel, _grid(N, ceil_divide(H, TILE), D), (TILE, TILE), *inputs, s, *outputs)
     return h
 
 
-def rnn_backward(dh: Tensor, h: Tensor, w_hh: Tensor, h0: Tensor, options: RnnOptions) -> tuple[Tensor, Tensor]:
-    dz, (D, N, H) = empty_rows_like(h), h0.shape
-    dh0 = torch.zeros_like(h0, memory_format=torch.contiguous_format)
+def rnn_backward(
+    dh: Tensor | None,
+    h: Tensor,
+    w_hh: RecurrentWeights,
+    h0: Tensor | None,
+    options: RnnOptions,
+    dh_n: Tensor | None = None,
+    with_dh0: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    w = _stacked(w_hh)
+    dz, N, (D, H, _) = empty_rows_like(h), batch_size(h, options.batch_sizes), w.shape
+    dh0 = None
+    if with_dh0:
+        dh0 = h.new_zeros(D, N, H) if dh_n is None else dh_n.clone(memory_format=torch.contiguous_format)
     if options.lengths is not None:
         dz.zero_()  # kernels do not write past the lengths
     if dz.numel():
         rows = _rows(dz, N, options)
-        sequences = (_as_rows(_with_strides_of(dz, dh)), _as_rows(_with_strides_of(dz, h)))
-        inputs = (*sequences, w_hh.mT, *rows, NONLINEARITIES.index(options.nonlinearity))
+        sequences = (h.new_empty(0, 0) if dh is None else _as_rows(_with_strides_of(dz, dh)), _as_rows(_with_strides_of(dz, h)))
+        inputs = (*sequences, w.mT, _state(dh_n, h), *rows, NONLINEARITIES.index(options.nonlinearity))
+        outputs = (_as_rows(dz), _state(dh0, h))
         if _is_single_block(H):
-            launch(kernels.rnn_single_block_backward_kernel, _grid(N, D), (TILE, TILE), *inputs, _as_rows(dz), dh0)
+            launch(kernels.rnn_single_block_backward_kernel, _grid(N, D), (TILE, TILE), *inputs, *outputs)
         else:
             grid = _grid(N, ceil_divide(H, TILE), D)
-            for s in range(len(rows.first_row) + 1):
-                launch(kernels.rnn_step_backward_kernel, grid, (TILE, TILE), *inputs, s, _as_rows(dz), dh0)
+            for s in range(len(rows.first_row) + with_dh0):
+                launch(kernels.rnn_step_backward_kernel, grid, (TILE, TILE), *inputs, s, *outputs)
     return dz, dh0
 
 
