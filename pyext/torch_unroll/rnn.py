@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import has_torch_function, has_torch_function_variadic
-from torch.utils.checkpoint import checkpoint
 
 from torch_unroll.autocast import lowered
 from torch_unroll.checks import is_traced, require_shape, widened
 from torch_unroll.engines import claims, limits, resolve
 from torch_unroll.engines.interface import DTYPES
-from torch_unroll.kernels.arithmetic import ceil_divide
-from torch_unroll.ops.linear import linear
-from torch_unroll.ops.rnn import rnn_forward
+from torch_unroll.kernels.shapes import SizeError
+from torch_unroll.ops.registration import operations
 from torch_unroll.ops.rnn_cell import rnn_cell_forward
-from torch_unroll.ops.rnn_layer import check_batch_sizes, one_direction
+from torch_unroll.ops.rnn_fused import RNN_FUSED, Numbers, rnn_fused
+from torch_unroll.ops.rnn_layer import check_batch_sizes
+from torch_unroll.ops.rnn_stack import Stack
 from torch_unroll.ops.rnn_steps import Steps
+from torch_unroll.plain import is_plain
+from torch_unroll.prepared.shortcut import Shortcuts
 from torch_unroll.programs import in_onnx_export, is_transformed
 from torch_unroll.rnn_checks import (
-    Layers,
     by_layer,
     check_alike,
     check_nonlinearity,
     check_segments,
+    check_tensors,
     checked_start,
     read_rows,
     shape,
@@ -34,68 +38,6 @@ from torch_unroll.rnn_checks import (
 )
 from torch_unroll.rnn_torch_function import TORCHS, TORCHS_CELL, ask_rnn, ask_rnn_cell, torchs_arguments
 from torch_unroll.shapes import index, require, require_tensors
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """The layers of one call, and how they are run."""
-
-    layers: Layers
-    batch_first: bool
-    dropout: float
-    nonlinearity: str
-    engine: str
-
-    def layer(self, x: Tensor, h0: Tensor, weights: list[tuple[Tensor, ...]], steps: Steps) -> tuple[Tensor, Tensor]:
-        """Runs one layer on x, in the layout of the input, from h0 (D, N, H). Returns h, laid out like x, and h_n (D, N, H)."""
-        w_ih, w_hh, *biases = zip(*weights, strict=True)
-        w_ih, w_hh = tuple(map(lowered, w_ih)), tuple(map(lowered, w_hh))
-        bias = _joined([lowered(b_ih + b_hh) for b_ih, b_hh in zip(*biases, strict=True)]) if biases else None
-        z = linear(x, _joined(w_ih), bias, "rnn", self.engine)
-        z = z.transpose(0, 1) if self.batch_first else z
-        recurrent = w_hh[0].unsqueeze(0) if len(w_hh) == 1 else torch.stack(w_hh)
-        h = rnn_forward(z, recurrent, h0, steps.lengths, steps.batch_sizes, self.nonlinearity, "rnn", self.engine)
-        H = h0.shape[-1]
-        h_n = [steps.last(one_direction(h, d, H), h0[d].to(h.dtype), d) for d in range(len(weights))]
-        return h.transpose(0, 1) if self.batch_first else h, torch.stack(h_n)
-
-    def dropped(self, x: Tensor) -> Tensor:
-        """Applies dropout to x. As in torch, the mask is drawn for (T, N, ·) even if the batch comes first."""
-        if not self.batch_first:
-            return torch.dropout(x, self.dropout, True)
-        ones = torch.ones_like(x.transpose(0, 1), memory_format=torch.contiguous_format)
-        return x * torch.dropout(ones, self.dropout, True).transpose(0, 1)
-
-    def run(self, x: Tensor, h0: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
-        """Runs every layer, with dropout between them; returns the output and h_n."""
-        last_states = []
-        running = steps.running(x.transpose(0, 1) if self.batch_first else x)
-        if (
-            running is not None
-        ):  # a NaN past a length would reach the weight's gradient although dz is 0 there, since 0 · NaN is NaN
-            x = x.masked_fill(~(running.transpose(0, 1) if self.batch_first else running), 0)
-        for number, (weights, start) in enumerate(zip(self.layers, h0.split(len(self.layers[0])), strict=True)):
-            if number > 0 and self.dropout:
-                x = self.dropped(x)
-            x, h_n = self.layer(x, start, weights, steps)
-            last_states.append(h_n)
-        return x, _joined(last_states)
-
-    def run_in_segments(self, x: Tensor, h0: Tensor, lengths: Tensor | None, segments: int) -> tuple[Tensor, Tensor]:
-        """`run`, but saves only the input and the states between segments of the sequence; backward computes the rest again."""
-        axis = 1 if self.batch_first else 0
-        parts = x.split(ceil_divide(x.shape[axis], segments), axis)
-        outputs, state, begin = [], h0, 0
-        for x in parts:
-            steps = Steps(None if lengths is None else lengths - begin, None)
-            h, state = checkpoint(self.run, x, state, steps, use_reentrant=False)
-            outputs.append(h)
-            begin += x.shape[axis]
-        return torch.cat(outputs, axis), state
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _fits_engine(engine: str, x: Tensor, axis: int, packed: bool) -> bool:
@@ -108,6 +50,10 @@ def _fits_engine(engine: str, x: Tensor, axis: int, packed: bool) -> bool:
         return True
     lead = x.shape[:-1] if axis == 1 or packed else (x.shape[1], x.shape[0])
     return limits.serves(engine, limits.rnn(lead, x.shape[-1], 1 if packed else lead[1], 1))
+
+
+#: The shortcuts of `rnn`, which the module `nn.RNN` takes as well: by x, h0 and the weights, and the options that `rnn` lists.
+RNN_SHORTCUTS = Shortcuts(RNN_FUSED, results=2)
 
 
 def rnn(
@@ -165,6 +111,10 @@ def rnn(
         ValueError: an unknown nonlinearity or engine, a recompute_segments that is not an int above 0, or one for a call that
             cannot be cut into segments.
     """
+    shortcut_options = (nonlinearity, num_layers, bidirectional, dropout if training else 0.0, batch_first, engine)
+    is_shortcut = batch_sizes is None and lengths is None and recompute_segments is None and not torch.compiler.is_compiling()
+    if is_shortcut and (results := RNN_SHORTCUTS.take((input, h0, *weights), shortcut_options)) is not None:
+        return cast(tuple[Tensor, Tensor], results)
     stack_options = {"num_layers": num_layers, "bidirectional": bidirectional, "dropout": dropout, "training": training}
     if has_torch_function((input, h0, batch_sizes, lengths, *weights)) and not torch.compiler.is_compiling():
         layout = {"batch_first": batch_first, "batch_sizes": batch_sizes, "lengths": lengths}
@@ -191,40 +141,81 @@ def rnn(
     if beyond and not claimed:
         claims(resolved if serving is None else serving, input, others, names)
     if serving is None:
-        if start is None:
-            start = zero_state(x, axis, batch_sizes, num_layers * directions, weights[1].shape[-1])
         layout = {"batch_sizes": batch_sizes, "batch_first": batch_first}
-        arguments = torchs_arguments(x, start, weights, {**stack_options, "num_layers": num_layers, **layout})
-        output, h_n = TORCHS[nonlinearity](*arguments)
+        torchs_options: dict[str, Any] = {**stack_options, "num_layers": num_layers, **layout}
+        output, h_n = _by_torch(nonlinearity, x, start, weights, axis, num_layers * directions, torchs_options)
     else:
-        stack = _Stack(
+        stack = Stack(
             layers=by_layer(weights, num_layers, directions),
             batch_first=batch_first and not packed,
             dropout=dropout if training else 0.0,
             nonlinearity=nonlinearity,
             engine=serving,
         )
-        output, h_n = _check_and_run(stack, x, start, axis, batch_sizes, lengths, recompute_segments)
+        learned = shortcut_options if is_shortcut and x is input else None
+        output, h_n = _check_and_run(stack, x, start, axis, batch_sizes, lengths, recompute_segments, learned)
     return (output, h_n) if batched else (output.squeeze(axis), h_n.squeeze(1))
 
 
+def _by_torch(
+    nonlinearity: str, x: Tensor, h0: Tensor | None, weights: Sequence[Tensor], axis: int, states: int, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Runs torch's own operator; `states` is the number of initial states."""
+    if h0 is None:
+        h0 = zero_state(x, axis, options["batch_sizes"], states, weights[1].shape[-1])
+    output, h_n = TORCHS[nonlinearity](*torchs_arguments(x, h0, weights, options))
+    return output, h_n
+
+
 def _check_and_run(
-    stack: _Stack,
+    stack: Stack,
     x: Tensor,
     h0: Tensor | None,
     axis: int,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     recompute_segments: int | None,
+    shortcut_options: tuple[Any, ...] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Checks the tensors of a call that an engine serves, and runs its layers. `axis` is that of N in x."""
+    """Checks the tensors of a call that an engine serves, and runs its layers.
+
+    Args:
+        axis: that of N in x.
+        shortcut_options: the options by which a shortcut knows the call, or None if it may have none.
+    """
     if batch_sizes is not None and len(stack.layers[0]) == 1:
         x = read_rows(x, batch_sizes)
+    if _is_fused(stack, x, h0, batch_sizes, lengths, recompute_segments):
+        check_tensors(x, h0, stack.layers, axis, None, None)
+        tensors = (x, h0, *(weight for layer in stack.layers for weights in layer for weight in weights))
+        numbers = Numbers(len(stack.layers), stack.batch_first, stack.nonlinearity, stack.engine)
+        with suppress(SizeError):  # the layers' own operators know what to do
+            results = rnn_fused(tensors, numbers)
+            if shortcut_options is not None:
+                RNN_SHORTCUTS.learn(tensors, shortcut_options, tuple(numbers))
+            return results
     start = lowered(checked_start(x, h0, stack.layers, axis, batch_sizes, lengths))
     x, lengths = lowered(x), widened(lengths)
     if recompute_segments is None:
         return stack.run(x, start, Steps(lengths, batch_sizes))
     return stack.run_in_segments(x, start, lengths, recompute_segments)
+
+
+def _is_fused(
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    recompute_segments: int | None,
+) -> bool:
+    """Whether `rnn_fused` runs all layers of a call."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return False
+    if any(option is not None for option in (batch_sizes, lengths, recompute_segments)) or len(stack.layers[0]) > 1:
+        return False
+    weights = (weight for layer in stack.layers for weights in layer for weight in weights)
+    return not (stack.dropout and len(stack.layers) > 1) and x.numel() > 0 and is_plain((x, h0, *weights))
 
 
 def _with_batch(input: Tensor, h0: Tensor | None, axis: int, beyond: bool) -> tuple[Tensor, Tensor | None, bool]:
@@ -269,6 +260,9 @@ def engine_or_torch(resolved: str, claimed: bool, input: Tensor, beyond: bool) -
     return "torch" if input.dtype in DTYPES and input.layout == torch.strided and is_transformed() else None
 
 
+_CELL_SHORTCUTS = Shortcuts(operations["rnn_cell_forward"])
+
+
 def rnn_cell(
     input: Tensor,
     h: Tensor,
@@ -299,6 +293,9 @@ def rnn_cell(
         IndexError: the input has no batch, and h has another number of dimensions.
         ValueError: an unknown nonlinearity or engine.
     """
+    tensors = (input, h, w_ih, w_hh, b_ih, b_hh)
+    if not torch.compiler.is_compiling() and (shortcut := _CELL_SHORTCUTS.take(tensors, (nonlinearity, engine))) is not None:
+        return cast(Tensor, shortcut)
     if has_torch_function_variadic(input, h, w_ih, w_hh, b_ih, b_hh) and not torch.compiler.is_compiling():
         return ask_rnn_cell(rnn_cell, (input, h, w_ih, w_hh, b_ih, b_hh), nonlinearity, engine)
     resolved = resolve(engine)
@@ -326,7 +323,10 @@ def rnn_cell(
     require_shape(b_hh, "b_hh", w_hh.shape[1])
     check_alike(input, "hidden", {"h": h})
     check_alike(input, "parameter", {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh})
-    h_next = rnn_cell_forward(x, state, w_ih, w_hh, b_ih, b_hh, nonlinearity, "rnn", serving)
+    numbers = (nonlinearity, "rnn", serving)
+    h_next = rnn_cell_forward(x, state, w_ih, w_hh, b_ih, b_hh, *numbers)
+    if x is input and not torch.compiler.is_compiling():
+        _CELL_SHORTCUTS.learn(tensors, (nonlinearity, engine), numbers)
     return h_next if input.dim() == 2 else h_next.squeeze(0)
 
 

@@ -12,11 +12,9 @@ from torch import Tensor
 from torch_unroll.autocast import lowered_dtype
 from torch_unroll.checks import check_lengths, is_traced, require_shape
 from torch_unroll.engines.interface import DTYPES, NONLINEARITIES
+from torch_unroll.ops.rnn_stack import Layers
 from torch_unroll.programs import is_transformed
 from torch_unroll.shapes import require
-
-#: For each layer and each of its directions, the weights w_ih, w_hh and, if there are biases, b_ih, b_hh.
-Layers = list[list[tuple[Tensor, ...]]]
 
 
 def check_nonlinearity(nonlinearity: str) -> None:
@@ -126,21 +124,26 @@ def checked_start(
     x: Tensor, h0: Tensor | None, layers: Layers, axis: int, batch_sizes: Tensor | None, lengths: Tensor | None
 ) -> Tensor:
     """Checks all tensors of a call; returns h0, or zeros in its place. `axis` is that of N in x."""
+    H, states = check_tensors(x, h0, layers, axis, batch_sizes, lengths)
+    return zero_state(x, axis, batch_sizes, states, H) if h0 is None else h0
+
+
+def check_tensors(
+    x: Tensor, h0: Tensor | None, layers: Layers, axis: int, batch_sizes: Tensor | None, lengths: Tensor | None
+) -> tuple[int, int]:
+    """Checks all tensors of a call; returns H and the number of initial states. `axis` is that of N in x."""
     rank = 3 if batch_sizes is None else 2
     require(x.dim() == rank, f"input: expected {rank} dimensions with its batch, got shape {shape(x)}")
     check_alike(x, "hidden", {"h0": h0})
     H, states = _check_weights(layers, x), len(layers) * len(layers[0])
     if batch_sizes is None:
         _check_steps(x.shape[1 - axis])
-    start = zero_state(x, axis, batch_sizes, states, H) if h0 is None else h0
-    if batch_sizes is not None:
-        N = (
-            start.shape[1] if start.dim() == 3 else _first_size(batch_sizes)
-        )  # the operator compares N with batch_sizes when it runs
-    else:
+    if batch_sizes is None:
         N = x.shape[axis]
+    else:  # the operator compares N with batch_sizes when it runs
+        N = h0.shape[1] if h0 is not None and h0.dim() == 3 else _first_size(batch_sizes)
     if lengths is not None:
         require(batch_sizes is None, "lengths: expected None together with batch_sizes")
         check_lengths(lengths, N, x, "input")
-    require_shape(start, "h0", states, N, H)
-    return start
+    require_shape(h0, "h0", states, N, H)
+    return H, states

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch_unroll.engines.interface import NONLINEARITIES
 from torch_unroll.nn.leaf import is_recorded, record
 from torch_unroll.programs import is_transformed
-from torch_unroll.rnn import rnn, rnn_cell
+from torch_unroll.rnn import RNN_SHORTCUTS, rnn, rnn_cell
 
 #: The attribute `mode`, spelled as in torch.nn.RNN -> the nonlinearity that it selects.
 _MODES = {f"RNN_{nonlinearity.upper()}": nonlinearity for nonlinearity in NONLINEARITIES}
@@ -95,6 +95,8 @@ class RNN(RNNBase):
 
     def forward(self, input: Any, hx: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Any, Tensor]:
         """As in `torch.nn.RNN`; `lengths` (N), on input's device, is the number of valid steps of each padded sample."""
+        if lengths is None and not torch.compiler.is_compiling() and (results := self._shortcut(input, hx)) is not None:
+            return results
         if is_recorded(self, input, hx, lengths):
             return record(self, input, hx, lengths)
         if isinstance(input, PackedSequence):
@@ -119,6 +121,18 @@ class RNN(RNNBase):
         if hx is not None:
             self.check_hidden_size(hx, self.get_expected_hidden_size(input, None))
         return self._run(input, hx, batch_first=self.batch_first, lengths=lengths)
+
+    def _shortcut(self, input: Any, hx: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Runs the layers by the shortcut of `rnn`, if there is one."""
+        parameters = self._parameters
+        try:
+            weights = [parameters[name] for name in self._flat_weights_names]
+        except KeyError:  # a parametrization computes it
+            return None
+        dropout = self.dropout if self.training else 0.0
+        options = (_MODES.get(self.mode), self.num_layers, self.bidirectional, dropout, self.batch_first, self.engine)
+        results: tuple[Tensor, Tensor] | None = RNN_SHORTCUTS.take((input, hx, *weights), options)
+        return results
 
     def _run(self, input: Tensor, hx: Tensor | None, **layout: Any) -> tuple[Tensor, Tensor]:
         if self.mode not in _MODES:

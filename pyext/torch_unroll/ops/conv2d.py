@@ -26,9 +26,10 @@ from torch_unroll.checks import MOST, is_symbolic, require_alike, require_number
 from torch_unroll.engines import resolve_precision, select
 from torch_unroll.engines.interface import PRECISIONS, Conv2dGeometry
 from torch_unroll.ops.batching import fold_batch, move_batch
-from torch_unroll.ops.registration import Operator, operator
+from torch_unroll.ops.registration import Operator, computation, operator
 from torch_unroll.ops.saving import save_needed
 from torch_unroll.ops.sums import add
+from torch_unroll.plain import is_plain
 from torch_unroll.shapes import convolved, convolved_size, either, is_channels_last, is_dense, require, require_each
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine, bool? channels_last"
@@ -155,8 +156,12 @@ class Conv2dFprop(Operator):
         x, w = ctx.saved_tensors
         need_x, need_w, need_bias = ctx.needs_input_grad[:3]
         dx = conv2d_dgrad(dy, w, ctx.x_size, *ctx.geometry) if need_x else None
-        dw = conv2d_wgrad(dy, x, ctx.w_size, ctx.w_stride, *ctx.geometry) if need_w else None
-        return dx, dw, dy.sum((0, 2, 3)) if need_bias else None, *(None for _ in ctx.geometry)
+        if need_w and need_bias and not torch.is_grad_enabled() and is_plain((dy, x)):
+            dw, db = conv2d_wgrad_bias(dy, x, ctx.w_size, ctx.w_stride, *ctx.geometry)
+        else:
+            dw = conv2d_wgrad(dy, x, ctx.w_size, ctx.w_stride, *ctx.geometry) if need_w else None
+            db = dy.sum((0, 2, 3)) if need_bias else None
+        return dx, dw, db, *(None for _ in ctx.geometry)
 
     @staticmethod
     def jvp(ctx, dx, dw, dbias, *_):
@@ -318,8 +323,23 @@ class Conv2dWgrad(Operator):
         return conv2d_wgrad(dy, x, *geometry, B * groups, *rest).unflatten(0, (B, -1)), 0
 
 
+class Conv2dWgradBias(Conv2dWgrad):
+    """`Conv2dWgrad`, which also returns the gradient of the bias, (K): the sum of dy over the pixels of all images."""
+
+    @staticmethod
+    def compute(dy, x, w_size, w_stride, stride, padding, dilation, groups, precision, engine, channels_last):
+        chosen, numbers = select(engine, "conv2d", dy.device, dy.dtype), resolve_precision(precision, x)
+        dw_stride = _filter_stride((dy.shape[1], x.shape[1] // groups, *w_size), w_stride)
+        geometry = Conv2dGeometry(stride, padding, dilation, groups)
+        return chosen.conv2d_wgrad_bias(dy, x, w_size, geometry, numbers, dw_stride)
+
+
 conv2d_fprop = operator(f"conv2d_fprop(Tensor x, Tensor w, Tensor? bias, {_GEOMETRY}) -> Tensor", Conv2dFprop)
 conv2d_dgrad = operator(f"conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_size, {_GEOMETRY}) -> Tensor", Conv2dDgrad)
 conv2d_wgrad = operator(
     f"conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, SymInt[]? w_stride, {_GEOMETRY}) -> Tensor", Conv2dWgrad
+)
+conv2d_wgrad_bias = computation(
+    f"conv2d_wgrad_bias(Tensor dy, Tensor x, SymInt[] w_size, SymInt[]? w_stride, {_GEOMETRY}) -> (Tensor, Tensor)",
+    Conv2dWgradBias,
 )

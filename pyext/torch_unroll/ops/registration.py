@@ -131,7 +131,7 @@ class _Kernel:
     def __init__(self, definition: type[Operator], signature: _Signature):
         self.definition, self.signature = definition, signature
         self._check_remembered = remembering(self._check, signature.arity)
-        self.table = Table()
+        self.name, self.table = definition.__name__, Table()
         operations[signature.name] = self
 
     def _check(self, *inputs: Any) -> None:
@@ -277,6 +277,14 @@ def _lowered_for_autocast(definition: type[Operator], inputs: tuple[Any, ...]) -
     device_type = inputs[0].device.type
     enabled = definition.autocast and device_type in DEVICE_TYPES and torch.is_autocast_enabled(device_type)
     return lower(inputs, device_type) if enabled else inputs
+
+
+def computation(schema: str, definition: type[Operator]) -> Callable[..., Any]:
+    """Returns an op as a function that only computes: for plain calls (`plain.is_plain`) of which no derivative is wanted.
+
+    Such an op is not an operator of torch. Of its definition, only `check` and `compute` are used.
+    """
+    return _Kernel(definition, _Signature.from_schema(schema)).compute
 
 
 def operator(schema: str, definition: type[Operator]) -> Callable[..., Any]:

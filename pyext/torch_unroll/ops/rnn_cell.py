@@ -3,6 +3,7 @@ pointwise functions and the two operators themselves."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from torch_unroll.checks import require_alike, require_one_of, require_rank, require_shape
@@ -10,11 +11,12 @@ from torch_unroll.engines import limits, resolve_precision, select
 from torch_unroll.engines.interface import NONLINEARITIES, PRECISIONS
 from torch_unroll.nonlinearity import curvature, slope
 from torch_unroll.ops.batching import batch_cell
-from torch_unroll.ops.linear import linear, outer
+from torch_unroll.ops.linear import linear, outer, outer_and_sum
 from torch_unroll.ops.registration import Operator, operator
 from torch_unroll.ops.rnn_derivatives import Options
 from torch_unroll.ops.saving import save_needed, stand_in
 from torch_unroll.ops.sums import add
+from torch_unroll.plain import is_plain
 
 
 def _check_weights(I: int, H: int, w_ih: Tensor, w_hh: Tensor, nonlinearity: str, precision: str) -> None:  # noqa: E741
@@ -53,20 +55,25 @@ class RnnCellForward(Operator):
     def setup_context(ctx, inputs, output):
         x, h, w_ih, w_hh, _, _, *options = inputs
         ctx.options = Options(*options)
-        ctx.shapes = w_ih.shape, w_hh.shape
-        need_x, need_h, need_w_ih, need_w_hh = ctx.needs_input_grad[:4]
-        save_needed(ctx, (x, need_w_ih), (h, need_w_hh), (w_ih, need_x), (w_hh, need_h), (output, ctx.options.slope_depends_on_h))
+        need_w_ih, need_w_hh = ctx.needs_input_grad[2:4]
+        need_h_next = ctx.options.slope_depends_on_h
+        save_needed(ctx, (x, need_w_ih), (h, need_w_hh), (w_ih, True), (w_hh, True), (output, need_h_next))
 
     @staticmethod
     def backward(ctx, dh_next):
         x, h, w_ih, w_hh, h_next = ctx.saved_tensors
-        w_ih, w_hh = (stand_in(w, dh_next, shape) for w, shape in zip((w_ih, w_hh), ctx.shapes, strict=True))
         h_next = stand_in(h_next, dh_next, dh_next.shape)
         need_w_ih, need_w_hh, need_b_ih, need_b_hh = ctx.needs_input_grad[2:6]
         dz, dx, dh = rnn_cell_backward(dh_next, h_next, w_ih, w_hh, *ctx.options)
-        dw_ih = outer(dz, x, ctx.options.precision, ctx.options.engine) if need_w_ih else None
-        dw_hh = outer(dz, h, ctx.options.precision, ctx.options.engine) if need_w_hh else None
-        db = dz.sum(0) if need_b_ih or need_b_hh else None
+        precision, engine = ctx.options.precision, ctx.options.engine
+        dw_ih: Tensor | None
+        db: Tensor | None
+        if need_w_ih and (need_b_ih or need_b_hh) and not torch.is_grad_enabled() and is_plain((dz, x)):
+            dw_ih, db = outer_and_sum(dz, x, precision, engine)
+        else:
+            dw_ih = outer(dz, x, precision, engine) if need_w_ih else None
+            db = dz.sum(0) if need_b_ih or need_b_hh else None
+        dw_hh = outer(dz, h, precision, engine) if need_w_hh else None
         dx, dh = (gradient if needed else None for gradient, needed in zip((dx, dh), ctx.needs_input_grad, strict=False))
         return dx, dh, dw_ih, dw_hh, db if need_b_ih else None, db if need_b_hh else None, None, None, None
 

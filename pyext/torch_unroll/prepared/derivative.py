@@ -30,6 +30,7 @@ _MOST_KINDS = 8  # of gradients and saved tensors, for one set of wanted gradien
 class Operation(Protocol):
     """An operator, as prepared calls know it (`ops.registration` makes them)."""
 
+    name: str  # of its autograd Functions
     definition: Any
     table: Table
 
@@ -96,7 +97,7 @@ class Derivative:
             "forward": staticmethod(self._write_forward(prepared, context, tensors, results)),
             "backward": staticmethod(self._write_backward()),
         }
-        self.function = type(operation.definition.__name__, (Function,), methods)
+        self.function = type(operation.name, (Function,), methods)
 
     def _computed(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """The results of the operator, computed as usual."""

@@ -24,7 +24,7 @@ from torch_unroll.prepared.table import MOST_KEYS, Entry, Tensors
 
 _MOST_KINDS = 8  # of tensors, for one shape of the first tensor and the same options
 
-#: (*tensors, *options) -> the operator's first result, MISS, or None if the call is to be served as usual.
+#: (*tensors, *options) -> the results, MISS, or None if the call is to be served as usual.
 Attempt = Callable[..., Any]
 
 
@@ -37,9 +37,14 @@ def is_same(options: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
 
 
 def _write(
-    entry: Entry, check: Callable[..., bool], tensors: Tensors, options: tuple[Any, ...], derivative: Derivative | None
+    entry: Entry,
+    check: Callable[..., bool],
+    tensors: Tensors,
+    options: tuple[Any, ...],
+    derivative: Derivative | None,
+    results: int,
 ) -> Attempt:
-    """Returns an attempt for tensors of this kind and these options."""
+    """Returns an attempt for tensors of this kind and these options, which returns the first `results` results."""
     present = [tensor is not None for tensor in tensors]
     source = guarding(present, check)
     names = [f"option{i}" for i in range(len(options))]
@@ -53,11 +58,11 @@ def _write(
     if entry.prepared is None:
         source.lines.append("return None")
     elif derivative is not None:
-        first = "[0]" if len(derivative.outputs) > 1 else ""
-        source.lines.append(f"return apply({', '.join(source.parameters)}){first}")
+        wanted = "" if len(derivative.outputs) == results else "[0]" if results == 1 else f"[:{results}]"
+        source.lines.append(f"return apply({', '.join(source.parameters)}){wanted}")
         source.bound["apply"] = torch_internals.applier(derivative.function)
     else:
-        launch = returning(entry.prepared, present, entry.prepared.results[:1], single=True)
+        launch = returning(entry.prepared, present, entry.prepared.results[:results], single=results == 1)
         source.lines += launch.lines
         source.bound |= launch.bound
     source.parameters += names
@@ -69,16 +74,17 @@ class Shortcuts:
 
     Args:
         operation: the operator. The tensors of the function are those of the operator.
+        results: how many of the operator's results the function returns, the first ones.
     """
 
-    def __init__(self, operation: Operation):
-        self.operation = operation
+    def __init__(self, operation: Operation, results: int = 1):
+        self.operation, self.results = operation, results
         self._lock = threading.Lock()
         self._known: dict[Any, tuple[Attempt, ...]] = {}
         self._changes = changes.count
 
     def take(self, tensors: Tensors, options: tuple[Any, ...]) -> Any:
-        """Returns the first result of a call by its shortcut; None if the call is to be served as usual."""
+        """Returns the result of a call by its shortcut, or a tuple of results; None if the call is to be served as usual."""
         try:
             known = self._known[tensors[0].shape, options, torch.is_grad_enabled()]  # type: ignore[union-attr]
         except (KeyError, TypeError, AttributeError, RuntimeError):  # unknown, an unhashable option, no tensor, or a nested one
@@ -118,7 +124,7 @@ class Shortcuts:
         derivative = None
         if entry.prepared is not None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             derivative = Derivative(self.operation, entry.prepared, tensors, numbers)
-        attempt = _write(entry, check, tensors, options, derivative)
+        attempt = _write(entry, check, tensors, options, derivative, self.results)
         key = (tensors[0].shape, options, torch.is_grad_enabled())  # type: ignore[union-attr]
         with self._lock:
             if self._changes != changes.count:
