@@ -98,6 +98,13 @@ FAULTS = (
         "first_depth + block.channel : 0;",
         mode="plain",
     ),
+    Fault(
+        "a bias gradient of too few pixels",
+        DIRECTIONS,
+        "parameters.steps_per_split * kPixels, false",
+        "parameters.steps_per_split * kPixels / 2, false",
+        mode="plain",
+    ),
     Fault("taps from the wrong end", DIRECTIONS, "first + block.s * image", "first - block.s * image", mode="plain"),
 )
 
@@ -137,10 +144,10 @@ def noticed(fault: Fault) -> str | None:
                     conv2d.conv2d_dgrad(launcher, dy, w, CASE.x_size[2:], *geometry),
                 ]
             with planning.force("conv2d", Configuration("wgmma", WGRAD_TILE)):
-                results.append(conv2d.conv2d_wgrad(launcher, dy, x, (3, 3), *geometry))
+                results.extend(conv2d.conv2d_wgrad_bias(launcher, dy, x, (3, 3), *geometry))
         except RuntimeError as error:
             return str(error)
-        for result, right in zip(results, exact.values(), strict=True):
+        for result, right in zip(results, (*exact.values(), dy.double().sum((0, 2, 3))), strict=True):
             if not torch.equal(result.double(), right.bfloat16().double()):
                 return "wrong results"
     return None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import torch_unroll as tu
-from torch_unroll.engines import use_engine
+from torch_unroll.engines import load, use_engine
 from torch_unroll.engines.interface import DTYPES, Conv2dGeometry
 from torch_unroll.engines.numba import launch
 from torch_unroll.testing import assert_as_accurate, assert_exact
@@ -162,3 +162,17 @@ def test_refusals_say_why() -> None:
     ones = torch.ones(1, 1, 2, 2, dtype=torch.int32)
     with pytest.raises(RuntimeError, match=r"numba: has no kernels for torch\.int32"):
         tu.conv2d(ones, ones, engine="numba")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_two_biases_and_their_gradient(dtype: torch.dtype) -> None:
+    x, w, dy = (torch.randint(-2, 3, size).to(dtype) for size in ((2, 4, 3, 3), (6, 2, 2, 2), (2, 6, 2, 2)))
+    bias, bias2 = torch.randint(-2, 3, (2, 6)).to(dtype)
+    geometry, numba, reference = Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 2), load("numba"), load("torch")
+    for biases in ((bias, bias2), (None, bias2)):
+        y, expected = (engine.conv2d_fprop(x, w, biases[0], geometry, "ieee", bias2=biases[1]) for engine in (numba, reference))
+        assert_exact(y, expected)
+    results = (engine.conv2d_wgrad_bias(dy, x, (2, 2), geometry, "ieee") for engine in (numba, reference))
+    for result, expected in zip(*results, strict=True):
+        assert_exact(result, expected)
+    assert_exact(numba.conv2d_wgrad_bias(dy, x, (2, 2), geometry, "ieee")[1], dy.sum((0, 2, 3)))
