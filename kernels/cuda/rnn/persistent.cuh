@@ -147,8 +147,8 @@ template <class Math, int kRowTiles, class Exchange>
 __device__ inline void multiply_state(WarpTile<Math, kRowTiles>& product, const SliceWeights<Math, kRowTiles>& weights,
                                       const StateReader<Math, Exchange>& state) {
   constexpr int kChunks = kChunksInRegisters<Math, kRowTiles>;
-  // With 16 bytes per lane, up to 32 KiB of loads are in flight in a block. The sums of IEEE fp32 leave registers for 6 chunks.
-  constexpr int kMost = kSame<Math, float> ? 6 : 8, kInFlight = kChunks < kMost ? kChunks : kMost;
+  // With 16 bytes per lane, up to 32 KiB of loads are in flight in a block. IEEE fp32 and TF32 leave registers for fewer chunks.
+  constexpr int kMost = kSame<Math, float> ? 6 : kSame<Math, tfloat32> ? 7 : 8, kInFlight = kChunks < kMost ? kChunks : kMost;
   Fragment<Math> b[kInFlight];
 #pragma unroll
   for (int i = 0; i < kInFlight; ++i) b[i] = state.start(i);
