@@ -55,13 +55,14 @@ class RnnCellForward(Operator):
     def setup_context(ctx, inputs, output):
         x, h, w_ih, w_hh, _, _, *options = inputs
         ctx.options = Options(*options)
-        need_w_ih, need_w_hh = ctx.needs_input_grad[2:4]
-        need_h_next = ctx.options.slope_depends_on_h
-        save_needed(ctx, (x, need_w_ih), (h, need_w_hh), (w_ih, True), (w_hh, True), (output, need_h_next))
+        ctx.shapes = w_ih.shape, w_hh.shape
+        need_x, need_h, need_w_ih, need_w_hh = ctx.needs_input_grad[:4]
+        save_needed(ctx, (x, need_w_ih), (h, need_w_hh), (w_ih, need_x), (w_hh, need_h), (output, ctx.options.slope_depends_on_h))
 
     @staticmethod
     def backward(ctx, dh_next):
         x, h, w_ih, w_hh, h_next = ctx.saved_tensors
+        w_ih, w_hh = (stand_in(w, dh_next, shape) for w, shape in zip((w_ih, w_hh), ctx.shapes, strict=True))
         h_next = stand_in(h_next, dh_next, dh_next.shape)
         need_w_ih, need_w_hh, need_b_ih, need_b_hh = ctx.needs_input_grad[2:6]
         dz, dx, dh = rnn_cell_backward(dh_next, h_next, w_ih, w_hh, *ctx.options)
