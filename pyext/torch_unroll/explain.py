@@ -66,6 +66,8 @@ class Explanation:
     #: Kernel function, such as "conv2d_dgrad" -> the variant, tile and splits that computed it, its time (measured on a GPU of
     #: this kind, or predicted), what bounds it, and why other variants did not compute it.
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
+    #: Operator of the forward pass -> whether calls like this one are prepared, that is, launched without being planned again.
+    preparation: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.op}: engine {self.engine}"]
@@ -79,6 +81,7 @@ class Explanation:
         ]
         if self.launches:
             lines.append(f"  workspace {self.workspace_bytes} B")
+            lines += [f"  {operator}: {state}" for operator, state in self.preparation.items()]
         return "\n".join(lines)
 
 
@@ -134,7 +137,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
 
     Returns:
         An `Explanation`: the engine, the kernels with their launch shapes, the workspace, the variant that was selected for each
-        kernel function and how long it is expected to take, and why other engines and variants were passed over.
+        kernel function and how long it is expected to take, why other engines and variants were passed over, and whether calls
+        like this one are prepared.
 
     Raises:
         ValueError: there is no such op.
@@ -145,6 +149,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     args, kwargs = _without_history((args, kwargs))
     with recording() as record:
         outputs = [leaf for leaf in tree_leaves(function(*args, **kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        preparation = dict(record.preparation)
         wanted = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if outputs and wanted:
             torch.autograd.grad(outputs, wanted, [torch.ones_like(output) for output in outputs], allow_unused=True)
@@ -171,4 +176,5 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         launches=[plan for _, plan in record.launches],
         workspace_bytes=record.workspace_bytes,
         selections=record.selections,
+        preparation=preparation,
     )

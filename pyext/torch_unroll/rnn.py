@@ -209,8 +209,9 @@ def _is_fused(
     lengths: Tensor | None,
     recompute_segments: int | None,
 ) -> bool:
-    """Whether `rnn_fused` runs all layers of a call."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    """Whether `rnn_fused` runs all layers of a call. An identity recurrence, whose output its gradient may not need, is left to
+    the operators, which then do not keep it."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or stack.nonlinearity == "identity":
         return False
     if any(option is not None for option in (batch_sizes, lengths, recompute_segments)) or len(stack.layers[0]) > 1:
         return False

@@ -131,7 +131,7 @@ class _Kernel:
     def __init__(self, definition: type[Operator], signature: _Signature):
         self.definition, self.signature = definition, signature
         self._check_remembered = remembering(self._check, signature.arity)
-        self.name, self.table = definition.__name__, Table()
+        self.name, self.table = definition.__name__, Table(signature.name)
         operations[signature.name] = self
 
     def _check(self, *inputs: Any) -> None:

@@ -114,7 +114,7 @@ class RnnFused:
 
     def __init__(self) -> None:
         self.definition = self
-        self.table = Table()
+        self.table = Table("rnn")
 
     def compute_unprepared(self, *inputs: Any) -> tuple[Tensor, ...]:
         """The output, h_n, and the states of all layers but the last, laid out like the output."""

@@ -90,7 +90,8 @@ def record(function: Callable[[], Any], tensors: Tensors) -> tuple[Any, Prepared
 class Table:
     """The calls of an operator that have been seen, by their other arguments and the shape of their first tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, operator: str) -> None:
+        self.operator = operator
         self._lock = threading.Lock()
         self._entries: dict[Any, tuple[Entry, ...]] = {}
         self._changes = changes.count  # for which the entries hold
@@ -141,7 +142,7 @@ def serve(table: Table, compute: Callable[..., Any], tensors: Tensors, numbers: 
     if entry is None:
         return compute(*tensors, *numbers)
     if is_recording():
-        note_prepared(entry.describe())
+        note_prepared(table.operator, entry.describe())
     elif entry.run is not None:
         results = entry.run(*tensors)
         if results is not None:

@@ -28,8 +28,8 @@ class Recording:
     selections: dict[str, Selected[Any]] = field(default_factory=dict)
     #: For the first call with engine "auto" that was too large for the compiled kernels: the reason, and what served it instead.
     too_large: tuple[str, str] | None = None
-    #: For each call of an operator, whether it is prepared, and why not if it is not.
-    preparation: list[str] = field(default_factory=list)
+    #: Operator -> whether its last call is prepared, and why not if it is not.
+    preparation: dict[str, str] = field(default_factory=dict)
     _live_bytes: int = 0
 
     def _release(self, bytes_: int) -> None:
@@ -55,10 +55,10 @@ def is_recording() -> bool:
     return bool(_recordings)
 
 
-def note_prepared(state: str) -> None:
+def note_prepared(operator: str, state: str) -> None:
     """Notes whether a call of an operator is prepared."""
     for record in _recordings:
-        record.preparation.append(state)
+        record.preparation[operator] = state
 
 
 def note_launch(engine: str, plan: LaunchPlan) -> None:
