@@ -12,14 +12,15 @@ from torch_unroll.engines.compiled.listening import listener
 from torch_unroll.history import in_batched_gradients
 from torch_unroll.tracing import is_tracing
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+#: The types of tensors whose calls no subclass observes.
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_plain(tensors: Iterable[Tensor | None]) -> bool:
     """Whether no mode, tensor subclass, transform, trace or autocast would observe a call of these tensors."""
     for tensor in tensors:
         if tensor is not None and (
-            type(tensor) not in _PLAIN or tensor.is_neg() or tensor.is_meta or is_functorch_wrapped_tensor(tensor)
+            type(tensor) not in PLAIN or tensor.is_neg() or tensor.is_meta or is_functorch_wrapped_tensor(tensor)
         ):
             return False
     return (

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch_unroll import prepared
 from torch_unroll.engines.compiled import recording
 from torch_unroll.kernels import changes
-from torch_unroll.plain import is_plain
+from torch_unroll.plain import PLAIN, is_plain
 from torch_unroll.prepared import torch_internals
 from torch_unroll.prepared.derivative import Derivative, Operation
 from torch_unroll.prepared.runner import MISS, guarding, returning
@@ -85,17 +85,19 @@ class Shortcuts:
 
     def take(self, tensors: Tensors, options: tuple[Any, ...]) -> Any:
         """Returns the result of a call by its shortcut, or a tuple of results; None if the call is to be served as usual."""
-        try:
-            known = self._known[tensors[0].shape, options, torch.is_grad_enabled()]  # type: ignore[union-attr]
-        except (KeyError, TypeError, AttributeError, RuntimeError):  # unknown, an unhashable option, no tensor, or a nested one
-            return None
+        first = tensors[0]
         if (
-            forward_ad._current_level >= 0
+            type(first) not in PLAIN  # a subclass, or a mode, would see that the shape is read
+            or torch._C._is_torch_function_mode_enabled()
+            or forward_ad._current_level >= 0
+            or torch._C._len_torch_dispatch_stack() > 0  # the guards do not see the modes of make_fx
             or recording.is_recording()
             or self._changes != changes.count
-            or torch._C._is_torch_function_mode_enabled()
-            or torch._C._len_torch_dispatch_stack() > 0  # the guards do not see the modes of make_fx
         ):
+            return None
+        try:
+            known = self._known[first.shape, options, torch.is_grad_enabled()]  # type: ignore[union-attr]
+        except (KeyError, TypeError, RuntimeError):  # an unknown call, an unhashable option, or a nested tensor
             return None
         for attempt in known:
             results = attempt(*tensors, *options)
