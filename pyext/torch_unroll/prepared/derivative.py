@@ -64,6 +64,15 @@ class Context:
 _OWN = ("needs_input_grad", "saved_tensors", "non_differentiable", "materializes")
 
 
+def _like_results(prepared: Prepared) -> tuple[Tensor, ...]:
+    """Returns tensors without memory that are otherwise like the results of a prepared call, which are all tensors."""
+    memories = [
+        torch.empty_strided(allocation.size, allocation.stride, dtype=allocation.dtype, device="meta")
+        for allocation in prepared.allocations
+    ]
+    return tuple(memories[number] for number in prepared.results if number is not None)
+
+
 class Derivative:
     """How a prepared call is differentiated.
 
@@ -80,10 +89,9 @@ class Derivative:
         self.operation, self.numbers = operation, numbers
         self.changes = changes.count
         context = Context((*(tensor is not None and tensor.requires_grad for tensor in tensors), *(False for _ in numbers)))
-        with torch.no_grad():
-            results = self._computed(*tensors)
-            if operation.definition.anchored:
-                results = (*results, tensors[0].new_empty(0))  # type: ignore[union-attr]
+        results = _like_results(prepared)
+        if operation.definition.anchored:
+            results = (*results, torch.empty(0, dtype=results[0].dtype, device="meta"))
         operation.definition.setup_context(context, (*tensors, *numbers), results if len(results) > 1 else results[0])
         self.state = {name: value for name, value in vars(context).items() if name not in _OWN}
         hidden = {id(result) for result in context.non_differentiable}
@@ -135,7 +143,11 @@ class Derivative:
             "needs, saved = context.needs_input_grad, context.saved_tensors",
             "if not (is_grad_enabled() or is_recording() or dispatch_modes()) and changes.count == unchanged:",
             "    for attempt in backwards.get(needs, ()):",
-            f"        results = attempt({gradients}, *saved)",
+            "        if function_modes():  # they would see, and slow down, every use of a tensor",
+            "            with without_function_modes():",
+            f"                results = attempt({gradients}, *saved)",
+            "        else:",
+            f"            results = attempt({gradients}, *saved)",
             "        if results is not MISS:",
             "            if results is None:",
             "                break",
@@ -147,6 +159,8 @@ class Derivative:
         bound = {
             "is_grad_enabled": torch.is_grad_enabled,
             "is_recording": is_recording,
+            "function_modes": torch._C._is_torch_function_mode_enabled,
+            "without_function_modes": torch._C.DisableTorchFunction,
             "dispatch_modes": torch._C._len_torch_dispatch_stack,  # guards do not see the modes of make_fx
             "changes": changes,
             "unchanged": self.changes,
