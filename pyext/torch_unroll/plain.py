@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from torch_unroll.engines.compiled.listening import listener
 from torch_unroll.history import in_batched_gradients
@@ -30,3 +31,8 @@ def is_plain(tensors: Iterable[Tensor | None]) -> bool:
         and not torch._C._is_any_autocast_enabled()
         and not in_batched_gradients()
     )
+
+
+def only_computes(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call of these tensors is plain and no derivative of it, in backward or forward mode, is wanted."""
+    return not torch.is_grad_enabled() and forward_ad._current_level < 0 and is_plain(tensors)

@@ -29,7 +29,7 @@ from torch_unroll.ops.batching import fold_batch, move_batch
 from torch_unroll.ops.registration import Operator, computation, operator
 from torch_unroll.ops.saving import save_needed
 from torch_unroll.ops.sums import add
-from torch_unroll.plain import is_plain
+from torch_unroll.plain import only_computes
 from torch_unroll.shapes import convolved, convolved_size, either, is_channels_last, is_dense, require, require_each
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str precision, str engine, bool? channels_last"
@@ -156,7 +156,7 @@ class Conv2dFprop(Operator):
         x, w = ctx.saved_tensors
         need_x, need_w, need_bias = ctx.needs_input_grad[:3]
         dx = conv2d_dgrad(dy, w, ctx.x_size, *ctx.geometry) if need_x else None
-        if need_w and need_bias and not torch.is_grad_enabled() and is_plain((dy, x)):
+        if need_w and need_bias and only_computes((dy, x)):
             dw, db = conv2d_wgrad_bias(dy, x, ctx.w_size, ctx.w_stride, *ctx.geometry)
         else:
             dw = conv2d_wgrad(dy, x, ctx.w_size, ctx.w_stride, *ctx.geometry) if need_w else None

@@ -150,10 +150,14 @@ class _Kernel:
         return *inputs[:at], "torch", *inputs[at + 1 :]
 
     def compute(self, *inputs: Any) -> Any:
-        """The result on real tensors, by a prepared call if there is one; the other inputs are hashable."""
+        """The result on real tensors, by a prepared call if there is one."""
+        arity = self.signature.arity
+        try:
+            hash(inputs[arity:])
+        except TypeError:
+            inputs = hashable(inputs)
         if not prepared.sights:
             return self.compute_unprepared(*inputs)
-        arity = self.signature.arity
         return serve(self.table, self.compute_unprepared, inputs[:arity], inputs[arity:], self._precision_guard(inputs))
 
     def _precision_guard(self, inputs: tuple[Any, ...]) -> Callable[[], bool] | None:

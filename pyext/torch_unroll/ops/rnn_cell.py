@@ -3,7 +3,6 @@ pointwise functions and the two operators themselves."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from torch_unroll.checks import require_alike, require_one_of, require_rank, require_shape
@@ -16,7 +15,7 @@ from torch_unroll.ops.registration import Operator, operator
 from torch_unroll.ops.rnn_derivatives import Options
 from torch_unroll.ops.saving import save_needed, stand_in
 from torch_unroll.ops.sums import add
-from torch_unroll.plain import is_plain
+from torch_unroll.plain import only_computes
 
 
 def _check_weights(I: int, H: int, w_ih: Tensor, w_hh: Tensor, nonlinearity: str, precision: str) -> None:  # noqa: E741
@@ -69,7 +68,7 @@ class RnnCellForward(Operator):
         precision, engine = ctx.options.precision, ctx.options.engine
         dw_ih: Tensor | None
         db: Tensor | None
-        if need_w_ih and (need_b_ih or need_b_hh) and not torch.is_grad_enabled() and is_plain((dz, x)):
+        if need_w_ih and (need_b_ih or need_b_hh) and only_computes((dz, x)):
             dw_ih, db = outer_and_sum(dz, x, precision, engine)
         else:
             dw_ih = outer(dz, x, precision, engine) if need_w_ih else None

@@ -26,7 +26,7 @@ from torch_unroll.ops.rnn_derivatives import Options, Recurrence
 from torch_unroll.ops.rnn_steps import Steps
 from torch_unroll.ops.saving import stand_in
 from torch_unroll.ops.sums import add
-from torch_unroll.plain import is_plain
+from torch_unroll.plain import only_computes
 from torch_unroll.prepared.table import Table, Tensors, serve
 
 _POINTWISE = Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1)
@@ -95,6 +95,10 @@ class _Arithmetic:
         return [None if dw is None else dw.squeeze(3).squeeze(2) for dw in (dw_ih, dw_hh)] + biases
 
 
+def _kind(tensor: Tensor | None) -> tuple[torch.Size, torch.dtype] | None:
+    return None if tensor is None else (tensor.shape, tensor.dtype)
+
+
 class _Saved(NamedTuple):
     """What a call keeps for backward. A tensor that no wanted gradient needs is None."""
 
@@ -157,25 +161,23 @@ class RnnFused:
         need_h0 = any(needs[3 : 2 + len(weights) : ctx.count])
         output, _, *inner = outputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            x if needs[2] else None,
-            h0 if need_h0 else None,
-            *inner,
-            output,
-            w_ih[0] if needs[0] else None,
-            *w_ih[1:],
-            *w_hh,
-        )
+        kept_inputs = (x if needs[2] else None, h0 if need_h0 else None)
+        kept = (*kept_inputs, *inner, output, w_ih[0] if needs[0] else None, *w_ih[1:], *w_hh)
+        ctx.kinds = tuple(map(_kind, kept))
+        ctx.save_for_backward(*kept)
 
     def backward(self, ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of x, h0 and the weights, from those of the results."""
         layers = ctx.numbers.num_layers
-        x, h0, *rest = ctx.saved_tensors
+        kept = ctx.saved_tensors  # a checkpoint allows only one read
+        x, h0, *rest = kept
         saved = _Saved(x, h0, rest[:layers], rest[layers : 2 * layers], rest[2 * layers :])
         needs = tuple(ctx.needs_input_grad[: 2 + layers * ctx.count])
         dy, dh_n, *inner = gradients
-        is_fast = not torch.is_grad_enabled() and all(gradient is None for gradient in inner)
-        if is_fast and is_plain((dy, dh_n, *ctx.saved_tensors)):
+        # Hooks may have changed what was saved; the operators check it, the engine's functions do not.
+        is_unchanged = ctx.kinds == tuple(map(_kind, kept))
+        is_direct = is_unchanged and all(gradient is None for gradient in inner)
+        if is_direct and only_computes((dy, dh_n, *kept)):
             with suppress(SizeError):  # the operators know what to do
                 return _gradients(dy, dh_n, saved, needs, ctx)
         return differentiable_gradients(gradients, saved, needs, ctx)

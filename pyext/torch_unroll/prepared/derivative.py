@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from torch_unroll.engines.compiled.recording import is_recording
 from torch_unroll.history import with_history
@@ -141,7 +141,8 @@ class Derivative:
         gradients = ", ".join(f"gradient{i}" for i in self.outputs)
         lines = [
             "needs, saved = context.needs_input_grad, context.saved_tensors",
-            "if not (is_grad_enabled() or is_recording() or dispatch_modes()) and changes.count == unchanged:",
+            "is_usual = is_grad_enabled() or forward_ad._current_level >= 0 or is_recording() or dispatch_modes()",
+            "if not is_usual and changes.count == unchanged:",
             "    for attempt in backwards.get(needs, ()):",
             "        if function_modes():  # they would see, and slow down, every use of a tensor",
             "            with without_function_modes():",
@@ -158,6 +159,7 @@ class Derivative:
         ]
         bound = {
             "is_grad_enabled": torch.is_grad_enabled,
+            "forward_ad": forward_ad,
             "is_recording": is_recording,
             "function_modes": torch._C._is_torch_function_mode_enabled,
             "without_function_modes": torch._C.DisableTorchFunction,
