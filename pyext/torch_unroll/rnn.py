@@ -216,7 +216,7 @@ def _is_fused(
     if any(option is not None for option in (batch_sizes, lengths, recompute_segments)) or len(stack.layers[0]) > 1:
         return False
     weights = (weight for layer in stack.layers for weights in layer for weight in weights)
-    return not (stack.dropout and len(stack.layers) > 1) and x.numel() > 0 and is_plain((x, h0, *weights))
+    return not (stack.dropout and len(stack.layers) > 1) and is_plain((x, h0, *weights)) and x.numel() > 0
 
 
 def _with_batch(input: Tensor, h0: Tensor | None, axis: int, beyond: bool) -> tuple[Tensor, Tensor | None, bool]:

@@ -91,6 +91,11 @@ class use_engine:  # noqa: N801 (a context manager, named like torch.no_grad)
         return cast(Function, context_decorator(lambda: use_engine(name), function))
 
 
+def default_engine() -> str:
+    """Returns the engine name, possibly "auto", that `engine=None` means now."""
+    return default if _traced is None else _traced
+
+
 def resolve(engine: str | None) -> str:
     """Returns the engine name, possibly "auto", that a public function with this `engine` argument passes to its operator.
 
@@ -99,7 +104,7 @@ def resolve(engine: str | None) -> str:
     """
     if engine is not None:
         return check(engine)
-    return default if _traced is None else _traced
+    return default_engine()
 
 
 @overload

@@ -14,6 +14,7 @@ import torch
 from torch.autograd import forward_ad
 
 from torch_unroll import prepared
+from torch_unroll.engines import default_engine
 from torch_unroll.engines.compiled import recording
 from torch_unroll.kernels import changes
 from torch_unroll.plain import PLAIN, is_plain
@@ -80,7 +81,8 @@ class Shortcuts:
     def __init__(self, operation: Operation, results: int = 1):
         self.operation, self.results = operation, results
         self._lock = threading.Lock()
-        self._known: dict[Any, tuple[Attempt, ...]] = {}
+        #: (which tensors an attempt has, whether they are of its kind, the attempt)
+        self._known: dict[Any, tuple[tuple[list[bool], Callable[..., bool], Attempt], ...]] = {}
         self._changes = changes.count
 
     def take(self, tensors: Tensors, options: tuple[Any, ...]) -> Any:
@@ -96,10 +98,10 @@ class Shortcuts:
         ):
             return None
         try:
-            known = self._known[first.shape, options, torch.is_grad_enabled()]  # type: ignore[union-attr]
+            known = self._known[_key(tensors, options)]
         except (KeyError, TypeError, RuntimeError):  # an unknown call, an unhashable option, or a nested tensor
             return None
-        for attempt in known:
+        for _, _, attempt in known:
             results = attempt(*tensors, *options)
             if results is not MISS:
                 return results
@@ -120,20 +122,29 @@ class Shortcuts:
             entry = self.operation.table.known(tensors, numbers)
         if entry is None or (entry.run is None and entry.obstacle is None):
             return
-        check = torch_internals.guard([tensor for tensor in tensors if tensor is not None])
+        key, present = _key(tensors, options), [tensor for tensor in tensors if tensor is not None]
+        which = [tensor is not None for tensor in tensors]
+        known = self._known.get(key, ()) if self._changes == changes.count else ()
+        if any(which == others and check(*present) for others, check, _ in known):
+            return  # its shortcut leads to where it has just been served
+        check = torch_internals.guard(present)
         if check is None:
             return
         derivative = None
         if entry.prepared is not None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             derivative = Derivative(self.operation, entry.prepared, tensors, numbers)
         attempt = _write(entry, check, tensors, options, derivative, self.results)
-        key = (tensors[0].shape, options, torch.is_grad_enabled())  # type: ignore[union-attr]
         with self._lock:
             if self._changes != changes.count:
                 self._known, self._changes = {}, changes.count
             if key not in self._known and len(self._known) >= MOST_KEYS:
                 del self._known[next(iter(self._known))]
-            self._known[key] = (attempt, *self._known.get(key, ())[: _MOST_KINDS - 1])
+            self._known[key] = ((which, check, attempt), *self._known.get(key, ())[: _MOST_KINDS - 1])
+
+
+def _key(tensors: Tensors, options: tuple[Any, ...]) -> Any:
+    """What a call is looked up by: cheap facts, most of which the guards do not see."""
+    return tensors[0].shape, len(tensors), options, torch.is_grad_enabled(), default_engine()  # type: ignore[union-attr]
 
 
 def _is_immutable(option: Any) -> bool:
