@@ -156,7 +156,7 @@ class _Kernel:
             hash(inputs[arity:])
         except TypeError:
             inputs = hashable(inputs)
-        if not prepared.sights:
+        if not prepared.sights or inputs[0] is None:
             return self.compute_unprepared(*inputs)
         return serve(self.table, self.compute_unprepared, inputs[:arity], inputs[arity:], self._precision_guard(inputs))
 

@@ -31,7 +31,8 @@ def _leaves(arguments: Any, dtype: torch.dtype | None, coarse: bool) -> tuple[An
 
 def _weighting(output: Tensor, coarse: bool) -> Tensor:
     """Fixed, unequal weights for the elements of an output."""
-    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64, device=output.device).view(output.shape)
+    # They do not add up to 0, since all of a bias gradient would then be a rounding error.
+    weights = torch.linspace(-1, 2, output.numel(), dtype=torch.float64, device=output.device).view(output.shape)
     return (_coarse(weights) if coarse else weights).to(output.dtype)
 
 
