@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import isolation
+from benchmarks.arguments import pattern
 from benchmarks.gpu import outcome, phases, place, summary
 from benchmarks.gpu.failures.explain import explain
 from benchmarks.gpu.keep import keep
@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the inputs, and of the selection of cases on the emulator (0)"
     )
-    parser.add_argument("--only", metavar="PATTERN", type=_pattern, help="only jobs whose name matches this regular expression")
+    parser.add_argument("--only", metavar="PATTERN", type=pattern, help="only jobs whose name matches this regular expression")
     parser.add_argument("--shared", action="store_true", help="run although other processes use the GPU")
     parser.add_argument(
         "--then", action="store_true", help="the second run, which depends on the results of the first one in --out"
@@ -80,13 +80,6 @@ def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 64, got {text}")
     return int(text)
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"expected a regular expression, got {text!r}: {error}") from error
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.arguments import pattern
 from benchmarks.overhead.rows import DIRECTIONS, select
 from benchmarks.report.text import align
 
@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", metavar="PATTERN", type=_pattern, help="only rows whose name this regular expression matches")
+    parser.add_argument("--only", metavar="PATTERN", type=pattern, help="only rows whose name this regular expression matches")
     parser.add_argument("--rounds", type=_rounds, default=11, help="samples of each call, from 1 to 1000 (11)")
     parser.add_argument("--compiled", action="store_true", help="also calls in compiled graphs, which take a minute to compile")
     parser.add_argument(
@@ -64,13 +64,6 @@ def _rounds(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1000:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 1000, got {text}")
     return int(text)
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"expected a regular expression, got {text!r}: {error}") from error
 
 
 def limit(at_most: float | None) -> str:
