@@ -174,3 +174,17 @@ def test_unbatched_and_packed_inputs_after_preparing() -> None:
         assert_equal(ours(packed)[0].data, torchs(packed)[0].data)
     with pytest.raises(RuntimeError, match="Expected hidden size"):
         ours(x, torch.randn(1, 3, 8))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_results_may_change_in_place_from_the_first_call_on(layers: int, batch_first: bool) -> None:
+    """As in torch, neither the output nor h_n is a view that a Function has made."""
+    ours, torchs = _pair(num_layers=layers, batch_first=batch_first)
+    x = torch.randn(4, 4, 8)
+    for _ in range(5):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                results, expected = ours(x), torchs(x)
+                for result, theirs in zip(results, expected, strict=True):
+                    assert_equal(result.mul_(2), theirs * 2)

@@ -28,13 +28,12 @@ from torch.autograd import Function, forward_ad
 from torch_unroll import prepared
 from torch_unroll.autocast import DEVICE_TYPES, lower
 from torch_unroll.checks import hashable, remembering
-from torch_unroll.engines import switched_precision
 from torch_unroll.engines.compiled.recording import note_too_large
 from torch_unroll.history import with_history
 from torch_unroll.kernels.shapes import SizeError
 from torch_unroll.plain import is_plain
 from torch_unroll.prepared.derivative import Operation
-from torch_unroll.prepared.table import Table, serve
+from torch_unroll.prepared.table import Table, precision_guard, serve
 from torch_unroll.shapes import require
 from torch_unroll.tracing import holds_tensors, is_tracing, recordable, unrecorded
 
@@ -114,7 +113,7 @@ class _Signature(NamedTuple):
         )
 
 
-def _without_views(result: Any) -> Any:
+def without_views(result: Any) -> Any:
     """The results, detached where they are views: a view that is made inside a Function may not be changed in place."""
     if isinstance(result, Tensor):
         return result.detach() if result._is_view() else result
@@ -158,21 +157,15 @@ class _Kernel:
             inputs = hashable(inputs)
         if not prepared.sights or inputs[0] is None:
             return self.compute_unprepared(*inputs)
-        return serve(self.table, self.compute_unprepared, inputs[:arity], inputs[arity:], self._precision_guard(inputs))
-
-    def _precision_guard(self, inputs: tuple[Any, ...]) -> Callable[[], bool] | None:
-        """Whether torch's switch for TF32 is still as it is now, for a call that it concerns; None for other calls."""
-        at, first = self.signature.precision, inputs[0]
-        if at is None or not first.is_cuda or first.dtype != torch.float32 or inputs[at] in ("tf32", "ieee"):
-            return None
-        switch, precision = inputs[at], switched_precision(inputs[at])
-        return lambda: switched_precision(switch) == precision
+        at = self.signature.precision
+        still_holds = None if at is None else precision_guard(inputs[at], inputs[0])
+        return serve(self.table, self.compute_unprepared, inputs[:arity], inputs[arity:], still_holds)
 
     def compute_unprepared(self, *inputs: Any) -> Any:
         """The result on real tensors; the other inputs are hashable."""
         try:
             self._check_remembered(*inputs)
-            return _without_views(self.definition.compute(*inputs))
+            return without_views(self.definition.compute(*inputs))
         except SizeError as error:
             inputs = self._for_any_size(inputs, error)
         return self.compute_unprepared(*inputs)

@@ -17,17 +17,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_unroll import prepared
-from torch_unroll.engines import limits, resolve_precision, select, switched_precision
+from torch_unroll.engines import limits, resolve_precision, select
 from torch_unroll.engines.interface import Conv2dGeometry, Engine, RnnOptions
 from torch_unroll.kernels.shapes import SizeError
 from torch_unroll.ops.linear import as_filters, as_image, linear, outer
+from torch_unroll.ops.registration import without_views
 from torch_unroll.ops.rnn import rnn_backward
 from torch_unroll.ops.rnn_derivatives import Options, Recurrence
 from torch_unroll.ops.rnn_steps import Steps
 from torch_unroll.ops.saving import stand_in
 from torch_unroll.ops.sums import add
 from torch_unroll.plain import only_computes
-from torch_unroll.prepared.table import Table, Tensors, serve
+from torch_unroll.prepared.table import Table, Tensors, precision_guard, serve
 
 _POINTWISE = Conv2dGeometry((1, 1), (0, 0, 0, 0), (1, 1), 1)
 #: The geometry in which an output of a step is the input of the step before: time is the vertical axis, and above it lies 0.
@@ -137,17 +138,15 @@ class RnnFused:
             h = arithmetic.engine.rnn_forward(z, w_hh.unsqueeze(0), start, arithmetic.options, h_n[one])
             x = numbers.steps(h)
             states.append(x)
-        return states[-1], h_n, *states[:-1]
+        results: tuple[Tensor, ...] = without_views((states[-1], h_n, *states[:-1]))
+        return results
 
     def compute(self, tensors: Tensors, numbers: Numbers) -> tuple[Tensor, ...]:
         """`compute_unprepared`, by a prepared call if there is one."""
         if not prepared.sights:
             return self.compute_unprepared(*tensors, *numbers)
-        x, still_holds = tensors[0], None
-        assert x is not None
-        if x.is_cuda and x.dtype == torch.float32:
-            precision = switched_precision("rnn")
-            still_holds = lambda: switched_precision("rnn") == precision  # noqa: E731
+        assert tensors[0] is not None
+        still_holds = precision_guard("rnn", tensors[0])
         results: tuple[Tensor, ...] = serve(self.table, self.compute_unprepared, tensors, tuple(numbers), still_holds)
         return results
 
@@ -155,7 +154,7 @@ class RnnFused:
         """Saves the states of every layer, and the inputs that the wanted gradients need."""
         ctx.numbers = Numbers(*inputs[-len(Numbers._fields) :])
         x, h0, *weights = inputs[: -len(Numbers._fields)]
-        ctx.has_h0, ctx.count = h0 is not None, len(weights) // ctx.numbers.num_layers
+        ctx.count = len(weights) // ctx.numbers.num_layers
         needs = ctx.needs_input_grad
         w_ih, w_hh = weights[:: ctx.count], weights[1 :: ctx.count]
         need_h0 = any(needs[3 : 2 + len(weights) : ctx.count])
@@ -175,7 +174,8 @@ class RnnFused:
         needs = tuple(ctx.needs_input_grad[: 2 + layers * ctx.count])
         dy, dh_n, *inner = gradients
         # Hooks may have changed what was saved; the operators check it, the engine's functions do not.
-        is_unchanged = ctx.kinds == tuple(map(_kind, kept))
+        devices = {tensor.device for tensor in (*gradients, *kept) if tensor is not None}
+        is_unchanged = ctx.kinds == tuple(map(_kind, kept)) and len(devices) == 1
         is_direct = is_unchanged and all(gradient is None for gradient in inner)
         if is_direct and only_computes((dy, dh_n, *kept)):
             with suppress(SizeError):  # the operators know what to do
@@ -253,7 +253,7 @@ def differentiable_gradients(
 RNN_FUSED = RnnFused()
 
 
-class _Function(Function):
+class RnnFusedFunction(Function):
     """The network as an autograd Function; its arguments are the tensors and the `Numbers`."""
 
     @staticmethod
@@ -274,5 +274,5 @@ def rnn_fused(tensors: Tensors, numbers: Numbers) -> tuple[Tensor, Tensor]:
     The call has to be plain (`plain.is_plain`), without a forward-mode derivative, and its tensors have been checked.
     """
     wanted = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    output, h_n, *_ = _Function.apply(*tensors, numbers) if wanted else RNN_FUSED.compute(tensors, numbers)
+    output, h_n, *_ = RnnFusedFunction.apply(*tensors, numbers) if wanted else RNN_FUSED.compute(tensors, numbers)
     return output, h_n

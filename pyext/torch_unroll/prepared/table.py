@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_unroll import prepared
+from torch_unroll.engines import switched_precision
 from torch_unroll.engines.compiled.conv2d_workspace import workspace_limit
 from torch_unroll.engines.compiled.listening import listener
 from torch_unroll.engines.compiled.recording import is_recording, note_prepared
@@ -68,6 +69,19 @@ class Entry:
         if self.run is None:
             return f"not prepared yet, seen {self.sights} of {prepared.sights} times"
         return "prepared"
+
+
+def precision_guard(switch: str, tensor: Tensor) -> Callable[[], bool] | None:
+    """Returns whether torch's switch for TF32 is still as it is now; None for a call that the switch does not concern.
+
+    Args:
+        switch: the argument `precision` of the call.
+        tensor: its first tensor.
+    """
+    if switch in ("tf32", "ieee") or not tensor.is_cuda or tensor.dtype != torch.float32:
+        return None
+    precision = switched_precision(switch)
+    return lambda: switched_precision(switch) == precision
 
 
 def is_capturing(tensors: Tensors) -> bool:
