@@ -29,6 +29,7 @@ from tests.prepared.cases import (
 from torch_unroll import prepared
 from torch_unroll.engines.compiled.recording import recording
 from torch_unroll.kernels import changes, planning
+from torch_unroll.ops.registration import operations
 from torch_unroll.prepared import shortcut, table, torch_internals
 
 
@@ -259,3 +260,16 @@ def test_a_call_that_is_never_prepared_is_learned_once(kind: str, monkeypatch: p
     for _ in range(10):
         tu.conv2d(x, w, engine="cuda")
     assert len(written) <= 1
+
+
+def test_results_count_for_no_limit_but_the_workspace_of_a_recording_does() -> None:
+    """A recording keeps the workspace of all parts of a batch at once, which the limit is there to prevent."""
+    x, w = torch.randn(8, 3, 8, 8).bfloat16(), torch.randn(8, 3, 3, 3).bfloat16()
+    operation = operations["conv2d_fprop"]
+    for limit, variant, outcome in ((0, "simt", "prepared"), (4096, "mma", "exceeds the limit"), (1 << 20, "mma", "prepared")):
+        with tu.conv2d_workspace(limit), planning.force("conv2d", variant):
+            for _ in range(5):
+                y = tu.conv2d(x, w, engine="cuda")
+            torch.testing.assert_close(y, F.conv2d(x, w), rtol=0.02, atol=0.1)
+            (entry,) = [entry for entries in operation.table._entries.values() for entry in entries]
+            assert outcome in entry.describe()

@@ -51,7 +51,7 @@ class Recorder(TorchDispatchMode):
     """Notes the allocations and launches of a call, and the first thing that it does besides.
 
     Args:
-        most_bytes: a recording keeps all memory that the call allocates, so that no two allocations have the same address; it
+        most_bytes: a recording keeps all workspace that the call allocates, so that no two allocations have the same address; it
             ends if that is more than this.
     """
 
@@ -83,6 +83,12 @@ class Recorder(TorchDispatchMode):
         elif self.obstacle is None:
             self.launches.append(Launch(plan, type(parameters), bytes(parameters)))
 
+    def note_workspace(self, bytes_: int) -> None:
+        """Notes an allocation of workspace."""
+        self._bytes_left -= bytes_
+        if self._bytes_left < 0:
+            self._refuse("all of its workspace together exceeds the limit on workspace")
+
     def note_map(self, spec: TensorMapSpec, encoded: TensorMap) -> None:
         """Notes from which description a tensor map was encoded."""
         self.maps[bytes(encoded)] = spec
@@ -90,11 +96,7 @@ class Recorder(TorchDispatchMode):
     def _keep(self, memory: Tensor) -> None:
         if memory.is_meta or self.obstacle is not None:
             return
-        self._bytes_left -= memory.nbytes
-        if self._bytes_left < 0:
-            self._refuse("it takes more memory than a recording may keep")
-        else:
-            self.allocations.append(memory)
+        self.allocations.append(memory)
 
     def _refuse(self, reason: str) -> None:
         self.obstacle = self.obstacle or reason

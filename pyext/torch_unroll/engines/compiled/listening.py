@@ -18,6 +18,9 @@ class Listener(Protocol):
     def note_launch(self, engine: str, plan: LaunchPlan, parameters: ctypes.Structure) -> None:
         """Notes a launch."""
 
+    def note_workspace(self, bytes_: int) -> None:
+        """Notes memory that host code has allocated and that is neither input nor output."""
+
     def note_map(self, spec: TensorMapSpec, encoded: TensorMap) -> None:
         """Notes from which description a tensor map was encoded."""
 

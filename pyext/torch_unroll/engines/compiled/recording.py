@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torch_unroll.engines.compiled.listening import listener
 from torch_unroll.kernels.planning import Selected
 from torch_unroll.kernels.table import LaunchPlan
 
@@ -69,6 +70,8 @@ def note_launch(engine: str, plan: LaunchPlan) -> None:
 
 def note_workspace(workspace: Tensor) -> None:
     """Notes memory that host code has allocated and that is neither input nor output; it counts until the tensor is freed."""
+    if (active := listener()) is not None:
+        active.note_workspace(workspace.nbytes)
     for record in _recordings:
         record._live_bytes += workspace.nbytes
         record.workspace_bytes = max(record.workspace_bytes, record._live_bytes)
